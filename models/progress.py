@@ -1,0 +1,36 @@
+"""What a person sees while kauli works: notes and bars on stderr, so that stdout stays the result alone."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def note(text: str) -> None:
+    """Print one line to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def bar(description: str, total: float | None) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr; yields `advance(amount=1, text="")`, where `text` stands behind the bar.
+
+    Without a terminal (a log, a test) it draws nothing but the finished line.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total, text="")
+
+        def advance(amount: float = 1, text: str = "") -> None:
+            progress.update(task, advance=amount, text=text)
+
+        yield advance
