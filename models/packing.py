@@ -1,0 +1,186 @@
+"""Several documents in one row without attention between them: no padding is computed.
+
+The linear layers, which are nearly all of the work, see one row of all tokens; attention alone is taken document by
+document, in buckets of similar length, so that a batch costs what its tokens cost. Shape letters: T tokens of the
+pack, N documents of a bucket, L the bucket's longest, H heads, D head size, M answer tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "kauli_packed"
+"""The `attn_implementation` that a model must be loaded with: SDPA, and packed attention where a pack is given."""
+
+
+class Document(NamedTuple):
+    """The tokens of one example; those from `answer_start` on are learned and scored."""
+
+    tokens: list[int]
+    answer_start: int
+    ended: bool
+    """Whether the last token is the end token (it is not where the answer had to be cut)."""
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Where each document's tokens lie in the pack, documents of similar length together."""
+
+    positions: tuple[Tensor, ...]
+    """(N, L) for each bucket: indices into the pack's T tokens; a short document is filled up with its first index."""
+    inverse: Tensor
+    """(T,): for each token of the pack its place among all the buckets' N x L places, laid end to end."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed documents, ready for the model."""
+
+    input_ids: Tensor
+    """(1, T) int64."""
+    position_ids: Tensor
+    """(1, T) int64, counted from 0 in each document."""
+    buckets: Buckets
+    answer_positions: Tensor
+    """(M,): the positions whose next token is learned."""
+    answer_ids: Tensor
+    """(M,): those next tokens."""
+    answer_document: Tensor
+    """(M,): the index of the document that each belongs to."""
+    answer_ends: Tensor
+    """(M,) bool: whether it is a document's end token, which is learned but not scored as text."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        buckets = Buckets(tuple(p.to(device) for p in self.buckets.positions), self.buckets.inverse.to(device))
+        return Batch(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            buckets,
+            self.answer_positions.to(device),
+            self.answer_ids.to(device),
+            self.answer_document.to(device),
+            self.answer_ends.to(device),
+        )
+
+    def model_inputs(self) -> dict[str, Any]:
+        """The keyword arguments of the model's forward; its logits then have the shape (1, M, vocabulary)."""
+        return {
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            # A mask of four dimensions is handed through as it is, so that none of T x T is built.
+            "attention_mask": self.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
+            "logits_to_keep": self.answer_positions,
+            "packed_buckets": self.buckets,
+            "use_cache": False,
+        }
+
+
+def pack(documents: Sequence[Document]) -> Batch:
+    """One row of all documents, in their order. Every document has at least one token before its answer."""
+    lengths = [len(document.tokens) for document in documents]
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    positions, ids, owners, ends = [], [], [], []
+    for index, (document, start) in enumerate(zip(documents, starts, strict=False)):
+        assert 1 <= document.answer_start < len(document.tokens), "a document needs a token before its answer"
+        for offset in range(document.answer_start, len(document.tokens)):
+            positions.append(start + offset - 1)
+            ids.append(document.tokens[offset])
+            owners.append(index)
+            ends.append(document.ended and offset == len(document.tokens) - 1)
+    return Batch(
+        input_ids=torch.tensor([[token for document in documents for token in document.tokens]]),
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+        buckets=_buckets(lengths, starts),
+        answer_positions=torch.tensor(positions),
+        answer_ids=torch.tensor(ids),
+        answer_document=torch.tensor(owners),
+        answer_ends=torch.tensor(ends),
+    )
+
+
+def _buckets(lengths: list[int], starts: list[int]) -> Buckets:
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    groups: list[list[int]] = []
+    for index in order:
+        longest = lengths[groups[-1][0]] if groups else 0
+        # Up to a third of padding costs less than one more call of the attention kernel; very short ones go together.
+        if groups and (lengths[index] * 4 >= longest * 3 or longest <= 32):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    inverse = torch.empty(starts[-1], dtype=torch.long)
+    positions, place = [], 0
+    for group in groups:
+        longest = lengths[group[0]]
+        bucket = torch.empty(len(group), longest, dtype=torch.long)
+        for row, index in enumerate(group):
+            start, length = starts[index], lengths[index]
+            bucket[row, :length] = torch.arange(start, start + length)
+            bucket[row, length:] = start
+            inverse[start : start + length] = torch.arange(place, place + length)
+            place += longest
+        positions.append(bucket)
+    return Buckets(tuple(positions), inverse)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed_buckets: Buckets | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each document of a pack; without `packed_buckets` transformers' own SDPA.
+
+    query (1, H, T, D), key and value (1, H_kv, T, D); returns (1, T, H, D), as transformers' attention functions do.
+    """
+    if packed_buckets is None:
+        output: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output
+    groups = query.shape[1] // key.shape[1]
+    query_THD, key_THD, value_THD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    outputs = []
+    for positions in packed_buckets.positions:
+        N, L = positions.shape
+        flat = positions.flatten()
+        q, k, v = (
+            tensor.index_select(0, flat).unflatten(0, (N, L)).transpose(1, 2)
+            for tensor in (query_THD, key_THD, value_THD)
+        )
+        # The filled-up places stand behind the document, where no query of it looks: the causal mask is enough.
+        mask = None
+        if sliding_window is not None and sliding_window < L:
+            distance = torch.arange(L, device=q.device)[:, None] - torch.arange(L, device=q.device)
+            mask = (distance >= 0) & (distance < sliding_window)
+        attended = functional.scaled_dot_product_attention(
+            q,
+            repeat_kv(k, groups),
+            repeat_kv(v, groups),
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scaling,
+        )
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, packed_buckets.inverse)[None], None
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

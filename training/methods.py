@@ -1,0 +1,59 @@
+"""What of a base is trained: the one table of method kinds. A new kind is a class here and a line in `Method`.
+
+Each kind is a frozen pydantic model (its YAML keys) with `attach`, which turns a loaded base into a trainable model
+and saves in the form that `kauli.models.text` applies.
+"""
+
+from typing import Annotated, Literal
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+from transformers import PreTrainedModel
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+class Lora(BaseModel):
+    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): `y = Wx + (alpha / rank) B A x`, `W` frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=8, ge=1, le=512)
+    alpha: float = Field(default=16, gt=0)
+    targets: Literal["attention", "all-linear"] | tuple[str, ...] = "attention"
+    """Which linear modules: the four of attention, every linear one but the head, or names as PEFT takes them."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    def attach(self, model: PreTrainedModel, reference: str) -> PeftModel:
+        """The model with fresh LoRA layers, everything else frozen. `reference` is what the adapter names as its base.
+
+        Raises ValueError (from PEFT) where no module of the model has a target's name.
+        """
+        targets = self.targets if self.targets == "all-linear" else list(ATTENTION)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT says int, divides all the same
+            lora_dropout=self.dropout,
+            target_modules=list(self.targets) if isinstance(self.targets, tuple) else targets,
+            task_type="CAUSAL_LM",
+            base_model_name_or_path=reference,
+        )
+        return get_peft_model(model, config)  # type: ignore[return-value]
+
+
+class Full(BaseModel):
+    """Every weight is trained: three times the memory, an "adapter" as large as its base."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["full"] = "full"
+
+    def attach(self, model: PreTrainedModel, reference: str) -> nn.Module:
+        """The model itself, all its parameters trainable."""
+        model.requires_grad_(True)
+        return model
+
+
+Method = Annotated[Lora | Full, Field(discriminator="kind")]

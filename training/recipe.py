@@ -1,0 +1,214 @@
+"""The recipe: one YAML file, one strict frozen model, everything that a training run is made of."""
+
+import hashlib
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kauli.models.errors import UsageError, nearest
+from kauli.models.languages import check_tag
+from kauli.training.methods import Full, Lora, Method
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Objective(Strict):
+    """What is minimised beside the loss on the answers."""
+
+    regulariser: Literal["none", "replay"] = "none"
+    """`replay` mixes English training rows in, so that the base forgets less of what it knew."""
+    weight: float = Field(default=0.0, ge=0, lt=1)
+    """For `replay`: the share of each step's tokens that are English."""
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.regulariser == "none") != (self.weight == 0):
+            raise ValueError("regulariser and weight go together: 'none' with 0, any other with a weight over 0")
+        return self
+
+
+class Train(Strict):
+    """Budget and optimiser."""
+
+    steps: int = Field(default=300, ge=1)
+    """Optimiser steps at the most."""
+    minutes: float | None = Field(default=None, gt=0)
+    """Wall-clock minutes of training at the most (validation included, start-up not); the schedule follows whichever ends first."""
+    batch_tokens: int = Field(default=1024, ge=32)
+    """Tokens of one optimiser step over all workers, prompts included."""
+    micro_tokens: int = Field(default=2048, ge=32)
+    """Tokens of one forward pass of one worker; a step with more is accumulated. Memory, not the result, depends on it."""
+    max_length: int = Field(default=512, ge=16)
+    """Tokens of one example; a longer answer is cut there, with a note."""
+    learning_rate: float = Field(default=5e-4, gt=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    """The share of the budget over which the learning rate rises; after it, a cosine down to zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+    """The largest norm of a step's gradient."""
+    validate_every: int = Field(default=25, ge=1)
+    """Steps between validations, each with a checkpoint."""
+    early_stop: int | None = Field(default=3, ge=1)
+    """Validations without a new best after which training stops; null never stops early."""
+    seed: int = Field(default=0, ge=0)
+
+
+class Scale(Strict):
+    """The only section that differs between a laptop and a cluster."""
+
+    workers: int | tuple[int, int] = 1
+    """A number of workers, or the least and the most of an elastic run."""
+    gpu: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """`auto`: bf16 on a GPU, fp32 on a CPU (where bf16 without AMX or AVX512-BF16 is many times slower)."""
+
+    @field_validator("workers")
+    @classmethod
+    def _positive(cls, workers: int | tuple[int, int]) -> int | tuple[int, int]:
+        low, high = (workers, workers) if isinstance(workers, int) else workers
+        if not 1 <= low <= high:
+            raise ValueError("workers is a number from 1 up, or [min, max] with 1 <= min <= max")
+        return workers
+
+
+class Recipe(Strict):
+    """One training run. `kauli train NAME` reads it from the shipped recipes, `kauli train FILE` from a file."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    """The adapter's name in the registry."""
+    task: Literal["text"] = "text"
+    base: str
+    language: tuple[str, ...] = Field(min_length=1)
+    data: str = "starter"
+    method: Method = Lora()
+    augment: tuple[dict[str, Any], ...] = Field(default=(), max_length=0)
+    """Augmentations; none exists for text yet."""
+    objective: Objective = Objective()
+    start_from: str | None = None
+    """An adapter whose weights training starts from: same base, same method and shapes."""
+    train: Train = Train()
+    scale: Scale = Scale()
+    allow_noncommercial: bool = False
+
+    @field_validator("language", mode="before")
+    @classmethod
+    def _one_or_many(cls, language: object) -> object:
+        return [language] if isinstance(language, str) else language
+
+    @field_validator("language")
+    @classmethod
+    def _tags(cls, language: tuple[str, ...]) -> tuple[str, ...]:
+        tags = tuple(check_tag(tag) for tag in language)
+        if len(set(tags)) < len(tags):
+            raise ValueError(f"a language stands twice in {list(tags)}")
+        return tags
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.train.max_length > min(self.train.batch_tokens, self.train.micro_tokens):
+            raise ValueError("train.max_length may not be over train.batch_tokens or train.micro_tokens: a row has to fit in")
+        if self.start_from and isinstance(self.method, Full):
+            raise ValueError("start_from needs a method with adapter weights, 'full' has none")
+        return self
+
+    def sha256(self, *, with_seed: bool = True) -> str:
+        """The hash of all that decides the result; without the seed, the key that `kauli compare` groups by."""
+        content = self.model_dump(mode="json")
+        del content["scale"]
+        if not with_seed:
+            del content["train"]["seed"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def recipe_names() -> list[str]:
+    """The names of the shipped recipes."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _shipped().iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe:
+    """The recipe of a shipped name or a YAML file, changed by `key=value` overrides (dotted keys, values read as YAML).
+
+    Raises UsageError for an unknown recipe, key or value; it names the nearest right one.
+    """
+    path = Path(name_or_path)
+    if name_or_path in recipe_names():
+        text = (_shipped() / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    elif path.suffix in (".yaml", ".yml") and path.is_file():
+        text = path.read_text(encoding="utf-8")
+    else:
+        names = recipe_names()
+        raise UsageError(
+            f"there is no recipe '{name_or_path}'.{nearest(name_or_path, names)} Shipped: {', '.join(names)}; "
+            "or give the path of a .yaml file."
+        )
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name_or_path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{name_or_path} holds no recipe: it must be a mapping with name, base and language.")
+    for override in overrides or []:
+        _override(content, override)
+    return parse_recipe(content, name_or_path)
+
+
+def parse_recipe(content: dict[str, Any], origin: str) -> Recipe:
+    """A checked recipe; raises UsageError that lists every problem on a line of its own."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        problems = [_explain(dict(problem)) for problem in error.errors()]
+        raise UsageError(f"recipe {origin}: " + "\n  ".join(problems)) from error
+
+
+def _shipped() -> Any:
+    return files("kauli.training") / "recipes"
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set takes key=value, not '{override}'; for example --set train.steps=100.")
+    # YAML 1.1 reads 5e-4 as a string: numbers written so are meant as numbers.
+    parsed = float(value) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else yaml.safe_load(value)
+    *parents, last = key.split(".")
+    for parent in parents:
+        content = content.setdefault(parent, {})
+        if not isinstance(content, dict):
+            raise UsageError(f"--set {override}: '{parent}' is no section of a recipe.")
+    content[last] = parsed
+
+
+_SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
+    "": (Recipe,),
+    "train": (Train,),
+    "scale": (Scale,),
+    "objective": (Objective,),
+    "method": (Lora, Full),
+    "method.lora": (Lora,),
+    "method.full": (Full,),
+}
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """One line for one pydantic problem: the key, what is wrong, what is allowed."""
+    where = ".".join(str(part) for part in problem["loc"])
+    section, _, key = where.rpartition(".")
+    if problem["type"] == "extra_forbidden":
+        allowed = sorted({name for model in _SECTIONS.get(section, ()) for name in model.model_fields})
+        return f"unknown key '{where}'.{nearest(key, allowed)} Allowed: {', '.join(allowed)}."
+    if problem["type"] == "missing":
+        return f"'{where}' is missing."
+    if where == "augment":
+        return f"'augment' must be empty: there is no augmentation for the text task, got {problem['input']!r}."
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where or 'recipe'}: {message} (got {problem['input']!r})." if where else f"{message}."
