@@ -1,0 +1,368 @@
+"""The `kauli` command: every function here parses, calls one function and prints its result.
+
+stdout holds the result alone, notes and progress go to stderr. Exit code 0, 1 (failed) or 2 (wrong use).
+Heavy imports stand inside the functions, so that `kauli --help` answers at once.
+"""
+
+import errno
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from kauli.models.errors import KauliError, UsageError
+from kauli.models.home import default_storage
+
+DEFAULT_BASE = "smollm2-135m-q4"
+
+
+class Command(TyperGroup):
+    """A group whose commands fail with one line on stderr instead of a traceback."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own context type is private
+        """Run the command; a `KauliError` or a full or forbidden disk ends it with a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except KauliError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            where = f": {error.filename}" if error.filename else ""
+            print(f"error: {error.strerror}{where}", file=sys.stderr, flush=True)
+            raise typer.Exit(1) from None
+
+
+# Plain text help: Rich panels cost 0.2 s at every start.
+app = typer.Typer(
+    cls=Command, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Train small adapters for languages that have little data, measure them, and serve them.",
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build the starter data, or check your own.")
+adapters_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, add, promote and remove adapters.")
+app.add_typer(data_app, name="data")
+app.add_typer(adapters_app, name="adapters")
+
+Storage = Annotated[
+    str | None,
+    typer.Option("--storage", help="Folder or URI of adapters and runs [KAULI_STORAGE, else KAULI_HOME/store]."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+AcceptTerms = Annotated[bool, typer.Option("--accept-terms", help="Accept the terms of a base that asks for it.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; the value is YAML.")
+]
+
+
+def main() -> None:
+    """Entry point of the `kauli` script."""
+    app(prog_name="kauli")
+
+
+def show(result: Any) -> None:
+    """Print `result` as JSON on stdout."""
+    print(json.dumps(result, ensure_ascii=False, indent=2, default=str))
+
+
+def hint(text: str) -> None:
+    """Print the next step to stderr."""
+    print(f"Next: {text}", file=sys.stderr, flush=True)
+
+
+def split_list(text: str, option: str) -> list[str]:
+    """`"sw, am"` as `["sw", "am"]`; an empty list is wrong use."""
+    items = [item.strip() for item in text.split(",") if item.strip()]
+    if not items:
+        raise UsageError(f"{option} is empty: give one or more, separated by commas, e.g. {option} sw,am")
+    return list(dict.fromkeys(items))
+
+
+@app.command()
+def fetch(
+    bases: Annotated[list[str] | None, typer.Argument(metavar="[BASE]...", help="Names, hub ids or folders.")] = None,
+    accept_terms: AcceptTerms = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Bring bases to this machine, check them, and print the folder of each."""
+    from kauli.models.bases import fetch_base
+
+    found = [fetch_base(name, accept_terms=accept_terms) for name in bases or [DEFAULT_BASE]]
+    if as_json:
+        show([{"name": b.name, "folder": str(b.folder), "sha256": b.sha256, "licence": b.licence} for b in found])
+    else:
+        for base in found:
+            print(base.folder)
+    hint("kauli data build --languages sw")
+
+
+@data_app.command("build")
+def data_build(
+    languages: Annotated[str, typer.Option("--languages", help="BCP-47 tags separated by commas, e.g. sw,am.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write to [KAULI_HOME/data/starter].")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Build the starter data set of some languages from open packages."""
+    from kauli.models.languages import check_tag
+    from kauli.training.starter import build
+
+    tags = [check_tag(tag) for tag in split_list(languages, "--languages")]
+    folder = build(tags, out)
+    if as_json:
+        show({"folder": str(folder), "languages": tags})
+    else:
+        print(folder)
+    hint(f"kauli data check {folder}" if out else f"kauli train text-{tags[0]}")
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[str, typer.Argument(help="A data set: `starter`, a file, a folder or a URI.")],
+    languages: Annotated[str | None, typer.Option("--languages", help="Only these languages [all].")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="Measure this base's tokenizer on it.")] = DEFAULT_BASE,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Profile a data set: rows, groups, splits, scripts, lengths, leaks, licences, and how a base's tokenizer fits."""
+    from kauli.models.languages import check_tag
+    from kauli.training.data import load_data
+    from kauli.training.profile import profile, render
+
+    tags = [check_tag(tag) for tag in split_list(languages, "--languages")] if languages is not None else []
+    result = profile(load_data(path, tags), base or None)
+    if as_json:
+        show(result)
+    else:
+        print(render(result))
+    hint(f"kauli train text-sw --set data={path} --set language=TAG --set name=NAME")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe by name (text-sw) or a YAML file.")],
+    overrides: Overrides = None,
+    accept_terms: AcceptTerms = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Train an adapter by a recipe, measure it on held-out data, and publish it."""
+    from kauli.training.recipe import load_recipe
+    from kauli.training.run import train as run_training
+
+    result = run_training(
+        load_recipe(recipe, overrides or []), storage or default_storage(), accept_terms=accept_terms
+    )
+    if as_json:
+        show({"adapter": result.adapter, "path": str(result.path), "metrics": result.metrics, "aliases": result.aliases})
+    else:
+        aliases = f" ({', '.join(result.aliases)})" if result.aliases else ""
+        print(f"{result.adapter}{aliases}  {result.path}")
+    hint(f"kauli eval {result.adapter} --out report.html")
+
+
+@app.command("eval")
+def evaluate(
+    adapter: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="An adapter, e.g. text-sw@latest.")],
+    data: Annotated[str | None, typer.Option("--data", help="Other data than the adapter was trained on.")] = None,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
+    out: Annotated[Path | None, typer.Option("--out", help="Write a report to look at (one HTML file).")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Generate for at most this many rows.")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an adapter beside its base on held-out rows, with 95 % intervals."""
+    if split not in ("train", "validation", "test"):
+        raise UsageError(f"split '{split}' is unknown: use train, validation or test")
+    from kauli.training.evaluate import evaluate as run_evaluation
+
+    result = run_evaluation(adapter, storage or default_storage(), data=data, split=split, out=out, limit=limit)
+    if as_json:
+        show(result.to_json())
+    else:
+        print(result.summary())
+    hint(f"open {out}" if out else f"kauli adapters promote {adapter.split('@')[0]}@VERSION prod; kauli serve")
+
+
+@app.command()
+def compare(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes; the first is the reference.")],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each recipe.")] = 5,
+    overrides: Overrides = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Train recipes over the same seeds and print their differences with 95 % intervals; finished runs are kept."""
+    from kauli.training.compare import compare as run_comparison
+    from kauli.training.recipe import load_recipe
+
+    loaded = [load_recipe(name, overrides or []) for name in recipes]
+    result = run_comparison(loaded, seeds, storage or default_storage())
+    if as_json:
+        show(result.to_json())
+    else:
+        print(result.summary())
+
+
+@adapters_app.command("list")
+def adapters_list(storage: Storage = None, as_json: Json = False) -> None:
+    """List the registry's adapters with their versions, languages, bases and aliases."""
+    from kauli.deploy.commands import adapter_rows, table
+    from kauli.models.registry import Registry
+
+    where = storage or default_storage()
+    rows = adapter_rows(Registry(where))
+    if as_json:
+        show(rows)
+    elif rows:
+        print(table(rows, ["adapter", "aliases", "task", "language", "base", "licence", "bits_per_byte", "base_bits"]))
+    if rows:
+        hint("kauli adapters show NAME, or kauli serve")
+    else:
+        print(f"No adapters in {where}.", file=sys.stderr)
+        hint("kauli train text-sw")
+
+
+@adapters_app.command("show")
+def adapters_show(
+    adapter: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")], storage: Storage = None, as_json: Json = False
+) -> None:
+    """Print an adapter's model card."""
+    from kauli.models.adapters import render_readme
+    from kauli.models.registry import Registry
+
+    card = Registry(storage or default_storage()).card(adapter)
+    if as_json:
+        show(card.model_dump(mode="json"))
+    else:
+        print(render_readme(card))
+
+
+@adapters_app.command("add")
+def adapters_add(
+    folder: Annotated[Path, typer.Argument(help="A folder saved by PEFT (safetensors).")],
+    name: Annotated[str, typer.Option("--name", help="Name in the registry.")],
+    language: Annotated[str, typer.Option("--language", help="BCP-47 tags separated by commas.")],
+    base: Annotated[str, typer.Option("--base", help="The base that it was trained on.")],
+    accept_base: Annotated[
+        bool, typer.Option("--accept-base", help="Take it although it names another base; the card records this.")
+    ] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Publish an adapter that was made by plain PEFT."""
+    from kauli.deploy.commands import add_adapter
+
+    published = add_adapter(
+        folder, name, split_list(language, "--language"), base, storage or default_storage(), accept_base
+    )
+    adapter = f"{published.name}@{published.version}"
+    if as_json:
+        show({"adapter": adapter, "path": published.uri})
+    else:
+        print(f"{adapter}  {published.uri}")
+    hint(f"kauli generate 'Habari' --model {adapter}")
+
+
+@adapters_app.command("promote")
+def adapters_promote(
+    adapter: Annotated[str, typer.Argument(metavar="NAME@VERSION")],
+    alias: Annotated[str, typer.Argument(help="prod, or any other word.")],
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Point an alias to a version; `prod` is what a bare NAME means."""
+    from kauli.models.registry import Registry
+
+    registry = Registry(storage or default_storage())
+    if "@" not in adapter:
+        raise UsageError(f"'{adapter}' names no version: say which one, e.g. {adapter}@1 or {adapter}@latest")
+    name, version = registry.resolve(adapter)
+    registry.set_alias(name, version, alias)
+    if as_json:
+        show({"adapter": f"{name}@{version}", "aliases": registry.aliases(name)})
+    else:
+        print(f"{name}@{alias} -> {name}@{version}")
+
+
+@adapters_app.command("remove")
+def adapters_remove(
+    adapter: Annotated[str, typer.Argument(metavar="NAME@VERSION")], storage: Storage = None, as_json: Json = False
+) -> None:
+    """Remove a version that no alias points to."""
+    from kauli.models.registry import Registry
+
+    registry = Registry(storage or default_storage())
+    if "@" not in adapter:
+        raise UsageError(f"'{adapter}' names no version: say which one, e.g. {adapter}@1")
+    name, version = registry.resolve(adapter)
+    registry.remove(f"{name}@{version}")
+    if as_json:
+        show({"removed": f"{name}@{version}"})
+    else:
+        print(f"removed {name}@{version}")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to say to the model; `-` reads stdin.")],
+    model: Annotated[str, typer.Option("--model", help="text, an adapter (text-sw@1) or a base.")] = "text",
+    language: Annotated[str | None, typer.Option("--language", help="Choose the adapter by language.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="At most this many new tokens.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=5.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="For temperatures above 0.")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Generate text with an adapter or a base, without a service."""
+    from kauli.deploy.commands import generate_text
+
+    result = generate_text(
+        sys.stdin.read() if prompt == "-" else prompt, model, language, storage or default_storage(),
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stream=not as_json,
+    )  # fmt: skip
+    if as_json:
+        show(result)
+
+
+@app.command()
+def serve(
+    config: Annotated[Path | None, typer.Option("--config", help="A YAML file of settings (deploy/local.yaml).")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on [127.0.0.1, KAULI_HOST].")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port [8000, KAULI_PORT].", min=1, max=65535)] = None,
+    tasks: Annotated[str | None, typer.Option("--tasks", help="Tasks separated by commas [text].")] = None,
+    base: Annotated[
+        list[str] | None, typer.Option("--base", help="A base to serve; the first is the default [of the adapters].")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Join this Ray cluster instead of starting one here.")
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """Serve bases and adapters behind an OpenAI-compatible endpoint, until Ctrl-C."""
+    from kauli.deploy.commands import serve_until_stopped
+    from kauli.serving.settings import load_settings
+
+    settings = load_settings(
+        config, host=host, port=port, tasks=split_list(tasks, "--tasks") if tasks is not None else None,
+        bases=base or None, storage=storage,
+    )  # fmt: skip
+    serve_until_stopped(settings, address)
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Stop after the answers instead of staying up.")] = False,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.05, help="Budget of the training.")] = 3.0,
+    port: Annotated[int, typer.Option("--port", help="Port of the service.", min=1, max=65535)] = 8000,
+    storage: Storage = None,
+) -> None:
+    """Fetch a base, train a Swahili adapter, measure it, serve it, and ask both: the whole path on this machine."""
+    from kauli.deploy.demo import run_demo
+
+    run_demo(storage or default_storage(), minutes=minutes, port=port, once=once)
