@@ -1,0 +1,96 @@
+"""Language tags (BCP-47): checking, names, expected scripts, fallback chains; and the one normal form of text."""
+
+import unicodedata
+from functools import cache
+
+import langcodes
+import regex
+
+from kauli.models.errors import UsageError, nearest
+
+# ISO 15924 codes that stand for several Unicode scripts, or that the CLDR names otherwise than Unicode
+_SEVERAL_SCRIPTS = {
+    "Beng": ("Bengali",),
+    "Hans": ("Han",),
+    "Hant": ("Han",),
+    "Hanb": ("Han", "Bopomofo"),
+    "Jpan": ("Han", "Hiragana", "Katakana"),
+    "Hrkt": ("Hiragana", "Katakana"),
+    "Kore": ("Hangul", "Han"),
+    "Aran": ("Arabic",),
+    "Cyrs": ("Cyrillic",),
+    "Latf": ("Latin",),
+    "Latg": ("Latin",),
+}
+
+
+@cache
+def check_tag(tag: str) -> str:
+    """The BCP-47 tag in its shortest standard form: `swh`, `swh_Latn` and `SW` become `sw`.
+
+    Raises `UsageError` for what is no tag or names no known language.
+    """
+    try:
+        standard = langcodes.standardize_tag(tag.strip().replace("_", "-"), macro=True)
+        valid = langcodes.tag_is_valid(standard)
+    except langcodes.LanguageTagError:
+        valid = False
+    if not valid or standard.split("-")[0] in ("und", "mul", "zxx", "mis"):
+        raise UsageError(f"unknown language '{tag}': give a BCP-47 tag such as sw, am or be.{_suggestion(tag)}")
+    parsed = langcodes.Language.get(standard, normalize=False)
+    if parsed.script and parsed.script == langcodes.Language.make(language=parsed.language).maximize().script:
+        standard = parsed.update_dict({"script": None}).to_tag()  # ky-Cyrl says no more than ky
+    return standard
+
+
+def _suggestion(tag: str) -> str:
+    """A hint for a language's English name ("swahili") or for a mistyped name; empty when nothing is close."""
+    try:
+        return f" Did you mean '{langcodes.find(tag.strip()).to_tag()}'?"
+    except LookupError:
+        return nearest(tag.strip().lower(), sorted({"sw", "am", "be", "ky", "ka", "yo", "zu", "ha", "ig", "om", "ti", "so"}))
+
+
+@cache
+def display_name(tag: str) -> str:
+    """The English name of the language: `sw` -> "Swahili", `sr-Latn` -> "Serbian (Latin)"."""
+    return langcodes.Language.get(check_tag(tag)).display_name("en")
+
+
+@cache
+def scripts(tag: str) -> frozenset[str]:
+    """Names of the Unicode scripts that the language is written in, good for regex `\\p{Script=NAME}`.
+
+    `be` -> {"Cyrillic"}, `am` -> {"Ethiopic"}, `ja` -> {"Han", "Hiragana", "Katakana"}.
+    """
+    code = langcodes.Language.get(check_tag(tag)).maximize().script or "Latn"
+    if code in _SEVERAL_SCRIPTS:
+        return frozenset(_SEVERAL_SCRIPTS[code])
+    name = langcodes.Language.make(script=code).script_name("en").replace(" ", "_")
+    try:
+        regex.compile(rf"\p{{Script={name}}}")
+    except regex.error:  # the CLDR's name differs from Unicode's (Bangla, Bengali); the code is an alias of the latter
+        name = code
+    return frozenset({name})
+
+
+def fallback_chain(tag: str) -> list[str]:
+    """The tags that may serve a request for `tag`, best first: `be-tarask` -> [`be-tarask`, `be`]."""
+    parts = check_tag(tag).split("-")
+    return ["-".join(parts[:length]) for length in range(len(parts), 0, -1) if len(parts[length - 1]) > 1]
+
+
+def nfc(text: str) -> str:
+    """The text in Unicode normal form C, in which it is stored, prompted, measured and counted."""
+    return unicodedata.normalize("NFC", text)
+
+
+@cache
+def likely_tag(tag: str) -> str:
+    """The tag without a script and region that the rest implies: `ha-NG` -> `ha`, `pa-Arab-PK` -> `pa-Arab`."""
+    parsed = langcodes.Language.get(tag, normalize=False)
+    for keep in ({"script": None, "territory": None}, {"territory": None}, {"script": None}):
+        shorter = parsed.update_dict(keep)
+        if shorter.maximize() == parsed.maximize():
+            return shorter.to_tag()
+    return tag

@@ -1,0 +1,89 @@
+"""What belongs together in a data set, and on which side of the split it stands.
+
+Rows that share a concept (an English text, a picture, a recording, a code point) must not be parted between training
+and test, in any language. Keys are strings such as `text:elephant` or `image:<sha256>`; keys that occur together are
+united, and the smallest key of a component names its group.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+UDHR_KEY = "udhr:"  # keys of the articles of the Universal Declaration, which are split by rank, not by chance
+_NUM_UDHR_TEST, _NUM_UDHR_VALIDATION = 6, 3
+_TEST_SHARE, _VALIDATION_SHARE = 0.10, 0.08
+_APOSTROPHES = "'’ʼ‘`´"  # they join the parts of a word, other punctuation parts words
+STRONGEST_FIRST = ("test", "validation", "train")
+
+
+class Concepts:
+    """Union-find over string keys, in which the smallest key of a component is its name, whatever the order of links."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def link(self, keys: Sequence[str]) -> None:
+        """Unite all keys; each gets known."""
+        roots = [self.find(key) for key in keys]
+        smallest = min(roots)
+        for root in roots:
+            self._parent[root] = smallest
+
+    def find(self, key: str) -> str:
+        """The name of the component that `key` is in: the key itself when nothing was linked to it."""
+        parent = self._parent.setdefault(key, key)
+        while parent != self._parent[parent]:
+            self._parent[key] = self._parent[parent]  # halve the path
+            key, parent = parent, self._parent[parent]
+        return parent
+
+
+def normalise(text: str) -> str:
+    """Text without what does not tell captions apart: case, punctuation and width of spaces.
+
+    A text of nothing but punctuation keeps it. Combining marks stay: in many languages they part words.
+    """
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    kept = "".join(
+        "" if char in _APOSTROPHES else " " if unicodedata.category(char)[0] in "PSZC" else char for char in folded
+    )
+    return " ".join(kept.split()) or " ".join(folded.split())
+
+
+def english_key(text: str) -> str:
+    """The concept key of an English text: `An elephant.` and `Elephant` share one."""
+    return "text:" + re.sub(r"^(a|an|the) (?=.)", "", normalise(text))
+
+
+def media_key(kind: str, content: bytes) -> str:
+    """The concept key of a picture (`kind="image"`) or recording (`kind="audio"`), by its bytes."""
+    return f"{kind}:{hashlib.sha256(content).hexdigest()}"
+
+
+def short_hash(*parts: str) -> str:
+    """Sixteen hex digits of the SHA-256 of the parts, told apart by a NUL."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def split_by_chance(group: str) -> str:
+    """The split of a group by the hash of its name: 10 % test, 8 % validation, the rest train."""
+    chance = int(hashlib.sha256(f"split:{group}".encode()).hexdigest()[:12], 16) / 16**12
+    if chance < _TEST_SHARE:
+        return "test"
+    return "validation" if chance < _TEST_SHARE + _VALIDATION_SHARE else "train"
+
+
+def udhr_splits(num_articles: int = 31) -> dict[str, str]:
+    """The split of each article's key, article 0 being the preamble: 6 test, 3 validation, the rest train.
+
+    By rank of the hashes and not by chance, for thirty groups are too few to leave the shares to luck.
+    """
+    ranked = sorted((f"{UDHR_KEY}{number}" for number in range(num_articles)), key=lambda key: short_hash("rank", key))
+    names = ["test"] * _NUM_UDHR_TEST + ["validation"] * _NUM_UDHR_VALIDATION
+    return {key: names[rank] if rank < len(names) else "train" for rank, key in enumerate(ranked)}
+
+
+def strongest(splits: Iterable[str]) -> str:
+    """Of several splits the one that must keep its rows: test before validation before train."""
+    return min(splits, key=STRONGEST_FIRST.index)

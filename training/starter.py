@@ -1,0 +1,266 @@
+"""The starter data set: real, small, licensed data in hundreds of languages, built from pinned open packages.
+
+A group is decided by the English side, pictures and recordings of all sources together, never by the language that is
+built: what is tested in one language is trained in none, and building another language later moves nothing.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.models.home import kauli_home
+from kauli.models.languages import check_tag, display_name
+from kauli.models.progress import note
+from kauli.models.sources import Package, SourceUnavailable, fetch_package, file_lock
+from kauli.training.concepts import (
+    Concepts,
+    media_key,
+    normalise,
+    short_hash,
+    split_by_chance,
+    strongest,
+    udhr_splits,
+)
+from kauli.training.parquet import write_parquet
+from kauli.training.starter_pictures import Cldr, TuxPaint, audio_flag
+from kauli.training.starter_text import Catalogs, Folders, FreeDict, IsoCodes, Pair, Source, Udhr
+
+PIVOT = "en"  # always built along: the other side of every pair, and what shows forgetting
+STAMP = b"kauli.starter"  # the key of the Parquet metadata that says what a file was built from
+Fetch = Callable[[Package], Path]
+
+SOURCES: dict[str, Source] = {
+    "udhr": Udhr(),
+    "cldr": Cldr(),
+    "tuxpaint": TuxPaint(),
+    "iso-codes": IsoCodes(),
+    "freedict": FreeDict(),
+    "mo": Catalogs(),
+}
+
+
+class SourceCard(BaseModel):
+    """One source in starter.yaml: its licence, whom to credit, and its pinned packages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    licence: str
+    packages: dict[str, Package] = {}
+    by_language: dict[str, dict[str, Package]] = {}
+
+
+@cache
+def source_cards() -> dict[str, SourceCard]:
+    """The sources of starter.yaml by name, in the order in which their rows are listed."""
+    content = yaml.safe_load((files("kauli.training") / "starter.yaml").read_text(encoding="utf-8"))
+    return {name: SourceCard.model_validate(card) for name, card in content.items()}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The packages that could be had."""
+
+    folders: dict[str, Folders]
+    skipped: tuple[str, ...]
+
+    def has(self, source: str) -> bool:
+        return set(source_cards()[source].packages) <= set(self.folders.get(source, {}))
+
+
+def starter_folder() -> Path:
+    """Where the starter data lies when no other folder is asked for."""
+    return kauli_home() / "data" / "starter"
+
+
+def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = fetch_package) -> Path:
+    """Build `<out>/<tag>.parquet` for each language and for English; return the folder.
+
+    What is there already and was built from the same pins by the same code is kept. A source that can't be had is
+    left out with a note; raises `UsageError` for a language that no source holds, before any file is written,
+    and `KauliError` when no source can be had at all.
+    """
+    wanted = list(dict.fromkeys([*(check_tag(language) for language in languages), PIVOT]))
+    folder = out if out is not None else starter_folder()
+    with file_lock(kauli_home() / "locks" / f"starter-{short_hash(str(folder.absolute()))}.lock"):
+        if all(built_stamp(folder / f"{language}.parquet") == expected_stamp() for language in wanted):
+            return folder
+        found = _fetch_all(wanted, fetch)
+        available = _languages_of(found)
+        _refuse_unknown(wanted, available)
+        concepts = _link(found)
+        made = {language: _rows(language, found, concepts) for language in wanted}
+        empty = [language for language in wanted if not made[language].rows and language != PIVOT]
+        if empty:
+            raise KauliError(f"the sources that could be had hold nothing for {', '.join(empty)}; see the notes above.")
+        for language, result in made.items():
+            write_parquet(result.rows, folder / f"{language}.parquet", {STAMP: expected_stamp(found.skipped).encode()})
+            note(f"{language}: {result.describe()}")
+    return folder
+
+
+def available_languages(fetch: Fetch = fetch_package) -> dict[str, list[str]]:
+    """The names of the sources that hold each language, by tag; fetches the packages that all languages share."""
+    return _languages_of(_fetch_all([], fetch))
+
+
+def expected_stamp(skipped: Iterable[str] = ()) -> str:
+    """What a built file says of its origin: a hash over the pins and the code that reads them, and what was left out."""
+    return json.dumps({"build": _build_hash(), "skipped": sorted(skipped)})
+
+
+@cache
+def _build_hash() -> str:
+    names = ("starter.yaml", "starter.py", "starter_text.py", "starter_pictures.py", "concepts.py")
+    return hashlib.sha256(b"\0".join((files("kauli.training") / name).read_bytes() for name in names)).hexdigest()[:16]
+
+
+def built_stamp(path: Path) -> str | None:
+    """The stamp of a built file; None when there is none."""
+    if not path.is_file():
+        return None
+    return ((pq.read_schema(path).metadata or {}).get(STAMP) or b"").decode() or None
+
+
+def _fetch_all(languages: Sequence[str], fetch: Fetch) -> _Found:
+    folders: dict[str, Folders] = {}
+    skipped = []
+    for name, card in source_cards().items():
+        packages = dict(card.packages)
+        for language in languages:
+            packages |= card.by_language.get(language, {})
+        have: dict[str, Path] = {}
+        for key, package in packages.items():
+            try:
+                have[key] = fetch(package)
+            except SourceUnavailable as error:
+                note(f"left out: {error}")
+                skipped.append(f"{name}/{key}")
+        folders[name] = have
+    found = _Found(folders, tuple(skipped))
+    if not any(folders.values()):
+        raise KauliError("none of the starter data's packages could be had; the notes above say what to put where.")
+    return found
+
+
+def _languages_of(found: _Found) -> dict[str, list[str]]:
+    by_tag: dict[str, list[str]] = defaultdict(list)
+    for name, card in source_cards().items():
+        shared = SOURCES[name].languages(found.folders[name]) if found.has(name) and card.packages else set()
+        for tag in sorted(shared | set(card.by_language)):
+            by_tag[tag].append(name)
+    return dict(sorted(by_tag.items()))
+
+
+def _refuse_unknown(wanted: Sequence[str], available: dict[str, list[str]]) -> None:
+    unknown = [language for language in wanted if language not in available and language != PIVOT]
+    if unknown:
+        near = nearest(unknown[0], available)
+        raise UsageError(
+            f"no source holds data in {', '.join(f'{tag} ({display_name(tag)})' for tag in unknown)}.{near} "
+            f"`kauli data build` knows {len(available)} languages: {', '.join(available)}."
+        )
+
+
+def _link(found: _Found) -> Concepts:
+    concepts = Concepts()
+    for name, card in source_cards().items():
+        if card.packages and found.has(name):
+            for keys in SOURCES[name].links(found.folders[name]):
+                if keys:
+                    concepts.link(keys)
+    return concepts
+
+
+@dataclass(frozen=True)
+class _Result:
+    rows: list[dict[str, Any]]
+    repeated: int
+    untranslated: int
+    crossing: int
+
+    def describe(self) -> str:
+        counts: dict[str, int] = defaultdict(int)
+        splits: dict[str, int] = defaultdict(int)
+        for row in self.rows:
+            counts[row["source"]] += 1
+            splits[row["split"]] += 1
+        listed = ", ".join(f"{source} {count:,}" for source, count in counts.items())
+        shares = ", ".join(f"{splits[split]:,} {split}" for split in ("train", "validation", "test"))
+        dropped = f"{self.repeated:,} repeated, {self.untranslated:,} left in English, {self.crossing:,} across splits"
+        return f"{len(self.rows):,} rows ({listed}; {shares}); dropped: {dropped}"
+
+
+def _rows(language: str, found: _Found, concepts: Concepts) -> _Result:
+    """All rows of a language, in the order of the sources; see the module's text for groups and splits."""
+    articles = {concepts.find(key): split for key, split in udhr_splits().items()}
+    rows: list[dict[str, Any]] = []
+    seen: set[tuple[str, str]] = set()
+    seen_media: set[tuple[str, str]] = set()
+    repeated = untranslated = 0
+    for name in source_cards():
+        folders = _own_folders(name, language, found)
+        for pair in SOURCES[name].pairs(language, folders) if folders else ():
+            caption = normalise(pair.text)
+            if not caption or not pair.english or (language != PIVOT and caption == normalise(pair.english)):
+                untranslated += 1
+                continue
+            media = {(caption, media_key("media", part)) for part in (pair.image, pair.audio) if part}
+            if (caption, normalise(pair.english)) in seen and media <= seen_media:
+                repeated += 1
+                continue
+            seen.add((caption, normalise(pair.english)))
+            seen_media |= media
+            root = concepts.find(pair.keys[0])
+            rows.append(_row(language, name, pair, root, articles.get(root) or split_by_chance(root)))
+    return _Result(kept := _without_crossing(rows), repeated, untranslated, len(rows) - len(kept))
+
+
+def _own_folders(name: str, language: str, found: _Found) -> Folders:
+    """The packages that a source reads for one language: the shared ones, or those of the language."""
+    card = source_cards()[name]
+    if card.packages:
+        return found.folders[name] if found.has(name) else {}
+    return {key: path for key, path in found.folders[name].items() if key in card.by_language.get(language, {})}
+
+
+def _row(language: str, source: str, pair: Pair, root: str, split: str) -> dict[str, Any]:
+    prompt = None if language == PIVOT else f"Translate into {display_name(language)}: {pair.english}"
+    media = [media_key("media", part) if part else "" for part in (pair.image, pair.audio)]
+    return {
+        "id": f"{language}-{source}-{short_hash(prompt or '', pair.text, *media)}",
+        "group": short_hash(root),
+        "language": language,
+        "prompt": prompt,
+        "text": pair.text,
+        "image": pair.image,
+        "audio": pair.audio,
+        "source": source,
+        "licence": source_cards()[source].licence,
+        "synthetic": False,
+        "split": split,
+        "flags": audio_flag(pair.text, pair.audio) if pair.audio else None,
+    }
+
+
+def _without_crossing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop from train (then validation) each row whose caption stands in a stronger split as well.
+
+    One word often names two concepts; tying their groups would in the end tie everything, in ways that differ from
+    language to language, so the weaker side gives the row up instead.
+    """
+    sides: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        sides[normalise(row["text"])].add(row["split"])
+    return [row for row in rows if row["split"] == strongest(sides[normalise(row["text"])])]
