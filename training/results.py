@@ -1,0 +1,253 @@
+"""What an evaluation found: sums by group for adapter and base, and the figures, tables and JSON made of them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kauli.models.languages import display_name
+from kauli.training.intervals import Interval, difference, interval
+from kauli.training.metrics import METRICS, SYNTHETIC, Tally, merge, tally_from_json
+
+FEW_GROUPS = 20
+Tallies = Mapping[str, Tally]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one system scored, as sums by group.
+
+    `by_language` maps a language to its metrics (those of synthetic rows are prefixed), `by_source` and `english` map a
+    source to bits per byte: on the evaluated languages, and on the English rows of the same split.
+    """
+
+    by_language: Mapping[str, Tallies]
+    by_source: Tallies = field(default_factory=dict)
+    english: Tallies = field(default_factory=dict)
+
+    def total(self, languages: list[str] | None = None) -> dict[str, Tally]:
+        """Metric -> sums over all languages (or those named), in a fixed order."""
+        chosen = [self.by_language[tag] for tag in languages or self.by_language]
+        names = [*METRICS, *(SYNTHETIC + name for name in METRICS)]
+        found = {name: [one[name] for one in chosen if name in one] for name in names}
+        return {name: merge(tallies) for name, tallies in found.items() if tallies}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain lists."""
+        return {
+            "by_language": {tag: _store(tallies) for tag, tallies in self.by_language.items()},
+            "by_source": _store(self.by_source),
+            "english": _store(self.english),
+        }
+
+
+def scores_from_json(stored: Mapping[str, Any]) -> Scores:
+    """The inverse of `Scores.to_json`."""
+    return Scores(
+        {tag: _restore(tallies) for tag, tallies in stored["by_language"].items()},
+        _restore(stored["by_source"]),
+        _restore(stored["english"]),
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated example. `chrf` is that of the adapter, or of the base where there is no adapter."""
+
+    id: str
+    language: str
+    source: str
+    prompt: str
+    reference: str
+    base: str
+    adapter: str | None
+    chrf: float
+    continuation: bool = False
+    """The row had no prompt: its first half was continued, and `reference` is the rest."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """The evaluation of an adapter beside its base, or of a base alone (`adapter` and `base_scores` are then None)."""
+
+    adapter: str | None
+    base: str
+    languages: tuple[str, ...]
+    split: str
+    seed: int
+    examples: int
+    groups: int
+    generated: int
+    scores: Scores
+    base_scores: Scores | None
+    samples: tuple[Sample, ...] = ()
+    signatures: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    """`name` and `sha256` of the data."""
+    notes: tuple[str, ...] = ()
+    task: str = "text"
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Of the adapter; None where a metric is undefined (no answer holds a letter, say)."""
+        return {name: defined(one.value()) for name, one in self.scores.total().items()}
+
+    @property
+    def base_metrics(self) -> dict[str, float | None] | None:
+        """Of the base on the same rows."""
+        if self.base_scores is None:
+            return None
+        return {name: defined(one.value()) for name, one in self.base_scores.total().items()}
+
+    @property
+    def intervals(self) -> dict[str, list[float | None]]:
+        """95 % intervals of `metrics`; a metric with fewer than two groups has none."""
+        return {name: list(one.pair()) for name, one in self.adapter_intervals().items() if one.known}
+
+    def adapter_intervals(self) -> dict[str, Interval]:
+        """Metric -> value and interval."""
+        return _intervals(self.scores.total(), self.seed)
+
+    def base_intervals(self) -> dict[str, Interval]:
+        """The same of the base; empty where the base is what was evaluated."""
+        return _intervals(self.base_scores.total(), self.seed) if self.base_scores else {}
+
+    def differences(self) -> dict[str, Interval]:
+        """Metric -> adapter minus base, paired by group."""
+        if self.base_scores is None:
+            return {}
+        base = self.base_scores.total()
+        return {name: paired(one, base[name], self.seed) for name, one in self.scores.total().items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer of `kauli eval --json`."""
+        return {
+            "adapter": self.adapter,
+            "base": self.base,
+            "task": self.task,
+            "language": self.languages[0] if len(self.languages) == 1 else list(self.languages),
+            "split": self.split,
+            "seed": self.seed,
+            "examples": self.examples,
+            "groups": self.groups,
+            "metrics": self.metrics,
+            "base_metrics": self.base_metrics,
+            "baselines": {},
+            "intervals": self.intervals,
+            "base_intervals": {name: one.pair() for name, one in self.base_intervals().items() if one.known},
+            "differences": {name: spread(one) for name, one in self.differences().items()},
+            "by_source": self._beside(self.scores.by_source, "by_source"),
+            "by_language": {tag: self._language(tag) for tag in self.languages},
+            "english": self.english(),
+            "generated": self.generated,
+            "signatures": dict(self.signatures),
+            "data": dict(self.data),
+            "notes": list(self.notes),
+        }
+
+    def english(self) -> dict[str, Any] | None:
+        """Bits per byte on the English rows of the split: what the adapter forgot; None where not measured."""
+        if not self.scores.english:
+            return None
+        total = merge(list(self.scores.english.values()))
+        base = merge(list(self.base_scores.english.values())) if self.base_scores else None
+        return {**_pair(total, base, self.seed), "by_source": self._beside(self.scores.english, "english")}
+
+    def summary(self) -> str:
+        """A table for the terminal."""
+        names = ", ".join(display_name(tag) for tag in self.languages)
+        who = f"{self.adapter} on {self.base}" if self.adapter else self.base
+        lines = [f"{who}: {names}, {self.split} split, {self.examples} examples in {self.groups} groups", ""]
+        base, change = self.base_intervals(), self.differences()
+        heads = ["", "adapter", "95 % interval", "base", "difference", "95 % interval"]
+        rows = [heads if self.adapter else ["", "base", "95 % interval"]]
+        for name, one in self.adapter_intervals().items():
+            row = [name, figure(one.value), bracket(one)]
+            if self.adapter:
+                row.append(figure(base[name].value))
+                row += [figure(change[name].value, sign=True), bracket(change[name], sign=True)]
+            rows.append(row)
+        lines += _columns(rows)
+        if len(self.scores.by_source) > 1 or self.scores.english:
+            lines += ["", *_columns(self._source_rows())]
+        return "\n".join([*lines, *(f"note: {text}" for text in self.notes)])
+
+    def _source_rows(self) -> list[list[str]]:
+        rows = [["bits per byte by source", "adapter", "base"] if self.adapter else ["bits per byte by source", "base"]]
+        kept = self.base_scores or self.scores
+        tables = [("", self.scores.by_source, kept.by_source), ("English: ", self.scores.english, kept.english)]
+        for label, ours, theirs in tables:
+            for source, one in ours.items():
+                values = [figure(one.value()), *([figure(theirs[source].value())] if self.adapter else [])]
+                rows.append([label + source, *values])
+        return rows
+
+    def _language(self, tag: str) -> dict[str, Any]:
+        ours = {name: defined(one.value()) for name, one in self.scores.total([tag]).items()}
+        theirs = self.base_scores.total([tag]) if self.base_scores else None
+        return {
+            "metrics": ours,
+            "base_metrics": theirs and {name: defined(one.value()) for name, one in theirs.items()},
+        }
+
+    def _beside(self, ours: Tallies, table: str) -> dict[str, Any]:
+        theirs: Tallies = getattr(self.base_scores, table) if self.base_scores else {}
+        return {source: _pair(one, theirs.get(source), self.seed) for source, one in ours.items()}
+
+
+def paired(ours: Tally, theirs: Tally, seed: int = 0) -> Interval:
+    """`ours - theirs` of two systems on the same rows."""
+    if ours.groups != theirs.groups:
+        raise ValueError(f"{ours.metric}: the two systems were scored on different groups")
+    return difference(ours.sums, theirs.sums, ours.finish, seed=seed)
+
+
+def defined(value: float) -> float | None:
+    """NaN as None, which JSON can say."""
+    return value if math.isfinite(value) else None
+
+
+def spread(one: Interval) -> dict[str, Any]:
+    """An interval as JSON."""
+    return {"value": defined(one.value), "interval": one.pair() if one.known else None}
+
+
+def figure(value: float | None, *, sign: bool = False) -> str:
+    """A number with three significant digits after a small integer part, as 2.613 or 38.1; "-" for none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:{'+' if sign else ''}.{3 if abs(value) < 10 else 1}f}"
+
+
+def bracket(one: Interval, *, sign: bool = False) -> str:
+    """`[low, high]`, or "-" where there is no interval."""
+    return f"[{figure(one.low, sign=sign)}, {figure(one.high, sign=sign)}]" if one.known else "-"
+
+
+def _intervals(tallies: Tallies, seed: int) -> dict[str, Interval]:
+    return {name: interval(one.sums, one.finish, seed=seed) for name, one in tallies.items()}
+
+
+def _pair(ours: Tally, theirs: Tally | None, seed: int) -> dict[str, Any]:
+    """Bits per byte of both systems; a bare base stands under `base` alone."""
+    change = paired(ours, theirs, seed) if theirs else None
+    return {
+        "adapter": defined(ours.value()) if theirs else None,
+        "base": defined((theirs or ours).value()),
+        "difference": spread(change)["interval"] if change else None,
+        "groups": len(ours.groups),
+    }
+
+
+def _store(tallies: Tallies) -> dict[str, Any]:
+    return {name: {"metric": one.metric, **one.to_json()} for name, one in tallies.items()}
+
+
+def _restore(stored: Mapping[str, Any]) -> dict[str, Tally]:
+    return {name: tally_from_json(one["metric"], one) for name, one in stored.items()}
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    aligned = ([cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return ["  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip() for row, cells in zip(rows, aligned, strict=True)]
