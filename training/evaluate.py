@@ -159,14 +159,15 @@ def measure(
         base_scores=scores[1] if len(scores) > 1 else None,
         samples=_samples(chosen, texts[None], None if adapter is None else texts[adapter]),
         signatures={"chrf": chrf_signature()},
-        data={"name": str(dataset.folder), "sha256": dataset.sha256},
+        data={"name": dataset.name, "sha256": dataset.sha256},
     )
 
 
 def english_rows(dataset: Dataset, split: str) -> list[dict[str, Any]]:
-    """The English rows of the split that the data holds; none where it has no English."""
-    rows = dataset.rows(split=split, languages=["en"], columns=COLUMNS)
-    return [row for row in rows if clean(row["text"] or "") and not row["synthetic"]]
+    """The English rows of the split that the data holds, but for captions: without its picture nobody can guess one."""
+    rows = dataset.rows(split=split, languages=["en"], columns=[*COLUMNS, "image", "audio"])
+    written = [row for row in rows if clean(row["text"] or "") and not row["synthetic"]]
+    return [row for row in written if row["prompt"] or not (row["image"] or row["audio"])]
 
 
 def choose(rows: Sequence[Row], limit: int) -> list[Row]:

@@ -83,7 +83,7 @@ class EvalResult:
     samples: tuple[Sample, ...] = ()
     signatures: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
-    """`name` and `sha256` of the data."""
+    """`name` and `sha256` of the data set."""
     notes: tuple[str, ...] = ()
     task: str = "text"
 
@@ -167,9 +167,9 @@ class EvalResult:
                 row.append(figure(base[name].value))
                 row += [figure(change[name].value, sign=True), bracket(change[name], sign=True)]
             rows.append(row)
-        lines += _columns(rows)
+        lines += columns(rows)
         if len(self.scores.by_source) > 1 or self.scores.english:
-            lines += ["", *_columns(self._source_rows())]
+            lines += ["", *columns(self._source_rows())]
         return "\n".join([*lines, *(f"note: {text}" for text in self.notes)])
 
     def _source_rows(self) -> list[list[str]]:
@@ -247,7 +247,8 @@ def _restore(stored: Mapping[str, Any]) -> dict[str, Tally]:
     return {name: tally_from_json(one["metric"], one) for name, one in stored.items()}
 
 
-def _columns(rows: list[list[str]]) -> list[str]:
+def columns(rows: list[list[str]]) -> list[str]:
+    """Lines of a table for the terminal: the first column to the left, the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     aligned = ([cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
     return ["  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip() for row, cells in zip(rows, aligned, strict=True)]

@@ -1,0 +1,271 @@
+"""Recipes side by side: the same test groups and seeds, every finished cell kept, paired differences with intervals."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from kauli.models.errors import KauliError, UsageError
+from kauli.models.languages import display_name
+from kauli.models.progress import note
+from kauli.models.store import Store, open_store
+from kauli.training.evaluate import evaluate
+from kauli.training.intervals import Array, Interval, difference, interval
+from kauli.training.metrics import FINISH, METRICS, Tally, merge
+from kauli.training.recipe import Recipe
+from kauli.training.results import Scores, bracket, columns, defined, figure, scores_from_json
+
+ENGLISH = "english_bits_per_byte"
+"""Bits per byte on the English test rows: lower than another recipe's means that less was forgotten."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One recipe trained with one seed and evaluated on the test split."""
+
+    recipe: str
+    sha256: str
+    seed: int
+    adapter: str
+    seconds: float
+    scores: Scores
+    base_scores: Scores
+
+    def to_json(self) -> dict[str, Any]:
+        """What is stored."""
+        plain = {name: getattr(self, name) for name in ("recipe", "sha256", "seed", "adapter", "seconds")}
+        return {**plain, "scores": self.scores.to_json(), "base_scores": self.base_scores.to_json()}
+
+
+def cell_from_json(stored: dict[str, Any]) -> Cell:
+    """The inverse of `Cell.to_json`."""
+    scores = {name: scores_from_json(stored[name]) for name in ("scores", "base_scores")}
+    return Cell(**{**stored, **scores})
+
+
+@dataclass(frozen=True)
+class Line:
+    """One recipe in a comparison: metric -> sums (S, G, K) of its adapters, and of its base."""
+
+    name: str
+    sha256: str
+    adapters: tuple[str, ...]
+    seconds: tuple[float, ...]
+    sums: dict[str, Array]
+    base_sums: dict[str, Array]
+
+    def interval(self, metric: str) -> Interval:
+        """The mean over seeds with its 95 % interval."""
+        return interval(self.sums[metric], _finish(metric))
+
+    def deviation(self, metric: str) -> float:
+        """The standard deviation over seeds; NaN with one seed."""
+        values = FINISH[_plain(metric)](self.sums[metric].sum(axis=1))
+        return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+
+    def base(self, metric: str) -> float:
+        """The bare base on the same rows."""
+        return float(np.mean(_finish(metric)(self.base_sums[metric].sum(axis=1))))
+
+
+@dataclass(frozen=True)
+class CompareResult:
+    """Recipes on common languages, seeds and test groups; differences are against the first."""
+
+    languages: tuple[str, ...]
+    seeds: tuple[int, ...]
+    groups: int
+    lines: tuple[Line, ...]
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that all recipes have, in the usual order."""
+        return [name for name in (*METRICS, ENGLISH) if all(name in line.sums for line in self.lines)]
+
+    def difference(self, line: Line, metric: str) -> Interval:
+        """The recipe minus the first recipe, paired by seed and group."""
+        return difference(line.sums[metric], self.lines[0].sums[metric], _finish(metric))
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer of `kauli compare --json`."""
+        return {
+            "languages": list(self.languages),
+            "split": "test",
+            "seeds": list(self.seeds),
+            "groups": self.groups,
+            "recipes": [self._line_json(line) for line in self.lines],
+            "differences": [self._difference_json(line) for line in self.lines[1:]],
+        }
+
+    def _line_json(self, line: Line) -> dict[str, Any]:
+        intervals = {metric: line.interval(metric) for metric in self.metrics}
+        return {
+            "recipe": line.name,
+            "sha256": line.sha256,
+            "adapters": list(line.adapters),
+            "seconds": list(line.seconds),
+            "metrics": {metric: defined(one.value) for metric, one in intervals.items()},
+            "deviations": {metric: defined(line.deviation(metric)) for metric in self.metrics},
+            "intervals": {metric: one.pair() for metric, one in intervals.items() if one.known},
+            "base_metrics": {metric: defined(line.base(metric)) for metric in self.metrics},
+        }
+
+    def _difference_json(self, line: Line) -> dict[str, Any]:
+        found = {metric: self.difference(line, metric) for metric in self.metrics}
+        return {
+            "recipe": line.name,
+            "against": self.lines[0].name,
+            "metrics": {metric: defined(one.value) for metric, one in found.items()},
+            "intervals": {metric: one.pair() for metric, one in found.items() if one.known},
+        }
+
+    def summary(self) -> str:
+        """A table for the terminal."""
+        return "\n".join([self.heading(), "", *columns(self.table())])
+
+    def heading(self) -> str:
+        """What was compared, in one line."""
+        names = ", ".join(display_name(tag) for tag in self.languages)
+        seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
+        over = "groups" if len(self.seeds) == 1 else "seeds and groups"
+        return f"{names}, {self.groups} test groups, {seeds}; 95 % intervals over {over}, differences paired"
+
+    def table(self) -> list[list[str]]:
+        """Rows of cells, the first one the heads."""
+        against = f"minus {self.lines[0].name}"
+        heads = ["metric", "recipe", "mean", "sd of seeds", "95 % interval", against, "95 % interval", "base"]
+        rows = [heads]
+        for metric in self.metrics:
+            for line in self.lines:
+                one = line.interval(metric)
+                change = self.difference(line, metric) if line is not self.lines[0] else None
+                apart = [figure(change.value, sign=True), bracket(change, sign=True)] if change else ["", ""]
+                first = metric if line is self.lines[0] else ""
+                means = [figure(one.value), figure(line.deviation(metric)), bracket(one)]
+                rows.append([first, line.name, *means, *apart, figure(line.base(metric))])
+        return rows
+
+
+RunCell = Callable[[Recipe, str], Cell]
+
+
+def compare(recipes: Sequence[Recipe], seeds: int, storage: str, run: RunCell | None = None) -> CompareResult:
+    """Train every recipe with seeds 0 to `seeds - 1`, evaluate each on its test split, and compare them.
+
+    A cell is stored as soon as it is finished, under the hash of its recipe (without the seed) and the seed, and is not
+    run again: an interrupted comparison goes on where it was, and a new recipe costs only its own cells.
+
+    Args:
+        recipes: the first one is what the others are compared with.
+        seeds: how many.
+        storage: URI of the store.
+        run: trains and evaluates one recipe (with its seed set); by default `run_cell`.
+
+    Raises:
+        UsageError: no seed, the same recipe twice, or no language in common.
+        KauliError: the stored cells were not measured on the same test rows.
+    """
+    if seeds < 1:
+        raise UsageError(f"--seeds {seeds}: at least one seed is needed.")
+    if len({recipe.sha256(with_seed=False) for recipe in recipes}) < len(recipes):
+        raise UsageError("the same recipe is given twice: recipes that are compared differ in more than their seed.")
+    common = [tag for tag in recipes[0].language if all(tag in recipe.language for recipe in recipes)]
+    if not common:
+        spoken = "; ".join(f"{recipe.name}: {', '.join(recipe.language)}" for recipe in recipes)
+        raise UsageError(f"these recipes have no language in common ({spoken}): there are no rows to compare them on.")
+    store = open_store(storage, "runs/compare")
+    planned = [(recipe, seed) for recipe in recipes for seed in range(seeds)]
+    cells: dict[str, list[Cell]] = {recipe.sha256(with_seed=False): [] for recipe in recipes}
+    for number, (recipe, seed) in enumerate(planned, start=1):
+        place = f"cell {number} of {len(planned)}: {recipe.name}, seed {seed}"
+        cells[recipe.sha256(with_seed=False)].append(_cell(store, storage, recipe, seed, place, run or run_cell))
+    names = _labels(recipes)
+    # examples are generated for rows spread over all of a recipe's languages: other languages, other rows
+    metrics = METRICS if len({frozenset(recipe.language) for recipe in recipes}) == 1 else ("bits_per_byte",)
+    lines = [_line(name, of_recipe, common, metrics) for name, of_recipe in zip(names, cells.values(), strict=True)]
+    _check_same_rows(lines, store)
+    groups = lines[0].sums["bits_per_byte"].shape[1]
+    return CompareResult(tuple(common), tuple(range(seeds)), groups, tuple(lines))
+
+
+def run_cell(recipe: Recipe, storage: str) -> Cell:
+    """Train a recipe with the seed that it holds, and evaluate what came out."""
+    from kauli.training.run import train  # Ray is started by whoever trains, not by whoever reads finished cells
+
+    start = perf_counter()
+    adapter = train(recipe, storage).adapter
+    seconds = perf_counter() - start
+    result = evaluate(adapter, storage)
+    assert result.base_scores is not None
+    sha256 = recipe.sha256(with_seed=False)
+    return Cell(recipe.name, sha256, recipe.train.seed, adapter, round(seconds, 1), result.scores, result.base_scores)
+
+
+def _cell(store: Store, storage: str, recipe: Recipe, seed: int, place: str, run: RunCell) -> Cell:
+    path = f"{recipe.sha256(with_seed=False)[:16]}-{seed}.json"
+    stored = store.read(path)
+    if stored is not None:
+        note(f"{place} (finished before)")
+        try:
+            return cell_from_json(json.loads(stored))
+        except (ValueError, KeyError, TypeError) as error:
+            raise KauliError(f"the stored cell {store.uri}/{path} can't be read: delete it to run it again.") from error
+    note(place)
+    seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+    cell = run(seeded, storage)
+    store.write(path, json.dumps(cell.to_json(), ensure_ascii=False).encode())
+    return cell
+
+
+def _line(name: str, cells: Sequence[Cell], languages: list[str], metrics: Sequence[str]) -> Line:
+    """Stack the cells of one recipe; its seeds were scored on the same rows, or this raises KauliError."""
+    ours = [_tallies(cell.scores, languages, metrics) for cell in cells]
+    theirs = [_tallies(cell.base_scores, languages, metrics) for cell in cells]
+    shared = [metric for metric in ours[0] if all(metric in one for one in ours + theirs)]
+    for metric in shared:
+        if len({one[metric].groups for one in ours + theirs}) > 1:
+            raise KauliError(f"the seeds of {name} were scored on different test rows: its data changed between them.")
+    return Line(
+        name,
+        cells[0].sha256,
+        tuple(cell.adapter for cell in cells),
+        tuple(cell.seconds for cell in cells),
+        {metric: np.stack([one[metric].sums for one in ours]) for metric in shared},
+        {metric: np.stack([one[metric].sums for one in theirs]) for metric in shared},
+    )
+
+
+def _tallies(scores: Scores, languages: list[str], metrics: Sequence[str]) -> dict[str, Tally]:
+    english = {ENGLISH: merge(list(scores.english.values()))} if scores.english else {}
+    return {name: one for name, one in scores.total(languages).items() if name in metrics} | english
+
+
+def _check_same_rows(lines: Sequence[Line], store: Store) -> None:
+    """Bytes by group are a fingerprint of the test rows: they are the text's, not the system's."""
+    first = lines[0].sums["bits_per_byte"][:, :, 1]
+    for line in lines:
+        sizes = line.sums["bits_per_byte"][:, :, 1]
+        if sizes.shape != first.shape or not np.array_equal(sizes, first):
+            raise KauliError(
+                f"{line.name} and {lines[0].name} were scored on different test rows, so they can't be compared: "
+                f"their data differ, or changed between the runs. Finished cells lie in {store.uri}: delete the old."
+            )
+
+
+def _labels(recipes: Sequence[Recipe]) -> list[str]:
+    names = [recipe.name for recipe in recipes]
+    return [
+        name if names.count(name) == 1 else f"{name} ({recipe.sha256(with_seed=False)[:8]})"
+        for name, recipe in zip(names, recipes, strict=True)
+    ]
+
+
+def _plain(metric: str) -> str:
+    return "bits_per_byte" if metric == ENGLISH else metric
+
+
+def _finish(metric: str) -> Callable[[Array], Array]:
+    return FINISH[_plain(metric)]
