@@ -158,7 +158,8 @@ def train(
         load_recipe(recipe, overrides or []), storage or default_storage(), accept_terms=accept_terms
     )
     if as_json:
-        show({"adapter": result.adapter, "path": str(result.path), "metrics": result.metrics, "aliases": result.aliases})
+        fields = {"adapter": result.adapter, "path": str(result.path)}
+        show({**fields, "metrics": result.metrics, "aliases": result.aliases})
     else:
         aliases = f" ({', '.join(result.aliases)})" if result.aliases else ""
         print(f"{result.adapter}{aliases}  {result.path}")
@@ -293,18 +294,14 @@ def adapters_promote(
 def adapters_remove(
     adapter: Annotated[str, typer.Argument(metavar="NAME@VERSION")], storage: Storage = None, as_json: Json = False
 ) -> None:
-    """Remove a version that no alias points to."""
+    """Remove a version that no alias points to (NAME@3), or an alias (NAME@prod: its version stays)."""
     from kauli.models.registry import Registry
 
-    registry = Registry(storage or default_storage())
-    if "@" not in adapter:
-        raise UsageError(f"'{adapter}' names no version: say which one, e.g. {adapter}@1")
-    name, version = registry.resolve(adapter)
-    registry.remove(f"{name}@{version}")
+    Registry(storage or default_storage()).remove(adapter)
     if as_json:
-        show({"removed": f"{name}@{version}"})
+        show({"removed": adapter})
     else:
-        print(f"removed {name}@{version}")
+        print(f"removed {adapter}")
 
 
 @app.command()
@@ -332,7 +329,7 @@ def generate(
 
 @app.command()
 def serve(
-    config: Annotated[Path | None, typer.Option("--config", help="A YAML file of settings (deploy/local.yaml).")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="A YAML file like deploy/local.yaml.")] = None,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on [127.0.0.1, KAULI_HOST].")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port [8000, KAULI_PORT].", min=1, max=65535)] = None,
     tasks: Annotated[str | None, typer.Option("--tasks", help="Tasks separated by commas [text].")] = None,

@@ -1,0 +1,151 @@
+"""What the commands do beyond one call: tables, an adapter from outside, generation, the running service."""
+
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kauli.models.progress import note
+
+if TYPE_CHECKING:
+    from kauli.models.registry import Published, Registry
+    from kauli.serving.settings import ServeArgs
+
+
+def adapter_rows(registry: "Registry") -> list[dict[str, Any]]:
+    """One row for each version in the registry, names in order, newest versions first."""
+    rows = []
+    for name in registry.names():
+        aliases = registry.aliases(name)
+        for version in reversed(registry.versions(name)):
+            card = registry.card(f"{name}@{version}")
+            rows.append(
+                {
+                    "adapter": f"{name}@{version}",
+                    "aliases": [alias for alias, number in aliases.items() if number == version],
+                    "task": card.task,
+                    "language": card.language,
+                    "base": card.base.name,
+                    "licence": card.licence,
+                    "created": card.created,
+                    "bits_per_byte": card.metrics.get("bits_per_byte"),
+                    "base_bits": (card.base_metrics or {}).get("bits_per_byte"),
+                }
+            )
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as aligned text; lists are joined by commas, None is a dash, floats have three decimals."""
+    lines = [list(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, list):
+        return ",".join(str(item) for item in value)
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def add_adapter(
+    folder: Path, name: str, languages: Sequence[str], base: str, storage: str, accept_base: bool
+) -> "Published":
+    """Publish a folder made by plain PEFT; the folder itself is not changed."""
+    import tempfile
+
+    from kauli.models.bases import find_base
+    from kauli.models.languages import check_tag
+    from kauli.models.plain_peft import from_peft
+    from kauli.models.registry import Registry
+
+    tags = [check_tag(tag) for tag in languages]
+    found = find_base(base, allow_noncommercial=True)
+    with tempfile.TemporaryDirectory(prefix="kauli-add-") as scratch:
+        out = Path(scratch) / "adapter"
+        card = from_peft(folder, out, name=name, language=tags, base=found, accept_base=accept_base)
+        return Registry(storage).publish(out, card)
+
+
+def generate_text(
+    prompt: str,
+    model: str,
+    language: str | None,
+    storage: str,
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int | None,
+    stream: bool,
+) -> dict[str, Any]:
+    """Answer one prompt in this process, by the service's rules of who answers; `stream` prints the text as it comes."""
+    from kauli.models.adapters import check_base
+    from kauli.models.bases import known_bases
+    from kauli.models.registry import Registry
+    from kauli.serving.catalogue import Catalogue, choose_bases, public_name
+
+    registry = Registry(storage)
+    is_base = model == "debug" or "/" in model or model in known_bases()
+    bases = choose_bases(registry, (model,) if is_base else ())
+    route = Catalogue(registry, bases).route(public_name(bases[0]) if is_base else model, language)
+    base = next(base for base in bases if public_name(base) == route.base)
+    note(f"{route.model} answers{f' ({route.language})' if route.language else ''}")
+
+    from kauli.models.text import TextRequest, TextTask
+
+    task = TextTask.load(base)
+    if route.adapter:
+        folder = registry.fetch(route.adapter)
+        check_base(registry.card(route.adapter), base)
+        task.add_adapter(route.adapter, folder)
+    request = TextRequest.of_prompt(prompt, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    text, finish, tokens = "", None, 0
+    for chunks in task.generate([request], [route.adapter]):
+        for chunk in chunks:
+            text += chunk.text
+            tokens += chunk.tokens
+            finish = chunk.finish or finish
+            if stream:
+                print(chunk.text, end="", flush=True)
+    if stream:
+        print(flush=True)
+    prompt_tokens = len(task.prompt_tokens(request))
+    return {
+        "text": text, "model": route.model, "base": route.base, "adapter": route.adapter, "language": route.language,
+        "finish_reason": finish, "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": tokens},
+    }  # fmt: skip
+
+
+def serve_until_stopped(args: "ServeArgs", address: str | None) -> None:
+    """Serve until Ctrl-C or SIGTERM; prints the address once the service answers."""
+    note("Starting the service (Ray Serve)...")
+    began = time.monotonic()
+    from kauli.serving.app import start
+
+    service = start(args, address)
+    try:
+        print(service.url, flush=True)
+        note(f"Ready in {time.monotonic() - began:.0f} s. Models: {service.url}/v1/models  Stop with Ctrl-C.")
+        wait_for_stop()
+    finally:
+        note("Stopping...")
+        service.stop()
+
+
+def wait_for_stop() -> None:
+    """Block until Ctrl-C or SIGTERM."""
+    stop = threading.Event()
+    # Ray has put its own handler for SIGTERM in place, which would leave the service's processes to themselves.
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        stop.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,98 @@
+"""Who may ask: the Host and Origin rule on loopback, API keys, and the limit of a body's size, as ASGI middleware."""
+
+import hmac
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.exceptions import HTTPException
+
+from kauli.serving.api import ApiError
+from kauli.serving.settings import ServeArgs, hash_key, is_loopback
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN_PATHS = frozenset({"/health", "/"})
+"""Paths that need no key."""
+
+
+class Access:
+    """Refuses a request before the application sees it.
+
+    Bound to loopback, the `Host` must be this machine, or any web page could reach the service through a name of its
+    own that resolves to 127.0.0.1; and a POST with an `Origin` of another site is a web page's, not a program's.
+    With keys, every path but `OPEN_PATHS` needs one.
+    """
+
+    def __init__(self, app: App, args: ServeArgs) -> None:
+        self._app = app
+        self._loopback = is_loopback(args.host)
+        self._keys = [key.encode() for key in args.key_hashes]
+        self._max_body = args.max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI entry point."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+            await self._app(scope, self._limited(receive), send)
+        except ApiError as error:
+            await _answer(error, send)
+
+    def _check(self, scope: Scope) -> None:
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get("host", "")
+        if self._loopback and not is_loopback(_host_name(f"//{host}")):
+            raise ApiError(403, f"host '{host}' is not served: use 127.0.0.1 or localhost", "wrong_host")
+        origin = headers.get("origin")
+        if self._loopback and origin and scope["method"] not in ("GET", "HEAD") and not is_loopback(_host_name(origin)):
+            raise ApiError(403, f"requests from the web page '{origin}' are not served", "wrong_origin")
+        if self._keys and scope["path"] not in OPEN_PATHS:
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            given = hash_key(key.strip()).encode() if scheme.lower() == "bearer" and key.strip() else b""
+            # Every key is compared, each in constant time, so that the time tells nothing.
+            if not sum(hmac.compare_digest(given, known) for known in self._keys):
+                raise ApiError(401, "an API key is needed: send `Authorization: Bearer KEY`", "invalid_api_key")
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or int(length) > self._max_body:
+            raise self._too_large()
+
+    def _limited(self, receive: Receive) -> Receive:
+        total = 0
+
+        async def limited() -> Message:
+            nonlocal total
+            message = await receive()
+            total += len(message.get("body", b""))
+            if total > self._max_body:
+                error = self._too_large()
+                # FastAPI turns any other exception of a body that it reads into a 400
+                raise HTTPException(error.status, error.message)
+            return message
+
+        return limited
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self._max_body} bytes", "body_too_large")
+
+
+def _host_name(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+async def _answer(error: ApiError, send: Send) -> None:
+    body = json.dumps(error.body()).encode()
+    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
+    pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,251 @@
+"""The service on Ray Serve: a deployment for each base, an ingress before them. Only this file knows Ray Serve."""
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import httpx
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+
+from kauli.models.bases import Base, find_base
+from kauli.models.errors import KauliError, UsageError
+from kauli.models.registry import Registry
+from kauli.serving.catalogue import Catalogue, choose_bases, public_name
+from kauli.serving.events import Ask, Event, Failed, TextBackend
+from kauli.serving.ingress import create_app
+from kauli.serving.settings import ServeArgs, load_settings, parse_settings
+
+APPLICATION = "kauli"
+_QUIET = {"log_level": "WARNING", "enable_access_log": False}
+
+
+class TextReplica:
+    """A `TextGenerator` in a process of its own."""
+
+    def __init__(self, args: ServeArgs, base: str) -> None:
+        import torch
+
+        from kauli.models.text import TextTask
+        from kauli.serving.generator import TextGenerator
+
+        # Ray sets one OpenMP thread for each logical CPU that it sets aside.
+        torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+        task = TextTask.load(find_base(base, allow_noncommercial=args.allow_noncommercial))
+        self._generator = TextGenerator(
+            task, Registry(args.storage), max_batch=args.max_batch, max_queue=args.max_queue,
+            max_adapters=args.max_adapters, deadline_s=args.deadline_s,
+        )  # fmt: skip
+
+    async def stream(self, ask: Ask, adapter: str | None) -> AsyncGenerator[Event]:
+        """The events of one request."""
+        async for event in self._generator.stream(ask, adapter):
+            yield event
+
+    async def check(self) -> str | None:
+        """None when the engine answers, else what is wrong."""
+        return await self._generator.check()
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces this replica when it raises."""
+        if not self._generator.alive():
+            raise RuntimeError("the generator's thread has ended")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_generator"):
+            self._generator.close()
+
+
+class HandleBackend:
+    """A `TextBackend` behind a Ray Serve handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        # Configured once: options() anew for each request would register metrics for each.
+        self._stream = handle.options(method_name="stream", stream=True)
+        self._check = handle.options(method_name="check")
+
+    async def stream(self, ask: Ask, adapter: str | None) -> AsyncGenerator[Event]:
+        """The events of one request; leaving the iteration cancels it in the replica."""
+        response: Any = self._stream.remote(ask, adapter)
+        try:
+            async for event in response:
+                yield event
+        except BackPressureError:
+            yield Failed(429, "too many requests are waiting: try again soon", "queue_full")
+        finally:
+            response.cancel()
+
+    async def check(self) -> str | None:
+        """None when the engine answers within 30 seconds, else what is wrong."""
+        try:
+            result: str | None = await asyncio.wait_for(self._check.remote(), timeout=30)
+        except TimeoutError:
+            return "no answer within 30 seconds"
+        except Exception as error:  # whatever keeps a replica from answering is the finding itself
+            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
+        return result
+
+
+class Ingress:
+    """The FastAPI application before the deployments of the bases."""
+
+    def __init__(self, args: ServeArgs, bases: list[Base], texts: dict[str, DeploymentHandle[Any]]) -> None:
+        self._args = args
+        self._catalogue = Catalogue(Registry(args.storage), bases, args.refresh_s)
+        self._backends: Mapping[str, TextBackend] = {name: HandleBackend(handle) for name, handle in texts.items()}
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Called by Ray Serve in the replica."""
+        return create_app(self._backends, self._catalogue, self._args)
+
+
+def build(args: ServeArgs | dict[str, Any]) -> Application:
+    """The Ray Serve application; in a Serve configuration file it is `import_path: kauli.serving.app:build`.
+
+    Settings that are not given come from `KAULI_*` variables and defaults. Raises UsageError and KauliError.
+    """
+    if not isinstance(args, ServeArgs):
+        args = parse_settings({**load_settings().model_dump(exclude_unset=True), **args})
+    bases = choose_bases(Registry(args.storage), args.bases, args.allow_noncommercial)
+    fewest, most = args.replicas
+    scaling = {"min_replicas": fewest, "initial_replicas": fewest, "max_replicas": most}
+    text = serve.deployment(
+        name="Text",
+        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
+        autoscaling_config={**scaling, "target_ongoing_requests": args.max_batch},
+        # Above what the replica's own queue holds, so that the replica refuses, with a reason
+        max_ongoing_requests=args.max_queue + 2 * args.max_batch + 8,
+        max_queued_requests=args.max_queue,
+        max_constructor_retry_count=2,
+        logging_config=_QUIET,
+    )(TextReplica)
+    ingress = serve.deployment(
+        name="Ingress",
+        ray_actor_options={"num_cpus": 0.1},
+        autoscaling_config={**scaling, "target_ongoing_requests": 128},
+        max_ongoing_requests=512,
+        max_constructor_retry_count=2,
+        logging_config=_QUIET,
+    )(serve.ingress()(Ingress))
+    texts = {
+        public_name(base): text.options(name=f"Text-{_slug(public_name(base))}").bind(args, base.name) for base in bases
+    }
+    application: Application = ingress.bind(args, bases, texts)
+    return application
+
+
+class Service:
+    """A running service; `stop` ends what `start` began and nothing else."""
+
+    def __init__(self, args: ServeArgs, owns_ray: bool) -> None:
+        self.url = args.url
+        self._owns_ray = owns_ray
+
+    def stop(self) -> None:
+        """Take the service down; the Ray that `start` began ends with it."""
+        import ray
+
+        if self._owns_ray:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+            ray.shutdown()
+        else:
+            serve.delete(APPLICATION)
+
+
+def start(args: ServeArgs, address: str | None = None) -> Service:
+    """Start the service and wait until it answers.
+
+    Without an `address` a Ray is started in this process (or the one that is already started here is used), whatever
+    else runs on this machine. Raises UsageError when the port is taken, KauliError when the service does not come up.
+    """
+    import ray
+
+    check_port(args.host, args.port)
+    application = build(args)
+    owns_ray = not ray.is_initialized()
+    if owns_ray:
+        connect(address)
+    try:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(http_options={"host": args.host, "port": args.port}, logging_config=_QUIET)
+        serve.run(application, name=APPLICATION, route_prefix="/")
+        _wait_until_healthy(args)
+    except BaseException as error:
+        Service(args, owns_ray).stop()
+        if isinstance(error, KauliError) or not isinstance(error, Exception):
+            raise
+        raise KauliError(f"the service did not start: {_reason(error)}") from error
+    return Service(args, owns_ray)
+
+
+def connect(address: str | None) -> None:
+    """Start a Ray of our own on this machine, or join the cluster at `address`."""
+    # Set before Ray is loaded in full: a cluster of our own lets nobody in who lacks the token, and no file keeps it.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address is None and "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    if address is None:
+        # address="local": otherwise Ray would join whatever cluster RAY_ADDRESS or an earlier `ray start` names.
+        ray.init(
+            address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+            num_cpus=max(4, os.cpu_count() or 1), object_store_memory=256 * 1024**2,
+        )  # fmt: skip
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise KauliError(f"no Ray cluster at '{address}': {_reason(error)}") from error
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises UsageError when nothing can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(
+                f"{host}:{port} can't be used ({error.strerror}): is a service running there already? "
+                f"Stop it, or choose another with --port {port + 1 if port < 65535 else 8000}"
+            ) from None
+
+
+def _wait_until_healthy(args: ServeArgs, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    seen = "no answer"
+    # trust_env=False: a proxy of the environment has nothing to do with this machine's own service
+    with httpx.Client(trust_env=False, timeout=35) as client:
+        while time.monotonic() < until:
+            try:
+                response = client.get(f"{args.url}/health")
+            except httpx.TransportError as error:
+                seen = str(error)
+            else:
+                if response.status_code == 200:
+                    return
+                seen = response.text[:300]
+            time.sleep(0.2)
+    raise KauliError(f"the service at {args.url} is not healthy after {seconds:.0f} seconds: {seen}")
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error that says most: Ray puts the cause's own message last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name)

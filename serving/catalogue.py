@@ -1,0 +1,201 @@
+"""What can be asked for: the served bases and the registry's adapters on them, and which of them answers a request."""
+
+import re
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from kauli.models.bases import Base, find_base
+from kauli.models.cards import Card
+from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.models.languages import check_tag, fallback_chain
+from kauli.models.progress import note
+from kauli.models.registry import Registry
+
+DEFAULT_BASE = "smollm2-135m-q4"
+_SPEC = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})(?:@([a-z0-9._-]{1,64}))?")
+_MISS_S = 0.5  # an unknown name looks at the registry anew, but not more often than this
+
+
+class UnknownModel(UsageError):
+    """No base, task or adapter of this name is served."""
+
+
+class UnknownLanguage(UsageError):
+    """No adapter serves this language."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One name of the registry as it stands: its versions, its aliases, and the version that the bare name means."""
+
+    name: str
+    version: int
+    versions: tuple[int, ...]
+    aliases: dict[str, int]
+    card: Card = field(repr=False)
+
+    @property
+    def spec(self) -> str:
+        """`name@version` of the version that the bare name means."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def created(self) -> int:
+        """When it was trained, in seconds since 1970."""
+        return int(datetime.fromisoformat(self.card.created).timestamp())
+
+
+@dataclass(frozen=True)
+class Route:
+    """Who answers a request: a base, with an adapter (`name@version`) or without, for a language if one is known."""
+
+    base: str
+    adapter: str | None
+    language: str | None
+
+    @property
+    def model(self) -> str:
+        """What the response calls the model."""
+        return self.adapter or self.base
+
+
+class Catalogue:
+    """The adapters of `registry` that fit `bases`, looked up anew when older than `refresh_s`. Safe for threads."""
+
+    def __init__(self, registry: Registry, bases: Sequence[Base], refresh_s: float = 2.0) -> None:
+        self.bases = {public_name(base): base for base in bases}
+        self._registry = registry
+        self._refresh_s = refresh_s
+        self._lock = threading.Lock()
+        self._cards: dict[tuple[str, int], Card] = {}
+        self._adapters: dict[str, Adapter] = {}
+        self._read_at = float("-inf")
+
+    def adapters(self) -> list[Adapter]:
+        """All adapters that a served base can answer with, by name."""
+        return [adapter for adapter in self._snapshot(self._refresh_s).values() if self._base_of(adapter.card)]
+
+    def route(self, model: str, language: str | None = None, allow_base: bool = False) -> Route:
+        """Who answers `model` ("text", a base, an adapter spec) in `language`.
+
+        For "text" the language's fallback chain chooses the adapter; without a language the first base answers.
+        Raises UnknownModel, UnknownLanguage (none serves it and `allow_base` is not set) or UsageError (no such tag).
+        """
+        tag = check_tag(language) if language else None
+        if model in self.bases:
+            return Route(model, None, tag)
+        if model == "text":
+            return self._by_language(tag, allow_base)
+        match = _SPEC.fullmatch(model)
+        adapter = self._find(match[1]) if match else None
+        if match is None or adapter is None:
+            known = [*self.bases, "text", *(adapter.name for adapter in self.adapters())]
+            raise UnknownModel(f"model '{model}' is not served.{nearest(model, known)} Served: {', '.join(known[:20])}")
+        card = self._version(adapter, match[2])
+        base = self._base_of(card)
+        if base is None:
+            raise UnknownModel(
+                f"adapter '{model}' needs the base '{card.base.name}', which is not served here "
+                f"(served: {', '.join(self.bases)}): start `kauli serve --base {card.base.name}`"
+            )
+        if tag and not set(fallback_chain(tag)) & set(card.language):
+            raise UnknownLanguage(f"adapter '{card.spec}' is for {', '.join(card.language)}, not for '{tag}'")
+        spoken = next((t for t in fallback_chain(tag) if t in card.language), tag) if tag else None
+        return Route(base, card.spec, spoken or (card.language[0] if len(card.language) == 1 else None))
+
+    def _by_language(self, tag: str | None, allow_base: bool) -> Route:
+        first = next(iter(self.bases))
+        if tag is None:
+            return Route(first, None, None)
+        for age in (self._refresh_s, _MISS_S):
+            served = [a for a in self._snapshot(age).values() if a.card.task == "text" and self._base_of(a.card)]
+            for candidate in fallback_chain(tag):
+                fitting = [adapter for adapter in served if candidate in adapter.card.language]
+                if fitting:
+                    best = min(fitting, key=_preference)
+                    base = self._base_of(best.card)
+                    assert base is not None
+                    return Route(base, best.spec, candidate)
+        if allow_base:
+            return Route(first, None, tag)
+        languages = sorted({language for adapter in served for language in adapter.card.language})
+        raise UnknownLanguage(
+            f"no adapter serves '{tag}'. Served: {', '.join(languages) or 'none'}. Train one with "
+            f"`kauli train text-sw --set language={tag} --set name=text-{tag.lower()}`, or ask a base by its name"
+        )
+
+    def _find(self, name: str) -> Adapter | None:
+        return self._snapshot(self._refresh_s).get(name) or self._snapshot(_MISS_S).get(name)
+
+    def _version(self, adapter: Adapter, wanted: str | None) -> Card:
+        if wanted is None:
+            return adapter.card
+        for age in (self._refresh_s, _MISS_S):
+            adapter = self._snapshot(age).get(adapter.name, adapter)
+            number = adapter.aliases.get(wanted, int(wanted) if wanted.isdecimal() else None)
+            if number in adapter.versions:
+                assert number is not None
+                return self._card(adapter.name, number)
+        known = [*adapter.aliases, *(str(version) for version in adapter.versions)]
+        raise UnknownModel(f"{adapter.name} has no version or alias '{wanted}'; it has {', '.join(known)}")
+
+    def _base_of(self, card: Card) -> str | None:
+        for name, base in self.bases.items():
+            if card.base.sha256 == base.sha256 or card.base.name in (name, base.name):
+                return name
+        return None
+
+    def _card(self, name: str, version: int) -> Card:
+        if (name, version) not in self._cards:
+            self._cards[name, version] = self._registry.card(f"{name}@{version}")
+        return self._cards[name, version]
+
+    def _snapshot(self, max_age: float) -> dict[str, Adapter]:
+        with self._lock:
+            if time.monotonic() - self._read_at > max_age:
+                self._adapters = {name: found for name in self._registry.names() if (found := self._read(name))}
+                self._read_at = time.monotonic()
+            return self._adapters
+
+    def _read(self, name: str) -> Adapter | None:
+        versions = self._registry.versions(name)
+        if not versions:  # removed since its name was read
+            return None
+        aliases = {alias: number for alias, number in self._registry.aliases(name).items() if number in versions}
+        version = aliases.get("prod") or aliases.get("latest") or versions[-1]
+        return Adapter(name, version, tuple(versions), aliases, self._card(name, version))
+
+
+def choose_bases(registry: Registry, names: Sequence[str] = (), allow_noncommercial: bool = False) -> list[Base]:
+    """The bases to answer with: those of `names`, else those of the registry's text adapters, else the default base.
+
+    A base that only an adapter asks for and that can't be had is left out with a note.
+    """
+    if names:
+        return [find_base(name, allow_noncommercial=allow_noncommercial) for name in dict.fromkeys(names)]
+    cards = [registry.card(f"{name}@{registry.versions(name)[-1]}") for name in registry.names()]
+    wanted = {card.base.name for card in cards if card.task == "text"} or {DEFAULT_BASE}
+    found = []
+    for name in sorted(wanted, key=lambda name: (name != DEFAULT_BASE, name)):
+        try:
+            found.append(find_base(name, allow_noncommercial=allow_noncommercial))
+        except KauliError as error:
+            note(f"Without the base '{name}' and its adapters: {error}")
+    return found or [find_base(DEFAULT_BASE)]
+
+
+def public_name(base: Base) -> str:
+    """What a request calls the base; of a local folder its last part, so that no path of this machine is shown."""
+    return Path(base.name).name if Path(base.name).is_absolute() else base.name
+
+
+def _preference(adapter: Adapter) -> tuple[bool, bool, int, int, str]:
+    """Of several adapters for a language: `prod` before `latest` before the rest, then few languages, then new."""
+    return (
+        "prod" not in adapter.aliases, "latest" not in adapter.aliases, len(adapter.card.language), -adapter.created,
+        adapter.name,
+    )  # fmt: skip

@@ -1,0 +1,166 @@
+"""The settings of the service: one typed model, from flags, `KAULI_*` variables, a YAML file and defaults."""
+
+import hashlib
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kauli.models.errors import UsageError, nearest
+from kauli.models.home import default_storage
+
+TASKS = ("text",)
+"""What this service can serve."""
+
+
+class ServeArgs(BaseModel):
+    """What `kauli serve` and `build` take; `deploy/local.yaml` shows every key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    """The address to listen on. Any but a loopback address needs API keys."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    storage: str = Field(default_factory=default_storage)
+    """Folder or URI of the adapters."""
+    tasks: tuple[str, ...] = ("text",)
+    bases: tuple[str, ...] = ()
+    """The first answers `model: text`. Empty: the bases of the storage's adapters, else the default base."""
+    allow_noncommercial: bool = False
+    key_hashes: tuple[str, ...] = ()
+    """SHA-256 of each API key, in hexadecimal; `KAULI_API_KEYS` holds keys themselves, separated by commas."""
+    max_batch: int = Field(default=16, ge=1, le=256)
+    """Requests that a replica answers in one batch."""
+    max_queue: int = Field(default=64, ge=1)
+    """Requests that may wait at a replica; one more is answered with 429."""
+    max_adapters: int = Field(default=32, ge=1)
+    """Adapters that a replica holds; the least recently used one makes room."""
+    max_tokens: int = Field(default=1024, ge=1)
+    """The most new tokens that a request may ask for."""
+    max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    deadline_s: float = Field(default=300.0, gt=0)
+    """A request that isn't answered in this time fails with 504."""
+    refresh_s: float = Field(default=2.0, ge=0)
+    """How old the list of adapters may be, in seconds."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of a replica; None: all that the machine has."""
+    replicas: tuple[int, int] = (1, 1)
+    """The fewest and the most replicas of each base."""
+    num_cpus: float = Field(default=1.0, ge=0)
+    """Logical CPUs that Ray sets aside for a replica of a base."""
+    num_gpus: float = Field(default=0.0, ge=0)
+
+    @field_validator("tasks")
+    @classmethod
+    def _known_tasks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for task in value:
+            if task not in TASKS:
+                raise ValueError(f"task '{task}' can't be served: use {', '.join(TASKS)}.{nearest(task, TASKS)}")
+        return value
+
+    @field_validator("replicas")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= value[0] <= value[1]:
+            raise ValueError(f"replicas {list(value)}: give [fewest, most], both 1 or more")
+        return value
+
+    @field_validator("key_hashes")
+    @classmethod
+    def _hexadecimal(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if any(len(key) != 64 or set(key) - set("0123456789abcdef") for key in value):
+            raise ValueError("key_hashes are SHA-256 in 64 hexadecimal digits; keys themselves go to KAULI_API_KEYS")
+        return value
+
+    @model_validator(mode="after")
+    def _keys_off_loopback(self) -> "ServeArgs":
+        if not is_loopback(self.host) and not self.key_hashes:
+            raise ValueError(
+                f"host '{self.host}' can be reached from other machines: set KAULI_API_KEYS to one or more keys "
+                "(separated by commas), or keep --host 127.0.0.1"
+            )
+        if self.max_adapters < self.max_batch:
+            raise ValueError(
+                f"max_adapters {self.max_adapters} is below max_batch {self.max_batch}: a batch may need as many"
+            )
+        return self
+
+    @property
+    def url(self) -> str:
+        """The address of the service for a client on this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a bind address or the host part of a `Host` header is this machine only."""
+    name = host.strip("[]").lower()
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(config: Path | None = None, **flags: Any) -> ServeArgs:
+    """The settings: a flag that is not None beats a `KAULI_*` variable, which beats the file, which beats the default.
+
+    Raises UsageError for a missing or broken file, an unknown key or a value that can't be.
+    """
+    values = _read(config) if config else {}
+    values |= _from_environment(os.environ)
+    values |= {key: value for key, value in flags.items() if value is not None}
+    return parse_settings(values)
+
+
+def parse_settings(values: Mapping[str, Any]) -> ServeArgs:
+    """`values` as checked settings; raises UsageError that names the key."""
+    for key in values:
+        if key not in ServeArgs.model_fields:
+            known = ", ".join(ServeArgs.model_fields)
+            raise UsageError(f"unknown setting '{key}'.{nearest(key, ServeArgs.model_fields)} Known: {known}")
+    try:
+        return ServeArgs.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        text = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"setting {where}={first['input']!r}: {text}" if where else text) from None
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(config.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"no file {config}: --config takes a YAML file such as deploy/local.yaml") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UsageError(f"{config} is no readable YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"{config} must hold `key: value` lines, as deploy/local.yaml does")
+    return {str(key): value for key, value in values.items()}
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    names = {"KAULI_HOST": "host", "KAULI_PORT": "port", "KAULI_STORAGE": "storage"}
+    values: dict[str, Any] = {key: environment[name] for name, key in names.items() if environment.get(name)}
+    lists = {"KAULI_TASKS": "tasks", "KAULI_BASES": "bases"}
+    values |= {key: _split(environment[name]) for name, key in lists.items() if environment.get(name)}
+    if keys := _split(environment.get("KAULI_API_KEYS", "")):
+        values["key_hashes"] = [hash_key(key) for key in keys]
+    return values
+
+
+def hash_key(key: str) -> str:
+    """What the service keeps of an API key: its SHA-256, so that no configuration shows the key."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _split(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
