@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from kauli.models.errors import KauliError
 from kauli.models.sources import sha256_file
@@ -26,9 +27,15 @@ def convert_gguf(gguf: Path, out: Path, template: str | None) -> None:
     Needs about 8 bytes of memory a parameter and one to three minutes.
     """
     import torch
+    from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    if _text(gguf, "tokenizer.ggml.pre") == "smollm":
+        # The loader leaves out that SmolLM takes digits one by one before all else: "a  5" came out in other tokens.
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
     if template is not None:
         tokenizer.chat_template = template
     loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -38,12 +45,20 @@ def convert_gguf(gguf: Path, out: Path, template: str | None) -> None:
     del config.quantization_config
     config.dtype = torch.bfloat16
     config._name_or_path = ""  # it holds a path of this machine
-    plain = type(loaded)(config)
+    tokenizer.model_max_length = config.max_position_embeddings
+    plain: Any = type(loaded)(config)
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config
     del loaded
     plain.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    for path in out.iterdir():  # on the disk before the folder is renamed into place
-        with path.open("rb") as handle:
+    for path in out.iterdir():
+        with path.open("rb") as handle:  # on the disk before the folder is renamed into place
             os.fsync(handle.fileno())
+
+
+def _text(gguf: Path, key: str) -> str | None:
+    from gguf import GGUFReader
+
+    field = GGUFReader(gguf).get_field(key)
+    return None if field is None else str(field.contents())

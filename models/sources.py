@@ -5,6 +5,7 @@ checked against its SHA-256 and unpacked into `<home>/packages/`.
 """
 
 import fcntl
+import glob
 import hashlib
 import shutil
 import subprocess
@@ -99,7 +100,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     tag = hashlib.sha256(str(target).encode()).hexdigest()[:12]
     with file_lock(kauli_home() / "locks" / f"folder-{target.name}-{tag}.lock"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(f".{target.name}.*.partial*"):  # their owner held the lock, so it is dead
+        for leftover in target.parent.glob(
+            f".{glob.escape(target.name)}.*.partial*"
+        ):  # their owner held the lock, so it is dead
             shutil.rmtree(leftover, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         partial.chmod(0o755)  # mkdtemp makes it private to this user; the finished folder is an ordinary one
