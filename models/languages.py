@@ -8,6 +8,7 @@ import regex
 
 from kauli.models.errors import UsageError, nearest
 
+_COMMON_TAGS = ("sw", "am", "be", "ky", "ka", "yo", "zu", "ha", "ig", "om", "ti", "so")  # to guess mistypes from
 # ISO 15924 codes that stand for several Unicode scripts, or that the CLDR names otherwise than Unicode
 _SEVERAL_SCRIPTS = {
     "Beng": ("Bengali",),
@@ -48,7 +49,7 @@ def _suggestion(tag: str) -> str:
     try:
         return f" Did you mean '{langcodes.find(tag.strip()).to_tag()}'?"
     except LookupError:
-        return nearest(tag.strip().lower(), sorted({"sw", "am", "be", "ky", "ka", "yo", "zu", "ha", "ig", "om", "ti", "so"}))
+        return nearest(tag.strip().lower(), _COMMON_TAGS)
 
 
 @cache
@@ -94,3 +95,14 @@ def likely_tag(tag: str) -> str:
         if shorter.maximize() == parsed.maximize():
             return shorter.to_tag()
     return tag
+
+
+@cache
+def _letters_of(tag: str) -> "regex.Pattern[str]":
+    return regex.compile("[" + "".join(rf"\p{{Script={name}}}" for name in sorted(scripts(tag))) + "]")
+
+
+def script_share(text: str, tag: str) -> float:
+    """The share of the text's letters that belong to the scripts of its language; 1.0 for a text without letters."""
+    letters = [char for char in text if char.isalpha()]
+    return sum(bool(_letters_of(tag).match(char)) for char in letters) / len(letters) if letters else 1.0

@@ -16,12 +16,12 @@ _NUM_UDHR_TEST, _NUM_UDHR_VALIDATION = 6, 3
 # preamble (some languages lack it) and Article 1 (quoted everywhere, so a base may know it by heart).
 _UDHR_SALT = "rank-14"
 _TEST_SHARE, _VALIDATION_SHARE = 0.10, 0.08
-_APOSTROPHES = "'’ʼ‘`´"  # they join the parts of a word, other punctuation parts words
+_APOSTROPHES = "'`\u00b4\u02bc\u2018\u2019"  # they join the parts of a word, other punctuation parts words
 STRONGEST_FIRST = ("test", "validation", "train")
 
 
 class Concepts:
-    """Union-find over string keys, in which the smallest key of a component is its name, whatever the order of links."""
+    """Union-find over string keys; the smallest key of a component is its name, whatever the order of links."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Data sets: the starter data, or anyone's Parquet, JSONL, CSV or `datasets` folder, checked and brought to one shape."""
+"""Data sets: the starter data, or anyone's Parquet, JSONL, CSV or `datasets` folder, checked, in one shape."""
 
 import hashlib
 from collections.abc import Collection, Sequence
@@ -135,8 +135,10 @@ def _local_copy(name: str) -> Path:
         if not filesystem.exists(remote):
             raise UsageError(f"no data at '{name}': nothing is there.")
         found = filesystem.find(remote, detail=True) or {remote: filesystem.info(remote)}
-        version = sorted(f"{key}\0{info.get('size')}\0{info.get('ETag') or info.get('mtime')}" for key, info in found.items())
-        folder = kauli_home() / "data" / "remote" / hashlib.sha256("\n".join([name, *version]).encode()).hexdigest()[:16]
+        versions = sorted(
+            f"{key} {info.get('size')} {info.get('ETag') or info.get('mtime')}" for key, info in found.items()
+        )
+        folder = kauli_home() / "data" / "remote" / short_hash(name, *versions)
         if not folder.exists():
             note(f"copying {name}")
             partial = folder.with_name(folder.name + ".partial")

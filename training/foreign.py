@@ -268,7 +268,8 @@ def _raise_problems(path: Path, reading: _Reading) -> None:
         more = len(reading.problems) - _NUM_SHOWN
         tail = f"\n  and {more:,} more" if more > 0 else ""
         count = len(reading.problems)
-        raise UsageError(f"{path} has {count:,} problem{'s' if count > 1 else ''}; correct or remove these rows:\n{shown}{tail}")
+        counted = f"{count:,} problem{'s' if count > 1 else ''}"
+        raise UsageError(f"{path} has {counted}; correct or remove these rows:\n{shown}{tail}")
 
 
 def _fill_groups(reading: _Reading, path: Path) -> None:
@@ -313,8 +314,8 @@ def _fill_splits(rows: list[dict[str, Any]], path: Path) -> None:
     groups = sorted({row["group"] for row in rows}, key=lambda group: short_hash("fill", group))
     if len(groups) < 3:
         raise UsageError(
-            f"{path} can't be split: its {len(rows):,} rows fall into {len(groups)} group(s) that share texts or media. "
-            "Give more different rows, or a `split` column."
+            f"{path} can't be split: its {len(rows):,} rows fall into {len(groups)} group(s) that share texts or media."
+            " Give more different rows, or a `split` column."
         )
     share = max(1, len(groups) // 12)
     for split in ("test", "validation", "train"):

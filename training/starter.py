@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.home import kauli_home
-from kauli.models.languages import check_tag, display_name
+from kauli.models.languages import check_tag, display_name, script_share
 from kauli.models.progress import note
 from kauli.models.sources import Package, SourceUnavailable, fetch_package, file_lock
 from kauli.training.concepts import (
@@ -34,7 +34,16 @@ from kauli.training.concepts import (
 )
 from kauli.training.parquet import write_parquet
 from kauli.training.starter_pictures import Cldr, TuxPaint, audio_flag
-from kauli.training.starter_text import Catalogs, Folders, FreeDict, IsoCodes, Pair, Source, Udhr
+from kauli.training.starter_text import (
+    LEAST_SCRIPT_SHARE,
+    Catalogs,
+    Folders,
+    FreeDict,
+    IsoCodes,
+    Pair,
+    Source,
+    Udhr,
+)
 
 PIVOT = "en"  # always built along: the other side of every pair, and what shows forgetting
 STAMP = b"kauli.starter"  # the key of the Parquet metadata that says what a file was built from
@@ -116,7 +125,7 @@ def available_languages(fetch: Fetch = fetch_package) -> dict[str, list[str]]:
 
 
 def expected_stamp(skipped: Iterable[str] = ()) -> str:
-    """What a built file says of its origin: a hash over the pins and the code that reads them, and what was left out."""
+    """What a built file says of its origin: a hash of pins and of the code that reads them, and what was left out."""
     return json.dumps({"build": _build_hash(), "skipped": sorted(skipped)})
 
 
@@ -139,7 +148,7 @@ def _fetch_all(languages: Sequence[str], fetch: Fetch) -> _Found:
     for name, card in source_cards().items():
         packages = dict(card.packages)
         for language in languages:
-            packages |= card.by_language.get(language, {})
+            packages |= {f"{language}/{key}": own for key, own in card.by_language.get(language, {}).items()}
         have: dict[str, Path] = {}
         for key, package in packages.items():
             try:
@@ -213,7 +222,7 @@ def _rows(language: str, found: _Found, concepts: Concepts) -> _Result:
         folders = _own_folders(name, language, found)
         for pair in SOURCES[name].pairs(language, folders) if folders else ():
             caption = normalise(pair.text)
-            if not caption or not pair.english or (language != PIVOT and caption == normalise(pair.english)):
+            if not pair.english or not _is_in(language, pair):
                 untranslated += 1
                 continue
             media = {(caption, media_key("media", part)) for part in (pair.image, pair.audio) if part}
@@ -227,12 +236,21 @@ def _rows(language: str, found: _Found, concepts: Concepts) -> _Result:
     return _Result(kept := _without_crossing(rows), repeated, untranslated, len(rows) - len(kept))
 
 
+def _is_in(language: str, pair: Pair) -> bool:
+    """Whether the text is in the language, as far as can be told: not the English left as it is, not another script."""
+    if language == PIVOT:
+        return bool(pair.text)
+    same = normalise(pair.text) == normalise(pair.english)
+    return not same and script_share(pair.text, language) >= LEAST_SCRIPT_SHARE
+
+
 def _own_folders(name: str, language: str, found: _Found) -> Folders:
     """The packages that a source reads for one language: the shared ones, or those of the language."""
     card = source_cards()[name]
     if card.packages:
         return found.folders[name] if found.has(name) else {}
-    return {key: path for key, path in found.folders[name].items() if key in card.by_language.get(language, {})}
+    prefix = f"{language}/"
+    return {key.removeprefix(prefix): path for key, path in found.folders[name].items() if key.startswith(prefix)}
 
 
 def _row(language: str, source: str, pair: Pair, root: str, split: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Picture sources of the starter data: emoji with their CLDR names, Tux Paint's stamps with captions and human clips."""
+"""Picture sources of the starter data: emoji with CLDR names, Tux Paint's stamps with captions and human clips."""
 
 import io
 import json
@@ -64,7 +64,8 @@ def _code(symbol: str) -> str:
 @cache
 def _read_emoji(folder: Path) -> dict[str, bytes]:
     files = sorted((folder / "package" / "img" / "twitter" / "64").glob("*.png"))
-    return {"-".join(part for part in path.stem.upper().split("-") if part != "FE0F"): path.read_bytes() for path in files}
+    codes = ("-".join(part for part in file.stem.upper().split("-") if part != "FE0F") for file in files)
+    return {code: file.read_bytes() for code, file in zip(codes, files, strict=True)}
 
 
 class TuxPaint:
@@ -74,7 +75,7 @@ class TuxPaint:
         for path in _stamps(folders):
             keys = [f"stamp:{path.stem}", english_key(_captions(path).get("en", path.stem))]
             keys += [media_key("image", file.read_bytes()) for file in [path.with_suffix(".png")] if file.is_file()]
-            keys += [media_key("audio", clip.read_bytes()) for clip in sorted(path.parent.glob(f"{path.stem}_desc*.ogg"))]
+            keys += [media_key("audio", clip.read_bytes()) for clip in _clips(path).values()]
             yield tuple(keys)
 
     def languages(self, folders: Folders) -> set[str]:
@@ -95,10 +96,10 @@ class TuxPaint:
 
     def _clip(self, path: Path, language: str) -> Path | None:
         """The clip of someone who reads the caption; English clips have no language in their name."""
-        clips = {clip.stem.removeprefix(f"{path.stem}_desc"): clip for clip in path.parent.glob(f"{path.stem}_desc*.ogg")}
+        clips = _clips(path)
         if language == "en":
             return clips.get("")
-        return next((clip for name, clip in sorted(clips.items()) if name and locale_tag(name[1:]) == language), None)
+        return next((clip for name, clip in clips.items() if name and locale_tag(name[1:]) == language), None)
 
 
 @cache
@@ -108,6 +109,12 @@ def _stamp_files(folder: Path) -> tuple[Path, ...]:
 
 def _stamps(folders: Folders) -> tuple[Path, ...]:
     return _stamp_files(folders["stamps"])
+
+
+def _clips(path: Path) -> dict[str, Path]:
+    """A stamp's clips by what stands behind `_desc` in their names: nothing, or `_be`."""
+    clips = sorted(path.parent.glob(f"{path.stem}_desc*.ogg"))
+    return {clip.stem.removeprefix(f"{path.stem}_desc"): clip for clip in clips}
 
 
 @cache
@@ -124,7 +131,7 @@ def _captions(path: Path) -> dict[str, str]:
 
 
 def audio_flag(text: str, audio: bytes) -> str | None:
-    """`audio_too_fast` when nobody can read the caption in the time that the clip takes, `audio_unreadable`, or None."""
+    """`audio_too_fast` when nobody could read the caption in the clip's time, `audio_unreadable`, or None."""
     try:
         seconds = soundfile.info(io.BytesIO(audio)).duration
     except soundfile.LibsndfileError:

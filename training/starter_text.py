@@ -8,6 +8,7 @@ import gzip
 import json
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -15,11 +16,12 @@ from pathlib import Path
 from typing import Protocol
 
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.languages import check_tag, likely_tag, nfc
+from kauli.models.languages import check_tag, likely_tag, nfc, script_share
 from kauli.training.concepts import UDHR_KEY, english_key, short_hash
 
 Folders = Mapping[str, Path]
 
+LEAST_SCRIPT_SHARE = 0.5  # of a text's letters in its language's script; with fewer it is not in that language
 _SPACES = re.compile(r"[\s\u200b\ufeff]+")
 _ETHIOPIC_WORD_SPACE = "\u1361"
 
@@ -218,7 +220,8 @@ class FreeDict:
                         for gloss in glosses:
                             english, text = (headword, gloss) if from_english else (gloss, headword)
                             english = re.sub(r"^to (?=\w)", "", tidy(english))
-                            yield Pair(english, tidy(text), (english_key(english),))
+                            if len(english) > 1:  # single letters are no words
+                                yield Pair(english, tidy(text), (english_key(english),))
 
 
 _DIGITS = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
@@ -250,16 +253,19 @@ def _entries(index: Path) -> Iterator[tuple[list[str], str]]:
 
 def _glosses(body: str) -> list[str]:
     """The short equivalents of an entry's body, in order; explanations and cross references left out."""
-    lines = [line for line in body.splitlines() if not re.match(r"\s*(See also|Note|Synonyms?|Antonyms?|\d+\.$)", line)]
-    parts = (re.sub(r"\([^)]*\)|\[[^\]]*\]|<[^>]*>", " ", part) for part in re.split(r"[;,\n]", "\n".join(lines)))
-    glosses = [tidy(part) for part in parts]
-    return [gloss for gloss in glosses if gloss and len(gloss.split()) <= 4 and not re.search(r"[{}\d:=/|]|\.\.", gloss)]
+    words = re.sub(r"\([^)]*\)|\[[^\]]*\]|<[^>]*>", " ", body)
+    lines = [line for line in words.splitlines() if not re.match(r'\s*(See also|Note|Synonyms?|Antonyms?|")', line)]
+    parts = re.split(r"[;,\n]", "\n".join(re.sub(r"^\s*\d+\.", "", line) for line in lines))
+    glosses = [gloss for part in parts if (gloss := tidy(part))]
+    return [gloss for gloss in glosses if len(gloss.split()) <= 4 and not re.search(r'[][{}()<>\d:=/|"]|\.\.', gloss)]
 
 
 class Catalogs:
     """Interface strings of LibreOffice with their translations: at least four words, nothing technical left in."""
 
     CAP = 3000
+    LENGTHS = (0.35, 3.0)  # characters of the translation by those of the English; beyond, it says something else
+    MOST_SOURCES = 2  # a translation of more English strings was guessed by a tool and never corrected
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
         return iter(())
@@ -273,10 +279,17 @@ class Catalogs:
             for path in sorted(folder.rglob("*.mo")):
                 for _context, message, translation in read_mo(path):
                     english, text = clean_interface_string(message), clean_interface_string(translation)
-                    if english and text and len(english.split()) >= 4:
+                    if english and text and text != english and len(english.split()) >= 4:
                         key = english_key(english)
                         found.setdefault(key, Pair(english, text, (key,)))
-        chosen = sorted(found.values(), key=lambda pair: short_hash("mo", pair.keys[0]))
+        uses = Counter(pair.text for pair in found.values())
+        chosen = [
+            pair
+            for pair in sorted(found.values(), key=lambda pair: short_hash("mo", pair.keys[0]))
+            if uses[pair.text] <= self.MOST_SOURCES
+            and self.LENGTHS[0] <= len(pair.text) / len(pair.english) <= self.LENGTHS[1]
+            and script_share(pair.text, language) >= LEAST_SCRIPT_SHARE
+        ]
         yield from chosen[: self.CAP]
 
 
