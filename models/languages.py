@@ -97,12 +97,16 @@ def likely_tag(tag: str) -> str:
     return tag
 
 
+_LETTER = regex.compile(r"\p{L}")
+
+
 @cache
-def _letters_of(tag: str) -> "regex.Pattern[str]":
-    return regex.compile("[" + "".join(rf"\p{{Script={name}}}" for name in sorted(scripts(tag))) + "]")
+def _letter_of(tag: str) -> "regex.Pattern[str]":
+    own = "".join(rf"\p{{Script={name}}}" for name in sorted(scripts(tag)))
+    return regex.compile(rf"(?=\p{{L}})[{own}]")
 
 
 def script_share(text: str, tag: str) -> float:
     """The share of the text's letters that belong to the scripts of its language; 1.0 for a text without letters."""
-    letters = [char for char in text if char.isalpha()]
-    return sum(bool(_letters_of(tag).match(char)) for char in letters) / len(letters) if letters else 1.0
+    num_letters = len(_LETTER.findall(text))
+    return len(_letter_of(tag).findall(text)) / num_letters if num_letters else 1.0

@@ -9,6 +9,9 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import regex
 
 UDHR_KEY = "udhr:"  # keys of the articles of the Universal Declaration, which are split by rank, not by chance
 _NUM_UDHR_TEST, _NUM_UDHR_VALIDATION = 6, 3
@@ -16,7 +19,8 @@ _NUM_UDHR_TEST, _NUM_UDHR_VALIDATION = 6, 3
 # preamble (some languages lack it) and Article 1 (quoted everywhere, so a base may know it by heart).
 _UDHR_SALT = "rank-14"
 _TEST_SHARE, _VALIDATION_SHARE = 0.10, 0.08
-_APOSTROPHES = "'`\u00b4\u02bc\u2018\u2019"  # they join the parts of a word, other punctuation parts words
+_APOSTROPHES = regex.compile("['`\u00b4\u02bc\u2018\u2019]")  # they join the parts of a word
+_NO_WORD = regex.compile(r"[\p{P}\p{S}\p{Z}\p{C}]+")
 STRONGEST_FIRST = ("test", "validation", "train")
 
 
@@ -42,16 +46,14 @@ class Concepts:
         return parent
 
 
+@lru_cache(maxsize=1 << 17)
 def normalise(text: str) -> str:
     """Text without what does not tell captions apart: case, punctuation and width of spaces.
 
     A text of nothing but punctuation keeps it. Combining marks stay: in many languages they part words.
     """
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-    kept = "".join(
-        "" if char in _APOSTROPHES else " " if unicodedata.category(char)[0] in "PSZC" else char for char in folded
-    )
-    return " ".join(kept.split()) or " ".join(folded.split())
+    return _NO_WORD.sub(" ", _APOSTROPHES.sub("", folded)).strip() or " ".join(folded.split())
 
 
 def english_key(text: str) -> str:

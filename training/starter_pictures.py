@@ -111,6 +111,7 @@ def _stamps(folders: Folders) -> tuple[Path, ...]:
     return _stamp_files(folders["stamps"])
 
 
+@cache
 def _clips(path: Path) -> dict[str, Path]:
     """A stamp's clips by what stands behind `_desc` in their names: nothing, or `_be`."""
     clips = sorted(path.parent.glob(f"{path.stem}_desc*.ogg"))

@@ -95,13 +95,37 @@ class Udhr:
             gap = sum(abs(len(paragraphs) - len(own.get(number, []))) for number, paragraphs in english.items())
             return code.isdigit(), gap, len(code), code
 
-        for number, paragraphs in _articles(folders["texts"], min(codes, key=unlike_english)).items():
-            ours = english.get(number, [])
-            if len(ours) != len(paragraphs):  # cut otherwise than the English: the whole article is one row
-                ours, paragraphs = [" ".join(ours)], [" ".join(paragraphs)]
-            for source, target in zip(ours, paragraphs, strict=True):
-                if source and target:
+        own = _articles(folders["texts"], min(codes, key=unlike_english))
+        shared = [number for number in english if number in own]
+        ratio = _length_ratio([" ".join(english[n]) for n in shared], [" ".join(own[n]) for n in shared])
+        for number in shared:
+            ours, theirs = _fold(number, english[number]), _fold(number, own[number])
+            if len(ours) != len(theirs) or not _run_alike(ours, theirs, _length_ratio(ours, theirs)):
+                ours, theirs = [" ".join(ours)], [" ".join(theirs)]  # cut otherwise: the whole article is one row
+            if _run_alike([" ".join(ours)], [" ".join(theirs)], ratio):  # else much is missing on one side
+                for source, target in zip(ours, theirs, strict=True):
                     yield Pair(source, target, (f"{UDHR_KEY}{number}",))
+
+
+_NUM_RECITALS = 7  # "Whereas ..."; what follows is one sentence, which each language cuts into lines in its own way
+_LENGTHS_ALIKE = (0.45, 2.2)
+
+
+def _fold(number: int, paragraphs: list[str]) -> list[str]:
+    """The paragraphs of an article; of the preamble (0), the seven recitals and the proclamation as one."""
+    if number or len(paragraphs) <= _NUM_RECITALS:
+        return paragraphs
+    return [*paragraphs[:_NUM_RECITALS], " ".join(paragraphs[_NUM_RECITALS:])]
+
+
+def _length_ratio(ours: list[str], theirs: list[str]) -> float:
+    return sum(map(len, theirs)) / sum(map(len, ours)) if any(ours) else 1.0
+
+
+def _run_alike(ours: list[str], theirs: list[str], ratio: float) -> bool:
+    """Whether each pair has about the expected ratio of lengths; twenty letters more on each side forgive short ones."""
+    low, high = _LENGTHS_ALIKE
+    return all(low <= (len(b) + 20) / (len(a) * ratio + 20) <= high for a, b in zip(ours, theirs, strict=True))
 
 
 def _declarations(folder: Path) -> list[tuple[str, str]]:
