@@ -22,7 +22,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 class _Part(BaseModel):
     """What all parts of a card share: an unknown key is an error, a NaN is written as null."""
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null", serialize_by_alias=True)
 
 
 class BaseReference(_Part):
@@ -134,7 +134,7 @@ class Card(_Part):
 
     def to_json(self) -> str:
         """The text of `card.json`."""
-        return self.model_dump_json(by_alias=True, indent=2) + "\n"
+        return self.model_dump_json(indent=2) + "\n"
 
 
 def check_name(name: str, what: str = "adapter name") -> str:

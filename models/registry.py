@@ -63,7 +63,10 @@ class _Claim:
 
 
 class Registry:
-    """The adapters under one storage (a local path or an fsspec URI). Objects hold no state: others may publish at any time."""
+    """The adapters under one storage, a local path or an fsspec URI.
+
+    An object holds no state of its own, so that what another process publishes is seen at once.
+    """
 
     def __init__(self, storage: str) -> None:
         self.storage = storage.rstrip("/") or "/"
@@ -185,10 +188,8 @@ class Registry:
             self._withdraw(claim)
             if isinstance(error, UsageError) or not isinstance(error, KauliError | OSError):
                 raise
-            reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-            raise KauliError(
-                f"{card.name} was not published: {reason.rstrip('.')}. Nothing of it is left behind."
-            ) from error
+            reason = f"{error.strerror or error}." if isinstance(error, OSError) else str(error)
+            raise KauliError(f"{card.name} was not published: {reason}") from error
         return Published(card.name, claim.version, f"{self.storage}/adapters/{base}")
 
     def set_alias(self, name: str, version: int, alias: str) -> None:
@@ -353,7 +354,8 @@ def _is_dead(claim: dict[str, Any]) -> bool:
         return time.time() - datetime.fromisoformat(claim["time"]).timestamp() > _CLAIM_SECONDS
     try:
         # The start tells a process from a later one with the same number; clocks may be set meanwhile.
-        return abs(psutil.Process(claim["process"]).create_time() - claim["started"]) > 60
+        started: float = psutil.Process(claim["process"]).create_time()
+        return abs(started - float(claim["started"])) > 60
     except psutil.NoSuchProcess:
         return True
 
