@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
@@ -33,8 +34,10 @@ class Document(NamedTuple):
 class Buckets:
     """Where each document's tokens lie in the pack, documents of similar length together."""
 
-    positions: tuple[Tensor, ...]
-    """(N, L) for each bucket: indices into the pack's T tokens; a short document is filled up with its first index."""
+    shapes: tuple[tuple[int, int], ...]
+    """(N, L) of each bucket."""
+    positions: Tensor
+    """(sum of N x L,): indices into the pack's T tokens; a short document is filled up with its first index."""
     inverse: Tensor
     """(T,): for each token of the pack its place among all the buckets' N x L places, laid end to end."""
 
@@ -59,7 +62,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        buckets = Buckets(tuple(p.to(device) for p in self.buckets.positions), self.buckets.inverse.to(device))
+        buckets = Buckets(self.buckets.shapes, self.buckets.positions.to(device), self.buckets.inverse.to(device))
         return Batch(
             self.input_ids.to(device),
             self.position_ids.to(device),
@@ -130,7 +133,41 @@ def _buckets(lengths: list[int], starts: list[int]) -> Buckets:
             inverse[start : start + length] = torch.arange(place, place + length)
             place += longest
         positions.append(bucket)
-    return Buckets(tuple(positions), inverse)
+    shapes = tuple((bucket.shape[0], bucket.shape[1]) for bucket in positions)
+    return Buckets(shapes, torch.cat([bucket.flatten() for bucket in positions]), inverse)
+
+
+class _ToBuckets(torch.autograd.Function):
+    """(T, ...) -> (N x L of all buckets, ...). Each token has one true place, so the gradient is gathered back from there.
+
+    That is far cheaper than the scattered sum of `index_select`'s own backward. The places filled up behind a short
+    document get no gradient: their outputs are dropped, and the causal mask hides their keys.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, positions: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return tokens.index_select(0, positions)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _FromBuckets(torch.autograd.Function):
+    """(N x L of all buckets, ...) -> (T, ...), the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, places: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.places = len(places)
+        return places.index_select(0, inverse)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.new_zeros(ctx.places, *grad.shape[1:]).index_copy_(0, ctx.saved_tensors[0], grad), None
 
 
 def packed_attention(
@@ -155,14 +192,15 @@ def packed_attention(
         )
         return output
     groups = query.shape[1] // key.shape[1]
-    query_THD, key_THD, value_THD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    sizes = [N * L for N, L in packed_buckets.shapes]
+    q_places, k_places, v_places = (
+        _ToBuckets.apply(tensor[0].transpose(0, 1), packed_buckets.positions, packed_buckets.inverse).split(sizes)
+        for tensor in (query, key, value)
+    )
     outputs = []
-    for positions in packed_buckets.positions:
-        N, L = positions.shape
-        flat = positions.flatten()
+    for bucket, (N, L) in enumerate(packed_buckets.shapes):
         q, k, v = (
-            tensor.index_select(0, flat).unflatten(0, (N, L)).transpose(1, 2)
-            for tensor in (query_THD, key_THD, value_THD)
+            places[bucket].unflatten(0, (N, L)).transpose(1, 2) for places in (q_places, k_places, v_places)
         )
         # The filled-up places stand behind the document, where no query of it looks: the causal mask is enough.
         mask = None
@@ -179,7 +217,7 @@ def packed_attention(
             scale=scaling,
         )
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, packed_buckets.inverse)[None], None
+    return _FromBuckets.apply(torch.cat(outputs), packed_buckets.inverse)[None], None
 
 
 AttentionInterface.register(ATTENTION, packed_attention)
