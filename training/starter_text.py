@@ -6,6 +6,7 @@ starter.yaml. Every source yields `Pair`s: something in English beside the same 
 
 import gzip
 import json
+import math
 import re
 import struct
 from collections import Counter
@@ -99,16 +100,14 @@ class Udhr:
         shared = [number for number in english if number in own]
         ratio = _length_ratio([" ".join(english[n]) for n in shared], [" ".join(own[n]) for n in shared])
         for number in shared:
-            ours, theirs = _fold(number, english[number]), _fold(number, own[number])
-            if len(ours) != len(theirs) or not _run_alike(ours, theirs, _length_ratio(ours, theirs)):
-                ours, theirs = [" ".join(ours)], [" ".join(theirs)]  # cut otherwise: the whole article is one row
-            if _run_alike([" ".join(ours)], [" ".join(theirs)], ratio):  # else much is missing on one side
-                for source, target in zip(ours, theirs, strict=True):
-                    yield Pair(source, target, (f"{UDHR_KEY}{number}",))
+            for source, target in align(_fold(number, english[number]), _fold(number, own[number]), ratio):
+                yield Pair(source, target, (f"{UDHR_KEY}{number}",))
 
 
 _NUM_RECITALS = 7  # "Whereas ..."; what follows is one sentence, which each language cuts into lines in its own way
-_LENGTHS_ALIKE = (0.45, 2.2)
+_MOST_UNLIKE = math.log(2.2)  # the difference of lengths beyond which two texts do not say the same
+# (paragraphs of the English, paragraphs of the language, what the step costs beside the difference of lengths)
+_STEPS = ((1, 1, 0.0), (2, 1, 0.25), (1, 2, 0.25), (1, 0, 0.42), (0, 1, 0.42))
 
 
 def _fold(number: int, paragraphs: list[str]) -> list[str]:
@@ -122,10 +121,32 @@ def _length_ratio(ours: list[str], theirs: list[str]) -> float:
     return sum(map(len, theirs)) / sum(map(len, ours)) if any(ours) else 1.0
 
 
-def _run_alike(ours: list[str], theirs: list[str], ratio: float) -> bool:
-    """Whether each pair has about the expected ratio of lengths; twenty letters more on each side forgive short ones."""
-    low, high = _LENGTHS_ALIKE
-    return all(low <= (len(b) + 20) / (len(a) * ratio + 20) <= high for a, b in zip(ours, theirs, strict=True))
+def align(ours: list[str], theirs: list[str], ratio: float) -> list[tuple[str, str]]:
+    """Paragraphs that say the same, in order: one by one where there are as many, else found by their lengths.
+
+    `ratio` is that of the languages' lengths. Where the numbers differ (after Gale and Church), two paragraphs may be
+    one on the other side, and one that stands in the wrong article, as some do, has no counterpart. Pairs whose
+    lengths differ too much are left out.
+    """
+
+    def unlike(a: str, b: str) -> float:
+        return abs(math.log((len(b) + 20) / (len(a) * ratio + 20)))  # twenty letters more forgive short texts
+
+    if len(ours) == len(theirs):
+        return [(a, b) for a, b in zip(ours, theirs, strict=True) if unlike(a, b) <= _MOST_UNLIKE]
+    # best[i, j]: (cost, pairs) of the first i of ours against the first j of theirs
+    best: dict[tuple[int, int], tuple[float, list[tuple[str, str]]]] = {(0, 0): (0.0, [])}
+    for i in range(len(ours) + 1):
+        for j in range(len(theirs) + 1):
+            for step_i, step_j, extra in _STEPS:
+                before = best.get((i - step_i, j - step_j))
+                if before is None:
+                    continue
+                a, b = " ".join(ours[i - step_i : i]), " ".join(theirs[j - step_j : j])
+                cost = before[0] + extra + (unlike(a, b) if a and b else 0.0)
+                if (i, j) not in best or cost < best[i, j][0]:
+                    best[i, j] = (cost, [*before[1], (a, b)])
+    return [(a, b) for a, b in best[len(ours), len(theirs)][1] if a and b and unlike(a, b) <= _MOST_UNLIKE]
 
 
 def _declarations(folder: Path) -> list[tuple[str, str]]:
