@@ -5,6 +5,7 @@ from functools import cache
 
 import langcodes
 import regex
+from langcodes.tag_parser import LanguageTagError
 
 from kauli.models.errors import UsageError, nearest
 
@@ -34,7 +35,7 @@ def check_tag(tag: str) -> str:
     try:
         standard = langcodes.standardize_tag(tag.strip().replace("_", "-"), macro=True)
         valid = langcodes.tag_is_valid(standard)
-    except langcodes.LanguageTagError:
+    except LanguageTagError:
         valid = False
     if not valid or standard.split("-")[0] in ("und", "mul", "zxx", "mis"):
         raise UsageError(f"unknown language '{tag}': give a BCP-47 tag such as sw, am or be.{_suggestion(tag)}")

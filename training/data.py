@@ -83,7 +83,7 @@ def load_data(name: str, languages: Sequence[str] | None = None) -> Dataset:
         return _load_starter(wanted)
     path = _local_copy(name)
     own = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    if own and all(file.suffix == ".parquet" and starter.built_stamp(file) for file in own):
+    if own and all(file.suffix == ".parquet" and starter.is_starter_file(file) for file in own):
         return _narrowed(name, path if path.is_dir() else path.parent, own, wanted)  # `kauli data build --out DIR`
     only = wanted[0] if wanted and len(wanted) == 1 else None  # rows without a language are in the one asked for
     return _narrowed(name, *_imported(path, only), wanted)
@@ -95,7 +95,8 @@ def _load_starter(languages: list[str] | None) -> Dataset:
         languages = sorted(path.stem for path in folder.glob("*.parquet"))
         if not languages:
             raise UsageError("no starter data is built yet: run `kauli data build --languages sw`.")
-    starter.build(languages)
+    if not starter.ready(languages, folder):
+        starter.build(languages)
     paths = [folder / f"{language}.parquet" for language in dict.fromkeys([*languages, starter.PIVOT])]
     return Dataset("starter", folder, paths, languages)
 

@@ -7,7 +7,7 @@ built: what is tested in one language is trained in none, and building another l
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
+from pyarrow import ArrowInvalid
 from pydantic import BaseModel, ConfigDict
 
 from kauli.models.errors import KauliError, UsageError, nearest
@@ -47,6 +48,7 @@ from kauli.training.starter_text import (
 
 PIVOT = "en"  # always built along: the other side of every pair, and what shows forgetting
 STAMP = b"kauli.starter"  # the key of the Parquet metadata that says what a file was built from
+_NUM_NAMED = 40
 Fetch = Callable[[Package], Path]
 
 SOURCES: dict[str, Source] = {
@@ -84,6 +86,12 @@ class _Found:
     folders: dict[str, Folders]
     skipped: tuple[str, ...]
 
+    def stamp(self) -> dict[str, Any]:
+        """Of what a file was built: pins and code, the packages that decide groups, and what was out of reach."""
+        shared = [f"{name}/{key}" for name, card in source_cards().items() for key in card.packages]
+        there = [key for key in shared if key not in self.skipped]
+        return {"build": _build_hash(), "shared": short_hash(*there), "skipped": sorted(self.skipped)}
+
     def has(self, source: str) -> bool:
         return set(source_cards()[source].packages) <= set(self.folders.get(source, {}))
 
@@ -103,7 +111,7 @@ def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = f
     wanted = list(dict.fromkeys([*(check_tag(language) for language in languages), PIVOT]))
     folder = out if out is not None else starter_folder()
     with file_lock(kauli_home() / "locks" / f"starter-{short_hash(str(folder.absolute()))}.lock"):
-        if all(built_stamp(folder / f"{language}.parquet") == expected_stamp() for language in wanted):
+        if ready(wanted, folder) and not any(_stamp(folder / f"{tag}.parquet")["skipped"] for tag in wanted):
             return folder
         found = _fetch_all(wanted, fetch)
         available = _languages_of(found)
@@ -114,7 +122,7 @@ def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = f
         if empty:
             raise KauliError(f"the sources that could be had hold nothing for {', '.join(empty)}; see the notes above.")
         for language, result in made.items():
-            write_parquet(result.rows, folder / f"{language}.parquet", {STAMP: expected_stamp(found.skipped).encode()})
+            write_parquet(result.rows, folder / f"{language}.parquet", {STAMP: json.dumps(found.stamp()).encode()})
             note(f"{language}: {result.describe()}")
     return folder
 
@@ -124,9 +132,19 @@ def available_languages(fetch: Fetch = fetch_package) -> dict[str, list[str]]:
     return _languages_of(_fetch_all([], fetch))
 
 
-def expected_stamp(skipped: Iterable[str] = ()) -> str:
-    """What a built file says of its origin: a hash of pins and of the code that reads them, and what was left out."""
-    return json.dumps({"build": _build_hash(), "skipped": sorted(skipped)})
+def ready(languages: Sequence[str], folder: Path) -> bool:
+    """Whether the files of the languages and of English are there, from these pins and this code, with the same groups.
+
+    Files that were built while a source was out of reach count as ready, unless others know more shared sources.
+    """
+    stamps = [_stamp(folder / f"{language}.parquet") for language in dict.fromkeys([*languages, PIVOT])]
+    same_groups = len({stamp.get("shared") for stamp in stamps}) == 1
+    return same_groups and all(stamp.get("build") == _build_hash() for stamp in stamps)
+
+
+def is_starter_file(path: Path) -> bool:
+    """Whether build() wrote this Parquet file."""
+    return bool(_stamp(path))
 
 
 @cache
@@ -135,11 +153,15 @@ def _build_hash() -> str:
     return hashlib.sha256(b"\0".join((files("kauli.training") / name).read_bytes() for name in names)).hexdigest()[:16]
 
 
-def built_stamp(path: Path) -> str | None:
-    """The stamp of a built file; None when there is none."""
+def _stamp(path: Path) -> dict[str, Any]:
+    """What a built file says of its origin; empty when there is no such file or another program wrote it."""
     if not path.is_file():
-        return None
-    return ((pq.read_schema(path).metadata or {}).get(STAMP) or b"").decode() or None
+        return {}
+    try:
+        stamp: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(STAMP, b"{}"))
+    except ArrowInvalid:
+        return {}
+    return stamp
 
 
 def _fetch_all(languages: Sequence[str], fetch: Fetch) -> _Found:
@@ -175,10 +197,12 @@ def _languages_of(found: _Found) -> dict[str, list[str]]:
 def _refuse_unknown(wanted: Sequence[str], available: dict[str, list[str]]) -> None:
     unknown = [language for language in wanted if language not in available and language != PIVOT]
     if unknown:
-        near = nearest(unknown[0], available)
+        listed = ", ".join(f"{tag} ({display_name(tag)})" for tag in unknown)
+        richest = sorted(available, key=lambda tag: (-len(available[tag]), tag))[:_NUM_NAMED]
         raise UsageError(
-            f"no source holds data in {', '.join(f'{tag} ({display_name(tag)})' for tag in unknown)}.{near} "
-            f"`kauli data build` knows {len(available)} languages: {', '.join(available)}."
+            f"no source holds data in {listed}.{nearest(unknown[0], available)} `kauli data build` knows "
+            f"{len(available)} languages, the richest being {', '.join(sorted(richest))}; "
+            "or give the path of your own data."
         )
 
 
