@@ -14,7 +14,7 @@ from kauli.models.errors import KauliError, UsageError
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Weights, configuration and vocabulary in formats that cannot carry code; no *.bin, no *.py.
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.jinja", "tokenizer.model", "spiece.model", "README.md", "LICENSE*")
-ANSWER_SECONDS = 8.0
+ANSWER_SECONDS = 7.0
 _NONCOMMERCIAL = re.compile(r"(^|[-_ ])nc([-_ ]|$)|non-?commercial|research", re.IGNORECASE)
 
 
@@ -44,7 +44,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 def look_up(hub_id: str) -> Facts | None:
-    """Ask the hub about a model, for at most 8 seconds; None when the hub cannot be reached.
+    """Ask the hub about a model, for at most 7 seconds; None when the hub cannot be reached.
 
     Raises `UsageError` when there is no such model, or it holds no safetensors, or needs its own code.
     """
