@@ -148,7 +148,9 @@ def _local_copy(name: str) -> Path:
                 (partial / inner).parent.mkdir(parents=True, exist_ok=True)
                 filesystem.get_file(key, str(partial / inner))
             partial.rename(folder)
-    except (OSError, ImportError, ValueError) as error:
+    except KauliError:
+        raise
+    except Exception as error:  # each kind of store has errors of its own
         raise KauliError(f"could not read {name}: {error}") from error
     files = sorted(folder.iterdir())
     return files[0] if len(files) == 1 and files[0].is_file() else folder

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.home import kauli_home
-from kauli.models.languages import check_tag, display_name, script_share
+from kauli.models.languages import check_tag, display_name, fallback_chain, script_share
 from kauli.models.progress import note
 from kauli.models.sources import Package, SourceUnavailable, fetch_package, file_lock
 from kauli.training.concepts import (
@@ -198,9 +198,11 @@ def _refuse_unknown(wanted: Sequence[str], available: dict[str, list[str]]) -> N
     unknown = [language for language in wanted if language not in available and language != PIVOT]
     if unknown:
         listed = ", ".join(f"{tag} ({display_name(tag)})" for tag in unknown)
+        wider = [tag for tag in fallback_chain(unknown[0]) if tag in available]
+        hint = f" Did you mean '{wider[0]}'?" if wider else nearest(unknown[0], available)
         richest = sorted(available, key=lambda tag: (-len(available[tag]), tag))[:_NUM_NAMED]
         raise UsageError(
-            f"no source holds data in {listed}.{nearest(unknown[0], available)} `kauli data build` knows "
+            f"no source holds data in {listed}.{hint} `kauli data build` knows "
             f"{len(available)} languages, the richest being {', '.join(sorted(richest))}; "
             "or give the path of your own data."
         )
