@@ -94,7 +94,7 @@ def check_base(card: Card, base: "Base", accept: bool = False) -> None:
 def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
     """Tensor names and shapes of a safetensors file; raises `KauliError` when it is truncated or not one."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:  # only shapes are read: torch need not be imported for that
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, ValueError) as error:
         raise KauliError(f"{path} is not a sound safetensors file: {error}.") from error

@@ -19,6 +19,7 @@ from kauli.models.bases import Base, find_base
 from kauli.models.cards import Attribution, BaseReference, Card, DataReference, Training, Validation
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.plain_peft import from_peft
+from kauli.models.text import TextRequest, TextTask
 
 TOKENS = torch.tensor([[5, 17, 99, 3, 250, 64, 8]])
 
@@ -255,6 +256,29 @@ def test_plain_peft_in_and_out_gives_equal_outputs(base: Base, tmp_path: Path, s
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+def test_an_imported_adapter_generates_what_plain_peft_does(base: Base, tmp_path: Path) -> None:
+    plain_peft(base, tmp_path / "plain")
+    from_peft(tmp_path / "plain", tmp_path / "ours", name="text-sw", language="sw", base=base)
+    task = TextTask.load(base, dtype=torch.float32)
+    task.add_adapter("text-sw@1", tmp_path / "ours")
+    request = TextRequest.of_prompt("Habari ya leo?", max_tokens=24, ignore_eos=True)
+    prompt = torch.tensor([task.prompt_tokens(request)])
+    theirs = PeftModel.from_pretrained(load(base), tmp_path / "plain").eval()
+    with torch.no_grad():
+        tokens = theirs.generate(
+            input_ids=prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=24,
+            min_new_tokens=24,
+            do_sample=False,
+        )
+    expected = task.tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True)
+    ours = "".join(chunk.text for chunks in task.generate([request], ["text-sw@1"]) for chunk in chunks)
+    bare = "".join(chunk.text for chunks in task.generate([request], [None]) for chunk in chunks)
+    assert ours == expected.replace("\ufffd", "")  # a random model makes broken bytes, which kauli drops
+    assert ours != bare
+
+
 def test_import_rewrites_the_base_and_tells_what_it_is(base: Base, tmp_path: Path) -> None:
     plain_peft(base, tmp_path / "plain")
     (tmp_path / "plain" / "README.md").write_text("---\nlicense: mit\n---\n")
@@ -289,7 +313,7 @@ def test_an_adapter_of_another_base_does_not_pass_even_when_accepted(base: Base,
     arguments = {"name": "mine", "language": "sw", "base": base}
     with pytest.raises(UsageError, match=r"says that it was made on .*narrow"):
         from_peft(tmp_path / "plain", tmp_path / "ours", **arguments)
-    with pytest.raises(KauliError, match=r"was made for another base than debug-text: .*lora_A.* is 4 x 32"):
+    with pytest.raises(KauliError, match=r"was made for another base than debug-text: .*lora_.* is .*32"):
         from_peft(tmp_path / "plain", tmp_path / "ours", accept_base=True, **arguments)
 
 

@@ -305,7 +305,7 @@ PUBLISH_IN_A_PROCESS = """
     from kauli.models.registry import Registry
     from kauli.models.store import LocalStore, ObjectStore
 
-    storage, folder, card, deaths, ready = sys.argv[1:]
+    storage, folder, card, deaths = sys.argv[1:]
     written = 0
 
     def dying(method):
@@ -327,8 +327,16 @@ PUBLISH_IN_A_PROCESS = """
 def run_publisher(storage: str, folder: Path, dies_at: int) -> subprocess.CompletedProcess[str]:
     """Publish in another process that is killed at its write number `dies_at` (-1: never)."""
     code = textwrap.dedent(PUBLISH_IN_A_PROCESS)
-    arguments = [storage, str(folder), make_card().to_json(), str(dies_at), ""]
+    arguments = [storage, str(folder), make_card().to_json(), str(dies_at)]
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_publishers_in_two_processes_get_a_number_each(storage: str, folder: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: run_publisher(storage, folder, -1), range(2)))
+    assert sorted(one.stdout for one in done) == ["1\n", "2\n"], [one.stderr for one in done]
+    for version in Registry(storage).versions("text-sw"):
+        check_folder(Registry(storage).fetch(f"text-sw@{version}"))
 
 
 # Writes in order: the claim, two files, the README, the card.
