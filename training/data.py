@@ -13,6 +13,7 @@ from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.home import kauli_home
 from kauli.models.languages import check_tag, display_name
 from kauli.models.progress import note
+from kauli.models.sources import atomic_folder
 from kauli.training import starter
 from kauli.training.concepts import short_hash
 from kauli.training.foreign import SUFFIXES, import_rows
@@ -142,15 +143,15 @@ def _local_copy(name: str) -> Path:
         folder = kauli_home() / "data" / "remote" / short_hash(name, *versions)
         if not folder.exists():
             note(f"copying {name}")
-            partial = folder.with_name(folder.name + ".partial")
-            for key in found:
-                inner = key.removeprefix(remote.rstrip("/")).lstrip("/") or Path(key).name
-                (partial / inner).parent.mkdir(parents=True, exist_ok=True)
-                filesystem.get_file(key, str(partial / inner))
-            partial.rename(folder)
+            with atomic_folder(folder) as partial:
+                for key in found:
+                    target = partial / (key.removeprefix(remote.rstrip("/")).lstrip("/") or Path(key).name)
+                    if ".." in target.parts:
+                        raise KauliError(f"{name} holds '{key}', which leads out of its folder.")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    filesystem.get_file(key, str(target))
     except KauliError:
         raise
     except Exception as error:  # each kind of store has errors of its own
         raise KauliError(f"could not read {name}: {error}") from error
-    files = sorted(folder.iterdir())
-    return files[0] if len(files) == 1 and files[0].is_file() else folder
+    return folder / Path(remote).name if list(found) == [remote] else folder

@@ -84,6 +84,8 @@ def _files(path: Path) -> list[tuple[Path, str | None]]:
                 found.append((file, _split_in(inner)))
     if not found:
         raise UsageError(f"no data in '{path}': it holds no file of {', '.join(SUFFIXES)}.")
+    if {split for _file, split in found} == {"train"}:  # a data set that was never split is called `train` too
+        return [(file, None) for file, _split in found]
     return found
 
 
