@@ -124,17 +124,22 @@ def data_build(
 def data_check(
     path: Annotated[str, typer.Argument(help="A data set: `starter`, a file, a folder or a URI.")],
     languages: Annotated[str | None, typer.Option("--languages", help="Only these languages [all].")] = None,
-    base: Annotated[str | None, typer.Option("--base", help="Measure this base's tokenizer on it.")] = DEFAULT_BASE,
+    base: Annotated[
+        str | None, typer.Option("--base", help=f"The base whose tokenizer is measured on it [{DEFAULT_BASE} if fetched].")
+    ] = None,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
     """Profile a data set: rows, groups, splits, scripts, lengths, leaks, licences, and how a base's tokenizer fits."""
+    from kauli.models.bases import find_base, local_bases
     from kauli.models.languages import check_tag
     from kauli.training.data import load_data
     from kauli.training.profile import profile, render
 
-    tags = [check_tag(tag) for tag in split_list(languages, "--languages")] if languages is not None else []
-    result = profile(load_data(path, tags), base or None)
+    tags = [check_tag(tag) for tag in split_list(languages, "--languages")] if languages is not None else None
+    base = base or (DEFAULT_BASE if DEFAULT_BASE in local_bases() else None)
+    folder = find_base(base, allow_noncommercial=True).folder if base else None
+    result = profile(load_data(path, tags), folder)
     if as_json:
         show(result)
     else:
@@ -152,7 +157,7 @@ def train(
 ) -> None:
     """Train an adapter by a recipe, measure it on held-out data, and publish it."""
     from kauli.training.recipe import load_recipe
-    from kauli.training.run import train as run_training
+    from kauli.training.train import train as run_training
 
     result = run_training(
         load_recipe(recipe, overrides or []), storage or default_storage(), accept_terms=accept_terms

@@ -17,6 +17,7 @@ from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from kauli.models.bases import Base
 from kauli.models.errors import KauliError, UsageError
@@ -24,6 +25,8 @@ from kauli.models.languages import nfc
 from kauli.models.packing import ATTENTION, Batch, Document, pack
 from kauli.models.sampling import Sampler
 from kauli.models.tokens import TextStream, TokenBytes
+
+disable_progress_bar()  # of loading: two seconds are over before it is read
 
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 """For a base without a chat template: each message on a line of its own, the answer after the last."""
@@ -102,6 +105,7 @@ class TextTask:
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
         model = _load_model(base.folder, dtype).to(device)  # type: ignore[arg-type]  # transformers wraps `to`
+        model.name_or_path = base.reference  # PEFT writes it into the adapter, and a path of this machine helps nobody
         return cls(model, AutoTokenizer.from_pretrained(base.folder, local_files_only=True), base)
 
     @property

@@ -7,7 +7,7 @@ of the mean loss over the step's answer tokens.
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +47,6 @@ class Session(Protocol):
     def report(self, metrics: dict[str, Any], checkpoint: Path | None) -> None:
         """Called by every rank after each validation; rank 0 hands over a checkpoint folder, which may be moved."""
 
-    def log(self, line: dict[str, Any]) -> None:
-        """A line of progress, from rank 0 after each step."""
-
 
 class _Packed(nn.Module):
     """The model's packed forward as a module of its own, which is what DDP can wrap."""
@@ -65,14 +62,26 @@ class _Packed(nn.Module):
 class Loop:
     """A run of one recipe on one rank."""
 
-    def __init__(self, task: TextTask, recipe: Recipe, examples: Examples, session: Session, start: Path | None = None) -> None:
-        """`task` holds the bare base; `start` is the folder of the adapter that training starts from."""
+    def __init__(
+        self,
+        task: TextTask,
+        recipe: Recipe,
+        examples: Examples,
+        session: Session,
+        start: Path | None = None,
+        log: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        """`task` holds the bare base; `start` is the folder of the adapter that training starts from.
+
+        `log` gets a line of figures after each step and each validation, on rank 0 alone.
+        """
         self.recipe, self.budget, self.session, self.task = recipe, recipe.train, session, task
         precision = recipe.scale.precision
         on_gpu = task.device.type == "cuda"
         mixed = "bf16" if precision == "bf16" or (precision == "auto" and on_gpu) else "no"
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=not on_gpu)
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.log = log if log is not None and self.rank == 0 else lambda line: None
         self.identity = {"recipe": recipe.sha256(), "data": examples.sha256}
         self.examples = examples
 
@@ -122,7 +131,7 @@ class Loop:
             progress.step += 1
             progress.seconds = before + time.monotonic() - began
             progress.tokens += sum(self.lengths[index] for index in step)
-            self.session.log(
+            self.log(
                 {
                     "step": progress.step,
                     "loss": losses[-1],
@@ -184,6 +193,7 @@ class Loop:
         progress = self.progress
         value = self._validate_rows(self.examples.validation)
         progress.curve.append((progress.step, sum(losses) / len(losses), value))
+        self.log({"step": progress.step, "validation_bits_per_byte": value})
         if value < progress.best_validation:
             progress.best_validation, progress.best_step, progress.since_best = value, progress.step, 0
             self.best = copy_of(self.parameters)

@@ -1,0 +1,42 @@
+"""Starting Ray on this machine, or joining a cluster: alike for training and serving."""
+
+import logging
+import os
+import secrets
+
+import ray
+
+from kauli.models.errors import KauliError
+
+
+def start_ray(address: str | None = None, cpus: int | None = None) -> bool:
+    """Start a Ray of our own, bound to loopback, or join the cluster at `address`; False where Ray is on already.
+
+    `cpus` are the logical CPUs of a Ray of our own; by default the machine's. Raises KauliError where there is no
+    cluster at the address.
+    """
+    if ray.is_initialized():
+        return False
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if address is not None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise KauliError(f"no Ray cluster at '{address}': {reason[-1] if reason else error}") from error
+        return True
+    if "RAY_AUTH_MODE" not in os.environ:
+        # Ray turns token authentication on by itself for a cluster of our own (set here, after its import, the mode
+        # would come too late); with a token in the environment it writes none to the home folder.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    ray.init(
+        address="local",  # otherwise Ray would join whatever cluster an earlier `ray start` left here
+        num_cpus=cpus or os.cpu_count(),
+        object_store_memory=256 * 1024**2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+    )
+    return True
