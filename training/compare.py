@@ -142,10 +142,12 @@ class CompareResult:
             for line in self.lines:
                 one = line.interval(metric)
                 change = self.difference(line, metric) if line is not self.lines[0] else None
-                apart = [figure(change.value, sign=True), bracket(change, sign=True)] if change else ["", ""]
+                apart = ["", ""]
+                if change:
+                    apart = [figure(metric, change.value, sign=True), bracket(metric, change, sign=True)]
                 first = metric if line is self.lines[0] else ""
-                means = [figure(one.value), figure(line.deviation(metric)), bracket(one)]
-                rows.append([first, line.name, *means, *apart, figure(line.base(metric))])
+                means = [figure(metric, one.value), figure(metric, line.deviation(metric)), bracket(metric, one)]
+                rows.append([first, line.name, *means, *apart, figure(metric, line.base(metric))])
         return rows
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from kauli.models.adapters import check_base
 from kauli.models.bases import Base, find_base
-from kauli.models.cards import Card
+from kauli.models.cards import Card, write_atomically
 from kauli.models.errors import UsageError
 from kauli.models.languages import check_tag
 from kauli.models.progress import bar, note
@@ -198,11 +198,11 @@ def reference_for(row: Row) -> str:
 
 def write_report(result: EvalResult, card: Card | None, dataset: Dataset, base: Base, out: Path) -> None:
     """Write the HTML page of an evaluation; imported late, since drawing is not needed to measure."""
-    from kauli.training.profile import profile
+    from kauli.training.profile import profile, render
     from kauli.training.report import render_report
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(render_report(result, card, profile(dataset, base.name)), encoding="utf-8")
+    page = render_report(result, card, render(profile(dataset, base.folder)))
+    write_atomically(out, page.encode())
     note(f"Wrote {out}")
 
 

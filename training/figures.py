@@ -1,4 +1,4 @@
-"""The drawings of the report, as SVG data URIs; numbers and ASCII names only, since other letters need a reader's fonts."""
+"""The drawings of the report as SVG data URIs: numbers and ASCII names only, other letters need the reader's fonts."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from kauli.training.intervals import Interval
 
 INK, MUTED, LINE, ADAPTER, BASE = "#1d2433", "#667085", "#e4e7ec", "#0b6e5b", "#98a2b3"
-STYLE = {"font.size": 10.0, "svg.hashsalt": "kauli", "text.color": INK, "axes.labelcolor": MUTED}
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,9 @@ def dumbbells(adapter: Mapping[str, Interval], base: Mapping[str, Interval], uni
     axes.set_xlabel(f"{unit}, with 95 % intervals")
     axes.grid(axis="x", color=LINE, linewidth=0.8)
     _legend(axes, len(base) > 0)
-    words = "; ".join(
-        f"{name}: {one.value:.2f}" + (f", base {base[name].value:.2f}" if name in base else "") for name, one in adapter.items()
-    )
-    return _draw(figure, f"{unit} by source. {words}.")
+    before = {name: f" (base {one.value:.2f})" for name, one in base.items()}
+    words = "; ".join(f"{name} {one.value:.2f}{before.get(name, '')}" for name, one in adapter.items())
+    return _draw(figure, f"{unit} by source: {words}.")
 
 
 def learning_curve(curve: Sequence[Sequence[float | None]]) -> Drawing | None:
@@ -65,8 +63,7 @@ def learning_curve(curve: Sequence[Sequence[float | None]]) -> Drawing | None:
         marker = "o" if len(points) < 40 else ""
         axes.plot([step for step, _ in points], [y for _, y in points], color=colour, marker=marker, markersize=3.5)
         last = points[-1]
-        axes.annotate(f"{last[1]:.2f}", last, xytext=(0, 7), textcoords="offset points", ha="right", color=colour)
-        axes.margins(y=0.18)
+        axes.annotate(f"{last[1]:.2f}", last, xytext=(7, 0), textcoords="offset points", va="center", color=colour)
     words = "; ".join(f"{title}: from {points[0][1]:.2f} to {points[-1][1]:.2f}" for title, points, _ in drawn)
     return _draw(figure, f"Learning curve. {words}.")
 
@@ -88,7 +85,7 @@ def _point(axes: Axes, one: Interval, place: int, colour: str, label: str) -> No
 
 def _legend(axes: Axes, both: bool) -> None:
     if both:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False, borderaxespad=0, handletextpad=0.2)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=2, frameon=False, handletextpad=0.2)
 
 
 def _bare(axes: Axes) -> None:
@@ -96,11 +93,12 @@ def _bare(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
     axes.tick_params(length=0, labelcolor=INK)
+    axes.xaxis.label.set_color(MUTED)
     axes.set_axisbelow(True)
 
 
 def _draw(figure: Figure, words: str) -> Drawing:
     held = BytesIO()
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context({"svg.hashsalt": "kauli"}):  # the same numbers give the same file
         figure.savefig(held, format="svg", transparent=True, metadata={"Date": None})
     return Drawing("data:image/svg+xml;base64," + base64.b64encode(held.getvalue()).decode(), words)

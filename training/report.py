@@ -17,38 +17,37 @@ from kauli.training.compare import CompareResult
 from kauli.training.figures import dumbbells, learning_curve
 from kauli.training.intervals import Interval, interval
 from kauli.training.metrics import LOWER_IS_BETTER, SYNTHETIC
-from kauli.training.profile import render
-from kauli.training.results import FEW_GROUPS, EvalResult, Sample, Tallies, bracket, figure, paired
+from kauli.training.results import FEW_GROUPS, EvalResult, Sample, Scores, bracket, figure, paired
 
 SHOWN = 12
 PERCENT = frozenset({"exact", "distinct_2", "self_bleu", "script_share"})
 LABELS = {
     "bits_per_byte": (
         "Bits per byte",
-        "Lower is better. What a byte of held-out text costs the model that has to predict it: the steadiest of these figures.",
+        "Lower is better. What each byte of held-out text costs a model that predicts it: the steadiest figure here.",
     ),
     "chrf": ("chrF, 0 to 100", "Higher is better. Letter sequences that answer and reference share."),
     "exact": ("Exact answers", "Higher is better. Answers equal to the reference, letter for letter."),
     "distinct_2": ("Distinct word pairs", "Of all word pairs in the answers; low where a model repeats itself."),
     "self_bleu": ("Self-BLEU", "How alike the answers are to each other; low where they vary."),
-    "script_share": ("Letters in the right script", "Of all letters in the answers, those of the language's own script."),
+    "script_share": ("Letters in the right script", "Of all letters in the answers, those of the language's script."),
 }
 DESCRIPTIVE = frozenset({"distinct_2", "self_bleu"})  # neither end is good in itself
 
 
-def render_report(result: EvalResult, card: Card | None = None, profile: Mapping[str, Any] | None = None) -> str:
+def render_report(result: EvalResult, card: Card | None = None, profile: str = "") -> str:
     """The HTML page of an evaluation: no script, no link, no picture from elsewhere.
 
     Args:
         result: of `kauli.training.evaluate`.
         card: of the adapter; adds the learning curve, the recipe and the licences.
-        profile: of the data, from `kauli.training.profile.profile`.
+        profile: of the data, a table in plain text (`kauli.training.profile.render`).
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((files("kauli.training") / "report.html").read_text(encoding="utf-8"))
     training = card.training if card else None
-    ours = _by_source(result.scores.by_source, "", result.scores.english, result.seed)
-    theirs = result.base_scores and _by_source(result.base_scores.by_source, "", result.base_scores.english, result.seed)
+    ours = _by_source(result.scores, result.seed)
+    theirs = _by_source(result.base_scores, result.seed) if result.base_scores else {}
     return template.render(
         title=_title(result),
         lead=_lead(result),
@@ -58,14 +57,14 @@ def render_report(result: EvalResult, card: Card | None = None, profile: Mapping
         groups=f"{result.groups:,}",
         metrics=_metric_rows(result),
         signature=result.signatures.get("chrf", ""),
-        sources=dumbbells(ours, theirs or {}, "bits per byte"),
+        sources=dumbbells(ours, theirs, "bits per byte"),
         languages=_languages(result) if len(result.languages) > 1 else None,
         curve=learning_curve(training.curve) if training else None,
         training=_training(card),
         samples=[_sample(one) for one in result.samples],
         samples_note=_samples_note(result),
         shown=SHOWN,
-        profile=render(dict(profile)) if profile else "",
+        profile=profile,
         attributions=card.attributions if card else [],
         recipe=yaml.safe_dump(card.recipe, sort_keys=False, allow_unicode=True).strip() if card and card.recipe else "",
         limits=_limits(result),
@@ -122,14 +121,14 @@ def _lead(result: EvalResult) -> str:
     total = result.scores.total()
     bits = total.get("bits_per_byte")
     if bits is None or result.base_scores is None:
-        value = f"{figure(bits.value())} bits per byte" if bits else "only synthetic rows, which are not counted"
+        value = f"{figure(bits.metric, bits.value())} bits per byte" if bits else "synthetic rows only"
         return f"On {over}, the base {result.base} was measured: {value}."
     before = result.base_scores.total()["bits_per_byte"].value()
     change = 1 - bits.value() / before
     how = f"{abs(change):.0%} {'less' if change > 0 else 'more'}"
     return (
-        f"On {over}, the adapter {result.adapter} needs {figure(bits.value())} bits for each byte of text "
-        f"where its base {result.base} needs {figure(before)}: {how}."
+        f"On {over}, the adapter {result.adapter} needs {figure(bits.metric, bits.value())} bits for each byte of text "
+        f"where its base {result.base} needs {figure(bits.metric, before)}: {how}."
     )
 
 
@@ -145,7 +144,7 @@ def _facts(result: EvalResult, card: Card | None) -> list[tuple[str, str]]:
 
 
 def _tiles(result: EvalResult) -> list[dict[str, str]]:
-    ours, base, change = result.adapter_intervals(), result.base_intervals(), result.differences()
+    ours, base, change = result.adapter_intervals, result.base_intervals, result.differences
     tiles = []
     for name in ("bits_per_byte", "chrf"):
         if name in ours:
@@ -158,8 +157,8 @@ def _tiles(result: EvalResult) -> list[dict[str, str]]:
         tiles.append(
             {
                 "name": "English, bits per byte",
-                "value": figure(english["adapter"] if both else english["base"]),
-                "base": figure(english["base"]) if both else "",
+                "value": figure("bits_per_byte", english["adapter" if both else "base"]),
+                "base": figure("bits_per_byte", english["base"]) if both else "",
                 "verdict": "",
                 "note": _english_note(english) if both else "",
             }
@@ -171,14 +170,18 @@ def _english_note(english: Mapping[str, Any]) -> str:
     change = english["adapter"] - english["base"]
     interval = english["difference"]
     unsure = interval is None or interval[0] <= 0 <= interval[1]
-    return "no clear change: nothing forgotten" if unsure else "some English was forgotten" if change > 0 else "improved"
+    if unsure:
+        return "no clear change"
+    by = figure("bits_per_byte", change, sign=True)
+    return f"some English was forgotten: {by}" if change > 0 else f"better than the base: {by}"
 
 
 def _change_note(name: str, change: Interval | None) -> dict[str, str]:
     if change is None:
         return {"verdict": "", "note": ""}
     verdict, text = _verdict(name, change)
-    return {"verdict": verdict, "note": f"{text}: {_shown(name, change.value, sign=True)} {_range(name, change, sign=True)}"}
+    by = f"{_shown(name, change.value, sign=True)} {_range(name, change, sign=True)}"
+    return {"verdict": verdict, "note": f"{text}: {by}"}
 
 
 def _verdict(name: str, change: Interval) -> tuple[str, str]:
@@ -196,9 +199,9 @@ def _verdict(name: str, change: Interval) -> tuple[str, str]:
 
 def _metric_rows(result: EvalResult) -> list[dict[str, str]]:
     both = result.adapter is not None
-    ours = result.adapter_intervals()
-    base = result.base_intervals() if both else ours
-    change = result.differences()
+    ours = result.adapter_intervals
+    base = result.base_intervals if both else ours
+    change = result.differences
     rows = []
     for name, one in ours.items():
         label, what = LABELS[name.removeprefix(SYNTHETIC)]
@@ -213,8 +216,8 @@ def _metric_rows(result: EvalResult) -> list[dict[str, str]]:
 
 def _shown(name: str, value: float, *, sign: bool = False) -> str:
     if name.removeprefix(SYNTHETIC) in PERCENT and isfinite(value):
-        return f"{100 * value:{'+' if sign else ''}.1f} %"
-    return figure(value, sign=sign)
+        return f"{100 * value:+.1f} points" if sign else f"{100 * value:.1f} %"
+    return figure(name, value, sign=sign)
 
 
 def _range(name: str, one: Interval, *, sign: bool = False) -> str:
@@ -223,28 +226,30 @@ def _range(name: str, one: Interval, *, sign: bool = False) -> str:
     if name.removeprefix(SYNTHETIC) in PERCENT:
         shape = "+.1f" if sign else ".1f"
         return f"[{100 * one.low:{shape}}, {100 * one.high:{shape}}]"
-    return bracket(one, sign=sign)
+    return bracket(name, one, sign=sign)
 
 
-def _by_source(sources: Tallies, prefix: str, english: Tallies, seed: int) -> dict[str, Interval]:
-    named = {prefix + source: one for source, one in sources.items()}
-    named |= {f"English {source}": one for source, one in english.items()}
+def _by_source(scores: Scores, seed: int) -> dict[str, Interval]:
+    named = {**scores.by_source, **{f"English {source}": one for source, one in scores.english.items()}}
     return {name: interval(one.sums, one.finish, seed=seed) for name, one in named.items()}
 
 
 def _languages(result: EvalResult) -> dict[str, list[Any]]:
     """A row for each language: bits per byte and chrF."""
-    heads, rows = ["adapter", "base", "difference", "95 % interval", "chrF", "base chrF"], []
+    heads, rows = ("bits_per_byte", "chrf"), []
     for tag in result.languages:
         if tag not in result.scores.by_language:
             continue
         ours, theirs = result.scores.total([tag]), (result.base_scores or result.scores).total([tag])
         bits = ours.get("bits_per_byte")
         change = paired(bits, theirs["bits_per_byte"], result.seed) if bits and result.adapter else None
-        row = [display_name(tag), figure(bits.value()) if bits and result.adapter else "", figure(theirs["bits_per_byte"].value())]
-        row += [figure(change.value, sign=True), bracket(change, sign=True)] if change else ["", ""]
-        rows.append([*row, *(figure(side["chrf"].value()) if "chrf" in side else "" for side in (ours, theirs))])
-    return {"heads": heads, "rows": rows}
+        sides = (ours, theirs) if result.adapter else ({}, theirs)
+        values = [[_shown(name, side[name].value()) if name in side else "" for side in sides] for name in heads]
+        apart = ["", ""]
+        if change:
+            apart = [_shown("bits_per_byte", change.value, sign=True), _range("bits_per_byte", change, sign=True)]
+        rows.append([display_name(tag), *values[0], *apart, *values[1]])
+    return {"heads": ["adapter", "base", "difference", "95 % interval", "adapter's chrF", "base's chrF"], "rows": rows}
 
 
 def _training(card: Card | None) -> str:
@@ -264,7 +269,7 @@ def _sample(one: Sample) -> dict[str, Any]:
 
 def _samples_note(result: EvalResult) -> str:
     return (
-        f"{result.generated} held-out prompts, taken in turn from each source by a hash of their id, not by how well they went. "
+        f"{result.generated} held-out prompts, in turn from each source, by a hash of their id and not by the answers. "
         "Each answer is the most likely one (greedy), cut after 96 tokens; chrF is that of the "
         f"{'adapter' if result.adapter else 'base'}'s answer."
     )
@@ -273,17 +278,17 @@ def _samples_note(result: EvalResult) -> str:
 def _limits(result: EvalResult) -> list[str]:
     limits = [
         "No concept of these examples (a picture, a sentence, its translation, a recording) was in the training data.",
-        f"Bits per byte covers all {result.examples:,} examples; the figures about answers cover {result.generated} of them.",
+        f"Bits per byte covers all {result.examples:,} examples, the figures about answers {result.generated} of them.",
         "The intervals speak of the choice of examples only: another training seed would move the figures too. "
         "`kauli compare` measures by how much.",
     ]
     few = {name: len(one.groups) for name, one in result.scores.by_source.items() if len(one.groups) < FEW_GROUPS}
     if few:
         listed = ", ".join(f"{name} ({count})" for name, count in few.items())
-        limits.append(f"Few groups stand behind some sources, and their intervals are too narrow rather than too wide: {listed}.")
+        limits.append(f"Sources with few groups have intervals that are rather too narrow than too wide: {listed}.")
     if result.scores.english:
-        limits.append("English is measured on English rows of the same groups: what an adapter costs the base's own language.")
-    limits.append("A low chrF with low bits per byte means that the model learned to read the language before it can write it.")
+        limits.append("English is measured on the English rows of the same split: what the adapter costs the base.")
+    limits.append("Few bits per byte with a low chrF: the model has come to expect the language, but not to translate.")
     return [*limits, *(f"{note[0].upper()}{note[1:]}." for note in result.notes)]
 
 

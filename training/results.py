@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from kauli.models.languages import display_name
@@ -102,16 +103,19 @@ class EvalResult:
     @property
     def intervals(self) -> dict[str, list[float | None]]:
         """95 % intervals of `metrics`; a metric with fewer than two groups has none."""
-        return {name: list(one.pair()) for name, one in self.adapter_intervals().items() if one.known}
+        return {name: list(one.pair()) for name, one in self.adapter_intervals.items() if one.known}
 
+    @cached_property
     def adapter_intervals(self) -> dict[str, Interval]:
         """Metric -> value and interval."""
         return _intervals(self.scores.total(), self.seed)
 
+    @cached_property
     def base_intervals(self) -> dict[str, Interval]:
         """The same of the base; empty where the base is what was evaluated."""
         return _intervals(self.base_scores.total(), self.seed) if self.base_scores else {}
 
+    @cached_property
     def differences(self) -> dict[str, Interval]:
         """Metric -> adapter minus base, paired by group."""
         if self.base_scores is None:
@@ -134,8 +138,8 @@ class EvalResult:
             "base_metrics": self.base_metrics,
             "baselines": {},
             "intervals": self.intervals,
-            "base_intervals": {name: one.pair() for name, one in self.base_intervals().items() if one.known},
-            "differences": {name: spread(one) for name, one in self.differences().items()},
+            "base_intervals": {name: one.pair() for name, one in self.base_intervals.items() if one.known},
+            "differences": {name: spread(one) for name, one in self.differences.items()},
             "by_source": self._beside(self.scores.by_source, "by_source"),
             "by_language": {tag: self._language(tag) for tag in self.languages},
             "english": self.english(),
@@ -158,14 +162,14 @@ class EvalResult:
         names = ", ".join(display_name(tag) for tag in self.languages)
         who = f"{self.adapter} on {self.base}" if self.adapter else self.base
         lines = [f"{who}: {names}, {self.split} split, {self.examples} examples in {self.groups} groups", ""]
-        base, change = self.base_intervals(), self.differences()
+        base, change = self.base_intervals, self.differences
         heads = ["", "adapter", "95 % interval", "base", "difference", "95 % interval"]
         rows = [heads if self.adapter else ["", "base", "95 % interval"]]
-        for name, one in self.adapter_intervals().items():
-            row = [name, figure(one.value), bracket(one)]
+        for name, one in self.adapter_intervals.items():
+            row = [name, figure(name, one.value), bracket(name, one)]
             if self.adapter:
-                row.append(figure(base[name].value))
-                row += [figure(change[name].value, sign=True), bracket(change[name], sign=True)]
+                row.append(figure(name, base[name].value))
+                row += [figure(name, change[name].value, sign=True), bracket(name, change[name], sign=True)]
             rows.append(row)
         lines += columns(rows)
         if len(self.scores.by_source) > 1 or self.scores.english:
@@ -178,8 +182,8 @@ class EvalResult:
         tables = [("", self.scores.by_source, kept.by_source), ("English: ", self.scores.english, kept.english)]
         for label, ours, theirs in tables:
             for source, one in ours.items():
-                values = [figure(one.value()), *([figure(theirs[source].value())] if self.adapter else [])]
-                rows.append([label + source, *values])
+                systems = [one, theirs[source]] if self.adapter else [one]
+                rows.append([label + source, *(figure(system.metric, system.value()) for system in systems)])
         return rows
 
     def _language(self, tag: str) -> dict[str, Any]:
@@ -212,16 +216,16 @@ def spread(one: Interval) -> dict[str, Any]:
     return {"value": defined(one.value), "interval": one.pair() if one.known else None}
 
 
-def figure(value: float | None, *, sign: bool = False) -> str:
-    """A number with three significant digits after a small integer part, as 2.613 or 38.1; "-" for none."""
+def figure(metric: str, value: float | None, *, sign: bool = False) -> str:
+    """A metric's number with the digits that it deserves, as 2.613 or, for chrF, 38.1; "-" for none."""
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:{'+' if sign else ''}.{3 if abs(value) < 10 else 1}f}"
+    return f"{value:{'+' if sign else ''}.{1 if metric.endswith('chrf') else 3}f}"
 
 
-def bracket(one: Interval, *, sign: bool = False) -> str:
+def bracket(metric: str, one: Interval, *, sign: bool = False) -> str:
     """`[low, high]`, or "-" where there is no interval."""
-    return f"[{figure(one.low, sign=sign)}, {figure(one.high, sign=sign)}]" if one.known else "-"
+    return f"[{figure(metric, one.low, sign=sign)}, {figure(metric, one.high, sign=sign)}]" if one.known else "-"
 
 
 def _intervals(tallies: Tallies, seed: int) -> dict[str, Interval]:
