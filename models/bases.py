@@ -138,7 +138,7 @@ def find_base(
         _check_licence(name, card.licence, card.noncommercial, allow_noncommercial)
         return _known(name, card, task, accept_terms, fetch)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return _local_folder(folder.resolve(), task, allow_noncommercial)
     if HUB_ID.fullmatch(name):
         return _from_hub(name, task, allow_noncommercial, fetch)

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from kauli.models.errors import KauliError, UsageError
+from kauli.models.progress import note
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Weights, configuration and vocabulary in formats that cannot carry code; no *.bin, no *.py.
@@ -70,6 +71,8 @@ def look_up(hub_id: str) -> Facts | None:
     if isinstance(info, (RepositoryNotFoundError, HFValidationError)):
         raise UsageError(f"The hub has no model '{hub_id}' (or it is private: set HF_TOKEN). Check the name.") from info
     if isinstance(info, (OSError, HubError)):
+        reason = str(info).strip().splitlines()
+        note(f"the hub did not answer ({type(info).__name__}{': ' + reason[0] if reason else ''})")
         return None
     if isinstance(info, Exception):
         raise info
