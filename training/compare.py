@@ -12,11 +12,11 @@ from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import display_name
 from kauli.models.progress import note
 from kauli.models.store import Store, open_store
-from kauli.training.evaluate import evaluate
 from kauli.training.intervals import Array, Interval, difference, interval
 from kauli.training.metrics import FINISH, METRICS, Tally, merge
 from kauli.training.recipe import Recipe
 from kauli.training.results import Scores, bracket, columns, defined, figure, scores_from_json
+from kauli.training.train import train
 
 ENGLISH = "english_bits_per_byte"
 """Bits per byte on the English test rows: lower than another recipe's means that less was forgotten."""
@@ -31,6 +31,7 @@ class Cell:
     seed: int
     adapter: str
     seconds: float
+    """Of the whole run: start-up, training and evaluation."""
     scores: Scores
     base_scores: Scores
 
@@ -194,16 +195,13 @@ def compare(recipes: Sequence[Recipe], seeds: int, storage: str, run: RunCell | 
 
 
 def run_cell(recipe: Recipe, storage: str) -> Cell:
-    """Train a recipe with the seed that it holds, and evaluate what came out."""
-    from kauli.training.run import train  # Ray is started by whoever trains, not by whoever reads finished cells
-
+    """Train a recipe with the seed that it holds; training ends with the evaluation on the test split."""
     start = perf_counter()
-    adapter = train(recipe, storage).adapter
-    seconds = perf_counter() - start
-    result = evaluate(adapter, storage)
+    trained = train(recipe, storage)
+    seconds = round(perf_counter() - start, 1)
+    result, sha256 = trained.evaluation, recipe.sha256(with_seed=False)
     assert result.base_scores is not None
-    sha256 = recipe.sha256(with_seed=False)
-    return Cell(recipe.name, sha256, recipe.train.seed, adapter, round(seconds, 1), result.scores, result.base_scores)
+    return Cell(recipe.name, sha256, recipe.train.seed, trained.adapter, seconds, result.scores, result.base_scores)
 
 
 def _cell(store: Store, storage: str, recipe: Recipe, seed: int, place: str, run: RunCell) -> Cell:
