@@ -26,6 +26,8 @@ from kauli.training.starter_text import Udhr, align, clean_interface_string, rea
 Fetch = Callable[[Package], Path]
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 EMOJI = [chr(0x1F400 + index) for index in range(64)]
+CLIMBERS = {"\U0001f9d7": "person climbing", "\U0001f9d7\u200d\u2642\ufe0f": "man climbing"}
+ARTISTS = {"\U0001f469\u200d\U0001f3a8": "woman artist", "\U0001f468\u200d\U0001f3a8": "man artist"}
 
 
 def png(seed: int) -> bytes:
@@ -104,6 +106,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "sw": {char: f"mnyama {index}" for index, char in enumerate(EMOJI)} | {EMOJI[3]: "animal 3", EMOJI[4]: "↑↑↑"},
         "am": {char: f"እንስሳ {index}" for index, char in enumerate(EMOJI)},
     }
+    for tag in names:
+        names[tag] |= {char: f"{tag} {name}" for char, name in (CLIMBERS | ARTISTS).items()} if tag != "am" else {}
     for tag, entries in names.items():
         tts = {char: {"default": [name], "tts": [name]} for char, name in entries.items()}
         content = json.dumps({"annotations": {"annotations": tts}})
@@ -188,7 +192,7 @@ def test_build_reads_every_source(fetch: Fetch, tmp_path: Path) -> None:
     folder = build(["sw", "am"], tmp_path / "out", fetch=fetch)
     rows = read(folder, "sw")
     assert {row["source"] for row in rows} == {"udhr", "cldr", "tuxpaint", "iso-codes", "freedict"}
-    assert {row["source"] for row in read(folder, "am")} == {"udhr", "cldr", "mo"}
+    assert {row["source"] for row in read(folder, "am")} == {"udhr", "cldr", "libreoffice"}
     assert {row["source"] for row in read(folder, "en")} == {"udhr", "cldr", "tuxpaint"}
     by_prompt = {row["prompt"]: row for row in rows}
     name = by_prompt["Translate into Swahili: animal 1"]
@@ -207,7 +211,7 @@ def test_what_is_not_in_the_language_is_left_out(fetch: Fetch, tmp_path: Path) -
     folder = build(["sw", "am"], tmp_path / "out", fetch=fetch)
     swahili = {row["text"] for row in read(folder, "sw")}
     assert not swahili & {"animal 3", "↑↑↑", "Same", "maneno", "hana", "lahaja", "no"}
-    amharic = [row["text"] for row in read(folder, "am") if row["source"] == "mo"]
+    amharic = [row["text"] for row in read(folder, "am") if row["source"] == "libreoffice"]
     assert amharic == ["የ ፋይሉን ስም ያስገቡ"]
 
 
@@ -227,6 +231,10 @@ def test_groups_and_splits(fetch: Fetch, tmp_path: Path) -> None:
     assert group["Translate into Swahili: animal 9"] == group["Translate into Swahili: animal 8"]
     assert group["Translate into Swahili: animal 7"] == group["Translate into Swahili: animal 8"]
     assert group["Translate into Swahili: Aland"] == group["Translate into Swahili: Republic of Aland"]
+    # those who differ in nothing but being a man or a woman are one concept
+    by_text = {row["text"]: row["group"] for row in read(folder, "sw")}
+    for people in (CLIMBERS, ARTISTS):
+        assert len({by_text[f"sw {name}"] for name in people.values()}) == 1
     splits = {row["split"] for row in read(folder, "sw")}
     assert splits == {"train", "validation", "test"}
 
@@ -276,7 +284,7 @@ def test_a_language_without_data_is_an_error_and_writes_nothing(fetch: Fetch, tm
 def test_available_languages_name_their_sources(fetch: Fetch, packages: Path) -> None:
     available = available_languages(fetch)
     assert available["sw"] == ["udhr", "cldr", "tuxpaint", "iso-codes", "freedict"]
-    assert available["am"] == ["udhr", "cldr", "iso-codes", "mo"]
+    assert available["am"] == ["udhr", "cldr", "iso-codes", "libreoffice"]
     assert "und" not in available
 
 
@@ -379,7 +387,7 @@ def test_the_real_starter_data_is_free_of_leaks(tmp_path: Path) -> None:
     rows = {language: read(folder, language) for language in [*languages, "en"]}
     found = {language: {row["source"] for row in members} for language, members in rows.items()}
     assert found["sw"] == {"udhr", "cldr", "tuxpaint", "iso-codes", "freedict"}
-    assert found["be"] == {"udhr", "cldr", "tuxpaint", "iso-codes", "mo"}
+    assert found["be"] == {"udhr", "cldr", "tuxpaint", "iso-codes", "libreoffice"}
     assert found["en"] == {"udhr", "cldr", "tuxpaint"}
     counts = {language: len(members) for language, members in rows.items()}
     assert counts["sw"] > 4000

@@ -57,7 +57,7 @@ SOURCES: dict[str, Source] = {
     "tuxpaint": TuxPaint(),
     "iso-codes": IsoCodes(),
     "freedict": FreeDict(),
-    "mo": Catalogs(),
+    "libreoffice": Catalogs(),
 }
 
 
@@ -113,6 +113,7 @@ def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = f
     with file_lock(kauli_home() / "locks" / f"starter-{short_hash(str(folder.absolute()))}.lock"):
         if ready(wanted, folder) and not any(_stamp(folder / f"{tag}.parquet")["skipped"] for tag in wanted):
             return folder
+        note(f"building the starter data: {', '.join(wanted)}")
         found = _fetch_all(wanted, fetch)
         available = _languages_of(found)
         _refuse_unknown(wanted, available)

@@ -22,7 +22,7 @@ class Cldr:
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
         for code, names in self._names("en", folders).items():
             picture = self._pictures(folders).get(code)
-            yield tuple([f"code:{code}", english_key(names), *([media_key("image", picture)] if picture else [])])
+            yield tuple([f"code:{code}", f"code:{_without_gender(code)}", english_key(names), *([media_key("image", picture)] if picture else [])])
 
     def languages(self, folders: Folders) -> set[str]:
         folder = _annotations(folders)
@@ -59,6 +59,12 @@ def _annotations(folders: Folders) -> Path:
 def _code(symbol: str) -> str:
     """Code points in hexadecimal, the invisible "show me in colour" (FE0F) left out: fonts and files disagree on it."""
     return "-".join(f"{ord(char):04X}" for char in symbol if char != "\ufe0f")
+
+
+def _without_gender(code: str) -> str:
+    """One code for `man climbing`, `woman climbing` and `person climbing`, whose names and pictures are near copies."""
+    neutral = re.sub(r"-200D-(2640|2642)$", "", code)
+    return re.sub(r"^(1F468|1F469)(?=-200D-)", "1F9D1", neutral)
 
 
 @cache
