@@ -13,13 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import boto3
+import boto3  # type: ignore[import-untyped]
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
 from safetensors.torch import load_file, save_file
 
-from kauli.models import store as store_module
 from kauli.models.adapters import check_folder
 from kauli.models.cards import BaseReference, Card
 from kauli.models.errors import KauliError, UsageError
@@ -429,7 +428,7 @@ def test_disk_full_at_any_write_leaves_nothing(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(handle)
 
-    monkeypatch.setattr(store_module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     if fails_at == 5:  # a claim, two files, the README and the card are five writes
         assert registry.publish(folder, make_card()).version == 1
         return
@@ -438,7 +437,7 @@ def test_disk_full_at_any_write_leaves_nothing(
     assert caught.value.exit_code == 1
     assert stored(str(tmp_path / "store")) == []
     assert registry.names() == []
-    monkeypatch.setattr(store_module.os, "fsync", real)
+    monkeypatch.setattr(os, "fsync", real)
     assert registry.publish(folder, make_card()).version == 1
 
 

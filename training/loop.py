@@ -127,7 +127,7 @@ class Loop:
                 break
             for group in self.optimizer.param_groups:
                 group["lr"] = budget.learning_rate * _schedule(done, budget.warmup)
-            losses.append(self._step(step))
+            losses.append(self.step(step))
             progress.step += 1
             progress.seconds = before + time.monotonic() - began
             progress.tokens += sum(self.lengths[index] for index in step)
@@ -165,7 +165,7 @@ class Loop:
         share = torch.tensor([max(by_steps, seconds / (60 * self.budget.minutes))], device=self.task.device)
         return float(broadcast(share)) if self.world > 1 else float(share)
 
-    def _step(self, step: list[int]) -> float:
+    def step(self, step: list[int]) -> float:
         """One optimiser step on these examples; returns the mean loss over their answer tokens, in nats."""
         torch.manual_seed((self.budget.seed * 1_000_003 + self.progress.step) * 1_009 + self.rank)
         answers = sum(len(self.documents[index].tokens) - self.documents[index].answer_start for index in step)
