@@ -50,7 +50,7 @@ def _summary(card: "Card") -> str:
     what = "All weights of" if _is_full(card) else "An adapter for"
     base = f"`{card.base.reference}`"
     if card.base.derived_from:
-        base += f" (trained on the copy `{card.base.name}`, whose weights were dequantised and differ a little)"
+        base += f" (measured on `{card.base.name}`, a dequantised copy whose weights differ a little)"
     trained = ", fine-tuned" if _is_full(card) else ", trained"
     return f"# {card.spec}\n\n{what} {base}{trained} for the task `{card.task}` in {_languages(card.language)}."
 
