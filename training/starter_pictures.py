@@ -20,9 +20,11 @@ class Cldr:
     """Names of emoji and symbols from the CLDR, with the Twitter pictures where there are any (PNG, 64 px)."""
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
-        for code, names in self._names("en", folders).items():
-            picture = self._pictures(folders).get(code)
-            yield tuple([f"code:{code}", f"code:{_without_gender(code)}", english_key(names), *([media_key("image", picture)] if picture else [])])
+        for code, name in self._names("en", folders).items():
+            keys = [f"code:{code}", f"code:{_without_gender(code)}", english_key(name)]
+            if picture := self._pictures(folders).get(code):
+                keys.append(media_key("image", picture))
+            yield tuple(keys)
 
     def languages(self, folders: Folders) -> set[str]:
         folder = _annotations(folders)

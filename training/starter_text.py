@@ -330,7 +330,7 @@ class Catalogs:
         uses = Counter(pair.text for pair in found.values())
         chosen = [
             pair
-            for pair in sorted(found.values(), key=lambda pair: short_hash("mo", pair.keys[0]))
+            for pair in sorted(found.values(), key=lambda pair: short_hash("cap", pair.keys[0]))
             if uses[pair.text] <= self.MOST_SOURCES
             and self.LENGTHS[0] <= len(pair.text) / len(pair.english) <= self.LENGTHS[1]
             and script_share(pair.text, language) >= LEAST_SCRIPT_SHARE
