@@ -290,6 +290,17 @@ def test_damaged_base_is_named_and_fetch_repairs_it(home: Path, capsys: pytest.C
     assert "debug is damaged (model.safetensors)" in capsys.readouterr().err
 
 
+def test_full_disk_leaves_nothing(home: Path) -> None:
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += (
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"  # no file may grow beyond: like a full disk
+    )
+    done = subprocess.run([sys.executable, "-c", limit + FIND, "debug"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("1 ")
+    assert "could not store the base 'debug-text'" in done.stdout
+    assert list((home / "bases").iterdir()) == []
+
+
 # -- the hub --------------------------------------------------------------------------------------------------------
 
 
@@ -465,10 +476,10 @@ def test_without_a_network_the_answer_comes_within_ten_seconds(home: Path) -> No
 def test_smollm2_answers_as_its_gguf_does() -> None:
     base = find_base("smollm2-135m-q4")  # in the real home: fetched once
     tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, local_files_only=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float32, local_files_only=True)
     (part,) = known_bases()["smollm2-135m-q4"].gguf.parts  # type: ignore[union-attr]
     gguf = base.folder.parent.parent / "packages" / part.package.folder_name / part.file
-    original = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    original: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     for prompt in ("The capital of France is", "Water boils at"):
         ids = tokenizer(prompt, return_tensors="pt")
         tokens = model.generate(**ids, max_new_tokens=16, do_sample=False)

@@ -31,7 +31,8 @@ def publish(storage: Path, name: str, language: str, seed: int) -> str:
     base = find_base("debug")
     scratch = storage / "scratch" / f"{name}-{seed}"
     torch.manual_seed(seed)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base.folder), LoraConfig(r=4, target_modules=["q_proj"]))
+    lora = LoraConfig(r=4, target_modules=["q_proj"])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base.folder), lora)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "lora_B" in key:
