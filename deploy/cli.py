@@ -125,7 +125,7 @@ def data_check(
     path: Annotated[str, typer.Argument(help="A data set: `starter`, a file, a folder or a URI.")],
     languages: Annotated[str | None, typer.Option("--languages", help="Only these languages [all].")] = None,
     base: Annotated[
-        str | None, typer.Option("--base", help=f"The base whose tokenizer is measured on it [{DEFAULT_BASE} if fetched].")
+        str | None, typer.Option("--base", help=f"Measure its tokenizer too [{DEFAULT_BASE} if fetched].")
     ] = None,
     storage: Storage = None,
     as_json: Json = False,
@@ -152,19 +152,22 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A recipe by name (text-sw) or a YAML file.")],
     overrides: Overrides = None,
     accept_terms: AcceptTerms = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget the checkpoints of a cut-off run.")] = False,
+    no_ray: Annotated[bool, typer.Option("--no-ray", help="Train in this process, with one worker.")] = False,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Train an adapter by a recipe, measure it on held-out data, and publish it."""
+    """Train an adapter by a recipe, measure it on held-out data, and publish it; a run that was cut off goes on."""
     from kauli.training.recipe import load_recipe
     from kauli.training.train import train as run_training
 
     result = run_training(
-        load_recipe(recipe, overrides or []), storage or default_storage(), accept_terms=accept_terms
-    )
+        load_recipe(recipe, overrides or []), storage or default_storage(),
+        accept_terms=accept_terms, restart=restart, use_ray=not no_ray,
+    )  # fmt: skip
     if as_json:
         fields = {"adapter": result.adapter, "path": str(result.path)}
-        show({**fields, "metrics": result.metrics, "aliases": result.aliases})
+        show({**fields, "metrics": dict(result.metrics), "aliases": list(result.aliases)})
     else:
         aliases = f" ({', '.join(result.aliases)})" if result.aliases else ""
         print(f"{result.adapter}{aliases}  {result.path}")

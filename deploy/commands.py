@@ -85,7 +85,7 @@ def generate_text(
     seed: int | None,
     stream: bool,
 ) -> dict[str, Any]:
-    """Answer one prompt in this process, by the service's rules of who answers; `stream` prints the text as it comes."""
+    """Answer one prompt in this process, chosen as the service does; `stream` prints the text as it comes."""
     from kauli.models.adapters import check_base
     from kauli.models.bases import known_bases
     from kauli.models.registry import Registry

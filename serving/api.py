@@ -53,6 +53,15 @@ class ChatMessage(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[TextPart], Field(min_length=1)]
     name: str | None = None
+    refusal: None = None  # a client that sends back what it got has it
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_only(cls, value: Any) -> Any:
+        for part in value if isinstance(value, list) else []:
+            if isinstance(part, dict) and part.get("type") != "text":
+                raise ValueError(f"content part {part.get('type')!r} is not served: this service takes text parts only")
+        return value
 
     def text(self) -> str:
         """The content as one string in NFC."""

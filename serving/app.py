@@ -4,13 +4,13 @@ import asyncio
 import logging
 import os
 import re
-import secrets
 import socket
 import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import httpx
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
@@ -18,7 +18,9 @@ from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from kauli.models.bases import Base, find_base
+from kauli.models.cluster import start_ray
 from kauli.models.errors import KauliError, UsageError
+from kauli.models.progress import note
 from kauli.models.registry import Registry
 from kauli.serving.catalogue import Catalogue, choose_bases, public_name
 from kauli.serving.events import Ask, Event, Failed, TextBackend
@@ -146,19 +148,19 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
 class Service:
     """A running service; `stop` ends what `start` began and nothing else."""
 
-    def __init__(self, args: ServeArgs, owns_ray: bool) -> None:
+    def __init__(self, args: ServeArgs, connected: bool, joined: bool) -> None:
         self.url = args.url
-        self._owns_ray = owns_ray
+        self._connected = connected
+        self._joined = joined
 
     def stop(self) -> None:
-        """Take the service down; the Ray that `start` began ends with it."""
-        import ray
-
-        if self._owns_ray:
-            serve.shutdown()  # type: ignore[no-untyped-call]
-            ray.shutdown()
-        else:
+        """Take the service down, and with it the Ray that `start` began; a cluster that it joined goes on."""
+        if self._joined:
             serve.delete(APPLICATION)
+        else:
+            serve.shutdown()  # type: ignore[no-untyped-call]
+        if self._connected:
+            ray.shutdown()
 
 
 def start(args: ServeArgs, address: str | None = None) -> Service:
@@ -167,46 +169,25 @@ def start(args: ServeArgs, address: str | None = None) -> Service:
     Without an `address` a Ray is started in this process (or the one that is already started here is used), whatever
     else runs on this machine. Raises UsageError when the port is taken, KauliError when the service does not come up.
     """
-    import ray
-
     check_port(args.host, args.port)
     application = build(args)
-    owns_ray = not ray.is_initialized()
-    if owns_ray:
-        connect(address)
+    # At least four logical CPUs: they are a ledger, not threads, and a small machine can hold several bases too.
+    connected = start_ray(address, cpus=max(4, os.cpu_count() or 1))
+    service = Service(args, connected, joined=address is not None)
     try:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(http_options={"host": args.host, "port": args.port}, logging_config=_QUIET)
         serve.run(application, name=APPLICATION, route_prefix="/")
         _wait_until_healthy(args)
     except BaseException as error:
-        Service(args, owns_ray).stop()
+        try:
+            service.stop()
+        except Exception as failure:  # what went wrong first is what counts
+            note(f"The service did not stop cleanly: {_reason(failure)}")
         if isinstance(error, KauliError) or not isinstance(error, Exception):
             raise
         raise KauliError(f"the service did not start: {_reason(error)}") from error
-    return Service(args, owns_ray)
-
-
-def connect(address: str | None) -> None:
-    """Start a Ray of our own on this machine, or join the cluster at `address`."""
-    # Set before Ray is loaded in full: a cluster of our own lets nobody in who lacks the token, and no file keeps it.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address is None and "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    import ray
-
-    if address is None:
-        # address="local": otherwise Ray would join whatever cluster RAY_ADDRESS or an earlier `ray start` names.
-        ray.init(
-            address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-            num_cpus=max(4, os.cpu_count() or 1), object_store_memory=256 * 1024**2,
-        )  # fmt: skip
-        return
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise KauliError(f"no Ray cluster at '{address}': {_reason(error)}") from error
+    return service
 
 
 def check_port(host: str, port: int) -> None:
