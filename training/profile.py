@@ -184,8 +184,10 @@ def render(result: Mapping[str, Any]) -> str:
             table.append(
                 (
                     "base",
-                    f"{cut['tokens_per_word']} tokens per word, {cut['bytes_per_token']} bytes per token, "
-                    f"{cut['single_byte_share']:.0%} single bytes",
+                    (
+                        f"{cut['tokens_per_word']} tokens per word, {cut['bytes_per_token']} bytes per token, "
+                        f"{cut['single_byte_share']:.0%} single bytes"
+                    ),
                 )
             )
             table.append(("advice", cut["advice"]))
