@@ -199,9 +199,7 @@ def packed_attention(
     )
     outputs = []
     for bucket, (N, L) in enumerate(packed_buckets.shapes):
-        q, k, v = (
-            places[bucket].unflatten(0, (N, L)).transpose(1, 2) for places in (q_places, k_places, v_places)
-        )
+        q, k, v = (places[bucket].unflatten(0, (N, L)).transpose(1, 2) for places in (q_places, k_places, v_places))
         # The filled-up places stand behind the document, where no query of it looks: the causal mask is enough.
         mask = None
         if sliding_window is not None and sliding_window < L:

@@ -158,7 +158,9 @@ class TextTask:
         result = set_peft_model_state_dict(self.model, weights, adapter_name=name)
         lost = [tensor for tensor in result.missing_keys if f".{name}." in tensor] + list(result.unexpected_keys)
         if lost:
-            raise KauliError(f"the adapter in {folder} does not fit base '{self.base.name}': tensor {lost[0]} has no counterpart.")
+            raise KauliError(
+                f"the adapter in {folder} does not fit base '{self.base.name}': tensor {lost[0]} has no counterpart."
+            )
 
     def remove_adapter(self, key: str) -> None:
         """Forget an adapter's weights."""
@@ -193,7 +195,9 @@ class TextTask:
             add_generation_prompt=True,
             tokenize=False,
         )
-        start: list[int] = self.tokenizer("").input_ids  # what the tokenizer puts before any text, such as Gemma's <bos>
+        start: list[int] = self.tokenizer(
+            ""
+        ).input_ids  # what the tokenizer puts before any text, such as Gemma's <bos>
         tokens = self._plain_tokens(str(text))
         return tokens if tokens[: len(start)] == start else start + tokens
 
@@ -291,7 +295,9 @@ class TextTask:
         prompts = [self.prompt_tokens(request) for request in requests]
         for prompt in prompts:
             if len(prompt) >= self.context:
-                raise UsageError(f"the prompt has {len(prompt)} tokens; the context of {self.base.name} holds {self.context}.")
+                raise UsageError(
+                    f"the prompt has {len(prompt)} tokens; the context of {self.base.name} holds {self.context}."
+                )
         full = {key for key in adapters if key in self._full}
         batches = [[row for row, key in enumerate(adapters) if key == name] for name in sorted(full)]
         batches.append([row for row, key in enumerate(adapters) if key not in full])
@@ -311,7 +317,9 @@ class TextTask:
         longest = max(len(prompts[row]) for row in rows)
         padded = [[self.end] * (longest - len(prompts[row])) + prompts[row] for row in rows]
         input_ids = torch.tensor(padded, device=self.device)
-        mask = torch.tensor([[0] * (longest - len(prompts[row])) + [1] * len(prompts[row]) for row in rows], device=self.device)
+        mask = torch.tensor(
+            [[0] * (longest - len(prompts[row])) + [1] * len(prompts[row]) for row in rows], device=self.device
+        )
         cache = DynamicCache(config=self.model.config)
         while rows:
             positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from plain_script import QV, Clock, examples_of, lora, trainer_of  # type: ignore[import-not-found]  # a sibling script
 
 from kauli.models.bases import find_base
 from kauli.models.packing import Document
@@ -24,7 +25,6 @@ from kauli.training.loop import Examples, Loop
 from kauli.training.recipe import Recipe
 from kauli.training.session import LocalSession
 from kauli.training.train import machine
-from plain_script import QV, Clock, examples_of, lora, trainer_of  # type: ignore[import-not-found]  # a sibling script
 
 
 def ours(recipe: Recipe, rows: list[dict[str, object]], folder: Path) -> Loop:
@@ -94,7 +94,8 @@ def main() -> None:
             for system, run in systems.items():
                 speeds[system].append(answers / run())
     ratios = {
-        system: [ours / theirs for ours, theirs in zip(speeds["kauli"], speeds[system], strict=True)] for system in systems
+        system: [ours / theirs for ours, theirs in zip(speeds["kauli"], speeds[system], strict=True)]
+        for system in systems
     }
     result = {
         "machine": machine(),
@@ -104,7 +105,9 @@ def main() -> None:
         "loss_tokens": answers,
         "rounds": options.rounds,
         "loss_tokens_per_second": {system: statistics.median(values) for system, values in speeds.items()},
-        "kauli_over": {system: [min(r), statistics.median(r), max(r)] for system, r in ratios.items() if system != "kauli"},
+        "kauli_over": {
+            system: [min(r), statistics.median(r), max(r)] for system, r in ratios.items() if system != "kauli"
+        },
     }
     if options.json:
         print(json.dumps(result, indent=2))

@@ -85,7 +85,15 @@ def lora(base: Path, targets: str | list[str]) -> Any:
 
 
 def trainer_of(
-    model: Any, examples: list[dict[str, list[int]]], end: int, form: str, steps: int, rate: float, seed: int, clock: Clock, out: Path
+    model: Any,
+    examples: list[dict[str, list[int]]],
+    end: int,
+    form: str,
+    steps: int,
+    rate: float,
+    seed: int,
+    clock: Clock,
+    out: Path,
 ) -> Trainer:
     """The Trainer, with a linear warm-up and a cosine over `steps`."""
     arguments = TrainingArguments(
@@ -137,7 +145,9 @@ def main() -> None:
     torch.manual_seed(options.seed)
     model = lora(options.base, targets)
     clock = Clock(options.minutes)
-    trainer_of(model, examples, content["end"], options.form, steps, options.rate, options.seed, clock, options.out).train()
+    trainer_of(
+        model, examples, content["end"], options.form, steps, options.rate, options.seed, clock, options.out
+    ).train()
     model.save_pretrained(options.out)
     seconds = clock.ends[-1] - clock.begin
     print(json.dumps({"steps": len(clock.ends), "planned_steps": steps, "seconds": round(seconds, 1)}))

@@ -9,20 +9,40 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
 from kauli.models.bases import find_base
 from kauli.models.errors import UsageError
 from kauli.models.text import TextTask
 from kauli.training.loop import Examples, Loop
 from kauli.training.recipe import Recipe
 from kauli.training.session import LocalSession
-from safetensors.torch import load_file, save_file
 
-WORDS = "moto maji ndege samaki mti jua mwezi nyota mlima mto bahari upepo mvua theluji".split()
+WORDS = [
+    "moto",
+    "maji",
+    "ndege",
+    "samaki",
+    "mti",
+    "jua",
+    "mwezi",
+    "nyota",
+    "mlima",
+    "mto",
+    "bahari",
+    "upepo",
+    "mvua",
+    "theluji",
+]
 
 
 def rows(count: int = 40) -> list[dict[str, Any]]:
     return [
-        {"id": str(i), "prompt": f"say {i % 7}", "text": " ".join(WORDS[(i + k) % len(WORDS)] for k in range(1 + i % 9))}
+        {
+            "id": str(i),
+            "prompt": f"say {i % 7}",
+            "text": " ".join(WORDS[(i + k) % len(WORDS)] for k in range(1 + i % 9)),
+        }
         for i in range(count)
     ]
 
@@ -36,7 +56,9 @@ def recipe(**train: Any) -> Recipe:
 def loop_of(one: Recipe, folder: Path, examples: list[dict[str, Any]] | None = None, **options: Any) -> Loop:
     data = examples or rows()
     task = TextTask.load(find_base(one.base), device="cpu")
-    return Loop(task, one, Examples(data, data[:8], data[:3], options.pop("sha256", "d")), LocalSession(folder), **options)
+    return Loop(
+        task, one, Examples(data, data[:8], data[:3], options.pop("sha256", "d")), LocalSession(folder), **options
+    )
 
 
 def gradients_after_a_step(folder: Path, micro_tokens: int) -> dict[str, torch.Tensor]:

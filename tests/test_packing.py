@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from kauli.models.bases import find_base
 from kauli.models.packing import Batch, Document, pack
 from kauli.models.text import TextTask, answer_losses
@@ -25,7 +26,9 @@ def plain_losses(task: TextTask, document: Document) -> torch.Tensor:
     model.set_attn_implementation("sdpa")
     logits = model(input_ids=torch.tensor([document.tokens])).logits[0, document.answer_start - 1 : -1]
     model.set_attn_implementation("kauli_packed")
-    return torch.nn.functional.cross_entropy(logits, torch.tensor(document.tokens[document.answer_start :]), reduction="none")
+    return torch.nn.functional.cross_entropy(
+        logits, torch.tensor(document.tokens[document.answer_start :]), reduction="none"
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

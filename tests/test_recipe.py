@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from kauli.models.bases import known_bases
 from kauli.models.errors import UsageError
 from kauli.training.recipe import load_recipe, recipe_names

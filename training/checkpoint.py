@@ -100,4 +100,3 @@ class Checkpoint:
         progress = Progress(**content["progress"])
         progress.curve = [tuple(point) for point in content["progress"]["curve"]]
         return progress, load_file(self.folder / "best.safetensors")
-

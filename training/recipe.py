@@ -115,7 +115,9 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.train.max_length > min(self.train.batch_tokens, self.train.micro_tokens):
-            raise ValueError("train.max_length may not be over train.batch_tokens or train.micro_tokens: a row has to fit in")
+            raise ValueError(
+                "train.max_length may not be over train.batch_tokens or train.micro_tokens: a row has to fit in"
+            )
         if self.start_from and isinstance(self.method, Full):
             raise ValueError("start_from needs a method with adapter weights, 'full' has none")
         return self

@@ -104,7 +104,9 @@ def _scaling(recipe: Recipe) -> tuple[ScalingConfig, int]:
         )
     threads = 1 if recipe.scale.gpu else max(1, cpus // least)
     scaling = ScalingConfig(
-        num_workers=workers, use_gpu=recipe.scale.gpu, resources_per_worker={"CPU": threads, **({"GPU": 1} if recipe.scale.gpu else {})}
+        num_workers=workers,
+        use_gpu=recipe.scale.gpu,
+        resources_per_worker={"CPU": threads, **({"GPU": 1} if recipe.scale.gpu else {})},
     )
     return scaling, threads
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import psutil
 
+from kauli.models.adapters import check_base
 from kauli.models.bases import Base, find_base
 from kauli.models.cards import Attribution, BaseReference, Card, DataReference, Training, Validation, write_card
-from kauli.models.adapters import check_base
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import bar, note
 from kauli.models.registry import Registry
@@ -247,7 +247,8 @@ def _card(
         method=recipe.method.model_dump(mode="json"),
         licence=base.licence,  # an adapter is a derivative of its base
         attributions=[
-            Attribution(source=source, licence=licence, rows=rows) for (source, licence), rows in sorted(licences.items())
+            Attribution(source=source, licence=licence, rows=rows)
+            for (source, licence), rows in sorted(licences.items())
         ],
         data=DataReference(
             name=recipe.data,
@@ -282,7 +283,9 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     gpus = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     cards = ", ".join(f"{count} x {name}" for name, count in gpus.items()) or "no GPU"

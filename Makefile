@@ -1,0 +1,36 @@
+# Each target sets up what it needs; a second call takes seconds.
+.PHONY: setup demo test check bench results
+export UV_PROJECT_ENVIRONMENT := .venv
+PYTHON := .venv/bin/python
+STAMP := .venv/.locked
+
+setup: $(STAMP)
+
+# uv is bootstrapped into a small environment of its own where the machine has none.
+$(STAMP): requirements.lock pyproject.toml
+	@uv=$$(command -v uv) || { python3 -m venv .venv-uv && .venv-uv/bin/pip -q install uv && uv=.venv-uv/bin/uv; }; \
+	test -x $(PYTHON) || $$uv venv -q --python ">=3.11" .venv; \
+	echo "Installing what requirements.lock names (about a minute; seconds when it is cached)" >&2; \
+	$$uv pip sync -q --python $(PYTHON) requirements.lock && \
+	$$uv pip install -q --python $(PYTHON) --no-deps -e .
+	@touch $@
+
+demo: setup
+	.venv/bin/kauli demo
+
+test: setup
+	$(PYTHON) -m pytest
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	@# mypy can't see through an editable install: it checks the wheel, which tests the packaging as well
+	rm -rf build/check && mkdir -p build/check
+	.venv/bin/python -m pip install -q --no-deps --no-build-isolation --target build/check . 2>/dev/null || $(PYTHON) -m pip install -q --no-deps --target build/check .
+	cd build/check && MYPYPATH=. ../../$(PYTHON) -m mypy --config-file ../../pyproject.toml -p kauli.models -p kauli.training -p kauli.serving -p kauli.deploy
+
+bench: setup
+	$(PYTHON) tests/bench_training.py
+
+results: setup
+	$(PYTHON) tests/bench_quality.py
