@@ -79,7 +79,7 @@ def test_self_bleu_is_the_mean_of_sacrebleu_against_the_others() -> None:
     ("language", "text", "share"),
     [
         ("am", "ሰላም abc", 3 / 6),
-        ("be", "Усе людзі 123!", 1.0),  # noqa: RUF001
+        ("be", "Усе людзі 123!", 1.0),
         ("sw", "Watu ሰላ", 4 / 6),
         ("ja", "日本のテレビ", 1.0),
     ],
