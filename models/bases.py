@@ -12,6 +12,7 @@ from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 
 from kauli.models.base_folder import (
     RECORD,
@@ -184,7 +185,7 @@ def _known(name: str, card: BaseCard, task: str, accept_terms: bool, fetch: bool
                         record = write_record(partial, name, card.model_dump(mode="json"), made_from)
                 except SourceUnavailable as error:
                     raise SourceUnavailable(f"{error} {_here()}") from error
-                except OSError as error:
+                except (OSError, SafetensorError) as error:
                     raise KauliError(f"could not store the base '{name}' under {folder.parent}: {error}.") from error
     _check_sizes(name, folder, record)
     return _base(name, folder, record.sha256, card, task)
@@ -235,7 +236,7 @@ def _fetch_from_hub(hub_id: str, folder: Path, task: str, allow_noncommercial: b
             check_model(partial, hub_id, task)
             card = _found_card(hub_id, "hub", facts, partial, task, hub_id=hub_id)
             return write_record(partial, hub_id, card.model_dump(mode="json"), revision)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise KauliError(f"could not store the base '{hub_id}' under {folder.parent}: {error}.") from error
     except UsageError:
         raise

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from kauli.models.progress import note
 
 HASH_MARK = ".archive.sha256"  # inside each unpacked package: the hash of the archive that it came from
 DOWNLOAD_SECONDS = 1800
+LISTS_SECONDS = 3600
 
 
 class SourceUnavailable(KauliError):
@@ -195,13 +197,23 @@ def _apt(package: Package, folder: Path) -> None:
         # The machine's own package lists are missing or old: read them into a folder of ours, which needs no root.
         if shutil.which("apt-get") is None:
             raise
-        state = kauli_home() / "apt"
-        for part in ("lists/partial", "cache/archives/partial"):
-            (state / part).mkdir(parents=True, exist_ok=True)
-        options += ["-o", f"Dir::State::lists={state / 'lists'}", "-o", f"Dir::Cache={state / 'cache'}"]
-        with file_lock(kauli_home() / "locks" / "apt.lock"):
-            _client(package, ["apt-get", *options, "update"], folder)
+        options += _own_lists(package, folder, options)
         _client(package, ["apt-get", *options, "download", wanted], folder)
+
+
+def _own_lists(package: Package, folder: Path, options: list[str]) -> list[str]:
+    """apt options that point at our own package lists, read anew when they are over an hour old."""
+    state = kauli_home() / "apt"
+    for part in ("lists/partial", "cache/archives/partial"):
+        (state / part).mkdir(parents=True, exist_ok=True)
+    own = ["-o", f"Dir::State::lists={state / 'lists'}", "-o", f"Dir::Cache={state / 'cache'}"]
+    stamp = state / "updated"
+    with file_lock(kauli_home() / "locks" / "apt.lock"):
+        if not stamp.is_file() or time.time() - stamp.stat().st_mtime > LISTS_SECONDS:
+            note("reading Debian's package lists")
+            _client(package, ["apt-get", *options, *own, "update"], folder)
+            stamp.touch()
+    return own
 
 
 def _client(package: Package, command: list[str], folder: Path) -> None:
