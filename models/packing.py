@@ -138,7 +138,7 @@ def _buckets(lengths: list[int], starts: list[int]) -> Buckets:
 
 
 class _ToBuckets(torch.autograd.Function):
-    """(T, ...) -> (N x L of all buckets, ...). Each token has one true place, so the gradient is gathered back from there.
+    """(T, ...) -> (N x L of all buckets, ...). Each token has one true place, and its gradient is gathered from there.
 
     That is far cheaper than the scattered sum of `index_select`'s own backward. The places filled up behind a short
     document get no gradient: their outputs are dropped, and the causal mask hides their keys.

@@ -35,7 +35,8 @@ class Sampler:
         if self.repetition_penalty != 1.0 and seen:
             index = torch.tensor(sorted(seen), device=logits.device)
             scores = logits[index]
-            # CTRL (Keskar et al. 2019, arXiv 1909.05858): divide what speaks for a seen token, multiply what speaks against.
+            # CTRL (Keskar et al. 2019, arXiv 1909.05858): what speaks for a seen token is divided, what is against it
+            # multiplied.
             scores = torch.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
             logits = logits.index_copy(0, index, scores)
         if self.ends and (self.ignore_ends or new_tokens < self.min_tokens):

@@ -219,4 +219,3 @@ class TextGenerator:
         check_base(self._registry.card(spec), self._task.base)
         self._task.add_adapter(spec, folder)
         self._loaded[spec] = None
-

@@ -118,9 +118,10 @@ def test_english_of_the_same_split_shows_what_was_forgotten(tmp_path: Path) -> N
     english = {"language": "en", "prompt": None}
     rows = [
         row(0),
-        row(1, text="All are born free", **english),
+        row(1, text="All human beings are born free and equal", **english),
         row(2, text="All are equal", split="train", **english),
-        row(3, text="cat", image=b"PNG", **english),
+        row(3, text="a black cat that sleeps on a mat", image=b"PNG", **english),
+        row(4, text="black cat", **english),
     ]
     data = dataset(tmp_path / "d.parquet", rows, ["sw"])
     assert [one["id"] for one in english_rows(data, "test")] == ["r1"]
@@ -146,7 +147,7 @@ def test_languages_are_counted_together_and_apart(tmp_path: Path) -> None:
 
 
 def test_sums_survive_json(tmp_path: Path) -> None:
-    rows = [row(0), row(1, synthetic=True), row(2, language="en", prompt=None, text="two")]
+    rows = [row(0), row(1, synthetic=True), row(2, language="en", text="two")]
     scores = measure(MadeUp(), "x", dataset(tmp_path / "d.parquet", rows), ["sw"]).scores
     back = scores_from_json(json.loads(json.dumps(scores.to_json())))
     assert back.to_json() == scores.to_json()

@@ -364,9 +364,10 @@ def test_system_prompt_parts_and_sampling(client: TestClient) -> None:
     ]
     composed = [messages[0], {"role": "user", "content": "\u00e9\nb"}]
     options = {"temperature": 0.9, "top_p": 0.9, "seed": 7, "max_completion_tokens": 9}
-    assert ask(client, messages=messages, **options).json()["choices"] == ask(
-        client, messages=composed, **options
-    ).json()["choices"]
+    assert (
+        ask(client, messages=messages, **options).json()["choices"]
+        == ask(client, messages=composed, **options).json()["choices"]
+    )
 
 
 @pytest.mark.parametrize(

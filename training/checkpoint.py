@@ -86,8 +86,8 @@ class Checkpoint:
         for what, value in identity.items():
             if content["identity"][what] != value:
                 raise UsageError(
-                    f"the {what} changed since this run's checkpoint at step {content['progress']['step']}: bring the old "
-                    f"{what} back to go on, or start over with --restart."
+                    f"the {what} changed since this run's checkpoint at step {content['progress']['step']}: "
+                    f"bring the old {what} back to go on, or start over with --restart."
                 )
         write(parameters, load_file(self.folder / "weights.safetensors"))
         moments = load_file(self.folder / "optimizer.safetensors")

@@ -34,6 +34,7 @@ Bits = Mapping[str, tuple[float, int]]  # id of the row -> (bits, bytes)
 GENERATED = 48
 MAX_TOKENS = 96
 BATCH = 16
+RUNNING_TEXT = 6  # words; fewer are a name
 SCORED_AT_ONCE = 64
 ADAPTER = "evaluated"
 COLUMNS = ["id", "group", "language", "prompt", "text", "source", "synthetic", "split"]
@@ -164,10 +165,17 @@ def measure(
 
 
 def english_rows(dataset: Dataset, split: str) -> list[dict[str, Any]]:
-    """The English rows of the split that the data holds, but for captions: without its picture nobody can guess one."""
-    rows = dataset.rows(split=split, languages=["en"], columns=[*COLUMNS, "image", "audio"])
+    """The English rows of the split that tell what a model knows of English: answers to a prompt, and running text.
+
+    A name or caption is left out: without its picture nobody can guess it.
+    """
+    rows = dataset.rows(split=split, languages=["en"], columns=[*COLUMNS, "licence", "image", "audio"])
     written = [row for row in rows if clean(row["text"] or "") and not row["synthetic"]]
-    return [row for row in written if row["prompt"] or not (row["image"] or row["audio"])]
+    return [
+        row
+        for row in written
+        if row["prompt"] or (len(row["text"].split()) >= RUNNING_TEXT and not row["image"] and not row["audio"])
+    ]
 
 
 def choose(rows: Sequence[Row], limit: int) -> list[Row]:

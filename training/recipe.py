@@ -42,11 +42,11 @@ class Train(Strict):
     steps: int = Field(default=300, ge=1)
     """Optimiser steps at the most."""
     minutes: float | None = Field(default=None, gt=0)
-    """Wall-clock minutes of training at the most (validation included, start-up not); the schedule follows whichever ends first."""
+    """Wall-clock minutes at the most, with validation, without start-up; the schedule follows what ends first."""
     batch_tokens: int = Field(default=1024, ge=32)
     """Tokens of one optimiser step over all workers, prompts included."""
     micro_tokens: int = Field(default=2048, ge=32)
-    """Tokens of one forward pass of one worker; a step with more is accumulated. Memory, not the result, depends on it."""
+    """Tokens of one forward pass of a worker; a step with more is accumulated. It decides memory, not the result."""
     max_length: int = Field(default=512, ge=16)
     """Tokens of one example; a longer answer is cut there, with a note."""
     learning_rate: float = Field(default=5e-4, gt=0)

@@ -243,13 +243,14 @@ def _languages(result: EvalResult) -> dict[str, list[Any]]:
         ours, theirs = result.scores.total([tag]), (result.base_scores or result.scores).total([tag])
         bits = ours.get("bits_per_byte")
         change = paired(bits, theirs["bits_per_byte"], result.seed) if bits and result.adapter else None
-        sides = (ours, theirs) if result.adapter else ({}, theirs)
+        sides = (ours, theirs) if result.adapter else (ours,)
         values = [[_shown(name, side[name].value()) if name in side else "" for side in sides] for name in heads]
-        apart = ["", ""]
+        apart = []
         if change:
             apart = [_shown("bits_per_byte", change.value, sign=True), _range("bits_per_byte", change, sign=True)]
         rows.append([display_name(tag), *values[0], *apart, *values[1]])
-    return {"heads": ["adapter", "base", "difference", "95 % interval", "adapter's chrF", "base's chrF"], "rows": rows}
+    both = ["adapter", "base", "difference", "95 % interval", "adapter's chrF", "base's chrF"]
+    return {"heads": both if result.adapter else ["bits per byte", "chrF"], "rows": rows}
 
 
 def _training(card: Card | None) -> str:

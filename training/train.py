@@ -55,7 +55,8 @@ def train(
     A run that was killed goes on from its last checkpoint when it is called again with the same recipe and data;
     `restart` throws that checkpoint away. Without `use_ray` the one worker is this process.
 
-    Raises UsageError for a recipe that can't be run (base, data, workers, a name that is taken), KauliError where it fails.
+    Raises UsageError for a recipe that can't be run (base, data, workers, a name that is taken), KauliError where it
+    fails.
     """
     check_precision(recipe)
     base = find_base(
@@ -82,8 +83,8 @@ def train(
         aliases.append("latest")
     else:
         note(
-            f"{published.spec} is not better than its base on validation ({progress.best_validation:.3f} bits per byte, "
-            f"base {progress.base_validation:.3f}): it is published, but does not become 'latest'."
+            f"{published.spec} is not better than its base on validation ({progress.best_validation:.3f} bits per "
+            f"byte, base {progress.base_validation:.3f}): it is published, but does not become 'latest'."
         )
     runs.write(f"{folder}/published.json", json.dumps({"adapter": published.spec}).encode())
     for path in runs.find(folder):
