@@ -236,7 +236,7 @@ def _by_source(scores: Scores, seed: int) -> dict[str, Interval]:
 
 def _languages(result: EvalResult) -> dict[str, list[Any]]:
     """A row for each language: bits per byte and chrF."""
-    heads, rows = ("bits_per_byte", "chrf"), []
+    rows = []
     for tag in result.languages:
         if tag not in result.scores.by_language:
             continue
@@ -244,12 +244,12 @@ def _languages(result: EvalResult) -> dict[str, list[Any]]:
         bits = ours.get("bits_per_byte")
         change = paired(bits, theirs["bits_per_byte"], result.seed) if bits and result.adapter else None
         sides = (ours, theirs) if result.adapter else (ours,)
-        values = [[_shown(name, side[name].value()) if name in side else "" for side in sides] for name in heads]
-        apart = []
+        values = [[_shown(name, side[name].value()) if name in side else "" for side in sides] for name in ("bits_per_byte", "chrf")]
+        apart = ["", ""] if result.adapter else []
         if change:
             apart = [_shown("bits_per_byte", change.value, sign=True), _range("bits_per_byte", change, sign=True)]
         rows.append([display_name(tag), *values[0], *apart, *values[1]])
-    both = ["adapter", "base", "difference", "95 % interval", "adapter's chrF", "base's chrF"]
+    both = ["bits per byte", "of the base", "difference", "95 % interval", "chrF", "of the base"]
     return {"heads": both if result.adapter else ["bits per byte", "chrF"], "rows": rows}
 
 
