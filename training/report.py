@@ -244,7 +244,10 @@ def _languages(result: EvalResult) -> dict[str, list[Any]]:
         bits = ours.get("bits_per_byte")
         change = paired(bits, theirs["bits_per_byte"], result.seed) if bits and result.adapter else None
         sides = (ours, theirs) if result.adapter else (ours,)
-        values = [[_shown(name, side[name].value()) if name in side else "" for side in sides] for name in ("bits_per_byte", "chrf")]
+        values = [
+            [_shown(name, side[name].value()) if name in side else "" for side in sides]
+            for name in ("bits_per_byte", "chrf")
+        ]
         apart = ["", ""] if result.adapter else []
         if change:
             apart = [_shown("bits_per_byte", change.value, sign=True), _range("bits_per_byte", change, sign=True)]
