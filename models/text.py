@@ -147,7 +147,7 @@ class TextTask:
             try:
                 self._fill(name, folder)
             except KauliError:
-                self.model.delete_adapter(name)
+                self._drop(name)
                 raise
             self._lora[key] = name
             self.model.eval()
@@ -155,7 +155,10 @@ class TextTask:
     def _fill(self, name: str, folder: Path) -> None:
         """Set the weights of PEFT's adapter `name`; KauliError where a tensor is missing or too many."""
         weights = load_peft_weights(str(folder), device=str(self.device))
-        result = set_peft_model_state_dict(self.model, weights, adapter_name=name)
+        try:
+            result = set_peft_model_state_dict(self.model, weights, adapter_name=name)
+        except RuntimeError as error:  # a shape that is not that of its place
+            raise KauliError(f"the adapter in {folder} does not fit base '{self.base.name}': {error}") from error
         lost = [tensor for tensor in result.missing_keys if f".{name}." in tensor] + list(result.unexpected_keys)
         if lost:
             raise KauliError(
@@ -166,8 +169,15 @@ class TextTask:
         """Forget an adapter's weights."""
         if self._full.pop(key, None) is None:
             with self._lock:
-                assert isinstance(self.model, PeftModel)
-                self.model.delete_adapter(self._lora.pop(key))
+                self._drop(self._lora.pop(key))
+
+    def _drop(self, name: str) -> None:
+        """Delete PEFT's adapter `name`; with the last one its layers go too, since PEFT can't run with none."""
+        assert isinstance(self.model, PeftModel)
+        if len(self.model.peft_config) > 1:
+            self.model.delete_adapter(name)
+        else:
+            self.model = self.model.unload()
 
     def _apply(self, keys: Sequence[str | None]) -> tuple[nn.Module, AbstractContextManager[Any], dict[str, Any]]:
         """The model for a batch, the context to run it in, and what to pass to its forward, for each row's adapter."""
@@ -222,7 +232,11 @@ class TextTask:
 
     def save(self, folder: Path) -> None:
         """Write the adapter in training as a PEFT folder, or the whole model's weights after full fine-tuning."""
-        self.model.save_pretrained(str(folder))
+        if isinstance(self.model, PeftModel):
+            # "auto" would ask the hub whether the vocabulary grew.
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+        else:
+            self.model.save_pretrained(str(folder))
 
     def encode(self, rows: Sequence[Row], max_length: int | None = None) -> list[Document]:
         """The tokens of each row: prompt, answer, end token; cut to `max_length` (default: the context)."""

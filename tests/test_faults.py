@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from kauli.models.registry import Registry
 from safetensors.torch import load_file
+
+from kauli.models.registry import Registry
 
 pytestmark = pytest.mark.ray
 
@@ -31,7 +32,21 @@ train: {{steps: {STEPS}, batch_tokens: 12000, micro_tokens: 12000, max_length: 5
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faults")
     draw = random.Random(0)
-    words = "moto maji ndege samaki mti jua mwezi nyota mlima mto bahari upepo mvua".split()
+    words = [
+        "moto",
+        "maji",
+        "ndege",
+        "samaki",
+        "mti",
+        "jua",
+        "mwezi",
+        "nyota",
+        "mlima",
+        "mto",
+        "bahari",
+        "upepo",
+        "mvua",
+    ]
     rows = [
         {"prompt": f"say {number}", "text": f"{' '.join(draw.choices(words, k=60))} {number}", "language": "sw"}
         for number in range(400)
