@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from kauli.models.progress import note
+from kauli.models.progress import bar, note
 
 RECIPE = "text-sw"
 LANGUAGE = "sw"
@@ -85,26 +86,29 @@ def choose(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def ask_both(url: str, base: str, adapter: str, rows: Sequence[dict[str, Any]]) -> list[Answer]:
-    """The answers of base and adapter to each row's prompt, greedy, through the `openai` client."""
+    """The answers of base and adapter to each row's prompt, greedy, all asked at once through the `openai` client."""
     from openai import DefaultHttpxClient, OpenAI
 
     # trust_env=False: a proxy of the environment has nothing to do with this machine's own service
     http = DefaultHttpxClient(trust_env=False)
     client = OpenAI(base_url=url, api_key="none needed on loopback", http_client=http, max_retries=0)
 
-    def answer(model: str, prompt: str) -> str:
+    def answer(question: tuple[str, str]) -> str:
+        model, prompt = question
         response = client.chat.completions.create(
             model=model, messages=[{"role": "user", "content": prompt}], max_tokens=ANSWER_TOKENS, temperature=0
         )
+        advance()
         return response.choices[0].message.content or ""
 
+    questions = [(model, str(row["prompt"])) for model in (base, adapter) for row in rows]
+    with bar("Asking", len(questions)) as advance, ThreadPoolExecutor(max_workers=len(questions) or 1) as pool:
+        answers = list(pool.map(answer, questions))
+
     return [
-        Answer(
-            source=row["source"], prompt=row["prompt"], reference=row["text"],
-            base=answer(base, row["prompt"]), adapter=answer(adapter, row["prompt"]),
-        )
-        for row in rows
-    ]  # fmt: skip
+        Answer(row["source"], row["prompt"], row["text"], plain, adapted)
+        for row, plain, adapted in zip(rows, answers[: len(rows)], answers[len(rows) :], strict=True)
+    ]
 
 
 def card_metrics(storage: str, adapter: str) -> list[dict[str, Any]]:

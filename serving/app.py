@@ -155,12 +155,11 @@ class Service:
 
     def stop(self) -> None:
         """Take the service down, and with it the Ray that `start` began; a cluster that it joined goes on."""
-        if self._joined:
-            serve.delete(APPLICATION)
-        else:
-            serve.shutdown()  # type: ignore[no-untyped-call]
+        serve.delete(APPLICATION)
         if self._connected:
-            ray.shutdown()
+            ray.shutdown()  # a Ray of our own ends, Serve's actors with it; of a cluster that was joined only we leave
+        elif not self._joined:
+            serve.shutdown()  # type: ignore[no-untyped-call]
 
 
 def start(args: ServeArgs, address: str | None = None) -> Service:
