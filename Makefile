@@ -11,7 +11,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@uv=$$(command -v uv) || { python3 -m venv .venv-uv && .venv-uv/bin/pip -q install uv && uv=.venv-uv/bin/uv; }; \
 	test -x $(PYTHON) || $$uv venv -q --python ">=3.11" .venv; \
 	echo "Installing what requirements.lock names (about a minute; seconds when it is cached)" >&2; \
-	$$uv pip sync -q --python $(PYTHON) requirements.lock && \
+	$$uv pip sync -q --compile-bytecode --python $(PYTHON) requirements.lock && \
 	$$uv pip install -q --python $(PYTHON) --no-deps -e .
 	@touch $@
 

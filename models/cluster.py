@@ -10,7 +10,7 @@ from kauli.models.errors import KauliError
 
 
 def start_ray(address: str | None = None, cpus: int | None = None) -> bool:
-    """Start a Ray of our own, bound to loopback, or join the cluster at `address`; False where Ray is on already.
+    """Start a Ray of our own, guarded by a token, or join the cluster at `address`; False where Ray is on already.
 
     `cpus` are the logical CPUs of a Ray of our own; by default the machine's. Raises KauliError where there is no
     cluster at the address.

@@ -192,6 +192,12 @@ class Registry:
             raise KauliError(f"{card.name} was not published: {reason}") from error
         return Published(card.name, claim.version, f"{self.storage}/adapters/{base}")
 
+    def check_free(self, card: Card) -> None:
+        """Raises `UsageError` where `card.name` belongs to another task, base or language: before a long training."""
+        versions = self.versions(card.name)
+        if versions:
+            _compare_identities(card, [_identity(self._card(card.name, versions[-1]))])
+
     def set_alias(self, name: str, version: int, alias: str) -> None:
         """Let `name@alias` mean `version`; moves it when it meant another."""
         check_name(alias, "alias")
@@ -274,14 +280,7 @@ class Registry:
                 claim = self._read_claim(card.name, number)
                 if "identity" in claim:
                     others.append(claim["identity"])
-        mine = _identity(card)
-        for other in others:
-            for what in mine:
-                if other[what] != mine[what]:
-                    raise UsageError(
-                        f"'{card.name}' is taken: its {what} is {_shown(other[what])}, not {_shown(mine[what])}, "
-                        "and a name keeps its task, base and language. Choose another name (--set name=...)."
-                    )
+        _compare_identities(card, others)
 
     def _clean(self, name: str) -> None:
         """Delete what killed publishers and interrupted removals left."""
@@ -328,6 +327,17 @@ def _listed(versions: list[int]) -> str:
 
 def _shown(value: Any) -> str:
     return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _compare_identities(card: Card, others: list[dict[str, Any]]) -> None:
+    mine = _identity(card)
+    for other in others:
+        for what in mine:
+            if other[what] != mine[what]:
+                raise UsageError(
+                    f"'{card.name}' is taken: its {what} is {_shown(other[what])}, not {_shown(mine[what])}, "
+                    "and a name keeps its task, base and language. Choose another name (--set name=...)."
+                )
 
 
 def _identity(card: Card) -> dict[str, Any]:

@@ -5,6 +5,7 @@ This file owns how a conversation becomes tokens, for training, evaluation and s
 
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ from transformers.utils.logging import disable_progress_bar
 from kauli.models.bases import Base
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import nfc
+from kauli.models.memory import keep_freed_memory
 from kauli.models.packing import ATTENTION, Batch, Document, pack
 from kauli.models.sampling import Sampler
 from kauli.models.tokens import TextStream, TokenBytes
 
+# Raised inside peft, which asks transformers by an old name; nobody can do anything about it.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 disable_progress_bar()  # of loading: two seconds are over before it is read
 
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -104,6 +108,8 @@ class TextTask:
         """The base from its folder; by default on the GPU in bf16 where there is one, else on the CPU in fp32."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        if device == "cpu":
+            keep_freed_memory()
         model = _load_model(base.folder, dtype).to(device)  # type: ignore[arg-type]  # transformers wraps `to`
         model.name_or_path = base.reference  # PEFT writes it into the adapter, and a path of this machine helps nobody
         return cls(model, AutoTokenizer.from_pretrained(base.folder, local_files_only=True), base)

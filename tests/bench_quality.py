@@ -62,7 +62,7 @@ def ours(recipe: Recipe, minutes: float, seed: int, storage: str, folder: Path) 
     if not kept.exists():
         content = recipe.model_dump()
         content["train"] |= {"minutes": minutes, "seed": seed}
-        result = train(Recipe.model_validate(content), storage)
+        result = train(Recipe.model_validate(content), storage, generated=16)
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps({"adapter": result.adapter}))
     return Registry(storage).fetch(json.loads(kept.read_text())["adapter"])
@@ -125,11 +125,12 @@ def main() -> None:
     lines.append("| | base, untrained | " + " | ".join(f"{value(empty[kind]):.3f}" for kind in SETS) + " |")
     for seed in range(options.seeds):
         scored: dict[str, Any] = {}
+        note(f"seed {seed}: kauli, {recipe.name}")
+        scored["kauli"] = score(base, dataset, ours(recipe, options.minutes, seed, options.storage, folder))
+        note(str({kind: round(value(sums), 3) for kind, sums in scored["kauli"].items()}))
         for form in ("padded", "packed"):
             note(f"seed {seed}: plain script, {FORMS[form]}")
             scored[form] = score(base, dataset, plain(recipe, form, options.minutes, seed, options.rate, folder))
-        note(f"seed {seed}: kauli, {recipe.name}")
-        scored["kauli"] = score(base, dataset, ours(recipe, options.minutes, seed, options.storage, folder))
         for system, sums in scored.items():
             cells = []
             for kind in SETS:

@@ -24,7 +24,8 @@ base: debug
 language: sw
 data: DATA
 method: {{kind: lora, rank: 4, alpha: 8, targets: all-linear, dropout: 0.1}}
-train: {{steps: {STEPS}, batch_tokens: 12000, micro_tokens: 12000, max_length: 512, validate_every: 5, early_stop: null}}
+train:
+  {{steps: {STEPS}, batch_tokens: 12000, micro_tokens: 12000, max_length: 512, validate_every: 5, early_stop: null}}
 """
 
 

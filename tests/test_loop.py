@@ -225,3 +225,11 @@ def test_metrics_log_drops_what_a_restart_repeats(tmp_path: Path) -> None:
     again.add({"step": 4, "loss": 2.0}, now=True)
     lines = [json.loads(line) for line in (store.read("x/metrics.jsonl") or b"").splitlines()]
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
+
+
+def test_a_repeated_source_stands_in_an_epoch_that_often(tmp_path: Path) -> None:
+    data = [{**row, "source": "rare" if index < 2 else "common"} for index, row in enumerate(rows(10))]
+    loop = loop_of(recipe(repeat={"rare": 3}), tmp_path, data)
+    taken = [tuple(loop.documents[index].tokens) for step in loop.plan.epoch(0) for index in step]
+    expected = [tuple(document.tokens) for document in loop.task.encode(data)]
+    assert sorted(taken) == sorted([*expected, *expected[:2] * 2])

@@ -197,7 +197,7 @@ def compare(recipes: Sequence[Recipe], seeds: int, storage: str, run: RunCell | 
 def run_cell(recipe: Recipe, storage: str) -> Cell:
     """Train a recipe with the seed that it holds; training ends with the evaluation on the test split."""
     start = perf_counter()
-    trained = train(recipe, storage)
+    trained = train(recipe, storage, promote=False)
     seconds = round(perf_counter() - start, 1)
     result, sha256 = trained.evaluation, recipe.sha256(with_seed=False)
     assert result.base_scores is not None

@@ -80,7 +80,7 @@ def evaluate(
     exact = f"{name}@{version}"
     card = registry.card(exact)
     base = find_base(card.base.name, task=card.task, allow_noncommercial=True)
-    check_base(card, base, accept=bool(card.exceptions))
+    check_base(card, base)
     source = data or (card.data.name if card.data else None)
     if source is None:
         raise UsageError(f"{exact} does not say what it was trained on: name a data set with --data.")

@@ -100,9 +100,11 @@ class Loop:
         )
         self.model = self.accelerator.prepare(_Packed(task.model))
         length = self.budget.max_length
-        self.documents: list[Document] = task.encode([*examples.train, *examples.replay], length)
+        repeat = self.budget.repeat
+        rows = [row for row in examples.train for _ in range(repeat.get(row.get("source") or "", 1))]
+        self.documents: list[Document] = task.encode([*rows, *examples.replay], length)
         self.lengths = [len(document.tokens) for document in self.documents]
-        count = len(examples.train)
+        count = len(rows)
         share = recipe.objective.weight if recipe.objective.regulariser == "replay" else 0.0
         self.plan = Plan(self.lengths[:count], self.budget.batch_tokens, self.budget.seed, self.lengths[count:], share)
 

@@ -81,7 +81,7 @@ class Plan:
 
 
 def share_out(step: Sequence[int], lengths: Sequence[int], workers: int) -> list[list[int]]:
-    """A step's examples divided among workers, longest first and each to the emptiest, so that all have as many tokens."""
+    """A step's examples shared out among workers: longest first, each to the one with the fewest tokens."""
     shares: list[list[int]] = [[] for _ in range(workers)]
     loads = [0] * workers
     for index in sorted(step, key=lambda index: (-lengths[index], index)):

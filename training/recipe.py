@@ -50,6 +50,8 @@ class Train(Strict):
     max_length: int = Field(default=512, ge=16)
     """Tokens of one example; a longer answer is cut there, with a note."""
     learning_rate: float = Field(default=5e-4, gt=0)
+    repeat: dict[str, int] = {}
+    """Source -> how often its rows stand in an epoch, for what is scarce and worth more; others stand once."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """The share of the budget over which the learning rate rises; after it, a cosine down to zero."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -111,6 +113,14 @@ class Recipe(Strict):
         if len(set(tags)) < len(tags):
             raise ValueError(f"a language stands twice in {list(tags)}")
         return tags
+
+    @field_validator("train")
+    @classmethod
+    def _repeats(cls, train: Train) -> Train:
+        for source, times in train.repeat.items():
+            if times < 1:
+                raise ValueError(f"train.repeat: '{source}' {times} times; 1 or more is allowed")
+        return train
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

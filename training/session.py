@@ -13,7 +13,7 @@ import torch
 from kauli.models.bases import find_base
 from kauli.models.errors import UsageError
 from kauli.models.store import Store, open_store
-from kauli.models.text import TextTask
+from kauli.models.tasks import load_task
 from kauli.training.loop import Examples, Loop, Session
 from kauli.training.recipe import Recipe
 
@@ -90,7 +90,7 @@ def work(job: Job, session: Session, threads: int | None = None) -> None:
         torch.set_num_threads(threads)
     base = find_base(recipe.base, allow_noncommercial=recipe.allow_noncommercial, task=recipe.task)
     # Trained in fp32 weights: on a GPU the arithmetic is bf16, but small updates must not be rounded away.
-    task = TextTask.load(base, device="cuda" if on_gpu else "cpu", dtype=torch.float32)
+    task = load_task(recipe.task, base, device="cuda" if on_gpu else "cpu", dtype=torch.float32)
     store = open_store(job.storage, "runs")
     Loop(task, recipe, job.examples, session, start=job.start, log=_logger(store, f"{job.folder}/{METRICS}")).run()
 

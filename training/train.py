@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from kauli.models.registry import Registry
 from kauli.models.store import Store, open_store
 from kauli.training.checkpoint import Progress
 from kauli.training.data import Dataset, load_data
-from kauli.training.evaluate import english_rows, evaluate_folder
+from kauli.training.evaluate import GENERATED, english_rows, evaluate_folder
 from kauli.training.loop import Examples
 from kauli.training.recipe import Recipe
 from kauli.training.results import EvalResult
 from kauli.training.session import METRICS, Job, check_precision, train_here
 
-VALIDATION_BYTES = 12_000
+VALIDATION_BYTES = 4_000
 """How much text the validations during training score: enough to choose by, small beside the training itself."""
 PACKAGES = ("kauli", "torch", "transformers", "peft", "ray", "accelerate")
 
@@ -48,12 +48,20 @@ class TrainResult:
 
 
 def train(
-    recipe: Recipe, storage: str, *, accept_terms: bool = False, restart: bool = False, use_ray: bool = True
+    recipe: Recipe,
+    storage: str,
+    *,
+    accept_terms: bool = False,
+    restart: bool = False,
+    use_ray: bool = True,
+    promote: bool = True,
+    generated: int = GENERATED,
 ) -> TrainResult:
     """Train, evaluate on the test split beside the base, and publish; `latest` moves if validation beats the base.
 
     A run that was killed goes on from its last checkpoint when it is called again with the same recipe and data;
-    `restart` throws that checkpoint away. Without `use_ray` the one worker is this process.
+    `restart` throws that checkpoint away. Without `use_ray` the one worker is this process, without `promote` no alias
+    moves. `generated` test examples are answered for the metrics of answers.
 
     Raises UsageError for a recipe that can't be run (base, data, workers, a name that is taken), KauliError where it
     fails.
@@ -64,7 +72,8 @@ def train(
     )
     dataset = load_data(recipe.data, recipe.language)
     registry, runs = Registry(storage), open_store(storage, "runs")
-    _check_name(registry, recipe, base)
+    draft = _draft(recipe, base)
+    registry.check_free(draft)
     examples = _examples(recipe, dataset)
     folder = _run_folder(runs, recipe, examples, restart)
     job = Job(recipe, examples, storage, folder, _start(registry, recipe, base))
@@ -73,12 +82,14 @@ def train(
         checkpoint = _fit(job, use_ray)
     progress = Progress(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["progress"])
     adapter = checkpoint / "adapter"
-    result = evaluate_folder(adapter, base, dataset, recipe.language)
-    card = write_card(adapter, _card(recipe, base, dataset, examples, progress, result))
+    result = evaluate_folder(adapter, base, dataset, recipe.language, limit=generated)
+    card = write_card(adapter, _card(draft, recipe, examples, progress, result))
     published = registry.publish(adapter, card)
     aliases = []
     assert progress.base_validation is not None
-    if progress.best_validation < progress.base_validation:
+    if not promote:
+        pass
+    elif progress.best_validation < progress.base_validation:
         registry.set_alias(recipe.name, published.version, "latest")
         aliases.append("latest")
     else:
@@ -90,7 +101,9 @@ def train(
     for path in runs.find(folder):
         if "/checkpoint" in path:
             runs.delete(path)
-    return TrainResult(published.spec, published.uri, result.metrics, tuple(aliases), result)
+    return TrainResult(
+        published.spec, published.uri, result.metrics, tuple(aliases), replace(result, adapter=published.spec)
+    )
 
 
 def _fit(job: Job, use_ray: bool) -> Path:
@@ -115,6 +128,12 @@ def _examples(recipe: Recipe, dataset: Dataset) -> Examples:
             raise UsageError(
                 f"data '{recipe.data}' has no text in its '{split}' split for {', '.join(recipe.language)}: "
                 "see `kauli data check`."
+            )
+    sources = {row["source"] for row in train}
+    for source in recipe.train.repeat:
+        if source not in sources:
+            raise UsageError(
+                f"train.repeat: data '{recipe.data}' has no source '{source}'. It has {', '.join(sorted(sources))}."
             )
     replay: list[dict[str, Any]] = []
     if recipe.objective.regulariser == "replay":
@@ -142,23 +161,6 @@ def _sample(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             chosen.append(row)
             taken += size
     return chosen
-
-
-def _check_name(registry: Registry, recipe: Recipe, base: Base) -> None:
-    """Fail before the training rather than after it where the name belongs to another task, base or language."""
-    versions = registry.versions(recipe.name)
-    if not versions:
-        return
-    card = registry.card(f"{recipe.name}@{versions[-1]}")
-    mine = (recipe.task, base.sha256, sorted(recipe.language))
-    theirs = (card.task, card.base.sha256, sorted(card.language))
-    for what, ours, other in zip(("task", "base", "language"), mine, theirs, strict=True):
-        if ours != other:
-            shown = (base.name, card.base.name) if what == "base" else (ours, other)
-            raise UsageError(
-                f"'{recipe.name}' is taken: its {what} is {shown[1]}, not {shown[0]}, and a name keeps its task, base "
-                "and language. Choose another with --set name=..."
-            )
 
 
 def _start(registry: Registry, recipe: Recipe, base: Base) -> Path | None:
@@ -223,16 +225,8 @@ def _progress(runs: Store, path: str) -> Iterator[None]:
         thread.join()
 
 
-def _card(
-    recipe: Recipe, base: Base, dataset: Dataset, examples: Examples, progress: Progress, result: EvalResult
-) -> Card:
-    licences = Counter((row["source"] or "unnamed", row["licence"] or "unknown") for row in examples.train)
-    sources = Counter(row["source"] or "unnamed" for row in examples.train)
-    english = result.english() or {}
-    metrics, base_metrics = dict(result.metrics), dict(result.base_metrics or {})
-    if english:
-        metrics["english_bits_per_byte"] = english["adapter"]
-        base_metrics["english_bits_per_byte"] = english["base"]
+def _draft(recipe: Recipe, base: Base) -> Card:
+    """What a card says before the training."""
     return Card(
         name=recipe.name,
         task=recipe.task,
@@ -247,33 +241,45 @@ def _card(
         template=base.template,
         method=recipe.method.model_dump(mode="json"),
         licence=base.licence,  # an adapter is a derivative of its base
-        attributions=[
-            Attribution(source=source, licence=licence, rows=rows)
-            for (source, licence), rows in sorted(licences.items())
-        ],
-        data=DataReference(
-            name=recipe.data,
-            sha256=examples.sha256,
-            rows=len(examples.train),
-            groups=len({row["group"] for row in examples.train}),
-            languages=list(recipe.language),
-            synthetic_rows=sum(bool(row["synthetic"]) for row in examples.train),
-            sources=dict(sources),
-        ),
         recipe=recipe.model_dump(mode="json"),
-        metrics=metrics,
-        base_metrics=base_metrics,
-        intervals=result.intervals,
-        validation=Validation(base=progress.base_validation, adapter=progress.best_validation),
-        training=Training(
-            steps=progress.step,
-            seconds=round(progress.seconds, 1),
-            tokens=progress.tokens,
-            machine=machine(),
-            seed=recipe.train.seed,
-            curve=[list(point) for point in progress.curve],
-        ),
-        versions={package: version(package) for package in PACKAGES},
+    )
+
+
+def _card(draft: Card, recipe: Recipe, examples: Examples, progress: Progress, result: EvalResult) -> Card:
+    licences = Counter((row["source"] or "unnamed", row["licence"] or "unknown") for row in examples.train)
+    metrics, base_metrics = dict(result.metrics), dict(result.base_metrics or {})
+    if english := result.english():
+        metrics["english_bits_per_byte"] = english["adapter"]
+        base_metrics["english_bits_per_byte"] = english["base"]
+    return draft.model_copy(
+        update={
+            "attributions": [
+                Attribution(source=source, licence=licence, rows=rows)
+                for (source, licence), rows in sorted(licences.items())
+            ],
+            "data": DataReference(
+                name=recipe.data,
+                sha256=examples.sha256,
+                rows=len(examples.train),
+                groups=len({row["group"] for row in examples.train}),
+                languages=list(recipe.language),
+                synthetic_rows=sum(bool(row["synthetic"]) for row in examples.train),
+                sources=dict(Counter(row["source"] or "unnamed" for row in examples.train)),
+            ),
+            "metrics": metrics,
+            "base_metrics": base_metrics,
+            "intervals": result.intervals,
+            "validation": Validation(base=progress.base_validation, adapter=progress.best_validation),
+            "training": Training(
+                steps=progress.step,
+                seconds=round(progress.seconds, 1),
+                tokens=progress.tokens,
+                machine=machine(),
+                seed=recipe.train.seed,
+                curve=[list(point) for point in progress.curve],
+            ),
+            "versions": {package: version(package) for package in PACKAGES},
+        }
     )
 
 

@@ -1,0 +1,59 @@
+"""Each task of the table on its debug base: learns, is saved and loaded, gives each row its own, pickles its parts."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kauli.models.bases import find_base
+from kauli.models.tasks import TASKS, load_task
+from kauli.models.text import TextRequest
+from kauli.training.methods import Lora
+
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "text": [
+        {"prompt": f"say {word}", "text": word * 3}
+        for word in ("moto", "maji", "mti", "jua", "mto", "bahari", "upepo", "mvua")
+    ]
+}
+REQUESTS: dict[str, list[Any]] = {
+    "text": [TextRequest.of_prompt(row["prompt"], max_tokens=12) for row in ROWS["text"][:3]],
+}
+
+
+def answers(task: Any, requests: list[Any], adapters: list[str | None]) -> list[str]:
+    texts = [""] * len(requests)
+    for chunks in task.generate(requests, adapters):
+        for chunk in chunks:
+            texts[chunk.row] += chunk.text
+    return texts
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_surface_of_a_task(name: str, tmp_path: Path) -> None:
+    task = load_task(name, find_base("debug", task=name), device="cpu")
+    features = task.encode(ROWS[name])
+    batch = pickle.loads(pickle.dumps(task.collate(pickle.loads(pickle.dumps(features)))))
+    torch.manual_seed(0)
+    task.model = Lora(rank=4, targets="all-linear").attach(task.model, task.base.reference)  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW([p for p in task.model.parameters() if p.requires_grad], lr=0.01)
+    losses = []
+    for _ in range(30):
+        loss = task.loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.6 * losses[0]
+    task.save(tmp_path / "adapter")
+    final = float(task.loss(batch).detach())
+
+    loaded = load_task(name, find_base("debug", task=name), device="cpu")
+    loaded.add_adapter("mine@1", tmp_path / "adapter")
+    assert float(loaded.loss(batch).detach()) == pytest.approx(final, rel=1e-6)
+    requests = pickle.loads(pickle.dumps(REQUESTS[name]))
+    keys: list[str | None] = ["mine@1", None, "mine@1"]
+    together = answers(loaded, requests, keys)
+    assert together == [answers(loaded, [request], [key])[0] for request, key in zip(requests, keys, strict=True)]
