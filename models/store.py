@@ -150,7 +150,7 @@ class ObjectStore:
     """Any file system of fsspec: S3, Google Cloud Storage, memory."""
 
     def __init__(self, storage: str, folder: str) -> None:
-        import fsspec  # type: ignore[import-untyped]  # a second of imports that a local registry does without
+        import fsspec  # a second of imports that a local registry does without
 
         self.uri = storage
         try:

@@ -30,7 +30,7 @@ from kauli.models.tokens import TextStream, TokenBytes
 
 # Raised inside peft, which asks transformers by an old name; nobody can do anything about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-disable_progress_bar()  # of loading: two seconds are over before it is read
+disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading: two seconds are over before it is read
 
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 """For a base without a chat template: each message on a line of its own, the answer after the last."""
@@ -90,7 +90,8 @@ class TextTask:
         self.tokenizer = tokenizer
         self.template: str = base.template or tokenizer.chat_template or PLAIN_TEMPLATE
         self.token_bytes = TokenBytes(tokenizer)
-        self.model: PreTrainedModel | PeftModel = model.eval()
+        self.model: PreTrainedModel | PeftModel = model
+        model.train(False)
         self._lora: dict[str, str] = {}  # key -> PEFT's name: a module's name may hold no dot, a key does
         self._full: dict[str, PreTrainedModel] = {}
         self._count = 0
@@ -143,7 +144,7 @@ class TextTask:
             return
         name = f"a{self._count}"
         self._count += 1
-        config = PeftConfig.from_pretrained(folder)
+        config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         with self._lock:
             if isinstance(self.model, PeftModel):
@@ -162,7 +163,7 @@ class TextTask:
         """Set the weights of PEFT's adapter `name`; KauliError where a tensor is missing or too many."""
         weights = load_peft_weights(str(folder), device=str(self.device))
         try:
-            result = set_peft_model_state_dict(self.model, weights, adapter_name=name)
+            result: Any = set_peft_model_state_dict(self.model, weights, adapter_name=name)
         except RuntimeError as error:  # a shape that is not that of its place
             raise KauliError(f"the adapter in {folder} does not fit base '{self.base.name}': {error}") from error
         lost = [tensor for tensor in result.missing_keys if f".{name}." in tensor] + list(result.unexpected_keys)
@@ -228,7 +229,7 @@ class TextTask:
             return start
         separator = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
         unknown = separator is None or separator == self.tokenizer.unk_token_id
-        return [self.end if unknown else int(separator)]
+        return [separator if isinstance(separator, int) and not unknown else self.end]
 
     # Training and scoring
 

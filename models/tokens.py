@@ -48,7 +48,7 @@ class TokenBytes:
         if token in self._added:
             return self._added[token].encode()
         piece = self._tokenizer.convert_ids_to_tokens(token)
-        if piece is None:  # a row of the embedding that no token uses
+        if not isinstance(piece, str):  # a row of the embedding that no token uses
             return b""
         if self._byte_level:
             return bytes(_byte_alphabet()[letter] for letter in piece)

@@ -23,6 +23,7 @@ from kauli.models.text import TextTask
 from kauli.training.data import load_data
 from kauli.training.loop import Examples, Loop
 from kauli.training.recipe import Recipe
+from kauli.training.report import update_section
 from kauli.training.session import LocalSession
 from kauli.training.train import machine
 
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--results", type=Path, help="a file such as RESULTS.md, whose section is written anew")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     recipe = Recipe.model_validate(
@@ -112,12 +114,20 @@ def main() -> None:
     if options.json:
         print(json.dumps(result, indent=2))
         return
-    print(f"Training throughput, {options.base}, LoRA r=8 on q/v, {len(rows)} examples, {answers} loss tokens")
-    print(f"{machine()}, {options.threads} threads, load {result['load']:.1f}, {options.rounds} rounds in turn\n")
-    print(f"{'':34}loss tokens/s (median)   kauli is faster by: median (least to most)")
+    lines = [
+        f"{options.base}, LoRA r=8 on q/v, {len(rows)} examples with {answers} loss tokens, a third of them paragraphs; "
+        f"{machine()}, {options.threads} threads, load {result['load']:.1f}; {options.rounds} rounds in turn, one pass of each "
+        "system a round. Command: `make bench`.",
+        "",
+        "| system | loss tokens/s, median | kauli is faster by: median (least to most) |",
+        "| --- | --- | --- |",
+    ]
     for system, values in speeds.items():
         spread = f"{statistics.median(ratios[system]):.2f}x ({min(ratios[system]):.2f} to {max(ratios[system]):.2f})"
-        print(f"{system:34}{statistics.median(values):>12.1f}             {'' if system == 'kauli' else spread}")
+        lines.append(f"| {system} | {statistics.median(values):.1f} | {'' if system == 'kauli' else spread} |")
+    print("\n".join(lines))
+    if options.results:
+        update_section(options.results, "throughput-training", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -67,6 +67,13 @@ def test_the_top_level_is_fixed() -> None:
     assert {name.split("/")[0] for name in tracked if name} <= TOP
 
 
+def test_the_readme_has_a_line_for_every_file() -> None:
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = [path for package in (*PACKAGES, "tests") for path in (ROOT / package).glob("*.*")]
+    named = [path for path in files if path.name not in ("__init__.py", "py.typed") and path.is_file()]
+    assert [path.name for path in named if f"`{path.relative_to(ROOT)}`" not in page] == []
+
+
 def test_every_shipped_yaml_loads() -> None:
     found = [path for package in PACKAGES for path in (ROOT / package).rglob("*.yaml")]
     assert len(found) >= 8

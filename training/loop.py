@@ -90,7 +90,7 @@ class Loop:
         if self.checkpoint is None:
             self.progress.base_validation = self._validate_rows(examples.validation)
         torch.manual_seed(self.budget.seed)  # LoRA's A is drawn here, alike on every rank
-        task.model = recipe.method.attach(task.model, task.base.reference)  # type: ignore[arg-type]
+        task.model = recipe.method.attach(task.model, task.base.reference)  # type: ignore[assignment]
         if start is not None:
             task.start_from(start)
         merge_while_training(task.model)
@@ -103,6 +103,8 @@ class Loop:
         repeat = self.budget.repeat
         rows = [row for row in examples.train for _ in range(repeat.get(row.get("source") or "", 1))]
         self.documents: list[Document] = task.encode([*rows, *examples.replay], length)
+        self.cut = sum(not document.ended for document in self.documents)
+        """How many examples, repeats counted, were longer than `max_length`."""
         self.lengths = [len(document.tokens) for document in self.documents]
         count = len(rows)
         share = recipe.objective.weight if recipe.objective.regulariser == "replay" else 0.0
@@ -209,7 +211,7 @@ class Loop:
         for bits, count in self.task.current_bits(rows[self.rank :: self.world]):
             sums += torch.tensor([bits, count], dtype=torch.float64)
         bits, count = self.accelerator.reduce(sums.to(self.task.device), "sum").tolist()
-        return bits / count
+        return float(bits / count)
 
     def _save(self) -> None:
         progress = self.progress

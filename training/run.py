@@ -55,7 +55,7 @@ def train_on_ray(job: Job) -> Path:
         scaling, threads = _scaling(job.recipe)
         filesystem, path = _place(job.storage)
         trainer = TorchTrainer(
-            _worker,
+            _worker,  # type: ignore[arg-type]  # the types that mypy sees are those of Train v1
             train_loop_config={"job": job, "threads": threads},
             scaling_config=scaling,
             run_config=RunConfig(
@@ -67,7 +67,7 @@ def train_on_ray(job: Job) -> Path:
             ),
         )
         try:
-            result = trainer.fit()
+            result: Any = trainer.fit()
         except TrainingFailedError as error:
             raise KauliError(f"training failed {MAX_FAILURES + 1} times, the last time so: {error}") from error
         if isinstance(result.return_value, KauliError):
@@ -81,7 +81,7 @@ def train_on_ray(job: Job) -> Path:
             ray.shutdown()
 
 
-def _worker(config: dict[str, Any]) -> KauliError | None:
+def _worker(config: dict[Any, Any]) -> KauliError | None:
     """A worker's part. A user's mistake is handed back: raised, it would be tried again like a crash."""
     try:
         work(config["job"], _RaySession(), threads=config["threads"])
@@ -94,7 +94,7 @@ def _scaling(recipe: Recipe) -> tuple[ScalingConfig, int]:
     """Workers and the CPU threads of each; UsageError, at once, for more than the cluster can ever place."""
     workers = recipe.scale.workers
     least = workers if isinstance(workers, int) else workers[0]
-    resources = ray.cluster_resources()
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     kind, there = ("GPU", gpus) if recipe.scale.gpu else ("CPU", cpus)
     if least > there:
@@ -104,7 +104,7 @@ def _scaling(recipe: Recipe) -> tuple[ScalingConfig, int]:
         )
     threads = 1 if recipe.scale.gpu else max(1, cpus // least)
     scaling = ScalingConfig(
-        num_workers=workers,
+        num_workers=workers,  # type: ignore[arg-type]  # a range makes it elastic
         use_gpu=recipe.scale.gpu,
         resources_per_worker={"CPU": threads, **({"GPU": 1} if recipe.scale.gpu else {})},
     )

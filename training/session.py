@@ -18,6 +18,7 @@ from kauli.training.loop import Examples, Loop, Session
 from kauli.training.recipe import Recipe
 
 METRICS = "metrics.jsonl"
+NOTES = "notes.txt"
 _WRITE_EVERY = 1.0  # seconds between two writes of the log; a step may take milliseconds
 
 
@@ -92,7 +93,11 @@ def work(job: Job, session: Session, threads: int | None = None) -> None:
     # Trained in fp32 weights: on a GPU the arithmetic is bf16, but small updates must not be rounded away.
     task = load_task(recipe.task, base, device="cuda" if on_gpu else "cpu", dtype=torch.float32)
     store = open_store(job.storage, "runs")
-    Loop(task, recipe, job.examples, session, start=job.start, log=_logger(store, f"{job.folder}/{METRICS}")).run()
+    loop = Loop(task, recipe, job.examples, session, start=job.start, log=_logger(store, f"{job.folder}/{METRICS}"))
+    if loop.cut and loop.rank == 0:
+        text = f"{loop.cut} of {len(loop.documents)} examples are longer than train.max_length and were cut"
+        store.write(f"{job.folder}/{NOTES}", text.encode())
+    loop.run()
 
 
 def _logger(store: Store, path: str) -> Any:

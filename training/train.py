@@ -27,7 +27,7 @@ from kauli.training.evaluate import GENERATED, english_rows, evaluate_folder
 from kauli.training.loop import Examples
 from kauli.training.recipe import Recipe
 from kauli.training.results import EvalResult
-from kauli.training.session import METRICS, Job, check_precision, train_here
+from kauli.training.session import METRICS, NOTES, Job, check_precision, train_here
 
 VALIDATION_BYTES = 4_000
 """How much text the validations during training score: enough to choose by, small beside the training itself."""
@@ -80,6 +80,8 @@ def train(
     note(f"Training {recipe.name}: {len(examples.train)} examples, base {base.name}, run {folder}")
     with _progress(runs, f"{folder}/{METRICS}"):
         checkpoint = _fit(job, use_ray)
+    if (told := runs.read(f"{folder}/{NOTES}")) is not None:
+        note(told.decode())
     progress = Progress(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["progress"])
     adapter = checkpoint / "adapter"
     result = evaluate_folder(adapter, base, dataset, recipe.language, limit=generated)
