@@ -116,7 +116,7 @@ def main() -> None:
         return
     lines = [
         f"{options.base}, LoRA r=8 on q/v, {len(rows)} examples with {answers} loss tokens, a third of them "
-        f"paragraphs; {machine()}, {options.threads} threads, load {result['load']:.1f}; {options.rounds} rounds in turn, "
+        f"paragraphs; {machine()}, {options.threads} threads, load {result['load']:.1f}; {options.rounds} rounds, "
         "one pass of each system a round. Command: `make bench`.",
         "",
         "| system | loss tokens/s, median | kauli is faster by: median (least to most) |",

@@ -70,6 +70,11 @@ def step_of(home: Path, name: str) -> int:
     return int(json.loads(lines[-1])["step"]) if lines else 0
 
 
+def restarts_of(home: Path, name: str) -> int:
+    (log,) = (home / "store" / "runs" / name).glob("*/metrics.jsonl")
+    return int([json.loads(line) for line in log.read_text().splitlines() if "restarts" in line][-1]["restarts"])
+
+
 def wait_for_step(process: "subprocess.Popen[str]", home: Path, name: str, step: int) -> None:
     until = time.monotonic() + 240
     while step_of(home, name) < step:
@@ -118,16 +123,17 @@ def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
 
 def test_a_worker_killed_at_three_random_steps_changes_nothing(home: Path, undisturbed: dict[str, object]) -> None:
     process = start(home, "workers")
-    for low in (3, 20, 40):
+    for low in (8, 24, 40):
         wait_for_step(process, home, "workers", random.randint(low, low + 12))
         for worker in workers_of(process):
             worker.send_signal(signal.SIGKILL)
     finished(process)
     assert_same(weights(home, "workers"), undisturbed)
+    assert restarts_of(home, "workers") == 3, "each kill should have been met by a restart from a checkpoint"
 
 
 def test_a_driver_killed_at_three_random_steps_changes_nothing(home: Path, undisturbed: dict[str, object]) -> None:
-    for low in (3, 20, 40):
+    for low in (8, 24, 40):
         process = start(home, "driver")
         wait_for_step(process, home, "driver", random.randint(low, low + 12))
         family = psutil.Process(process.pid).children(recursive=True)
@@ -137,6 +143,7 @@ def test_a_driver_killed_at_three_random_steps_changes_nothing(home: Path, undis
         assert not alive, "Ray's processes outlive their driver"
     finished(start(home, "driver"))
     assert_same(weights(home, "driver"), undisturbed)
+    assert restarts_of(home, "driver") == 3, "each attempt should have gone on from a checkpoint"
     runs = [path.name for path in (home / "store" / "runs" / "driver").iterdir()]
     assert len(runs) == 1, "each attempt should have gone on with the same run"
 

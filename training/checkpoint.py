@@ -29,6 +29,8 @@ class Progress:
     """Validations since the best one."""
     curve: list[tuple[int, float, float]] = field(default_factory=list)
     """(step, mean training loss in nats since the last one, validation bits per byte) at each validation."""
+    restarts: int = 0
+    """How often the run was taken up from a checkpoint."""
     finished: bool = False
 
 

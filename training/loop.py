@@ -114,6 +114,7 @@ class Loop:
         """Train to the end of the budget or the early stop; the best weights are in the model then."""
         if self.checkpoint is not None:
             self.progress, self.best = Checkpoint(self.checkpoint).load(self.parameters, self.optimizer, self.identity)
+            self.progress.restarts += 1
         else:
             self.best = copy_of(self.parameters)
         if not self.progress.finished:
@@ -142,6 +143,7 @@ class Loop:
                     "learning_rate": self.optimizer.param_groups[0]["lr"],
                     "tokens_per_second": progress.tokens / progress.seconds,
                     "seconds": progress.seconds,
+                    "restarts": progress.restarts,
                     "budget": max(done, progress.step / budget.steps),
                 }
             )
