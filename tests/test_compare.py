@@ -155,3 +155,23 @@ def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(KauliError, match=path.name):
         compare([recipe("a")], 1, str(tmp_path), Runs())
+
+
+@pytest.mark.ray
+def test_a_real_comparison_trains_each_cell_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"prompt": f"say {number}", "text": f"moto {number} maji {number % 7}", "language": "sw"}
+        for number in range(80)
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    budget = {"steps": 10, "batch_tokens": 400, "max_length": 64, "validate_every": 5, "learning_rate": 0.01}
+    content = {"base": "debug", "language": "sw", "data": str(tmp_path / "rows.jsonl"), "train": budget}
+    one = parse_recipe({**content, "name": "small", "method": {"kind": "lora", "rank": 1}}, "small")
+    two = parse_recipe({**content, "name": "large", "method": {"kind": "lora", "targets": "all-linear"}}, "large")
+    first = compare([one, two], 1, str(tmp_path / "store"))
+    assert first.lines[0].base("bits_per_byte") > first.lines[0].interval("bits_per_byte").value
+    assert first.difference(first.lines[1], "bits_per_byte").value < 0
+    capsys.readouterr()
+    again = compare([one, two], 1, str(tmp_path / "store"))
+    assert capsys.readouterr().err.count("finished before") == 2
+    assert again.to_json() == first.to_json()
