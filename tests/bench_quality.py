@@ -68,6 +68,18 @@ def ours(recipe: Recipe, minutes: float, seed: int, storage: str, folder: Path) 
     return Registry(storage).fetch(json.loads(kept.read_text())["adapter"])
 
 
+def spent(recipe: Recipe, system: str, minutes: float, seed: int, storage: str, folder: Path) -> str:
+    """Steps and minutes that a training had: a plain script may end early or late by its schedule's guess."""
+    if system == "kauli":
+        kept = folder / f"{recipe.name}-kauli-{recipe.sha256(with_seed=False)[:8]}-{minutes:g}min-seed{seed}.json"
+        training = Registry(storage).card(json.loads(kept.read_text())["adapter"]).training
+        assert training is not None
+        return f"{training.steps} steps in {training.seconds / 60:.1f} min"
+    lines = (folder / f"{recipe.name}-{system}-{minutes:g}min-seed{seed}" / "result.json").read_text().splitlines()
+    result = json.loads(lines[-1])
+    return f"{result['steps']} of {result['planned_steps']} planned steps in {result['seconds'] / 60:.1f} min"
+
+
 def score(base: Base, dataset: Dataset, adapter: Path | None) -> dict[str, dict[str, tuple[float, int]]]:
     """Set -> group -> (bits, bytes) on the test split."""
     task = TextTask.load(base, device="cpu")
@@ -118,11 +130,11 @@ def main() -> None:
         f"{options.rate:g}. Bits per byte on the test split (lower is better); in brackets kauli's change "
         "with a 95 % interval, a paired bootstrap over groups. Command: `make results`.",
         "",
-        "| seed | system | UDHR articles | other rows | English UDHR articles |",
-        "| --- | --- | --- | --- | --- |",
+        "| seed | system | training | UDHR articles | other rows | English UDHR articles |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     empty = score(base, dataset, None)
-    lines.append("| | base, untrained | " + " | ".join(f"{value(empty[kind]):.3f}" for kind in SETS) + " |")
+    lines.append("| | base, untrained | none | " + " | ".join(f"{value(empty[kind]):.3f}" for kind in SETS) + " |")
     for seed in range(options.seeds):
         scored: dict[str, Any] = {}
         note(f"seed {seed}: kauli, {recipe.name}")
@@ -137,7 +149,8 @@ def main() -> None:
                 against = "" if system == "kauli" else f" (kauli: {relative(scored['kauli'][kind], sums[kind])})"
                 cells.append(f"{value(sums[kind]):.3f}{against}")
             title = "kauli" if system == "kauli" else f"plain script: {FORMS[system]}"
-            lines.append(f"| {seed} | {title} | " + " | ".join(cells) + " |")
+            cost = spent(recipe, system, options.minutes, seed, options.storage, folder)
+            lines.append(f"| {seed} | {title} | {cost} | " + " | ".join(cells) + " |")
     text = "\n".join(lines)
     print(text)
     update_section(options.results, f"quality-{recipe.name}", text)

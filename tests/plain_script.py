@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from transformers.utils import logging
 
 BATCH = 8  # examples of a padded batch
+TRIAL = 18  # steps that tell the speed; the first third warms up
 PACKED_TOKENS = 1024  # tokens of a packed batch
 QV = ["q_proj", "v_proj"]
 FORMS = {
@@ -139,8 +140,10 @@ def main() -> None:
     trial = Clock(None)
     targets = "all-linear" if options.form == "packed" else QV
     model = lora(options.base, targets)
-    trainer_of(model, examples, content["end"], options.form, 8, options.rate, options.seed, trial, options.out).train()
-    speed = (trial.ends[-1] - trial.ends[1]) / (len(trial.ends) - 2)
+    trainer_of(
+        model, examples, content["end"], options.form, TRIAL, options.rate, options.seed, trial, options.out
+    ).train()
+    speed = (trial.ends[-1] - trial.ends[TRIAL // 3]) / (TRIAL - TRIAL // 3 - 1)
     steps = max(10, int(60 * options.minutes / speed))
     torch.manual_seed(options.seed)
     model = lora(options.base, targets)
