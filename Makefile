@@ -30,7 +30,7 @@ check: setup
 	cd build/check && MYPYPATH=. ../../$(PYTHON) -m mypy --config-file ../../pyproject.toml -p kauli.models -p kauli.training -p kauli.serving -p kauli.deploy
 
 bench: setup
-	$(PYTHON) tests/bench_training.py --results RESULTS.md
+	$(PYTHON) tests/bench_training.py --examples 48 --results RESULTS.md
 
 results: setup
 	$(PYTHON) tests/bench_quality.py
