@@ -90,7 +90,9 @@ class Loop:
         if self.checkpoint is None:
             self.progress.base_validation = self._validate_rows(examples.validation)
         torch.manual_seed(self.budget.seed)  # LoRA's A is drawn here, alike on every rank
-        task.model = recipe.method.attach(task.model, task.base.reference)  # type: ignore[assignment]
+        bare: Any = task.model
+        attached: Any = recipe.method.attach(bare, task.base.reference)
+        task.model = attached
         if start is not None:
             task.start_from(start)
         merge_while_training(task.model)

@@ -34,13 +34,13 @@ class Lora(BaseModel):
         targets = self.targets if self.targets == "all-linear" else list(ATTENTION)
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha,  # PEFT says int, and divides all the same
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT says int, and divides all the same
             lora_dropout=self.dropout,
             target_modules=list(self.targets) if isinstance(self.targets, tuple) else targets,
             task_type="CAUSAL_LM",
             base_model_name_or_path=reference,
         )
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        return get_peft_model(model, config)
 
 
 class Full(BaseModel):
