@@ -26,7 +26,7 @@ check: setup
 	.venv/bin/ruff format --check .
 	@# mypy can't see through an editable install: it checks the wheel, which tests the packaging as well
 	rm -rf build/check && mkdir -p build/check
-	.venv/bin/python -m pip install -q --no-deps --no-build-isolation --target build/check . 2>/dev/null || $(PYTHON) -m pip install -q --no-deps --target build/check .
+	$(PYTHON) -m pip install -q --no-deps --no-build-isolation --target build/check .
 	cd build/check && MYPYPATH=. ../../$(PYTHON) -m mypy --config-file ../../pyproject.toml -p kauli.models -p kauli.training -p kauli.serving -p kauli.deploy
 
 bench: setup
