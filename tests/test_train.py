@@ -141,5 +141,5 @@ def test_a_recipe_that_cannot_run_is_one_clear_error(
     data: str, tmp_path: Path, changes: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(UsageError, match=expected):
-        run(recipe(data, **changes), tmp_path)
+        run(recipe(**{"data": data, **changes}), tmp_path)
     assert not (tmp_path / "adapters").exists()
