@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from kauli.models.registry import Registry
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]  # a run takes a minute or more, and each test has several
 
 STEPS = 60
 RECIPE = f"""
