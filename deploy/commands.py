@@ -98,7 +98,8 @@ def generate_text(
     base = next(base for base in bases if public_name(base) == route.base)
     note(f"{route.model} answers{f' ({route.language})' if route.language else ''}")
 
-    from kauli.models.text import TextRequest, TextTask
+    from kauli.models.requests import TextRequest
+    from kauli.models.text import TextTask
 
     task = TextTask.load(base)
     if route.adapter:

@@ -17,6 +17,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from kauli.models.slots import SlotPass
+
 ATTENTION = "kauli_packed"
 """The `attn_implementation` that a model must be loaded with: SDPA, and packed attention where a pack is given."""
 
@@ -179,13 +181,17 @@ def packed_attention(
     dropout: float = 0.0,
     scaling: float | None = None,
     packed_buckets: Buckets | None = None,
+    slot_pass: SlotPass | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each document of a pack; without `packed_buckets` transformers' own SDPA.
+    """Causal attention within each document of a pack, or over slots; without either transformers' own SDPA.
 
     query (1, H, T, D), key and value (1, H_kv, T, D); returns (1, T, H, D), as transformers' attention functions do.
     """
+    if slot_pass is not None:
+        layer: Any = module.layer_idx
+        return slot_pass.attend(layer, query, key, value, scaling, sliding_window), None
     if packed_buckets is None:
         output: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

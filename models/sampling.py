@@ -1,57 +1,129 @@
-"""From the logits of one position to the next token, with each request's own settings."""
+"""From the logits of one position of each row to the next tokens, all rows at once, each with its own settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+_LIKELIEST = 1024  # tokens sorted for top-p; where they don't hold its mass, a row's whole vocabulary is sorted
 
-class Sampler:
-    """One request's choice of tokens; `seen` are the tokens so far, prompt included, for the repetition penalty."""
 
-    def __init__(
-        self,
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int | None = None,
-        repetition_penalty: float = 1.0,
-        min_tokens: int = 0,
-        ends: frozenset[int] = frozenset(),
-        ignore_ends: bool = False,
-    ) -> None:
-        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
-        self.repetition_penalty = repetition_penalty
-        self.min_tokens, self.ends, self.ignore_ends = min_tokens, ends, ignore_ends
-        # Drawn on the CPU in any case: the same seed gives the same tokens on every device, alone or in company.
-        self._generator = torch.Generator()
-        if seed is None:
-            self._generator.seed()
+@dataclass(frozen=True)
+class Sampling:
+    """How one request's tokens are chosen."""
+
+    temperature: float = 0.0
+    """0: the likeliest token."""
+    top_p: float = 1.0
+    """Only the likeliest tokens whose mass reaches this (Holtzman et al. 2020, arXiv 1904.09751)."""
+    top_k: int = 0
+    """Only so many of the likeliest tokens; 0: all."""
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    """Of CTRL (Keskar et al. 2019, arXiv 1909.05858): for tokens of the prompt or the answer so far."""
+    min_tokens: int = 0
+    ignore_eos: bool = False
+
+
+class Draw:
+    """One row's choice of tokens: its settings, its random numbers, the tokens it has seen."""
+
+    def __init__(self, sampling: Sampling, ends: frozenset[int], prompt: Sequence[int], index: int = 0) -> None:
+        self.sampling = sampling
+        self.count = 0
+        self._ends = sorted(ends)
+        # Drawn on the CPU, one number a token: the same seed gives the same on every device, alone or in company.
+        self._random = torch.Generator()
+        if sampling.seed is None:
+            self._random.seed()
         else:
-            self._generator.manual_seed(seed)
+            self._random.manual_seed((sampling.seed + index * 0x9E3779B97F4A7C15) % 2**63)
+        self.seen = sorted(set(prompt)) if sampling.repetition_penalty != 1.0 else []
 
-    def choose(self, logits: Tensor, seen: set[int], new_tokens: int) -> int:
-        """The next token from logits (vocabulary,), after `new_tokens` of the answer."""
-        logits = logits.float()
-        if self.repetition_penalty != 1.0 and seen:
-            index = torch.tensor(sorted(seen), device=logits.device)
-            scores = logits[index]
-            # CTRL (Keskar et al. 2019, arXiv 1909.05858): what speaks for a seen token is divided, what is against it
-            # multiplied.
-            scores = torch.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
-            logits = logits.index_copy(0, index, scores)
-        if self.ends and (self.ignore_ends or new_tokens < self.min_tokens):
-            logits = logits.index_fill(0, torch.tensor(sorted(self.ends), device=logits.device), float("-inf"))
-        if self.temperature == 0:
-            return int(logits.argmax())
-        probabilities = self._truncate(torch.softmax(logits.double().cpu() / self.temperature, dim=-1))
-        return int(torch.multinomial(probabilities, 1, generator=self._generator))
+    def forbidden(self) -> list[int]:
+        """The tokens that may not come next."""
+        early = self.count < self.sampling.min_tokens
+        return self._ends if early or self.sampling.ignore_eos else []
 
-    def _truncate(self, probabilities: Tensor) -> Tensor:
-        """Keep the `top_k` likeliest tokens and the fewest whose mass reaches `top_p` (Holtzman et al. 2020)."""
-        if self.top_k:
-            least = probabilities.topk(min(self.top_k, len(probabilities))).values[-1]
-            probabilities = probabilities.where(probabilities >= least, 0.0)
-        if self.top_p < 1:
-            mass, order = (probabilities / probabilities.sum()).sort(descending=True)
-            probabilities = probabilities.index_fill(0, order[mass.cumsum(0) - mass >= self.top_p], 0.0)
-        return probabilities
+    def uniform(self) -> float:
+        """The next random number in [0, 1)."""
+        return float(torch.rand((), generator=self._random, dtype=torch.float64))
+
+    def took(self, token: int) -> None:
+        """Remember a token."""
+        self.count += 1
+        if self.sampling.repetition_penalty != 1.0 and token not in self.seen:
+            self.seen.append(token)
+
+
+def choose(logits: Tensor, rows: Sequence[Draw]) -> list[int]:
+    """The next token of each row from logits (rows, vocabulary), float32, which are changed in place."""
+    _restrict(logits, rows)
+    chosen = logits.argmax(dim=-1)
+    warm = [place for place, row in enumerate(rows) if row.sampling.temperature > 0]
+    if warm:
+        # Rows that are cut at a mass or a number are drawn in order of likelihood, the others in that of the
+        # vocabulary: which of the two depends on the row alone, so that company doesn't change its answer.
+        cut = [place for place in warm if rows[place].sampling.top_p < 1 or rows[place].sampling.top_k]
+        plain = [place for place in warm if place not in cut]
+        for places, draw in ((cut, _draw_cut), (plain, _draw_plain)):
+            if places:
+                scores = logits[places] / _column(logits, [rows[place].sampling.temperature for place in places])
+                uniform = _column(logits, [rows[place].uniform() for place in places]).double()
+                chosen[places] = draw(scores, uniform, [rows[place].sampling for place in places])
+    tokens: list[int] = chosen.tolist()
+    for row, token in zip(rows, tokens, strict=True):
+        row.took(token)
+    return tokens
+
+
+def _restrict(logits: Tensor, rows: Sequence[Draw]) -> None:
+    """Repetition penalties, and end tokens that may not come yet."""
+    places = [place for place, row in enumerate(rows) for _ in row.seen]
+    if places:
+        tokens = [token for row in rows for token in row.seen]
+        penalty = torch.tensor([rows[place].sampling.repetition_penalty for place in places], device=logits.device)
+        scores = logits[places, tokens]
+        # What speaks for a seen token is divided, what is against it multiplied.
+        logits[places, tokens] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    forbidden = [(place, token) for place, row in enumerate(rows) for token in row.forbidden()]
+    if forbidden:
+        logits[[place for place, _ in forbidden], [token for _, token in forbidden]] = float("-inf")
+
+
+def _draw_plain(scores: Tensor, uniform: Tensor, settings: Sequence[Sampling]) -> Tensor:
+    return _at_mass(torch.softmax(scores, dim=-1), uniform)
+
+
+def _draw_cut(scores: Tensor, uniform: Tensor, settings: Sequence[Sampling]) -> Tensor:
+    vocabulary = scores.shape[1]
+    probabilities = torch.softmax(scores, dim=-1)
+    top_k = _column(scores, [float(min(one.top_k or vocabulary, vocabulary)) for one in settings])
+    top_p = _column(scores, [one.top_p for one in settings])
+    kept = min(_LIKELIEST, vocabulary)
+    while True:
+        likeliest, order = probabilities.topk(kept, dim=-1)
+        likeliest = likeliest * (torch.arange(kept, device=scores.device) < top_k)
+        # Top-p is a share of what top-k left.
+        whole = torch.where(top_k < vocabulary, likeliest.double().sum(-1, keepdim=True), 1.0)
+        mass = likeliest.double().cumsum(-1)
+        settled = (top_k <= kept) | ((top_k == vocabulary) & (mass[:, -1:] >= top_p * whole))
+        if kept == vocabulary or bool(settled.all()):
+            break
+        kept = vocabulary
+    likeliest = likeliest * (mass - likeliest < top_p * whole)
+    return order.gather(1, _at_mass(likeliest, uniform)[:, None])[:, 0]
+
+
+def _at_mass(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """(rows,): the place at which the cumulated mass passes `uniform` (rows, 1) of the whole."""
+    mass = probabilities.double().cumsum(-1)
+    places = torch.searchsorted(mass, uniform * mass[:, -1:], right=True)
+    # Rounding may point behind the last place that has any mass.
+    last = (probabilities > 0).long().mul(torch.arange(1, mass.shape[1] + 1, device=mass.device)).amax(-1) - 1
+    return torch.minimum(places[:, 0], last)
+
+
+def _column(like: Tensor, values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, device=like.device, dtype=torch.float32)[:, None]

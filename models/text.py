@@ -4,29 +4,32 @@ This file owns how a conversation becomes tokens, for training, evaluation and s
 """
 
 import math
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
+from kauli.models.adapter_form import Term
 from kauli.models.bases import Base
+from kauli.models.engine import Engine, Generation, Progress, Ticket
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import nfc
+from kauli.models.lora_batch import LoraBatch
 from kauli.models.memory import keep_freed_memory
 from kauli.models.packing import ATTENTION, Batch, Document, pack
-from kauli.models.sampling import Sampler
-from kauli.models.tokens import TextStream, TokenBytes
+from kauli.models.requests import Chunk, TextRequest
+from kauli.models.sampling import Sampling
+from kauli.models.tokens import TokenBytes
 
 # Raised inside peft, which asks transformers by an old name; nobody can do anything about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -35,67 +38,50 @@ disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading: two secon
 PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 """For a base without a chat template: each message on a line of its own, the answer after the last."""
 
+SLOTS = 16
+"""Answers generated at a time, unless the caller says otherwise."""
+
 Row = Mapping[str, Any]
 """An example; this task reads `prompt` and `text`."""
 
 
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation; `role` is system, user or assistant."""
+@dataclass
+class _Full:
+    """A base whose every weight was trained: a model and an engine of its own."""
 
-    role: str
-    content: str
-
-
-@dataclass(frozen=True)
-class TextRequest:
-    """What to generate: an answer to `messages`, or the continuation of the raw text `prompt` (which may be empty)."""
-
-    messages: tuple[Message, ...] | None = None
-    prompt: str | None = None
-    max_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    repetition_penalty: float = 1.0
-
-    @classmethod
-    def of_prompt(cls, prompt: str | None, **options: Any) -> Self:
-        """The request that an example's `prompt` stands for: one user message, or a document from its beginning."""
-        if prompt is None:
-            return cls(prompt="", **options)
-        return cls(messages=(Message("user", prompt),), **options)
+    model: PreTrainedModel
+    engine: Engine
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Some text of row `row` of a batch, whole characters only; the row's last chunk says why it ended."""
-
-    row: int
-    text: str
-    tokens: int
-    finish: str | None = None
-    """None, or "stop" (end token or stop string), "length" (`max_tokens` or the context), "cancelled"."""
+Loaded = dict[str, Term] | PreTrainedModel
+"""An adapter that was read: its terms by layer, or a fully fine-tuned model."""
 
 
 class TextTask:
-    """A causal language model with any number of adapters, on one device. Not for several threads at once."""
+    """A causal language model with any number of adapters, on one device. Not for several threads at once.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, base: Base) -> None:
+    It generates `slots` answers at a time, each of up to `window` tokens with its prompt (default: the context).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        base: Base,
+        slots: int = SLOTS,
+        window: int | None = None,
+    ) -> None:
         self.base = base
         self.tokenizer = tokenizer
         self.template: str = base.template or tokenizer.chat_template or PLAIN_TEMPLATE
         self.token_bytes = TokenBytes(tokenizer)
         self.model: PreTrainedModel | PeftModel = model
         model.train(False)
-        self._lora: dict[str, str] = {}  # key -> PEFT's name: a module's name may hold no dot, a key does
-        self._full: dict[str, PreTrainedModel] = {}
-        self._count = 0
-        self._lock = threading.Lock()
+        self.slots = slots
+        self.window = min(window or self.context, self.context)
+        self._lora: LoraBatch | None = None  # made with the first adapter or request: training needs neither
+        self._shared: Engine | None = None
+        self._full: dict[str, _Full] = {}
         end = tokenizer.eos_token_id
         if end is None:
             raise UsageError(f"base '{base.name}' has no end token in its tokenizer: it can't be trained to stop.")
@@ -105,7 +91,14 @@ class TextTask:
         self.ends = frozenset({self.end, *(int(token) for token in others if token is not None)})
 
     @classmethod
-    def load(cls, base: Base, device: str | None = None, dtype: torch.dtype | None = None) -> Self:
+    def load(
+        cls,
+        base: Base,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        slots: int = SLOTS,
+        window: int | None = None,
+    ) -> Self:
         """The base from its folder; by default on the GPU in bf16 where there is one, else on the CPU in fp32."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
@@ -113,7 +106,8 @@ class TextTask:
             keep_freed_memory()
         model = _load_model(base.folder, dtype).to(device)  # type: ignore[arg-type]  # transformers wraps `to`
         model.name_or_path = base.reference  # PEFT writes it into the adapter, and a path of this machine helps nobody
-        return cls(model, AutoTokenizer.from_pretrained(base.folder, local_files_only=True), base)
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+        return cls(model, tokenizer, base, slots, window)
 
     @property
     def device(self) -> torch.device:
@@ -129,35 +123,47 @@ class TextTask:
 
     def adapters(self) -> list[str]:
         """The keys of what is loaded."""
-        return [*self._lora, *self._full]
+        return [*(self._lora.keys() if self._lora else []), *self._full]
 
-    def add_adapter(self, key: str, folder: Path) -> None:
-        """Load a checked adapter folder under a key (such as `text-sw@3`).
+    def uses(self, key: str) -> bool:
+        """Whether a request with this adapter waits or runs."""
+        full = self._full.get(key)
+        return full.engine.busy if full else self._shared is not None and self._shared.uses(key)
 
-        Raises KauliError where its tensors and its configuration don't fit each other or the base: a tensor that
-        finds no place would otherwise be an adapter that silently does nothing.
+    def read_adapter(self, folder: Path) -> "Loaded":
+        """What is in a checked adapter folder, for `put_adapter`; may run beside `step`, in another thread.
+
+        Raises KauliError where its tensors and its configuration don't fit each other or the base, or where it is of
+        a kind that can't be served.
         """
+        if (folder / "model.safetensors").exists():
+            return _load_model(folder, self.model.dtype).to(self.device).eval()  # type: ignore[arg-type]
+        return self._adapters().read(folder)
+
+    def put_adapter(self, key: str, loaded: "Loaded") -> None:
+        """Take an adapter under a key (such as `text-sw@3`)."""
         if key in self.adapters():
             raise ValueError(f"adapter {key!r} is loaded already")
-        if (folder / "model.safetensors").exists():
-            self._full[key] = _load_model(folder, self.model.dtype).to(self.device).eval()  # type: ignore[arg-type]
-            return
-        name = f"a{self._count}"
-        self._count += 1
-        config = PeftConfig.from_pretrained(str(folder))
-        config.inference_mode = True
-        with self._lock:
-            if isinstance(self.model, PeftModel):
-                self.model.add_adapter(name, config)
-            else:
-                self.model = PeftModel(self.model, config, adapter_name=name)
-            try:
-                self._fill(name, folder)
-            except KauliError:
-                self._drop(name)
-                raise
-            self._lora[key] = name
-            self.model.eval()
+        if isinstance(loaded, PreTrainedModel):
+            # Wrapped like the base: few tokens are computed faster so
+            self._full[key] = _Full(loaded, self._new_engine(loaded, LoraBatch(loaded, 1)))
+        else:
+            self._adapters().add(key, loaded)
+
+    def add_adapter(self, key: str, folder: Path) -> None:
+        """`read_adapter` and `put_adapter` at once."""
+        self.put_adapter(key, self.read_adapter(folder))
+
+    def remove_adapter(self, key: str) -> None:
+        """Forget an adapter's weights; it must not be in use."""
+        if self._full.pop(key, None) is None:
+            self._adapters().remove(key)
+
+    def _adapters(self) -> LoraBatch:
+        if self._lora is None:
+            assert not isinstance(self.model, PeftModel), "adapters are loaded into a base that is not in training"
+            self._lora = LoraBatch(self.model, self.slots)
+        return self._lora
 
     def _fill(self, name: str, folder: Path) -> None:
         """Set the weights of PEFT's adapter `name`; KauliError where a tensor is missing or too many."""
@@ -171,34 +177,6 @@ class TextTask:
             raise KauliError(
                 f"the adapter in {folder} does not fit base '{self.base.name}': tensor {lost[0]} has no counterpart."
             )
-
-    def remove_adapter(self, key: str) -> None:
-        """Forget an adapter's weights."""
-        if self._full.pop(key, None) is None:
-            with self._lock:
-                self._drop(self._lora.pop(key))
-
-    def _drop(self, name: str) -> None:
-        """Delete PEFT's adapter `name`; with the last one its layers go too, since PEFT can't run with none."""
-        assert isinstance(self.model, PeftModel)
-        if len(self.model.peft_config) > 1:
-            self.model.delete_adapter(name)
-        else:
-            self.model = self.model.unload()
-
-    def _apply(self, keys: Sequence[str | None]) -> tuple[nn.Module, AbstractContextManager[Any], dict[str, Any]]:
-        """The model for a batch, the context to run it in, and what to pass to its forward, for each row's adapter."""
-        if keys[0] in self._full:
-            return self._full[keys[0]], nullcontext(), {}
-        if not isinstance(self.model, PeftModel):
-            return self.model, nullcontext(), {}
-        if set(keys) == {None}:
-            return self.model, self.model.disable_adapter(), {}
-        if len(set(keys)) == 1:
-            assert keys[0] is not None
-            self.model.set_adapter(self._lora[keys[0]])
-            return self.model, nullcontext(), {}
-        return self.model, nullcontext(), {"adapter_names": [self._lora[key] if key else "__base__" for key in keys]}
 
     # Tokens
 
@@ -272,23 +250,26 @@ class TextTask:
         The end token is not counted: bits per byte are the text's alone. A text cut at the context counts the bytes
         that are left.
         """
-        model, context, options = self._apply([adapter])
-        with context:
-            return self._bits(model, options, rows, pack_tokens)
+        full = self._full.get(adapter) if adapter is not None else None
+        if full is not None:
+            return self._bits(full.model, rows, pack_tokens)
+        return self._bits(self.model, rows, pack_tokens, adapter)
 
     def current_bits(self, rows: Sequence[Row], pack_tokens: int = 2048) -> list[tuple[float, int]]:
         """As `bits`, of the model as it stands, for example in training."""
-        return self._bits(self.model, {}, rows, pack_tokens)
+        return self._bits(self.model, rows, pack_tokens)
 
     @torch.inference_mode()
     def _bits(
-        self, model: nn.Module, options: dict[str, Any], rows: Sequence[Row], pack_tokens: int
+        self, model: nn.Module, rows: Sequence[Row], pack_tokens: int, adapter: str | None = None
     ) -> list[tuple[float, int]]:
         documents = self.encode(rows)
         bits = [0.0] * len(rows)
         for part in _parts([len(document.tokens) for document in documents], pack_tokens):
             batch = pack([documents[index] for index in part]).to(self.device)
-            losses = answer_losses(model, batch, **options)[~batch.answer_ends].double() / math.log(2)
+            tokens, scored = batch.input_ids.shape[1], len(batch.answer_positions)
+            with self._adapters().apply([(adapter, tokens)], kept=[(adapter, scored)]) if adapter else nullcontext():
+                losses = answer_losses(model, batch)[~batch.answer_ends].double() / math.log(2)
             owners = batch.answer_document[~batch.answer_ends]
             sums = torch.zeros(len(part), dtype=torch.float64, device=self.device).index_add(0, owners, losses)
             for index, value in zip(part, sums.tolist(), strict=True):
@@ -302,118 +283,84 @@ class TextTask:
 
     # Generation
 
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return any(engine.busy for engine in self._engines())
+
+    def submit(self, request: TextRequest, adapter: str | None) -> list[Ticket]:
+        """Queue a request with an adapter (None: the base alone); a ticket for each of its `n` answers.
+
+        Raises UsageError for a prompt that leaves no room in the context.
+        """
+        prompt = self.prompt_tokens(request)
+        if len(prompt) >= self.window:
+            raise UsageError(
+                f"the prompt has {len(prompt)} tokens; the context of {self.base.name} holds {self.window} here."
+            )
+        engine = self._full[adapter].engine if adapter in self._full else self._engine()
+        sampling = Sampling(
+            request.temperature, request.top_p, request.top_k, request.seed, request.repetition_penalty,
+            request.min_tokens, request.ignore_eos,
+        )  # fmt: skip
+        generation = Generation(
+            [prompt], None if adapter in self._full else adapter, request.max_tokens, sampling, request.stop,
+            request.logprobs,
+        )  # fmt: skip
+        return [engine.submit(replace(generation, index=index)) for index in range(request.n)]
+
+    def step(self) -> list[tuple[Ticket, Progress]]:
+        """One pass of everything that is queued; see `kauli.models.engine.Engine.step`."""
+        return [found for engine in self._engines() if engine.busy for found in engine.step()]
+
     def generate(
         self,
         requests: Sequence[TextRequest],
         adapters: Sequence[str | None],
         cancelled: Callable[[int], bool] | None = None,
     ) -> Iterator[list[Chunk]]:
-        """Answer a batch, each row with its own adapter (None: the base alone); yields the chunks of each step.
+        """Answer requests together, each row with its own adapter; yields the chunks of each pass.
 
-        A row leaves the batch when it ends, or when `cancelled(row)` says so before a step. Rows of a fully fine-tuned
-        adapter run as a batch of their own. Raises UsageError for a prompt that leaves no room in the context.
+        A row ends early when `cancelled(row)` says so before a pass. Raises UsageError as `submit` does.
         """
-        prompts = [self.prompt_tokens(request) for request in requests]
-        for prompt in prompts:
-            if len(prompt) >= self.context:
-                raise UsageError(
-                    f"the prompt has {len(prompt)} tokens; the context of {self.base.name} holds {self.context}."
-                )
-        full = {key for key in adapters if key in self._full}
-        batches = [[row for row, key in enumerate(adapters) if key == name] for name in sorted(full)]
-        batches.append([row for row, key in enumerate(adapters) if key not in full])
-        for rows in filter(None, batches):
-            yield from self._generate(rows, prompts, requests, adapters, cancelled or (lambda row: False))
+        rows: dict[Ticket, tuple[int, int]] = {}
+        try:
+            for row, (request, adapter) in enumerate(zip(requests, adapters, strict=True)):
+                rows |= {ticket: (row, index) for index, ticket in enumerate(self.submit(request, adapter))}
+            while rows:
+                for ticket, (row, _) in rows.items():
+                    ticket.cancelled = cancelled is not None and cancelled(row)
+                chunks = []
+                for ticket, progress in self.step():
+                    row, index = rows[ticket]
+                    chunks.append(Chunk(row, progress.text, progress.tokens, progress.finish, index, progress.logprobs))
+                    if progress.finish:
+                        del rows[ticket]
+                yield chunks
+        finally:  # whoever leaves in the middle takes the rest along
+            for ticket in rows:
+                ticket.cancelled = True
+            if rows:
+                self.step()
 
-    @torch.inference_mode()
-    def _generate(
-        self,
-        rows: list[int],
-        prompts: list[list[int]],
-        requests: Sequence[TextRequest],
-        adapters: Sequence[str | None],
-        cancelled: Callable[[int], bool],
-    ) -> Iterator[list[Chunk]]:
-        states = {row: _RowState(requests[row], prompts[row], self) for row in rows}
-        longest = max(len(prompts[row]) for row in rows)
-        padded = [[self.end] * (longest - len(prompts[row])) + prompts[row] for row in rows]
-        input_ids = torch.tensor(padded, device=self.device)
-        mask = torch.tensor(
-            [[0] * (longest - len(prompts[row])) + [1] * len(prompts[row]) for row in rows], device=self.device
-        )
-        cache = DynamicCache(config=self.model.config)
-        while rows:
-            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-            # The adapters are set anew for every step: between two steps another batch may have run.
-            with self._lock:
-                model, context, options = self._apply([adapters[row] for row in rows])
-                with context:
-                    logits = model(
-                        input_ids=input_ids,
-                        attention_mask=mask,
-                        position_ids=positions,
-                        past_key_values=cache,
-                        use_cache=True,
-                        logits_to_keep=1,
-                        **options,
-                    ).logits[:, -1]
-            chunks = [states[row].step(row, logits[place], cancelled(row)) for place, row in enumerate(rows)]
-            yield [chunk for chunk in chunks if chunk.text or chunk.tokens or chunk.finish]
-            alive = [place for place, chunk in enumerate(chunks) if chunk.finish is None]
-            if len(alive) < len(rows):
-                rows = [rows[place] for place in alive]
-                if not rows:
-                    return
-                kept = torch.tensor(alive, device=self.device)
-                cache.batch_select_indices(kept)
-                mask = mask[kept]
-            input_ids = torch.tensor([[states[row].last] for row in rows], device=self.device)
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+    def _engine(self) -> Engine:
+        if self._shared is None:
+            model = self.model
+            assert not isinstance(model, PeftModel), "a task in training does not generate"
+            self._shared = self._new_engine(model, self._adapters())
+        return self._shared
+
+    def _engines(self) -> list[Engine]:
+        shared = [] if self._shared is None else [self._shared]
+        return shared + [full.engine for full in self._full.values()]
+
+    def _new_engine(self, model: PreTrainedModel, lora: LoraBatch | None) -> Engine:
+        return Engine(model, self.token_bytes, self.ends, lora, slots=self.slots, context=self.window)
 
 
-class _RowState:
-    """How far one row of a batch has come."""
-
-    def __init__(self, request: TextRequest, prompt: list[int], task: TextTask) -> None:
-        self._limit = min(request.max_tokens, task.context - len(prompt))
-        self._ends = frozenset() if request.ignore_eos else task.ends
-        self._stream = TextStream(task.token_bytes, request.stop)
-        self._seen = set(prompt) if request.repetition_penalty != 1.0 else set()
-        self._track = request.repetition_penalty != 1.0
-        self._sampler = Sampler(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=request.top_k,
-            seed=request.seed,
-            repetition_penalty=request.repetition_penalty,
-            min_tokens=request.min_tokens,
-            ends=task.ends,
-            ignore_ends=request.ignore_eos,
-        )
-        self._count = 0
-        self.last = 0
-
-    def step(self, row: int, logits: Tensor, cancelled: bool) -> Chunk:
-        """The chunk after one more token, drawn from logits (vocabulary,)."""
-        if cancelled:
-            return Chunk(row, "", 0, "cancelled")
-        self.last = self._sampler.choose(logits, self._seen, self._count)
-        if self._track:
-            self._seen.add(self.last)
-        self._count += 1
-        if self.last in self._ends:
-            return Chunk(row, self._stream.close(), 1, "stop")
-        text = self._stream.push(self.last)
-        if self._stream.stopped:
-            return Chunk(row, text, 1, "stop")
-        if self._count >= self._limit:
-            return Chunk(row, text + self._stream.close(), 1, "length")
-        return Chunk(row, text, 1)
-
-
-def answer_losses(model: nn.Module, batch: Batch, **options: Any) -> Tensor:
+def answer_losses(model: nn.Module, batch: Batch) -> Tensor:
     """The cross-entropy of each answer token of a pack in nats, (M,); logits are computed at no other position."""
-    logits = model(**batch.model_inputs(), **options).logits[0]
+    logits = model(**batch.model_inputs()).logits[0]
     return functional.cross_entropy(logits.float(), batch.answer_ids, reduction="none")
 
 

@@ -26,7 +26,7 @@ class TokenBytes:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        decoder = json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {})
+        decoder = json.dumps(json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}, ensure_ascii=False)
         self._byte_level = '"ByteLevel"' in decoder
         if not self._byte_level and "▁" not in decoder:
             raise ValueError(f"a tokenizer of an unknown kind: its decoder is {decoder}")

@@ -19,7 +19,8 @@ from kauli.models.bases import Base, find_base
 from kauli.models.cards import Attribution, BaseReference, Card, DataReference, Training, Validation
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.plain_peft import from_peft
-from kauli.models.text import TextRequest, TextTask
+from kauli.models.requests import TextRequest
+from kauli.models.text import TextTask
 
 TOKENS = torch.tensor([[5, 17, 99, 3, 250, 64, 8]])
 

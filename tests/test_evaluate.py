@@ -14,7 +14,7 @@ from kauli.models.bases import find_base
 from kauli.models.errors import UsageError
 from kauli.models.plain_peft import from_peft
 from kauli.models.registry import Registry
-from kauli.models.text import Chunk, TextRequest
+from kauli.models.requests import Chunk, TextRequest
 from kauli.training.data import Dataset
 from kauli.training.evaluate import choose, english_rows, evaluate, evaluate_folder, measure, reference_for, request_for
 from kauli.training.metrics import METRICS

@@ -19,7 +19,8 @@ from kauli.models.bases import find_base
 from kauli.models.errors import UsageError
 from kauli.models.plain_peft import from_peft
 from kauli.models.registry import Registry
-from kauli.models.text import TextRequest, TextTask
+from kauli.models.requests import TextRequest
+from kauli.models.text import TextTask
 from kauli.serving.app import Service, start
 from kauli.serving.settings import ServeArgs
 

@@ -19,7 +19,8 @@ from kauli.models.bases import Base, find_base
 from kauli.models.errors import UsageError
 from kauli.models.plain_peft import from_peft
 from kauli.models.registry import Registry
-from kauli.models.text import TextRequest, TextTask
+from kauli.models.requests import TextRequest
+from kauli.models.text import TextTask
 from kauli.serving.catalogue import Catalogue, UnknownLanguage, UnknownModel, choose_bases
 from kauli.serving.events import Ask, Event, Failed, Piece, Started
 from kauli.serving.generator import TextGenerator

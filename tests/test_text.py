@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from kauli.models.bases import find_base
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.sampling import Sampler
-from kauli.models.text import Message, TextRequest, TextTask
+from kauli.models.requests import Message, TextRequest
+from kauli.models.text import TextTask
 from kauli.models.tokens import TextStream
 from kauli.training.methods import Lora
 
@@ -186,18 +186,6 @@ def test_sampling_with_a_seed_repeats_and_differs_without_company(task: TextTask
 
     assert sample(1, 0) == sample(1, 2)
     assert sample(1, 0) != sample(2, 0)
-
-
-def test_sampler_settings_do_what_they_say() -> None:
-    logits = torch.tensor([2.0, 1.0, 0.5, -1.0])
-    assert Sampler().choose(logits, set(), 0) == 0
-    assert Sampler(repetition_penalty=10.0).choose(logits, {0}, 0) == 1
-    assert Sampler(ends=frozenset({0}), min_tokens=2).choose(logits, set(), 1) == 1
-    assert Sampler(ends=frozenset({0}), min_tokens=2).choose(logits, set(), 2) == 0
-    assert {Sampler(temperature=1.0, top_k=1, seed=s).choose(logits, set(), 0) for s in range(20)} == {0}
-    assert {Sampler(temperature=1.0, top_p=0.5, seed=s).choose(logits, set(), 0) for s in range(20)} == {0}
-    drawn = {Sampler(temperature=1.0, top_k=2, seed=s).choose(logits, set(), 0) for s in range(60)}
-    assert drawn == {0, 1}
 
 
 def test_a_stream_gives_whole_characters_only(task: TextTask) -> None:

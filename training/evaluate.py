@@ -15,7 +15,8 @@ from kauli.models.errors import UsageError
 from kauli.models.languages import check_tag
 from kauli.models.progress import bar, note
 from kauli.models.registry import Registry
-from kauli.models.text import Chunk, Message, TextRequest, TextTask
+from kauli.models.requests import Chunk, Message, TextRequest
+from kauli.models.text import TextTask
 from kauli.training.data import Dataset, load_data
 from kauli.training.metrics import (
     SYNTHETIC,

@@ -1,0 +1,64 @@
+"""What is asked of a text model and what comes back: plain values without torch, that travel between processes."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """What to generate: an answer to `messages`, or the continuation of the raw text `prompt` (which may be empty)."""
+
+    messages: tuple[Message, ...] | None = None
+    prompt: str | None = None
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    repetition_penalty: float = 1.0
+    n: int = 1
+    """How many answers."""
+    logprobs: int | None = None
+    """None: none; k: the log probabilities of the chosen tokens and of the k likeliest at each place."""
+
+    @classmethod
+    def of_prompt(cls, prompt: str | None, **options: Any) -> Self:
+        """The request that an example's `prompt` stands for: one user message, or a document from its beginning."""
+        if prompt is None:
+            return cls(prompt="", **options)
+        return cls(messages=(Message("user", prompt),), **options)
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token, its bytes (not always whole characters) and its natural log probability before temperature."""
+
+    token: int
+    bytes: bytes
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
+    """The likeliest tokens at this place, the likeliest first."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some text of answer `index` to request `row`, whole characters only; its last chunk says why it ended."""
+
+    row: int
+    text: str
+    tokens: int
+    finish: str | None = None
+    """None, or "stop" (end token or stop string), "length" (`max_tokens` or the context), "cancelled", "failed"."""
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()

@@ -1,0 +1,206 @@
+"""The key-value cache of continuous batching: a row of memory for each slot, read in place, and attention over it.
+
+Nothing is copied from step to step. A pass is one row of tokens: first one token for each decoding slot, then the
+prompts' chunks, each of which may start anywhere in its slot. Shape letters: T tokens of the pass, S slots, C positions
+that a slot has room for, H heads, H_kv key-value heads, D head size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.integrations.sdpa_attention import repeat_kv
+
+_FIRST_ROOM = 256  # positions; doubled when a request needs more
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens that enter slot `slot` in this pass, at positions `start` to `end`."""
+
+    slot: int
+    start: int
+    end: int
+
+
+class SlotCache:
+    """Keys and values of `slots` sequences of up to `context` tokens, for every layer that asks."""
+
+    def __init__(self, slots: int, context: int, device: torch.device) -> None:
+        self.slots, self.context, self.device = slots, context, device
+        self.room = min(_FIRST_ROOM, context)
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # each (S x C, H_kv, D)
+
+    def reserve(self, positions: int) -> None:
+        """Make room for sequences of so many tokens; grows by doubling, so that copies are rare."""
+        room = self.room
+        while room < positions:
+            room = min(2 * room, self.context)
+        if room > self.room:
+            for layer in self._layers:
+                self._layers[layer] = tuple(  # type: ignore[assignment]
+                    _grown(old, self.slots, self.room, room) for old in self._layers[layer]
+                )
+            self.room = room
+
+    def shrink(self) -> None:
+        """Give back what long sequences needed; only while no slot is in use."""
+        if self.room > min(_FIRST_ROOM, self.context):
+            self._layers.clear()
+            self.room = min(_FIRST_ROOM, self.context)
+
+    def erase(self, slot: int) -> None:
+        """Zero a slot whose contents are not finite: masked positions have weight 0, and 0 x NaN is NaN."""
+        for pair in self._layers.values():
+            for tensor in pair:
+                tensor[slot * self.room : (slot + 1) * self.room] = 0
+
+    def copy(self, source: int, target: int, positions: int) -> None:
+        """Let `target` begin with the first `positions` of `source`."""
+        for pair in self._layers.values():
+            for tensor in pair:
+                begin, end = target * self.room, source * self.room
+                tensor[begin : begin + positions] = tensor[end : end + positions]
+
+    def write(self, layer: int, key: Tensor, value: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Put key and value (1, H_kv, T, D) into `places` (T,) of slot x C; returns both as (S, C, H_kv, D)."""
+        stored = self._layers.get(layer)
+        if stored is None:
+            # Zeros, not empty: what lies behind a mask must be finite.
+            stored = tuple(t.new_zeros(self.slots * self.room, t.shape[1], t.shape[3]) for t in (key, value))  # type: ignore[assignment]
+            self._layers[layer] = stored
+        for tensor, new in zip(stored, (key, value), strict=True):
+            tensor.index_copy_(0, places, new[0].transpose(0, 1))
+        return stored[0].unflatten(0, (self.slots, -1)), stored[1].unflatten(0, (self.slots, -1))
+
+
+class SlotPass:
+    """One pass over the cache: where its tokens lie, and their attention. Given to the model as `slot_pass`."""
+
+    def __init__(self, cache: SlotCache, decoding: Sequence[Span], prompts: Sequence[Span], dtype: torch.dtype) -> None:
+        self._cache, self._dtype = cache, dtype
+        device = cache.device
+        spans = [*decoding, *prompts]
+        starts = torch.tensor([span.start for span in spans], device=device)
+        counts = torch.tensor([span.end - span.start for span in spans], device=device)
+        slots = torch.tensor([span.slot for span in spans], device=device)
+        total = sum(span.end - span.start for span in spans)
+        first = (counts.cumsum(0) - counts).repeat_interleave(counts, output_size=total)
+        offsets = torch.arange(total, device=device) - first
+        self.positions = starts.repeat_interleave(counts, output_size=total) + offsets
+        """(T,): each token's position in its sequence."""
+        self._places = slots.repeat_interleave(counts, output_size=total) * cache.room + self.positions
+        self._decoding = len(decoding)
+        self._high = max((span.slot for span in decoding), default=-1) + 1
+        self._length = max((span.end for span in decoding), default=0)
+        self._slots = slots[: self._decoding]
+        self._whole = [span.slot for span in decoding] == list(range(self._high))
+        # Slots between that don't decode now attend to their position 0, and nobody looks at the result.
+        self._at = torch.zeros(self._high, dtype=torch.long, device=device)
+        self._at[self._slots] = starts[: self._decoding]
+        self._chunks = [(chunks, rows.to(device)) for chunks, rows in _like_long(prompts, self._decoding)]
+        self._masks: dict[tuple[int | None, int | None], Tensor] = {}
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
+    ) -> Tensor:
+        """query (1, H, T, D), key and value (1, H_kv, T, D) -> (1, T, H, D); `window` of sliding attention."""
+        keys, values = self._cache.write(layer, key, value, self._places)
+        queries = query[0].transpose(0, 1).contiguous()  # (T, H, D)
+        out = torch.empty_like(queries)
+        if self._decoding:
+            out[: self._decoding] = self._decode(queries[: self._decoding], keys, values, scaling, window)
+        for group in range(len(self._chunks)):
+            self._prefill(out, queries, keys, values, group, scaling, window)
+        return out[None]
+
+    def _decode(
+        self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
+    ) -> Tensor:
+        """queries (decoding, H, D), one for each slot that decodes."""
+        H, D = queries.shape[1:]
+        if not self._whole:
+            queries = queries.new_zeros(self._high, H, D).index_copy_(0, self._slots, queries)
+        attended = functional.scaled_dot_product_attention(
+            # The heads that share keys stand as queries of one head: nothing is repeated.
+            queries.unflatten(1, (keys.shape[2], -1)),
+            keys[: self._high, : self._length].transpose(1, 2),
+            values[: self._high, : self._length].transpose(1, 2),
+            attn_mask=self._mask(window, self._at[:, None], self._length, None),
+            scale=scaling,
+        ).flatten(1, 2)
+        return attended if self._whole else attended[self._slots]
+
+    def _prefill(
+        self,
+        out: Tensor,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        group: int,
+        scaling: float | None,
+        window: int | None,
+    ) -> None:
+        """Chunks of like length at once: indices (N, L) of their tokens, short ones filled up with their last."""
+        chunks, indices = self._chunks[group]
+        groups = queries.shape[1] // keys.shape[2]
+        length = max(chunk.end for chunk in chunks)
+        if len(chunks) == 1:
+            slot = chunks[0].slot
+            k, v = keys[slot : slot + 1, :length], values[slot : slot + 1, :length]
+        else:
+            slots = torch.tensor([chunk.slot for chunk in chunks], device=keys.device)
+            k, v = keys[slots, :length], values[slots, :length]
+        attended = functional.scaled_dot_product_attention(
+            queries[indices].transpose(1, 2),
+            repeat_kv(k.transpose(1, 2), groups),
+            repeat_kv(v.transpose(1, 2), groups),
+            attn_mask=self._mask(window, self.positions[indices], length, group),
+            scale=scaling,
+        )
+        # Filled-up places hold the same as the last token's own, so that writing them twice changes nothing.
+        out[indices] = attended.transpose(1, 2)
+
+    def _mask(self, window: int | None, positions: Tensor, length: int, group: int | None) -> Tensor:
+        """(N, 1, L, length): 0 where a token at `positions` (N, L) looks, else minus infinity; made once a pass."""
+        if (group, window) not in self._masks:
+            # A float mask: SDPA would make one of a boolean mask anew in every layer.
+            distance = positions[..., None] - torch.arange(length, device=positions.device)
+            seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+            mask = torch.zeros(seen.shape, dtype=self._dtype, device=positions.device)
+            self._masks[group, window] = mask.masked_fill_(~seen, float("-inf"))[:, None]
+        return self._masks[group, window]
+
+
+def _grown(old: Tensor, slots: int, before: int, after: int) -> Tensor:
+    new = old.new_zeros(slots, after, *old.shape[1:])
+    new[:, :before] = old.unflatten(0, (slots, before))
+    return new.flatten(0, 1)
+
+
+def _like_long(prompts: Sequence[Span], first: int) -> list[tuple[list[Span], Tensor]]:
+    """Chunks grouped so that at most a third of a group is filling, with the indices of their tokens in the pass."""
+    begins, at = [], first
+    for span in prompts:
+        begins.append(at)
+        at += span.end - span.start
+    order = sorted(range(len(prompts)), key=lambda index: prompts[index].start - prompts[index].end)
+    groups: list[list[int]] = []
+    for index in order:
+        length = prompts[index].end - prompts[index].start
+        longest = prompts[groups[-1][0]].end - prompts[groups[-1][0]].start if groups else 0
+        if groups and (length * 4 >= longest * 3 or longest <= 32):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    made = []
+    for group in groups:
+        longest = prompts[group[0]].end - prompts[group[0]].start
+        rows = []
+        for index in group:
+            length = prompts[index].end - prompts[index].start
+            rows.append([begins[index] + min(offset, length - 1) for offset in range(longest)])
+        made.append(([prompts[index] for index in group], torch.tensor(rows)))
+    return made
