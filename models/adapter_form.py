@@ -21,8 +21,8 @@ _PREFIX = "base_model.model."
 KINDS = ("LORA", "IA3")
 # Settings of PEFT's LoRA under which a module's output is no sum of base and B A x any more, or not of one module.
 _OTHER_FORMS = (
-    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "modules_to_save", "monteclora_config",
-    "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config",
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "modules_to_save",
+    "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config",
 )  # fmt: skip
 
 
@@ -65,16 +65,20 @@ def read_terms(folder: Path, linears: dict[str, nn.Linear], dtype: torch.dtype) 
             raise KauliError(f"the adapter in {folder} does not fit the base: tensor {key} has no counterpart.")
         tensors.setdefault(module, {})[part] = tensor.to(dtype)
     read = _lora if kind == "LORA" else _ia3
+    settings = PeftConfig.from_pretrained(str(folder))
     terms = {}
     for name, parts in tensors.items():
         try:
-            terms[name] = read(parts, config, name, linears[name])
+            if parts.keys() == {"bias"} and not check_target_module_exists(settings, name):
+                terms[name] = _bias_alone(parts["bias"], linears[name])
+            else:
+                terms[name] = _sound(read(parts, config, name, linears[name]))
         except (KeyError, RuntimeError) as error:
             missing = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
             raise KauliError(f"the adapter in {folder} does not fit the base: {name}: {missing}") from error
-    settings = PeftConfig.from_pretrained(str(folder))
-    for name in linears.keys() - terms.keys():
-        if check_target_module_exists(settings, name):
+    for name in sorted(linears.keys() - terms.keys()):
+        trained_bias = config.get("bias") == "all" and linears[name].bias is not None
+        if trained_bias or check_target_module_exists(settings, name):
             raise KauliError(f"the adapter in {folder} is not whole: tensors for {name} are missing.")
     return terms
 
@@ -97,22 +101,44 @@ def _lora(parts: dict[str, Tensor], config: dict[str, Any], name: str, linear: n
     scaling = alpha / rank**0.5 if config.get("use_rslora") else alpha / rank
     _check(A, (rank, linear.in_features), "lora_A")
     _check(B, (linear.out_features, rank), "lora_B")
-    extra = parts.pop("lora_B.bias", None)
-    replaced = parts.pop("bias", None)  # PEFT's bias="all" trains the base's own
-    magnitude = parts.pop("lora_magnitude_vector", None)
+    extra = parts.pop("lora_B.bias") if config.get("lora_bias") else None
+    replaced = parts.pop("base_layer.bias", parts.pop("bias", None))  # the base's own, trained
+    if replaced is None and linear.bias is not None and config.get("bias") in ("all", "lora_only"):
+        raise KeyError("base_layer.bias")
+    magnitude = parts.pop("lora_magnitude_vector") if config.get("use_dora") else None
     _none_left(parts)
     scale = bias = None
     if magnitude is not None:
+        _check(magnitude.flatten(), (linear.out_features,), "lora_magnitude_vector")
         weight = linear.weight.detach().to(A) + scaling * (B @ A)
         scale = magnitude.flatten() / torch.linalg.vector_norm(weight, dim=1)
-        _check(scale, (linear.out_features,), "lora_magnitude_vector")
         if linear.bias is not None:  # DoRA scales the weight alone
             bias = linear.bias.detach().to(A) * (1 - scale)
     if extra is not None:
         bias = (0 if bias is None else bias) + scaling * extra * (1 if scale is None else scale)
     if replaced is not None:
-        bias = (0 if bias is None else bias) + replaced - linear.bias.detach().to(A)
+        bias = (0 if bias is None else bias) + _bias_change(replaced, linear)
     return Term(A.contiguous(), (scaling * B).contiguous(), scale, None, bias)
+
+
+def _bias_alone(replaced: Tensor, linear: nn.Linear) -> Term:
+    """What PEFT's bias="all" does to a layer that is no target."""
+    A, B = replaced.new_zeros(0, linear.in_features), replaced.new_zeros(linear.out_features, 0)
+    return Term(A, B, bias=_bias_change(replaced, linear))
+
+
+def _bias_change(replaced: Tensor, linear: nn.Linear) -> Tensor:
+    if linear.bias is None:
+        raise RuntimeError("there is no place for bias")
+    _check(replaced, (linear.out_features,), "bias")
+    return replaced - linear.bias.detach().to(replaced)
+
+
+def _sound(term: Term) -> Term:
+    """Matrices that are not finite would spoil the sums of other rows (0 x NaN is NaN); a bias spoils its own alone."""
+    if term.A.isfinite().all() and term.B.isfinite().all():
+        return term
+    return Term(term.A[:0], term.B[:, :0], bias=term.B.new_full((len(term.B),), float("nan")))
 
 
 def _ia3(parts: dict[str, Tensor], config: dict[str, Any], name: str, linear: nn.Linear) -> Term:

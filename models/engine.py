@@ -35,7 +35,7 @@ class Generation:
     adapter: str | None = None
     """A key of the engine's adapters; None: the base alone."""
     max_tokens: int = 128
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     """None: none; n: those of the chosen tokens, and of the n likeliest at each place."""
@@ -171,6 +171,8 @@ class Engine:
             if ticket.slot < 0:
                 self._waiting.remove(ticket)
             else:
+                if ticket.reading:  # what it has read is not known to be finite
+                    self._cache.erase(ticket.slot)
                 self._release(ticket)
         return [(ticket, Progress("", 0, "cancelled")) for ticket in ended]
 
@@ -248,7 +250,7 @@ class Engine:
             inputs["logits_to_keep"] = torch.tensor([0], device=self._device)
         if self._lora is None:
             return self._model(**inputs).logits[0].float()
-        with self._lora.apply(segments, len(answering), kept_segments or segments[:1]):
+        with self._lora.apply(segments, len(answering), kept_segments or [(segments[0][0], 1)]):
             return self._model(**inputs).logits[0].float()
 
     def _choose(self, rows: list[Ticket], logits: Tensor) -> list[tuple[Ticket, Progress]]:

@@ -82,7 +82,8 @@ class Group:
 
     def widen(self, rank: int) -> None:
         """Make room for adapters of a higher rank; what the places hold is lost."""
-        self.filled.clear()
+        for place in list(self.filled):
+            self.clear(place)
         self.A = self.A.new_zeros(self.places, len(self.layers), rank, self.A.shape[3])
         for layer in self.layers:
             layer.B = layer.B.new_zeros(self.places, rank, layer.out_features)
@@ -94,7 +95,7 @@ class Group:
         low, high = selection.low, selection.high
         later = [run for run in selection.runs if run.start >= selection.together]
         A = self.A[low:high]
-        self._A = A.view(-1, G * R, features).mT if selection.even else A.view(-1, features)
+        self._A = A.view(high - low, G * R, features).mT if selection.even else A.view(-1, features)
         self._run_A = [(run.start, run.end, self.A[run.place].view(G * R, features).t()) for run in later]
         for layer in self.layers:
             B = layer.B[low:high]
@@ -186,7 +187,8 @@ class AdaptedLinear(nn.Linear):
         neutral = 0.0 if name == "bias" else 1.0
         if vector is not None and name not in self.vectors:
             width = self.in_features if name == "input_scale" else self.out_features
-            self.vectors[name] = self.B.new_full((len(self.B) + 1, width), neutral)
+            with torch.inference_mode(False):  # else it could be changed inside a pass only
+                self.vectors[name] = self.B.new_full((len(self.B) + 1, width), neutral)
         if name in self.vectors:
             self.vectors[name][place] = neutral if vector is None else vector
 
@@ -201,20 +203,20 @@ class AdaptedLinear(nn.Linear):
         x = input.reshape(tokens, self.in_features)
         if adapted and "input_scale" in self.vectors:
             x = (x * self.vectors["input_scale"][self.selection.rows]).to(x.dtype)
-        y = torch.mm(self.weight, x.t()).t() if skinny else functional.linear(x, self.weight)
+        y = torch.mm(self.weight, x.t()).t() if skinny else functional.linear(x, self.weight, self.bias)
+        if skinny and self.bias is not None:
+            y = y + self.bias
         if adapted:
             y = self._adapted(y.contiguous(), input)
         elif self.split:  # elsewhere it costs more than it saves to put each token's numbers side by side
             y = y.contiguous()
-        if self.bias is not None:
-            y = y + self.bias
         if adapted and "bias" in self.vectors:
             y = y + self.vectors["bias"][self.selection.rows]
         y = y if y.dtype is input.dtype else y.to(input.dtype)
         return y.view(*input.shape[:-1], self.out_features)
 
     def _adapted(self, y: Tensor, input: Tensor) -> Tensor:
-        """s * (y + B A x), y (T, out)."""
+        """s * (y + B A x), y (T, out) with the base's bias."""
         group = self.group
         assert group is not None
         y = y if y.dtype is self.B.dtype else y.to(self.B.dtype)
@@ -361,7 +363,7 @@ class LoraBatch:
         if len(places) > 1:
             low, high = places[0], places[-1] + 1
             even = places == [run.place for run in first] == list(range(low, high)) and (
-                {run.end - run.start for run in first} == {together // len(places)}
+                {(run.end - run.start) * len(places) for run in first} == {together}
             )
             if even or together * (len(places) - 1) <= _DENSE_TOKENS * len(first):
                 selection.low, selection.high, selection.together, selection.even = low, high, together, even

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
+DEFAULT_TOKENS = 128
+"""New tokens of a request that names no number."""
+
 
 @dataclass(frozen=True)
 class Message:
@@ -18,7 +21,8 @@ class TextRequest:
 
     messages: tuple[Message, ...] | None = None
     prompt: str | None = None
-    max_tokens: int = 128
+    max_tokens: int | None = None
+    """New tokens at most; None: `DEFAULT_TOKENS`, or what the context leaves."""
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0

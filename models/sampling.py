@@ -102,18 +102,27 @@ def _draw_cut(scores: Tensor, uniform: Tensor, settings: Sequence[Sampling]) -> 
     top_k = _column(scores, [float(min(one.top_k or vocabulary, vocabulary)) for one in settings])
     top_p = _column(scores, [one.top_p for one in settings])
     kept = min(_LIKELIEST, vocabulary)
-    while True:
-        likeliest, order = probabilities.topk(kept, dim=-1)
-        likeliest = likeliest * (torch.arange(kept, device=scores.device) < top_k)
-        # Top-p is a share of what top-k left.
-        whole = torch.where(top_k < vocabulary, likeliest.double().sum(-1, keepdim=True), 1.0)
-        mass = likeliest.double().cumsum(-1)
-        settled = (top_k <= kept) | ((top_k == vocabulary) & (mass[:, -1:] >= top_p * whole))
-        if kept == vocabulary or bool(settled.all()):
-            break
-        kept = vocabulary
+    chosen, settled = _draw_likeliest(probabilities, uniform, top_k, top_p, kept)
+    if kept < vocabulary and not bool(settled.all()):
+        # Those rows alone: among equally likely tokens the order depends on how many are sorted.
+        left = ~settled
+        chosen[left] = _draw_likeliest(probabilities[left], uniform[left], top_k[left], top_p[left], vocabulary)[0]
+    return chosen
+
+
+def _draw_likeliest(
+    probabilities: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, kept: int
+) -> tuple[Tensor, Tensor]:
+    """(rows,) tokens drawn among the `kept` likeliest, and whether that is all which a row's cuts leave."""
+    vocabulary = probabilities.shape[1]
+    likeliest, order = probabilities.topk(kept, dim=-1)
+    likeliest = likeliest * (torch.arange(kept, device=probabilities.device) < top_k)
+    # Top-p is a share of what top-k left.
+    whole = torch.where(top_k < vocabulary, likeliest.double().sum(-1, keepdim=True), 1.0)
+    mass = likeliest.double().cumsum(-1)
+    settled = (top_k <= kept) | ((top_k == vocabulary) & (mass[:, -1:] >= top_p * whole))
     likeliest = likeliest * (mass - likeliest < top_p * whole)
-    return order.gather(1, _at_mass(likeliest, uniform)[:, None])[:, 0]
+    return order.gather(1, _at_mass(likeliest, uniform)[:, None])[:, 0], settled[:, 0]
 
 
 def _at_mass(probabilities: Tensor, uniform: Tensor) -> Tensor:

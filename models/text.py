@@ -27,7 +27,7 @@ from kauli.models.languages import nfc
 from kauli.models.lora_batch import LoraBatch
 from kauli.models.memory import keep_freed_memory
 from kauli.models.packing import ATTENTION, Batch, Document, pack
-from kauli.models.requests import Chunk, TextRequest
+from kauli.models.requests import DEFAULT_TOKENS, Chunk, TextRequest
 from kauli.models.sampling import Sampling
 from kauli.models.tokens import TokenBytes
 
@@ -131,7 +131,7 @@ class TextTask:
         return full.engine.busy if full else self._shared is not None and self._shared.uses(key)
 
     def read_adapter(self, folder: Path) -> "Loaded":
-        """What is in a checked adapter folder, for `put_adapter`; may run beside `step`, in another thread.
+        """What is in a checked adapter folder, for `put_adapter`; after `prepare` it may run beside `step`.
 
         Raises KauliError where its tensors and its configuration don't fit each other or the base, or where it is of
         a kind that can't be served.
@@ -283,17 +283,22 @@ class TextTask:
 
     # Generation
 
+    def prepare(self) -> None:
+        """Make the engine now; before anything else runs in another thread."""
+        self._engine()
+
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do."""
         return any(engine.busy for engine in self._engines())
 
-    def submit(self, request: TextRequest, adapter: str | None) -> list[Ticket]:
+    def submit(self, request: TextRequest, adapter: str | None, tokens: list[int] | None = None) -> list[Ticket]:
         """Queue a request with an adapter (None: the base alone); a ticket for each of its `n` answers.
 
-        Raises UsageError for a prompt that leaves no room in the context.
+        `tokens` are its `prompt_tokens` where they are known. Raises UsageError for a prompt that leaves no room in
+        the context.
         """
-        prompt = self.prompt_tokens(request)
+        prompt = tokens or self.prompt_tokens(request)
         if len(prompt) >= self.window:
             raise UsageError(
                 f"the prompt has {len(prompt)} tokens; the context of {self.base.name} holds {self.window} here."
@@ -304,8 +309,8 @@ class TextTask:
             request.min_tokens, request.ignore_eos,
         )  # fmt: skip
         generation = Generation(
-            [prompt], None if adapter in self._full else adapter, request.max_tokens, sampling, request.stop,
-            request.logprobs,
+            [prompt], None if adapter in self._full else adapter, request.max_tokens or DEFAULT_TOKENS, sampling,
+            request.stop, request.logprobs,
         )  # fmt: skip
         return [engine.submit(replace(generation, index=index)) for index in range(request.n)]
 

@@ -1,7 +1,9 @@
 """Who may ask: the Host and Origin rule on loopback, API keys, and the limit of a body's size, as ASGI middleware."""
 
+import asyncio
 import hmac
 import json
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +21,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/health", "/"})
 """Paths that need no key."""
+ADMIN_PATHS = "/v1/adapters"
+"""Begin paths whose changes need an admin's key, where there are keys."""
 
 
 class Access:
@@ -26,14 +30,16 @@ class Access:
 
     Bound to loopback, the `Host` must be this machine, or any web page could reach the service through a name of its
     own that resolves to 127.0.0.1; and a POST with an `Origin` of another site is a web page's, not a program's.
-    With keys, every path but `OPEN_PATHS` needs one.
+    With keys, every path but `OPEN_PATHS` needs one, and what changes the service needs an admin's.
     """
 
     def __init__(self, app: App, args: ServeArgs) -> None:
         self._app = app
         self._loopback = is_loopback(args.host)
-        self._keys = [key.encode() for key in args.key_hashes]
+        self._admins = [key.encode() for key in args.admin_key_hashes]
+        self._keys = [*(key.encode() for key in args.key_hashes), *self._admins]
         self._max_body = args.max_body_bytes
+        self._body_timeout = args.body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point."""
@@ -60,16 +66,27 @@ class Access:
             # Every key is compared, each in constant time, so that the time tells nothing.
             if not sum(hmac.compare_digest(given, known) for known in self._keys):
                 raise ApiError(401, "an API key is needed: send `Authorization: Bearer KEY`", "invalid_api_key")
+            changes = scope["path"].startswith(ADMIN_PATHS) and scope["method"] not in ("GET", "HEAD")
+            if changes and not sum(hmac.compare_digest(given, known) for known in self._admins):
+                text = "this needs one of the keys of KAULI_ADMIN_KEYS"
+                raise ApiError(403, text, "admin_key_needed")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._max_body:
             raise self._too_large()
 
     def _limited(self, receive: Receive) -> Receive:
-        total = 0
+        total, until, whole = 0, time.monotonic() + self._body_timeout, False
 
         async def limited() -> Message:
-            nonlocal total
-            message = await receive()
+            nonlocal total, whole
+            if whole:  # what comes now is the client's leaving, which may take as long as it likes
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))
+            except TimeoutError:
+                text = f"the body did not arrive within {self._body_timeout:g} seconds"
+                raise HTTPException(408, text) from None
+            whole = not message.get("more_body", False)
             total += len(message.get("body", b""))
             if total > self._max_body:
                 error = self._too_large()

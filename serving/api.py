@@ -1,12 +1,15 @@
-"""The HTTP requests, responses and errors, by OpenAI's names and shapes."""
+"""The HTTP requests and errors, by OpenAI's names and shapes."""
 
-import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from kauli.models.languages import nfc
-from kauli.serving.events import Ask, Failed
+from kauli.models.requests import Message, TextRequest
+from kauli.serving.events import Failed
+from kauli.serving.settings import ServeArgs
+
+MOST_STOPS, MOST_PROMPTS = 8, 16
 
 
 class ApiError(Exception):
@@ -21,7 +24,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.headers = dict(headers or {})
-        if status == 429:
+        if status in (429, 503):
             self.headers.setdefault("Retry-After", "2")
 
     @classmethod
@@ -76,26 +79,24 @@ class StreamOptions(_Strict):
     include_obfuscation: bool | None = None
 
 
-class ChatRequest(_Strict):
-    """The body of POST /v1/chat/completions. Decoding is greedy unless `temperature` says otherwise."""
+class _Generation(_Strict):
+    """What chat and completions have in common. Decoding is greedy unless `temperature` says otherwise."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=5)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
     stop: str | list[str] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     # Of OpenAI's fields, only the value that changes nothing
-    n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
     frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
     presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     # Ours
     language: Annotated[str, Field(max_length=64)] | None = None
     """A BCP-47 tag; with model "text" it chooses the adapter."""
@@ -105,68 +106,76 @@ class ChatRequest(_Strict):
     ignore_eos: bool = False
     # Who asks makes no difference to the answer
     user: str | None = None
-    metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
 
     @field_validator("stop")
     @classmethod
     def _few_short_stops(cls, value: str | list[str] | None) -> list[str]:
         stops = [value] if isinstance(value, str) else value or []
-        if len(stops) > 8 or any(not 1 <= len(stop) <= 128 for stop in stops):
-            raise ValueError("give at most 8 strings of 1 to 128 characters")
+        if len(stops) > MOST_STOPS or any(not 1 <= len(stop) <= 128 for stop in stops):
+            raise ValueError(f"give at most {MOST_STOPS} strings of 1 to 128 characters")
         return [nfc(stop) for stop in stops]
 
-    def ask(self, max_tokens: int) -> Ask:
-        """The request for a generator; raises ApiError for more than `max_tokens` new tokens."""
-        wanted = self.max_completion_tokens or self.max_tokens
-        for name, value in (("max_tokens", wanted or 0), ("min_tokens", self.min_tokens)):
-            if value > max_tokens:
-                raise ApiError(400, f"{name} is {value}; this service allows {max_tokens}", "value_too_large", name)
+    def _options(self, args: ServeArgs, wanted: int | None, logprobs: int | None) -> dict[str, Any]:
+        """The fields of `TextRequest` but what is asked; raises ApiError for what is over the service's limits."""
+        limits = (
+            ("max_tokens", wanted or 0, args.max_tokens),
+            ("min_tokens", self.min_tokens, args.max_tokens),
+            ("n", self.n or 1, args.max_answers),
+        )
+        for name, value, most in limits:
+            if value > most:
+                raise ApiError(400, f"{name} is {value}; this service allows {most}", "value_too_large", name)
         if wanted and self.min_tokens > wanted:
             text = f"min_tokens {self.min_tokens} is above max_tokens {wanted}"
             raise ApiError(400, text, "invalid_value", "min_tokens")
+        return {
+            "max_tokens": wanted, "temperature": self.temperature or 0.0, "seed": self.seed,
+            "top_p": 1.0 if self.top_p is None else self.top_p, "top_k": self.top_k or 0, "n": self.n or 1,
+            "stop": tuple(self.stop or ()), "min_tokens": self.min_tokens, "ignore_eos": self.ignore_eos,
+            "repetition_penalty": self.repetition_penalty, "logprobs": logprobs,
+        }  # fmt: skip
+
+
+class ChatRequest(_Generation):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    metadata: dict[str, str] | None = None
+    store: Literal[False] | None = None
+
+    def requests(self, args: ServeArgs) -> list[TextRequest]:
+        """What a generator is asked; raises ApiError for what is over the service's limits."""
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", "invalid_value", "top_logprobs")
         roles = {"developer": "system"}
-        return Ask(
-            messages=tuple((roles.get(message.role, message.role), message.text()) for message in self.messages),
-            max_tokens=wanted, temperature=self.temperature or 0.0, top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k or 0, seed=self.seed, stop=tuple(self.stop or ()), min_tokens=self.min_tokens,
-            ignore_eos=self.ignore_eos, repetition_penalty=self.repetition_penalty,
-        )  # fmt: skip
+        messages = tuple(Message(roles.get(one.role, one.role), one.text()) for one in self.messages)
+        wanted = self.max_completion_tokens or self.max_tokens
+        options = self._options(args, wanted, (self.top_logprobs or 0) if self.logprobs else None)
+        return [TextRequest(messages, **options)]
 
 
-def completion(
-    request_id: str, created: int, model: str, text: str, finish: str, usage: dict[str, int]
-) -> dict[str, Any]:
-    """The body of a plain answer."""
-    message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
-    return {
-        "id": request_id, "object": "chat.completion", "created": created, "model": model, "choices": [choice],
-        "usage": usage,
-    }  # fmt: skip
+class CompletionRequest(_Generation):
+    """The body of POST /v1/completions: raw text that is gone on with, without a chat template."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    # Only the value that changes nothing
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+    best_of: Literal[1] | None = None
+
+    def requests(self, args: ServeArgs) -> list[TextRequest]:
+        """What a generator is asked, one for each prompt; raises ApiError for what is over the service's limits."""
+        options = self._options(args, self.max_tokens, self.logprobs)
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        return [TextRequest(prompt=nfc(prompt), **options) for prompt in prompts]
 
 
-def stream_chunk(
-    request_id: str, created: int, model: str, delta: dict[str, str] | None, finish: str | None = None,
-    usage: dict[str, int] | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """One event of a streamed answer; `delta` None is the last chunk, which carries only the usage."""
-    choices = [] if delta is None else [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
-    return {
-        "id": request_id, "object": "chat.completion.chunk", "created": created, "model": model, "choices": choices,
-        "usage": usage,
-    }  # fmt: skip
+class AdapterRequest(_Strict):
+    """The body of POST /v1/adapters."""
 
-
-def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """OpenAI's usage block."""
-    return {
-        "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }  # fmt: skip
-
-
-def sse(data: dict[str, Any] | str) -> bytes:
-    """One server-sent event."""
-    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    return f"data: {text}\n\n".encode()
+    adapter: Annotated[str, Field(min_length=1, max_length=256)]
+    """NAME, NAME@VERSION or NAME@ALIAS; never a path."""

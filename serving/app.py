@@ -7,6 +7,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -22,8 +23,9 @@ from kauli.models.cluster import start_ray
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import note
 from kauli.models.registry import Registry
+from kauli.models.requests import TextRequest
 from kauli.serving.catalogue import Catalogue, choose_bases, public_name
-from kauli.serving.events import Ask, Event, Failed, TextBackend
+from kauli.serving.events import Event, Failed, TextBackend
 from kauli.serving.ingress import create_app
 from kauli.serving.settings import ServeArgs, load_settings, parse_settings
 
@@ -42,16 +44,31 @@ class TextReplica:
 
         # Ray sets one OpenMP thread for each logical CPU that it sets aside.
         torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
-        task = TextTask.load(find_base(base, allow_noncommercial=args.allow_noncommercial))
+        found = find_base(base, allow_noncommercial=args.allow_noncommercial)
+        task = TextTask.load(found, slots=args.max_batch, window=args.max_context)
         self._generator = TextGenerator(
-            task, Registry(args.storage), max_batch=args.max_batch, max_queue=args.max_queue,
-            max_adapters=args.max_adapters, deadline_s=args.deadline_s,
+            task, Registry(args.storage), max_queue=args.max_queue, max_adapters=args.max_adapters,
+            deadline_s=args.deadline_s,
         )  # fmt: skip
 
-    async def stream(self, ask: Ask, adapter: str | None) -> AsyncGenerator[Event]:
+    async def stream(self, request: TextRequest, adapter: str | None) -> AsyncGenerator[Event]:
         """The events of one request."""
-        async for event in self._generator.stream(ask, adapter):
-            yield event
+        # Closed here: a client that has gone must free its row now, not when the garbage is collected.
+        async with aclosing(self._generator.stream(request, adapter)) as events:
+            async for event in events:
+                yield event
+
+    async def adapters(self) -> list[dict[str, Any]]:
+        """What is loaded."""
+        return await self._generator.adapters()
+
+    async def load(self, adapter: str) -> Failed | None:
+        """Load an adapter; None, or why it can't be."""
+        return await self._generator.load(adapter)
+
+    async def unload(self, adapter: str) -> bool:
+        """Forget an adapter; whether it was loaded."""
+        return await self._generator.unload(adapter)
 
     async def check(self) -> str | None:
         """None when the engine answers, else what is wrong."""
@@ -72,12 +89,13 @@ class HandleBackend:
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         # Configured once: options() anew for each request would register metrics for each.
+        self._handle = handle
         self._stream = handle.options(method_name="stream", stream=True)
         self._check = handle.options(method_name="check")
 
-    async def stream(self, ask: Ask, adapter: str | None) -> AsyncGenerator[Event]:
+    async def stream(self, request: TextRequest, adapter: str | None) -> AsyncGenerator[Event]:
         """The events of one request; leaving the iteration cancels it in the replica."""
-        response: Any = self._stream.remote(ask, adapter)
+        response: Any = self._stream.remote(request, adapter)
         try:
             async for event in response:
                 yield event
@@ -95,6 +113,27 @@ class HandleBackend:
         except Exception as error:  # whatever keeps a replica from answering is the finding itself
             return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}"
         return result
+
+    async def adapters(self) -> list[dict[str, Any]]:
+        """What the replicas have loaded, each adapter once, with the uses of all."""
+        uses: dict[str, int] = {}
+        for found in await self._all("adapters"):
+            for entry in found:
+                uses[entry["adapter"]] = uses.get(entry["adapter"], 0) + entry["in_use"]
+        return [{"adapter": spec, "in_use": count} for spec, count in uses.items()]
+
+    async def load(self, adapter: str) -> Failed | None:
+        """Load an adapter into every replica; None, or why one can't."""
+        found: list[Failed | None] = await self._all("load", adapter)
+        return next((failed for failed in found if failed), None)
+
+    async def unload(self, adapter: str) -> bool:
+        """Unload an adapter from every replica; whether one had it."""
+        return any(await self._all("unload", adapter))
+
+    async def _all(self, method: str, *values: Any) -> list[Any]:
+        results: list[Any] = await self._handle.broadcast(method, *values).results_async(timeout_s=60)
+        return results
 
 
 class Ingress:
@@ -128,6 +167,8 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
         max_ongoing_requests=args.max_queue + 2 * args.max_batch + 8,
         max_queued_requests=args.max_queue,
         max_constructor_retry_count=2,
+        graceful_shutdown_timeout_s=args.drain_s,
+        graceful_shutdown_wait_loop_s=0.2,
         logging_config=_QUIET,
     )(TextReplica)
     ingress = serve.deployment(
@@ -136,6 +177,8 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
         autoscaling_config={**scaling, "target_ongoing_requests": 128},
         max_ongoing_requests=512,
         max_constructor_retry_count=2,
+        graceful_shutdown_timeout_s=args.drain_s,
+        graceful_shutdown_wait_loop_s=0.2,
         logging_config=_QUIET,
     )(serve.ingress()(Ingress))
     texts = {

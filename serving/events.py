@@ -2,23 +2,9 @@
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-
-@dataclass(frozen=True)
-class Ask:
-    """One request for text; `messages` are (role, content) pairs, `max_tokens` None means what fits, up to 128."""
-
-    messages: tuple[tuple[str, str], ...]
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    repetition_penalty: float = 1.0
+from kauli.models.requests import TextRequest, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -30,11 +16,13 @@ class Started:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some text of the answer, whole characters only; the last piece has a `finish` ("stop" or "length")."""
+    """Some text of answer `index`, whole characters only; its last piece has a `finish` ("stop" or "length")."""
 
     text: str
     tokens: int
     finish: str | None = None
+    index: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,10 +41,22 @@ Event = Started | Piece | Failed
 class TextBackend(Protocol):
     """Whatever answers: a `TextGenerator` in this process, or a handle to one elsewhere."""
 
-    def stream(self, ask: Ask, adapter: str | None) -> AsyncGenerator[Event]:
-        """`Started`, then pieces until one has a `finish`; or `Failed` at any point, as the last event."""
+    def stream(self, request: TextRequest, adapter: str | None) -> AsyncGenerator[Event]:
+        """`Started`, then pieces until each of the `n` answers has a `finish`; or `Failed`, as the last event."""
         ...
 
     async def check(self) -> str | None:
         """None when the engine answers, else what is wrong with it."""
+        ...
+
+    async def adapters(self) -> list[dict[str, Any]]:
+        """What is loaded, and how many requests use it: `adapter`, `in_use`."""
+        ...
+
+    async def load(self, adapter: str) -> Failed | None:
+        """Load an adapter ahead of its first request; None, or why it can't be."""
+        ...
+
+    async def unload(self, adapter: str) -> bool:
+        """Forget an adapter once no request uses it; whether it was loaded."""
         ...

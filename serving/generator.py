@@ -1,36 +1,40 @@
-"""One base with many adapters behind a bounded queue: requests become static batches, answers stream back."""
+"""One base with many adapters behind a bounded queue: a thread of its own runs the engine, answers stream back."""
 
 import asyncio
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-from kauli.models.adapters import check_base
+from jinja2 import TemplateError
+
+from kauli.models.engine import Progress, Ticket
 from kauli.models.errors import KauliError
 from kauli.models.registry import Registry
-from kauli.models.text import Message, TextRequest, TextTask
-from kauli.serving.events import Ask, Event, Failed, Piece, Started
+from kauli.models.requests import DEFAULT_TOKENS, TextRequest
+from kauli.models.text import TextTask
+from kauli.serving.adapter_cache import AdapterCache
+from kauli.serving.events import Event, Failed, Piece, Started
 
-DEFAULT_TOKENS = 128
-"""New tokens of a request that names no number."""
+_LOADERS = 4  # adapters loaded side by side
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
 class _Job:
-    ask: Ask
-    adapter: str | None
-    deadline: float
-    deliver: Callable[[Event], None]
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    request: TextRequest | None = None
+    """An accepted request; `deliver` hands an event to the loop that waits for it."""
 
-    def over(self) -> bool:
-        return self.cancelled.is_set() or time.monotonic() > self.deadline
+    deliver: Callable[[Event], None]
+    tickets: dict[Ticket, int]
+    """Each unfinished answer's ticket -> its index."""
+    left: bool = False
+    """Whether nobody waits for it any more."""
 
 
 class TextGenerator:
@@ -41,181 +45,264 @@ class TextGenerator:
         task: TextTask,
         registry: Registry,
         *,
-        max_batch: int = 16,
         max_queue: int = 64,
         max_adapters: int = 32,
         deadline_s: float = 300.0,
     ) -> None:
+        task.prepare()
         self._task = task
-        self._registry = registry
-        self._max_batch = max_batch
+        self._most = task.slots + max_queue
         self._max_queue = max_queue
-        self._max_adapters = max_adapters
         self._deadline_s = deadline_s
-        self._waiting: deque[_Job] = deque()
+        self._cache = AdapterCache(task, registry, max_adapters, self._in_engine)
+        # Reading a long prompt and loading adapters hold up neither the engine nor each other.
+        self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
+        self._loading = ThreadPoolExecutor(_LOADERS, "loading")
+        self._calls: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
-        self._loaded: OrderedDict[str, None] = OrderedDict()  # least recently used first
+        self._open = 0  # answers that are waiting or being made
+        self._jobs: dict[Ticket, _Job] = {}
         self._stopping = False
         self._progress = time.monotonic()
-        self._busy = False
         self._thread = threading.Thread(target=self._work, name="text-generator", daemon=True)
         self._thread.start()
 
-    async def stream(self, ask: Ask, adapter: str | None) -> AsyncGenerator[Event]:
-        """`Started`, pieces until one has a `finish`, or `Failed`; leaving the iteration cancels the request."""
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
-
-        def deliver(event: Event) -> None:
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(events.put_nowait, event)
-
-        job = _Job(ask, adapter, time.monotonic() + self._deadline_s, deliver)
-        refused = self._enqueue(job)
+    async def stream(self, request: TextRequest, adapter: str | None) -> AsyncGenerator[Event]:
+        """`Started`, pieces until each answer has a `finish`, or `Failed`; who leaves the iteration cancels it."""
+        until = time.monotonic() + self._deadline_s
+        refused = self._enter(request.n)
         if refused:
             yield refused
             return
+        taken = False
+        job: _Job | None = None
         try:
-            while True:
-                event = await events.get()
-                yield event
-                if isinstance(event, Failed) or (isinstance(event, Piece) and event.finish):
-                    return
-        finally:
-            job.cancelled.set()
+            tokens = await self._before(until, self._run(self._tokenizing, self._tokens, request))
+            request = self._limited(request, tokens)
+            if adapter:
+                taken = self._cache.take(adapter)
+                if not taken:
+                    await self._load(adapter, until)
+                    taken = True
+            loop = asyncio.get_running_loop()
+            events: asyncio.Queue[Event] = asyncio.Queue()
 
-    def _enqueue(self, job: _Job) -> Failed | None:
-        with self._changed:
-            if self._stopping or not self._thread.is_alive():
-                return Failed(503, "the generator has stopped", "unavailable")
-            if len(self._waiting) >= self._max_queue:
-                return Failed(429, f"{self._max_queue} requests are waiting already: try again soon", "queue_full")
-            self._waiting.append(job)
-            self._changed.notify()
-        return None
+            def deliver(event: Event) -> None:
+                if not loop.is_closed():
+                    loop.call_soon_threadsafe(events.put_nowait, event)
+
+            job = _Job(deliver, {})
+            begun = job
+            self._post(lambda: self._begin(begun, request, adapter, tokens))
+            yield Started(len(tokens))
+            unfinished = request.n
+            while unfinished:
+                event = await self._before(until, events.get())
+                unfinished -= isinstance(event, Piece) and event.finish is not None
+                yield event
+                if isinstance(event, Failed):
+                    return
+        except _Refused as refusal:
+            yield refusal.failed
+        finally:
+            if job is not None:
+                job.left = True
+                for ticket in list(job.tickets):
+                    ticket.cancelled = True
+            with self._changed:
+                self._open -= request.n
+                self._changed.notify()
+            if taken and adapter:
+                self._release(adapter)
 
     async def check(self) -> str | None:
         """None when the engine answers: it has just moved, or it generates one token now. Else what is wrong."""
         if not self._thread.is_alive():
             return "the generator's thread has ended"
-        if self._busy:
+        if self._jobs:
             idle = time.monotonic() - self._progress
             return None if idle < 60 else f"no token for {idle:.0f} seconds"
-        events = self.stream(Ask((("user", "Hi"),), max_tokens=1), None)
-        async for event in events:
+        async for event in self.stream(TextRequest.of_prompt("Hi", max_tokens=1), None):
             if isinstance(event, Failed) and event.status != 429:
                 return event.message
         return None
+
+    async def adapters(self) -> list[dict[str, Any]]:
+        """`adapter` and `in_use` of each that is loaded."""
+        return self._cache.listed()
+
+    async def load(self, adapter: str) -> Failed | None:
+        """Load an adapter ahead of its first request; None, or why it can't be."""
+        try:
+            if not self._cache.take(adapter):
+                await self._load(adapter, time.monotonic() + self._deadline_s)
+        except _Refused as refusal:
+            return refusal.failed
+        self._release(adapter)
+        return None
+
+    async def unload(self, adapter: str) -> bool:
+        """Forget an adapter once no request uses it; whether it was loaded."""
+        return await asyncio.to_thread(self._cache.unload, adapter)
 
     def alive(self) -> bool:
         """Whether the generator's thread runs."""
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """Stop after the current step; what waits fails with 503."""
+        """Stop after the current pass; what is unfinished fails with 503."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
         self._thread.join(timeout=30)
+        self._tokenizing.shutdown(wait=False, cancel_futures=True)
+        self._loading.shutdown(wait=False, cancel_futures=True)
 
-    # The thread
+    # Before a request reaches the engine
+
+    def _enter(self, answers: int) -> Failed | None:
+        with self._changed:
+            if self._stopping or not self._thread.is_alive():
+                return Failed(503, "the generator has stopped", "unavailable")
+            # One that asks for many answers may begin when nobody waits, however many they are.
+            if self._open and self._open + answers > self._most:
+                return Failed(429, f"{self._max_queue} answers are waiting already: try again soon", "queue_full")
+            self._open += answers
+        return None
+
+    def _tokens(self, request: TextRequest) -> list[int]:
+        try:
+            return self._task.prompt_tokens(request)
+        except TemplateError as error:  # such as Gemma's, which wants users and assistants to take turns
+            text = f"the chat template of {self._task.base.name} refuses these messages: {error}"
+            raise _Refused(Failed(400, text, "invalid_value", "messages")) from None
+
+    def _limited(self, request: TextRequest, tokens: list[int]) -> TextRequest:
+        """The request with its number of new tokens; refused where prompt and answer don't fit together."""
+        room = self._task.window - len(tokens)
+        if room < (request.max_tokens or 1):
+            asked = f" and {request.max_tokens} new ones" if request.max_tokens else ""
+            text = f"the prompt has {len(tokens)} tokens{asked}; the context holds {self._task.window}"
+            param = "prompt" if request.messages is None else "messages"
+            raise _Refused(Failed(400, text, "context_length_exceeded", param))
+        return replace(request, max_tokens=request.max_tokens or min(DEFAULT_TOKENS, room))
+
+    async def _load(self, adapter: str, until: float) -> None:
+        loading = self._loading.submit(self._cache.load, adapter)
+        try:
+            await self._before(until, asyncio.wrap_future(loading))
+        except KauliError as error:
+            reason = f": {error}"
+        except (_Refused, asyncio.CancelledError):
+            # It may end well all the same, and then counts a use that nobody has.
+            loading.add_done_callback(
+                lambda done: None if done.cancelled() or done.exception() else self._release(adapter)
+            )
+            raise
+        except Exception:
+            # A damaged adapter must not take the other requests with it.
+            _log.exception("adapter %s failed to load", adapter)
+            reason = ""
+        else:
+            return
+        raise _Refused(Failed(503, f"adapter '{adapter}' can't be loaded{reason}", "adapter_failed", "model"))
+
+    def _release(self, adapter: str) -> None:
+        # In the engine's thread, behind the pass that lets go of the request; never in the pool, whose threads may all
+        # be waiting for just this.
+        self._post(lambda: self._cache.release(adapter))
+
+    async def _before(self, until: float, waiting: Awaitable[T]) -> T:
+        try:
+            return await asyncio.wait_for(waiting, max(0.0, until - time.monotonic()))
+        except TimeoutError:
+            text = f"no complete answer within {self._deadline_s:g} seconds"
+            raise _Refused(Failed(504, text, "deadline_exceeded")) from None
+
+    async def _run(self, pool: ThreadPoolExecutor, call: Callable[..., T], *values: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(pool, call, *values)
+
+    # The engine's thread
+
+    def _post(self, call: Callable[[], None]) -> None:
+        """Have the engine's thread run `call` before its next pass."""
+        with self._changed:
+            self._calls.append(call)
+            self._changed.notify()
+
+    def _in_engine(self, call: Callable[[], None]) -> None:
+        """Run `call` in the engine's thread and wait for it."""
+        if threading.current_thread() is self._thread:
+            call()
+            return
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(call())
+            except BaseException as error:  # belongs to whoever waits
+                done.set_exception(error)
+
+        self._post(run)
+        done.result()
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            self._busy = True
-            self._progress = time.monotonic()
+        while not self._stopping:
+            with self._changed:
+                self._changed.wait_for(lambda: self._calls or self._task.busy or self._stopping)
+                calls, self._calls = self._calls, deque()
             try:
-                self._answer(batch)
+                # First what was cancelled leaves, then what was posted may rely on it.
+                if self._task.busy:
+                    for ticket, progress in self._task.step():
+                        self._tell(ticket, progress)
             except Exception:
-                # One bad batch must not end the service: its requests fail, the log has the reason.
-                _log.exception("a batch of %d requests failed", len(batch))
-                for job in batch:
-                    job.deliver(Failed(500, "the generation failed; the service's log says why", "internal_error"))
-            finally:
-                self._busy = False
-
-    def _next_batch(self) -> list[_Job]:
-        """Wait for work; an empty list means stop."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._stopping)
-            if self._stopping:
-                for job in self._waiting:
-                    job.deliver(Failed(503, "the service is stopping", "unavailable"))
-                self._waiting.clear()
-                return []
-            return [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
-
-    def _answer(self, batch: list[_Job]) -> None:
-        wanted = {job.adapter for job in batch if job.adapter}
-        jobs = [job for job in batch if self._prepare(job, wanted)]
-        if not jobs:
-            return
-        requests = [job.request for job in jobs if job.request is not None]
-        finished: set[int] = set()
-        steps = self._task.generate(
-            requests, [job.adapter for job in jobs], lambda row: self._stopping or jobs[row].over()
-        )
-        for chunks in steps:
+                # One bad pass must not end the service: its requests fail, the log has the reason.
+                _log.exception("a pass with %d answers failed", len(self._jobs))
+                self._fail(Failed(500, "the generation failed; the service's log says why", "internal_error"))
             self._progress = time.monotonic()
-            for chunk in chunks:
-                if chunk.finish == "cancelled":
-                    continue
-                jobs[chunk.row].deliver(Piece(chunk.text, chunk.tokens, chunk.finish))
-                if chunk.finish:
-                    finished.add(chunk.row)
-        for row, job in enumerate(jobs):
-            if row not in finished and not job.cancelled.is_set():
-                job.deliver(self._unfinished())
+            for call in calls:
+                try:
+                    call()
+                except Exception:  # a bug of ours; the others' requests go on
+                    _log.exception("a posted call failed")
+        self._fail(Failed(503, "the service is stopping", "unavailable"))
 
-    def _unfinished(self) -> Failed:
-        if self._stopping:
-            return Failed(503, "the service is stopping", "unavailable")
-        return Failed(504, f"no complete answer within {self._deadline_s:g} seconds", "deadline_exceeded")
-
-    def _prepare(self, job: _Job, wanted: set[str]) -> bool:
-        """Load the job's adapter and check that its prompt fits; False when it has failed or nobody waits for it."""
-        if job.cancelled.is_set():
-            return False
-        if job.over():
-            job.deliver(self._unfinished())
-            return False
-        try:
-            if job.adapter:
-                self._load(job.adapter, wanted)
-        except KauliError as error:
-            job.deliver(Failed(503, f"adapter '{job.adapter}' can't be loaded: {error}", "adapter_failed", "model"))
-            return False
-        except Exception:
-            # A damaged adapter must not take the other requests of the batch with it.
-            _log.exception("adapter %s failed to load", job.adapter)
-            job.deliver(Failed(503, f"adapter '{job.adapter}' can't be loaded", "adapter_failed", "model"))
-            return False
-        ask = job.ask
-        request = TextRequest(
-            messages=tuple(Message(role, content) for role, content in ask.messages), max_tokens=DEFAULT_TOKENS,
-            temperature=ask.temperature, top_p=ask.top_p, top_k=ask.top_k, seed=ask.seed, stop=ask.stop,
-            min_tokens=ask.min_tokens, ignore_eos=ask.ignore_eos, repetition_penalty=ask.repetition_penalty,
-        )  # fmt: skip
-        tokens = len(self._task.prompt_tokens(request))
-        room = self._task.context - tokens
-        if room < (ask.max_tokens or 1):
-            asked = f" and {ask.max_tokens} new ones" if ask.max_tokens else ""
-            text = f"the prompt has {tokens} tokens{asked}; the context holds {self._task.context}"
-            job.deliver(Failed(400, text, "context_length_exceeded", "messages"))
-            return False
-        job.request = replace(request, max_tokens=ask.max_tokens or min(DEFAULT_TOKENS, room))
-        job.deliver(Started(tokens))
-        return True
-
-    def _load(self, spec: str, wanted: set[str]) -> None:
-        if spec in self._loaded:
-            self._loaded.move_to_end(spec)
+    def _begin(self, job: _Job, request: TextRequest, adapter: str | None, tokens: list[int]) -> None:
+        if job.left:
             return
-        surplus = max(0, len(self._loaded) + 1 - self._max_adapters)
-        for old in [key for key in self._loaded if key not in wanted][:surplus]:
-            self._task.remove_adapter(old)
-            del self._loaded[old]
-        folder = self._registry.fetch(spec)
-        check_base(self._registry.card(spec), self._task.base)
-        self._task.add_adapter(spec, folder)
-        self._loaded[spec] = None
+        try:
+            tickets = self._task.submit(request, adapter, tokens)
+        except Exception:
+            job.deliver(Failed(500, "the request could not begin; the service's log says why", "internal_error"))
+            raise
+        job.tickets.update((ticket, index) for index, ticket in enumerate(tickets))
+        self._jobs.update((ticket, job) for ticket in tickets)
+
+    def _tell(self, ticket: Ticket, progress: Progress) -> None:
+        job = self._jobs.get(ticket)
+        if job is None:  # it failed with an earlier pass
+            return
+        index = job.tickets[ticket]
+        if progress.finish:
+            del self._jobs[ticket], job.tickets[ticket]
+        if progress.finish == "failed":
+            text = f"'{ticket.generation.adapter or self._task.base.name}' computes numbers that are not finite"
+            job.deliver(Failed(500, text, "not_finite", "model"))
+        elif progress.finish != "cancelled" and (progress.text or progress.tokens):
+            job.deliver(Piece(progress.text, progress.tokens, progress.finish, index, progress.logprobs))
+
+    def _fail(self, failed: Failed) -> None:
+        for job in set(self._jobs.values()):
+            job.deliver(failed)
+        for ticket in self._jobs:
+            ticket.cancelled = True
+        self._jobs.clear()
+
+
+class _Refused(Exception):
+    """The request ends here; carries what the caller is told."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed

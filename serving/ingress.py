@@ -4,20 +4,23 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.serving import pages
 from kauli.serving.access import Access
-from kauli.serving.api import ApiError, ChatRequest, completion, sse, stream_chunk, usage_of
+from kauli.serving.answers import Pieces, Shape
+from kauli.serving.api import AdapterRequest, ApiError, ChatRequest, CompletionRequest
 from kauli.serving.catalogue import Adapter, Catalogue, Route, UnknownLanguage, UnknownModel
-from kauli.serving.events import Event, Failed, Piece, Started, TextBackend
+from kauli.serving.events import Event, Failed, Started, TextBackend
 from kauli.serving.settings import ServeArgs
 
 _log = logging.getLogger(__name__)
@@ -26,9 +29,11 @@ _log = logging.getLogger(__name__)
 def create_app(backends: Mapping[str, TextBackend], catalogue: Catalogue, args: ServeArgs) -> FastAPI:
     """The application; `backends` maps the name of each of the catalogue's bases to what generates with it."""
     # The stock /docs page loads its scripts from another site.
-    app = FastAPI(title="Kauli", docs_url=None, redoc_url=None)
+    app = FastAPI(title="Kauli", version=version("kauli"), docs_url=None, redoc_url=None)
     app.add_middleware(Access, args=args)
     _add_error_handlers(app)
+    _add_pages(app)
+    _add_adapters(app, backends, catalogue)
     started = int(time.time())
 
     @app.get("/v1/models")
@@ -47,31 +52,12 @@ def create_app(backends: Mapping[str, TextBackend], catalogue: Catalogue, args: 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatRequest) -> JSONResponse | StreamingResponse:
         """An answer to a conversation, plain or streamed."""
-        ask = body.ask(args.max_tokens)
-        route = await asyncio.to_thread(catalogue.route, body.model, body.language, body.allow_base)
-        events = backends[route.base].stream(ask, route.adapter)
-        # The first event decides the status, which a stream has to send before its text.
-        first = await anext(events)
-        if not isinstance(first, Started):
-            raise ApiError.of(first) if isinstance(first, Failed) else RuntimeError("a generator began without Started")
-        request_id = f"chatcmpl-{uuid.uuid4().hex}"
-        created = int(time.time())
-        if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            answer = _stream(events, first.prompt_tokens, request_id, created, route.model, with_usage)
-            headers = {**_headers(route), "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(answer, media_type="text/event-stream", headers=headers)
-        text, finish, tokens = "", "stop", 0
-        async with aclosing(events):
-            async for event in events:
-                if isinstance(event, Failed):
-                    raise ApiError.of(event)
-                if isinstance(event, Piece):
-                    text += event.text
-                    tokens += event.tokens
-                    finish = event.finish or finish
-        usage = usage_of(first.prompt_tokens, tokens)
-        return JSONResponse(completion(request_id, created, route.model, text, finish, usage), headers=_headers(route))
+        return await _answer(body, backends, catalogue, args)
+
+    @app.post("/v1/completions", response_model=None)
+    async def completions(body: CompletionRequest) -> JSONResponse | StreamingResponse:
+        """How a text goes on, plain or streamed."""
+        return await _answer(body, backends, catalogue, args)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -84,26 +70,154 @@ def create_app(backends: Mapping[str, TextBackend], catalogue: Catalogue, args: 
     return app
 
 
-async def _stream(
-    events: AsyncGenerator[Event], prompt_tokens: int, request_id: str, created: int, model: str, with_usage: bool
-) -> AsyncGenerator[bytes]:
-    tokens = 0
-    # Closed here: a client that has gone must free its row now, not when the garbage is collected.
-    async with aclosing(events):
-        yield sse(stream_chunk(request_id, created, model, {"role": "assistant", "content": ""}))
-        async for event in events:
-            if isinstance(event, Failed):
-                yield sse(ApiError.of(event).body())
-                return
-            if isinstance(event, Piece):
-                tokens += event.tokens
-                if event.text:
-                    yield sse(stream_chunk(request_id, created, model, {"content": event.text}))
-                if event.finish:
-                    yield sse(stream_chunk(request_id, created, model, {}, event.finish))
-    if with_usage:
-        yield sse(stream_chunk(request_id, created, model, None, usage=usage_of(prompt_tokens, tokens)))
-    yield sse("[DONE]")
+async def _answer(
+    body: ChatRequest | CompletionRequest, backends: Mapping[str, TextBackend], catalogue: Catalogue, args: ServeArgs
+) -> JSONResponse | StreamingResponse:
+    requests = body.requests(args)
+    route = await asyncio.to_thread(catalogue.route, body.model, body.language, body.allow_base)
+    streams = [backends[route.base].stream(request, route.adapter) for request in requests]
+    try:
+        # The first event decides the status, which a stream has to send before its text.
+        prompt_tokens = [_started(event) for event in await asyncio.gather(*(anext(stream) for stream in streams))]
+    except BaseException:
+        await _close(streams)
+        raise
+    chat = isinstance(body, ChatRequest)
+    request_id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
+    shape = Shape(
+        chat, request_id, int(time.time()), route.model, requests[0].n, logprobs=requests[0].logprobs is not None
+    )
+    pieces = _together(streams)
+    if body.stream:
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        headers = {**_headers(route), "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        answer = _closing(pieces, shape.streamed(pieces, prompt_tokens, with_usage))
+        return StreamingResponse(answer, media_type="text/event-stream", headers=headers)
+    async with aclosing(pieces):
+        return JSONResponse(await shape.whole(pieces, prompt_tokens), headers=_headers(route))
+
+
+def _started(event: Event) -> int:
+    if isinstance(event, Failed):
+        raise ApiError.of(event)
+    if not isinstance(event, Started):
+        raise RuntimeError("a generator began without Started")
+    return event.prompt_tokens
+
+
+async def _together(streams: Sequence[AsyncGenerator[Event]]) -> Pieces:
+    """The events of all streams as they come; ends the streams when it ends itself."""
+    if len(streams) == 1:
+        async with aclosing(streams[0]):
+            async for event in streams[0]:
+                yield 0, event
+        return
+    queue: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue()
+
+    async def pump(number: int, stream: AsyncGenerator[Event]) -> None:
+        try:
+            async with aclosing(stream):
+                async for event in stream:
+                    queue.put_nowait((number, event))
+        finally:
+            queue.put_nowait(None)
+
+    tasks = [asyncio.create_task(pump(number, stream)) for number, stream in enumerate(streams)]
+    try:
+        running = len(tasks)
+        while running:
+            found = await queue.get()
+            if found is None:
+                running -= 1
+            else:
+                yield found
+        for task in tasks:
+            task.result()  # an exception of a stream is ours
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _close(streams: Sequence[AsyncGenerator[Event]]) -> None:
+    for stream in streams:
+        with suppress(RuntimeError):  # it is still at its first event, which ends with the request
+            await stream.aclose()
+
+
+async def _closing(pieces: Pieces, answer: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """`answer`, made from `pieces`, which end with it: a client that has gone must free its row now, not when the
+    garbage is collected.
+    """
+    async with aclosing(pieces):
+        async for data in answer:
+            yield data
+
+
+def _add_pages(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        return HTMLResponse(pages.home(), headers=pages.HEADERS)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(pages.docs(app.openapi()), headers=pages.HEADERS)
+
+
+def _add_adapters(app: FastAPI, backends: Mapping[str, TextBackend], catalogue: Catalogue) -> None:
+    @app.get("/v1/adapters")
+    async def adapters() -> dict[str, Any]:
+        """The adapters that can be asked for, and which of them are in memory, with how many requests use each."""
+        loaded = {name: await backend.adapters() for name, backend in backends.items()}
+        held = {entry["adapter"]: entry | {"base": name} for name, found in loaded.items() for entry in found}
+        entries = []
+        for adapter in await asyncio.to_thread(catalogue.adapters):
+            for number in adapter.versions:
+                spec = f"{adapter.name}@{number}"
+                found = held.pop(spec, None)
+                entries.append(
+                    {
+                        "id": spec,
+                        "object": "adapter",
+                        "parent": adapter.card.base.name,
+                        "language": adapter.card.language,
+                        "aliases": _aliases(adapter, number),
+                        "loaded": found is not None,
+                        "in_use": found["in_use"] if found else 0,
+                    }
+                )
+        # Gone from the registry, but still answering who asked before
+        entries += [
+            {
+                "id": spec, "object": "adapter", "parent": found["base"], "language": [], "aliases": [],
+                "loaded": True, "in_use": found["in_use"],
+            }
+            for spec, found in held.items()
+        ]  # fmt: skip
+        return {"object": "list", "data": entries}
+
+    @app.post("/v1/adapters")
+    async def load(body: AdapterRequest) -> dict[str, Any]:
+        """Load an adapter ahead of its first request."""
+        route = await asyncio.to_thread(catalogue.route, body.adapter)
+        if route.adapter is None:
+            raise ApiError(400, f"'{body.adapter}' is no adapter", "invalid_value", "adapter")
+        failed = await backends[route.base].load(route.adapter)
+        if failed:
+            raise ApiError.of(failed)
+        return {"id": route.adapter, "object": "adapter", "parent": route.base, "loaded": True}
+
+    @app.delete("/v1/adapters/{spec}")
+    async def unload(spec: str) -> dict[str, Any]:
+        """Take an adapter out of memory once no request uses it; the registry keeps it."""
+        for backend in backends.values():
+            if await backend.unload(spec):
+                return {"id": spec, "object": "adapter", "loaded": False}
+        raise ApiError(404, f"adapter '{spec}' is not loaded (give NAME@VERSION)", "not_found", "adapter")
+
+
+def _aliases(adapter: Adapter, number: int) -> list[str]:
+    return [alias for alias, version_ in adapter.aliases.items() if version_ == number]
 
 
 def _headers(route: Route) -> dict[str, str]:
@@ -161,14 +275,14 @@ def _add_error_handlers(app: FastAPI) -> None:
             return respond(ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", "invalid_json"))
         param = ".".join(place) or None
         if first["type"] == "extra_forbidden" and len(place) == 1:
-            hint = nearest(place[0], ChatRequest.model_fields)
+            hint = nearest(place[0], [*ChatRequest.model_fields, "prompt"])
             return respond(ApiError(400, f"unknown field '{place[0]}'.{hint}", "unknown_field", param))
         message = first["msg"].removeprefix("Value error, ")
         return respond(ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        codes = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+        codes = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "body_too_large"}
         where = f": {request.method} {request.url.path}" if error.status_code in (404, 405) else ""
         message = f"{error.detail}{where}"
         return respond(ApiError(error.status_code, message, codes.get(error.status_code, "bad_request")))

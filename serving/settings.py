@@ -5,7 +5,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -33,17 +33,29 @@ class ServeArgs(BaseModel):
     allow_noncommercial: bool = False
     key_hashes: tuple[str, ...] = ()
     """SHA-256 of each API key, in hexadecimal; `KAULI_API_KEYS` holds keys themselves, separated by commas."""
+    admin_key_hashes: tuple[str, ...] = ()
+    """SHA-256 of each key that may load and unload adapters too; `KAULI_ADMIN_KEYS` holds such keys themselves."""
+    proxy: Literal["python", "haproxy"] = "python"
+    """What takes the HTTP connections: Ray Serve's own proxy, or HAProxy, which is faster."""
     max_batch: int = Field(default=16, ge=1, le=256)
-    """Requests that a replica answers in one batch."""
+    """Answers that a replica generates at a time."""
     max_queue: int = Field(default=64, ge=1)
-    """Requests that may wait at a replica; one more is answered with 429."""
+    """Answers that may wait at a replica; a request for one more is refused with 429."""
+    max_context: int = Field(default=4096, ge=64)
+    """Tokens of a prompt and its answer together, where the base allows as many."""
+    max_answers: int = Field(default=8, ge=1, le=64)
+    """The most answers (`n`) to one prompt."""
     max_adapters: int = Field(default=32, ge=1)
     """Adapters that a replica holds; the least recently used one makes room."""
     max_tokens: int = Field(default=1024, ge=1)
     """The most new tokens that a request may ask for."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """A client that takes longer to send its body is refused with 408."""
     deadline_s: float = Field(default=300.0, gt=0)
     """A request that isn't answered in this time fails with 504."""
+    drain_s: float = Field(default=30.0, ge=0)
+    """How long answers that have begun may go on when the service stops."""
     refresh_s: float = Field(default=2.0, ge=0)
     """How old the list of adapters may be, in seconds."""
     threads: int | None = Field(default=None, ge=1)
@@ -69,7 +81,7 @@ class ServeArgs(BaseModel):
             raise ValueError(f"replicas {list(value)}: give [fewest, most], both 1 or more")
         return value
 
-    @field_validator("key_hashes")
+    @field_validator("key_hashes", "admin_key_hashes")
     @classmethod
     def _hexadecimal(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(len(key) != 64 or set(key) - set("0123456789abcdef") for key in value):
@@ -78,7 +90,7 @@ class ServeArgs(BaseModel):
 
     @model_validator(mode="after")
     def _keys_off_loopback(self) -> "ServeArgs":
-        if not is_loopback(self.host) and not self.key_hashes:
+        if not is_loopback(self.host) and not (self.key_hashes or self.admin_key_hashes):
             raise ValueError(
                 f"host '{self.host}' can be reached from other machines: set KAULI_API_KEYS to one or more keys "
                 "(separated by commas), or keep --host 127.0.0.1"
@@ -148,12 +160,15 @@ def _read(config: Path) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    names = {"KAULI_HOST": "host", "KAULI_PORT": "port", "KAULI_STORAGE": "storage"}
+    names = {
+        "KAULI_HOST": "host", "KAULI_PORT": "port", "KAULI_STORAGE": "storage", "KAULI_PROXY": "proxy"
+    }  # fmt: skip
     values: dict[str, Any] = {key: environment[name] for name, key in names.items() if environment.get(name)}
     lists = {"KAULI_TASKS": "tasks", "KAULI_BASES": "bases"}
     values |= {key: _split(environment[name]) for name, key in lists.items() if environment.get(name)}
-    if keys := _split(environment.get("KAULI_API_KEYS", "")):
-        values["key_hashes"] = [hash_key(key) for key in keys]
+    for name, key in {"KAULI_API_KEYS": "key_hashes", "KAULI_ADMIN_KEYS": "admin_key_hashes"}.items():
+        if keys := _split(environment.get(name, "")):
+            values[key] = [hash_key(one) for one in keys]
     return values
 
 
