@@ -31,6 +31,7 @@ check: setup
 
 bench: setup
 	$(PYTHON) tests/bench_training.py --examples 48 --results RESULTS.md
+	$(PYTHON) tests/bench_serving.py --results RESULTS.md
 
 results: setup
 	$(PYTHON) tests/bench_quality.py

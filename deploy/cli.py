@@ -363,11 +363,11 @@ def serve(
 @app.command()
 def demo(
     once: Annotated[bool, typer.Option("--once", help="Stop after the answers instead of staying up.")] = False,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.05, help="Budget of the training.")] = 3.0,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.05, help="Budget of each training.")] = 3.0,
     port: Annotated[int, typer.Option("--port", help="Port of the service.", min=1, max=65535)] = 8000,
     storage: Storage = None,
 ) -> None:
-    """Fetch a base, train a Swahili adapter, measure it, serve it, and ask both: the whole path on this machine."""
+    """Fetch a base, train a Swahili and an Amharic adapter, measure, serve and ask them: the whole path here."""
     from kauli.deploy.demo import run_demo
 
     run_demo(storage or default_storage(), minutes=minutes, port=port, once=once)

@@ -128,6 +128,9 @@ def serve_until_stopped(args: "ServeArgs", address: str | None) -> None:
     """Serve until Ctrl-C or SIGTERM; prints the address once the service answers."""
     note("Starting the service (Ray Serve)...")
     began = time.monotonic()
+    from kauli.serving.settings import choose_proxy
+
+    choose_proxy(args)
     from kauli.serving.app import start
 
     service = start(args, address)

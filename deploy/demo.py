@@ -1,16 +1,18 @@
 """`kauli demo`: the whole path on this machine, from a package with a base to an adapter that answers over HTTP."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from kauli.models.languages import display_name
 from kauli.models.progress import bar, note
 
-RECIPE = "text-sw"
-LANGUAGE = "sw"
+MEASURING, SETTING_UP = 2.5, 3.0
+"""Minutes on 2 cores: to measure an adapter, and for all that is neither training nor measuring."""
+RECIPES = {"sw": "text-sw", "am": "text-am"}
 QUESTIONS_PER_SOURCE = 2
 ANSWER_TOKENS = 32
 GENERATED = 12  # test examples answered for the metrics; bits per byte cover all of them in any case
@@ -20,6 +22,7 @@ GENERATED = 12  # test examples answered for the metrics; bits per byte cover al
 class Answer:
     """One held-out row and what base and adapter said to its prompt."""
 
+    language: str
     source: str
     prompt: str
     reference: str
@@ -30,47 +33,60 @@ class Answer:
 def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
     """Fetch, build data, train, serve and ask; prints the measures and answers, then stays up unless `once`.
 
-    Every step says what it does and how long it took. Raises KauliError and UsageError.
+    Every step says what it does, how long it takes and took. Raises KauliError and UsageError.
     """
-    from kauli.serving.app import check_port, start
-    from kauli.serving.settings import ServeArgs
+    from kauli.serving.settings import ServeArgs, choose_proxy
 
     args = ServeArgs(storage=storage, port=port, bases=("smollm2-135m-q4",))
+    choose_proxy(args)
+    from kauli.serving.app import check_port, start
+
     check_port(args.host, args.port)  # before minutes of training, not after
-    steps = _Steps(5)
+    languages = " and ".join(display_name(tag) for tag in RECIPES)
+    each = minutes + MEASURING
+    steps = _Steps(4 + len(RECIPES), SETTING_UP + each * len(RECIPES))
 
     with steps.step("Fetching the base smollm2-135m-q4 (once, about 100 MB)"):
         from kauli.models.bases import find_base
 
         base = find_base(args.bases[0])
 
-    with steps.step("Building Swahili data from open packages (once)"):
+    with steps.step(f"Building {languages} data from open packages (once, about 260 MB)"):
         from kauli.training.data import load_data
 
-        data = load_data("starter", [LANGUAGE])
-        rows = data.rows(split="test", languages=[LANGUAGE])
+        rows = {tag: load_data("starter", [tag]).rows(split="test", languages=[tag]) for tag in RECIPES}
 
-    with steps.step(f"Training a LoRA adapter by the recipe {RECIPE} for {minutes:g} minutes, then measuring it"):
-        from kauli.training.recipe import load_recipe
-        from kauli.training.train import train
+    trained = {}
+    for tag, name in RECIPES.items():
+        what = (
+            f"Training a LoRA adapter by the recipe {name} through Ray Train for {minutes:g} minutes, then measuring it"
+        )
+        with steps.step(what, left=each):
+            from kauli.training.recipe import load_recipe
+            from kauli.training.train import train
 
-        trained = train(load_recipe(RECIPE, [f"train.minutes={minutes}"]), storage, generated=GENERATED)
+            trained[tag] = train(load_recipe(name, [f"train.minutes={minutes}"]), storage, generated=GENERATED)
 
     with steps.step("Starting the service (Ray Serve)"):
         service = start(args)
     try:
-        with steps.step("Asking the base and the adapter the same held-out questions"):
-            answers = ask_both(f"{service.url}/v1", base.name, trained.adapter, choose(rows))
-        print(render(trained.adapter, base.name, card_metrics(storage, trained.adapter), answers), flush=True)
-        note(f"\nDone in {steps.total():.0f} s. Adapter: {trained.path}")
+        with steps.step("Asking the base and both adapters the same held-out questions, all at once"):
+            questions = {tag: choose(rows[tag]) for tag in RECIPES}
+            adapters = {tag: result.adapter for tag, result in trained.items()}
+            answers = ask_all(f"{service.url}/v1", base.name, adapters, questions)
+        for tag, adapter in adapters.items():
+            mine = [answer for answer in answers if answer.language == tag]
+            print(render(adapter, base.name, card_metrics(storage, adapter), mine) + "\n", flush=True)
+        print(steps.summary(), flush=True)
         if not once:
             from kauli.deploy.commands import wait_for_stop
 
+            print(service.url, flush=True)
             note(
-                f"The service stays up at {service.url} (Ctrl-C ends it). Try:\n"
+                f"The service stays up at {service.url} (Ctrl-C ends it), with a page at / and the API at /docs. Try:\n"
                 f"  curl {service.url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-                f'    -d \'{{"model": "text", "language": "sw", "messages": [{{"role": "user", "content": '
-                f'"Translate into Swahili: red car"}}]}}\''
+                '    -d \'{"model": "text", "language": "sw", "messages": [{"role": "user", "content": '
+                '"Translate into Swahili: red car"}]}\''
             )
             wait_for_stop()
     finally:
@@ -86,8 +102,10 @@ def choose(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return chosen
 
 
-def ask_both(url: str, base: str, adapter: str, rows: Sequence[dict[str, Any]]) -> list[Answer]:
-    """The answers of base and adapter to each row's prompt, greedy, all asked at once through the `openai` client."""
+def ask_all(
+    url: str, base: str, adapters: Mapping[str, str], questions: Mapping[str, Sequence[dict[str, Any]]]
+) -> list[Answer]:
+    """The greedy answers of the base and of each language's adapter to its rows, all at once through `openai`."""
     from openai import DefaultHttpxClient, OpenAI
 
     # trust_env=False: a proxy of the environment has nothing to do with this machine's own service
@@ -102,13 +120,15 @@ def ask_both(url: str, base: str, adapter: str, rows: Sequence[dict[str, Any]]) 
         advance()
         return response.choices[0].message.content or ""
 
-    questions = [(model, str(row["prompt"])) for model in (base, adapter) for row in rows]
-    with bar("Asking", len(questions)) as advance, ThreadPoolExecutor(max_workers=len(questions) or 1) as pool:
-        answers = list(pool.map(answer, questions))
-
+    asked = [(tag, row) for tag, rows in questions.items() for row in rows]
+    prompts = [(base, str(row["prompt"])) for _, row in asked] + [
+        (adapters[tag], str(row["prompt"])) for tag, row in asked
+    ]
+    with bar("Asking", len(prompts)) as advance, ThreadPoolExecutor(max_workers=len(prompts) or 1) as pool:
+        answers = list(pool.map(answer, prompts))
     return [
-        Answer(row["source"], row["prompt"], row["text"], plain, adapted)
-        for row, plain, adapted in zip(rows, answers[: len(rows)], answers[len(rows) :], strict=True)
+        Answer(tag, row["source"], row["prompt"], row["text"], plain, adapted)
+        for (tag, row), plain, adapted in zip(asked, answers[: len(asked)], answers[len(asked) :], strict=True)
     ]
 
 
@@ -145,20 +165,26 @@ def _line(text: str, width: int = 150) -> str:
 
 
 class _Steps:
-    """Numbers the steps and says how long each took."""
+    """Numbers the steps, and says how long each took and about how long is left."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, minutes: float) -> None:
         self._count = count
-        self._done = 0
+        self._minutes = minutes
         self._began = time.monotonic()
+        self._took: list[tuple[str, float]] = []
 
     @contextmanager
-    def step(self, what: str) -> Iterator[None]:
-        self._done += 1
-        note(f"[{self._done}/{self._count}] {what}")
+    def step(self, what: str, left: float = 0.0) -> Iterator[None]:
+        """`left` are the minutes that this step is expected to take of those that were left."""
+        place = f"[{len(self._took) + 1}/{self._count}]"
+        note(f"{place} {what} (about {max(1, round(self._minutes))} minutes left in all, on 2 cores)")
         began = time.monotonic()
         yield
-        note(f"[{self._done}/{self._count}] done in {time.monotonic() - began:.1f} s")
+        self._took.append((what.partition(" (")[0], time.monotonic() - began))
+        self._minutes -= left or self._took[-1][1] / 60
+        note(f"{place} done in {self._took[-1][1]:.1f} s")
 
-    def total(self) -> float:
-        return time.monotonic() - self._began
+    def summary(self) -> str:
+        """Each step with its seconds."""
+        total = time.monotonic() - self._began
+        return "\n".join([*(f"{seconds:7.1f} s  {what}" for what, seconds in self._took), f"{total:7.1f} s  in all"])

@@ -55,7 +55,11 @@ class AdapterCache:
         with self._changed:
             victim = None
             while not self.take(spec):
-                if spec not in self._entries:
+                entry = self._entries.get(spec)
+                if entry is not None and entry.leaving:
+                    entry.leaving = False  # it is wanted again before its last use was over
+                    continue
+                if entry is None:
                     if len(self._entries) < self._most:
                         break
                     victim = next((key for key, one in self._entries.items() if one.ready and not one.uses), None)

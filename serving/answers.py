@@ -49,12 +49,14 @@ class Shape:
         """Server-sent events, the last one [DONE]; or an error event, and then the end."""
         tokens = 0
         offsets = [0] * (self._n * len(prompt_tokens))
+        # As few pieces as can be: each goes through the proxy by itself.
+        data = b""
         if self._chat:
-            for place in range(len(offsets)):
-                yield self._event(place, {"role": "assistant", "content": ""}, [], None, 0)
+            opening = {"role": "assistant", "content": ""}
+            data = b"".join(self._event(place, opening, [], None, 0) for place in range(len(offsets)))
         async for request, event in pieces:
             if isinstance(event, Failed):
-                yield _sse(ApiError.of(event).body())
+                yield data + _sse(ApiError.of(event).body())
                 return
             if not isinstance(event, Piece):
                 continue
@@ -62,13 +64,16 @@ class Shape:
             place = request * self._n + event.index
             if event.text or event.logprobs:
                 delta = {"content": event.text} if self._chat else {"text": event.text}
-                yield self._event(place, delta, event.logprobs, None, offsets[place])
+                data += self._event(place, delta, event.logprobs, None, offsets[place])
                 offsets[place] += len(event.text)
             if event.finish:
-                yield self._event(place, {} if self._chat else {"text": ""}, [], event.finish, 0)
+                data += self._event(place, {} if self._chat else {"text": ""}, [], event.finish, 0)
+            if data:
+                yield data
+                data = b""
         if with_usage:
-            yield _sse({**self._stream_head(), "choices": [], "usage": _usage(prompt_tokens, tokens)})
-        yield _sse("[DONE]")
+            data += _sse({**self._stream_head(), "choices": [], "usage": _usage(prompt_tokens, tokens)})
+        yield data + _sse("[DONE]")
 
     def _event(
         self, place: int, delta: dict[str, str], logprobs: Sequence[TokenLogprob], finish: str | None, offset: int

@@ -51,10 +51,10 @@ class TextReplica:
             deadline_s=args.deadline_s,
         )  # fmt: skip
 
-    async def stream(self, request: TextRequest, adapter: str | None) -> AsyncGenerator[Event]:
+    async def stream(self, request: TextRequest, adapter: str | None, whole: bool) -> AsyncGenerator[Event]:
         """The events of one request."""
         # Closed here: a client that has gone must free its row now, not when the garbage is collected.
-        async with aclosing(self._generator.stream(request, adapter)) as events:
+        async with aclosing(self._generator.stream(request, adapter, whole)) as events:
             async for event in events:
                 yield event
 
@@ -93,9 +93,9 @@ class HandleBackend:
         self._stream = handle.options(method_name="stream", stream=True)
         self._check = handle.options(method_name="check")
 
-    async def stream(self, request: TextRequest, adapter: str | None) -> AsyncGenerator[Event]:
+    async def stream(self, request: TextRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
         """The events of one request; leaving the iteration cancels it in the replica."""
-        response: Any = self._stream.remote(request, adapter)
+        response: Any = self._stream.remote(request, adapter, whole)
         try:
             async for event in response:
                 yield event
@@ -212,6 +212,10 @@ def start(args: ServeArgs, address: str | None = None) -> Service:
     else runs on this machine. Raises UsageError when the port is taken, KauliError when the service does not come up.
     """
     check_port(args.host, args.port)
+    if (args.proxy == "haproxy") != (os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1"):
+        raise UsageError(
+            f"proxy '{args.proxy}' and RAY_SERVE_ENABLE_HA_PROXY in the environment disagree: `kauli serve` sets both"
+        )
     application = build(args)
     # At least four logical CPUs: they are a ledger, not threads, and a small machine can hold several bases too.
     connected = start_ray(address, cpus=max(4, os.cpu_count() or 1))

@@ -41,8 +41,11 @@ Event = Started | Piece | Failed
 class TextBackend(Protocol):
     """Whatever answers: a `TextGenerator` in this process, or a handle to one elsewhere."""
 
-    def stream(self, request: TextRequest, adapter: str | None) -> AsyncGenerator[Event]:
-        """`Started`, then pieces until each of the `n` answers has a `finish`; or `Failed`, as the last event."""
+    def stream(self, request: TextRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
+        """`Started`, then pieces until each of the `n` answers has a `finish`; or `Failed`, as the last event.
+
+        With `whole` each answer may come as one piece.
+        """
         ...
 
     async def check(self) -> str | None:

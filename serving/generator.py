@@ -20,6 +20,8 @@ from kauli.models.text import TextTask
 from kauli.serving.adapter_cache import AdapterCache
 from kauli.serving.events import Event, Failed, Piece, Started
 
+HANDOVERS = 25
+"""Pieces handed over in a second, of all streams together; a hand-over between processes costs milliseconds."""
 _LOADERS = 4  # adapters loaded side by side
 
 T = TypeVar("T")
@@ -67,8 +69,12 @@ class TextGenerator:
         self._thread = threading.Thread(target=self._work, name="text-generator", daemon=True)
         self._thread.start()
 
-    async def stream(self, request: TextRequest, adapter: str | None) -> AsyncGenerator[Event]:
-        """`Started`, pieces until each answer has a `finish`, or `Failed`; who leaves the iteration cancels it."""
+    async def stream(self, request: TextRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
+        """`Started`, pieces until each answer has a `finish`, or `Failed`; who leaves the iteration cancels it.
+
+        With `whole` each answer comes as one piece. Else the first piece comes at once, and later ones so that all
+        streams together are handed over `HANDOVERS` times a second: each time costs what some tokens cost.
+        """
         until = time.monotonic() + self._deadline_s
         refused = self._enter(request.n)
         if refused:
@@ -96,12 +102,16 @@ class TextGenerator:
             self._post(lambda: self._begin(begun, request, adapter, tokens))
             yield Started(len(tokens))
             unfinished = request.n
+            handed = float("-inf")
             while unfinished:
-                event = await self._before(until, events.get())
-                unfinished -= isinstance(event, Piece) and event.finish is not None
-                yield event
-                if isinstance(event, Failed):
-                    return
+                pause = self._deadline_s if whole else self._open / HANDOVERS
+                gathered = await self._gather(events, until, handed + pause, unfinished)
+                unfinished -= sum(event.finish is not None for event in gathered if isinstance(event, Piece))
+                for event in gathered:
+                    yield event
+                    if isinstance(event, Failed):
+                        return
+                handed = time.monotonic()
         except _Refused as refusal:
             yield refusal.failed
         finally:
@@ -212,12 +222,37 @@ class TextGenerator:
         # be waiting for just this.
         self._post(lambda: self._cache.release(adapter))
 
+    async def _gather(self, events: asyncio.Queue[Event], until: float, pause: float, unfinished: int) -> list[Event]:
+        """What comes up to the time `pause`, at least one event, each answer's pieces as one; less when all is said."""
+        pieces: dict[int, Piece] = {}
+        while True:
+            try:
+                event = events.get_nowait()
+            except asyncio.QueueEmpty:
+                if pieces and time.monotonic() >= pause:
+                    return list(pieces.values())
+                try:
+                    wait = min(until, pause) if pieces else until
+                    event = await asyncio.wait_for(events.get(), max(0.0, wait - time.monotonic()))
+                except TimeoutError:
+                    if time.monotonic() >= until:
+                        raise self._late() from None
+                    continue
+            if not isinstance(event, Piece):
+                return [*pieces.values(), event]
+            pieces[event.index] = _joined(pieces.get(event.index), event)
+            if sum(piece.finish is not None for piece in pieces.values()) == unfinished:
+                return list(pieces.values())
+
+    def _late(self) -> "_Refused":
+        text = f"no complete answer within {self._deadline_s:g} seconds"
+        return _Refused(Failed(504, text, "deadline_exceeded"))
+
     async def _before(self, until: float, waiting: Awaitable[T]) -> T:
         try:
             return await asyncio.wait_for(waiting, max(0.0, until - time.monotonic()))
         except TimeoutError:
-            text = f"no complete answer within {self._deadline_s:g} seconds"
-            raise _Refused(Failed(504, text, "deadline_exceeded")) from None
+            raise self._late() from None
 
     async def _run(self, pool: ThreadPoolExecutor, call: Callable[..., T], *values: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(pool, call, *values)
@@ -298,6 +333,13 @@ class TextGenerator:
         for ticket in self._jobs:
             ticket.cancelled = True
         self._jobs.clear()
+
+
+def _joined(one: Piece | None, other: Piece) -> Piece:
+    if one is None:
+        return other
+    logprobs = one.logprobs + other.logprobs
+    return Piece(one.text + other.text, one.tokens + other.tokens, other.finish, other.index, logprobs)
 
 
 class _Refused(Exception):

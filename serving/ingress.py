@@ -75,7 +75,7 @@ async def _answer(
 ) -> JSONResponse | StreamingResponse:
     requests = body.requests(args)
     route = await asyncio.to_thread(catalogue.route, body.model, body.language, body.allow_base)
-    streams = [backends[route.base].stream(request, route.adapter) for request in requests]
+    streams = [backends[route.base].stream(request, route.adapter, not body.stream) for request in requests]
     try:
         # The first event decides the status, which a stream has to send before its text.
         prompt_tokens = [_started(event) for event in await asyncio.gather(*(anext(stream) for stream in streams))]

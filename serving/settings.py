@@ -108,6 +108,14 @@ class ServeArgs(BaseModel):
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
+def choose_proxy(args: ServeArgs) -> None:
+    """Tell Ray Serve which proxy to start; it reads this when it is imported, so call it before `kauli.serving.app`."""
+    if args.proxy == "haproxy":
+        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+        # Its metrics would be served on all interfaces.
+        os.environ.setdefault("RAY_SERVE_HAPROXY_METRICS_ENABLED", "0")
+
+
 def is_loopback(host: str) -> bool:
     """Whether a bind address or the host part of a `Host` header is this machine only."""
     name = host.strip("[]").lower()

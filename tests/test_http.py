@@ -53,7 +53,7 @@ class Scripted:
     def __init__(self, *events: Event) -> None:
         self._events = events
 
-    async def stream(self, request: TextRequest, adapter: str | None) -> AsyncGenerator[Event]:
+    async def stream(self, request: TextRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
         for event in self._events:
             yield event
 

@@ -1,23 +1,23 @@
 """One real run of the service on Ray Serve, asked through the real `openai` client."""
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
-import torch
 from openai import DefaultHttpxClient, OpenAI
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
 
 from kauli.models.bases import find_base
 from kauli.models.errors import UsageError
-from kauli.models.plain_peft import from_peft
 from kauli.models.registry import Registry
 from kauli.models.requests import TextRequest
 from kauli.models.text import TextTask
@@ -25,22 +25,8 @@ from kauli.serving.app import Service, start
 from kauli.serving.settings import ServeArgs
 
 pytestmark = pytest.mark.ray
+Publish = Callable[[Path, str, str, int], str]
 QUESTION: list[Any] = [{"role": "user", "content": "Habari"}]
-
-
-def publish(storage: Path, name: str, language: str, seed: int) -> str:
-    base = find_base("debug")
-    scratch = storage / "scratch" / f"{name}-{seed}"
-    torch.manual_seed(seed)
-    lora = LoraConfig(r=4, target_modules=["q_proj"])
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base.folder), lora)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if "lora_B" in key:
-                parameter.normal_(std=1.0)
-    model.save_pretrained(scratch / "plain")
-    card = from_peft(scratch / "plain", scratch / "ours", name=name, language=language, base=base)
-    return Registry(str(storage)).publish(scratch / "ours", card).spec
 
 
 def free_port() -> int:
@@ -50,7 +36,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def storage(publish: Publish, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KAULI_HOME", str(tmp_path_factory.mktemp("home")))
         folder = tmp_path_factory.mktemp("store")
@@ -127,13 +113,66 @@ def test_many_at_once(client: OpenAI) -> None:
     assert sorted(answers) == sorted([*expected.items()] * 8)
 
 
-def test_a_new_adapter_answers_without_a_restart(client: OpenAI, storage: Path) -> None:
+def test_a_new_adapter_answers_without_a_restart(client: OpenAI, storage: Path, publish: Publish) -> None:
     spec = publish(storage, "text-ka", "ka", 2)
     began = time.monotonic()
     assert complete(client, "text-ka").model == spec
     assert complete(client, "text", extra_body={"language": "ka"}).model == spec
     assert time.monotonic() - began < 10
     assert {"text-sw", "text-ka", "debug-text"} <= {model.id for model in client.models.list()}
+
+
+def test_completions_and_several_answers(client: OpenAI) -> None:
+    body = client.completions.create(model="text-sw", prompt=["one", "two"], n=2, max_tokens=5, logprobs=1)
+    assert [choice.index for choice in body.choices] == [0, 1, 2, 3]
+    assert body.choices[0].text == body.choices[1].text != body.choices[2].text
+    assert body.choices[0].logprobs is not None
+    chat = complete(client, "text-sw", n=2, temperature=1.0, seed=3, logprobs=True, top_logprobs=1)
+    assert len({choice.message.content for choice in chat.choices}) == 2
+    assert chat.choices[0].logprobs.content[0].top_logprobs
+
+
+def test_adapters_come_and_go_under_load(client: OpenAI, service: Service, storage: Path, publish: Publish) -> None:
+    expected = complete(client, "text-sw", max_tokens=40).choices[0].message.content
+    answers: list[str] = []
+    stop = threading.Event()
+
+    def traffic() -> None:
+        while not stop.is_set():
+            answers.append(complete(client, "text-sw", max_tokens=40).choices[0].message.content)
+
+    threads = [threading.Thread(target=traffic) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        spec = publish(storage, "text-yo", "yo", 6)
+        http = httpx.Client(base_url=service.url, trust_env=False, timeout=30)
+        assert http.post("/v1/adapters", json={"adapter": "text-yo"}).json()["id"] == spec
+        first = complete(client, "text-yo").choices[0].message.content
+        assert {entry["id"]: entry["loaded"] for entry in http.get("/v1/adapters").json()["data"]}[spec]
+        assert http.delete(f"/v1/adapters/{spec}").status_code == 200
+        assert complete(client, "text-yo").choices[0].message.content == first  # loaded anew when it is asked for
+        Registry(str(storage)).remove(spec)
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            try:
+                complete(client, "text-yo")
+            except openai.NotFoundError:
+                break
+            time.sleep(0.2)
+        else:
+            pytest.fail("an adapter that is gone still answers after 10 seconds")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert len(answers) > 3
+    assert set(answers) == {expected}
+
+
+def test_pages_and_docs(service: Service) -> None:
+    for path in ("/", "/docs", "/openapi.json"):
+        assert httpx.get(f"{service.url}{path}", trust_env=False).status_code == 200
 
 
 def test_a_client_that_leaves_frees_its_row(client: OpenAI) -> None:
@@ -152,3 +191,32 @@ def test_a_second_service_on_the_port_is_refused(service: Service, storage: Path
     port = int(service.url.rpartition(":")[2])
     with pytest.raises(UsageError, match="is a service running there already"):
         start(ServeArgs(storage=str(storage), port=port))
+
+
+@pytest.mark.parametrize("proxy", ["python", "haproxy"])
+def test_the_command_with_either_proxy(storage: Path, proxy: str) -> None:
+    """`kauli serve` as a process: on loopback only, one at a port; answers that have begun end when it is stopped."""
+    port = str(free_port())
+    environment = os.environ | {"KAULI_PROXY": proxy, "KAULI_STORAGE": str(storage), "KAULI_PORT": port}
+    command = [str(Path(sys.executable).parent / "kauli"), "serve"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()  # printed once the service is healthy
+        assert url == f"http://127.0.0.1:{port}"
+        listening = [c.laddr for c in psutil.net_connections("tcp") if c.status == "LISTEN"]
+        assert {address.ip for address in listening if address.port == int(port)} == {"127.0.0.1"}
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert second.returncode == 2
+        assert "is a service running there already" in second.stderr
+        client = OpenAI(base_url=f"{url}/v1", api_key="-", http_client=DefaultHttpxClient(trust_env=False))
+        plain = complete(client, "text-sw").choices[0].message.content
+        chunks = list(complete(client, "text-sw", stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == plain
+        stream = complete(client, "text-sw", max_tokens=1000, stream=True, extra_body={"ignore_eos": True})
+        next(iter(stream))
+        process.terminate()
+        assert [chunk.choices[0].finish_reason for chunk in stream if chunk.choices][-1] == "length"
+    finally:
+        process.terminate()
+        process.wait(timeout=60)

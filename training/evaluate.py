@@ -34,7 +34,6 @@ Bits = Mapping[str, tuple[float, int]]  # id of the row -> (bits, bytes)
 
 GENERATED = 48
 MAX_TOKENS = 96
-BATCH = 16
 RUNNING_TEXT = 6  # words; fewer are a name
 SCORED_AT_ONCE = 64
 ADAPTER = "evaluated"
@@ -240,22 +239,17 @@ def _all_texts(
     task: Generator, requests: Sequence[TextRequest], systems: Sequence[str | None]
 ) -> dict[str | None, list[str]]:
     """System -> the text generated for each request."""
-    # a batch waits for its longest prompt, so prompts of like length go together
-    order = sorted(range(len(requests)), key=lambda place: _prompt_length(requests[place]))
+    # Adapter and base stand in one batch, as they do in the service.
+    asked = [(place, system) for place in range(len(requests)) for system in systems]
     texts: dict[str | None, list[str]] = {system: [""] * len(requests) for system in systems}
-    with bar("Generating", len(requests) * len(systems)) as advance:
-        for system in systems:
-            for start in range(0, len(order), BATCH):
-                places = order[start : start + BATCH]
-                for chunks in task.generate([requests[place] for place in places], [system] * len(places)):
-                    for chunk in chunks:
-                        texts[system][places[chunk.row]] += chunk.text
-                advance(len(places))
+    with bar("Generating", len(asked)) as advance:
+        for chunks in task.generate([requests[place] for place, _ in asked], [system for _, system in asked]):
+            for chunk in chunks:
+                place, system = asked[chunk.row]
+                texts[system][place] += chunk.text
+                if chunk.finish:
+                    advance()
     return texts
-
-
-def _prompt_length(request: TextRequest) -> int:
-    return len(request.prompt or "") + sum(len(message.content) for message in request.messages or ())
 
 
 def _scores(
