@@ -15,7 +15,8 @@ MEASURING, SETTING_UP = 2.5, 3.0
 RECIPES = {"sw": "text-sw", "am": "text-am"}
 QUESTIONS_PER_SOURCE = 2
 ANSWER_TOKENS = 32
-GENERATED = 12  # test examples answered for the metrics; bits per byte cover all of them in any case
+GENERATED, SCORED = 12, 120
+"""Test examples answered for the metrics, and rows scored: a quick look, `kauli eval` takes all."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
             from kauli.training.recipe import load_recipe
             from kauli.training.train import train
 
-            trained[tag] = train(load_recipe(name, [f"train.minutes={minutes}"]), storage, generated=GENERATED)
+            recipe = load_recipe(name, [f"train.minutes={minutes}"])
+            trained[tag] = train(recipe, storage, generated=GENERATED, scored=SCORED)
 
     with steps.step("Starting the service (Ray Serve)"):
         service = start(args)
@@ -75,6 +77,7 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
             adapters = {tag: result.adapter for tag, result in trained.items()}
             answers = ask_all(f"{service.url}/v1", base.name, adapters, questions)
         for tag, adapter in adapters.items():
+            print("; ".join(trained[tag].evaluation.notes))
             mine = [answer for answer in answers if answer.language == tag]
             print(render(adapter, base.name, card_metrics(storage, adapter), mine) + "\n", flush=True)
         print(steps.summary(), flush=True)

@@ -8,6 +8,7 @@ batching is Orca's (Yu et al. 2022), reading prompts in pieces Sarathi's (Agrawa
 
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -114,10 +115,6 @@ class Engine:
     def free(self) -> int:
         """Slots that a request given now would get at the next step."""
         return max(0, self._slots.count(None) - len(self._waiting))
-
-    def uses(self, adapter: str) -> bool:
-        """Whether a request with this adapter waits or runs."""
-        return any(ticket.generation.adapter == adapter for ticket in [*self._waiting, *self._order])
 
     def submit(self, generation: Generation) -> Ticket:
         """Queue a request. Raises ValueError for a prompt that is empty or fills the context, or an unknown adapter."""
@@ -248,10 +245,12 @@ class Engine:
         }
         if not kept:
             inputs["logits_to_keep"] = torch.tensor([0], device=self._device)
-        if self._lora is None:
-            return self._model(**inputs).logits[0].float()
-        with self._lora.apply(segments, len(answering), kept_segments or [(segments[0][0], 1)]):
-            return self._model(**inputs).logits[0].float()
+        adapters: AbstractContextManager[None] = nullcontext()
+        if self._lora is not None:
+            adapters = self._lora.apply(segments, len(answering), kept_segments or [(segments[0][0], 1)])
+        with adapters:
+            logits: Tensor = self._model(**inputs).logits[0]
+        return logits.float()
 
     def _choose(self, rows: list[Ticket], logits: Tensor) -> list[tuple[Ticket, Progress]]:
         if not rows:

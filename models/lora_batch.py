@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from kauli.models.adapter_form import Term, read_terms
 
@@ -135,7 +136,7 @@ class Group:
             first = x if selection.together == len(x) else x[: selection.together]
             if selection.even:  # (places, tokens each, R)
                 product = torch.bmm(first.view(len(self._A), -1, first.shape[1]), self._A)
-                self._first = product.split(R, dim=2)
+                self._first = torch.split(product, R, dim=2)
             else:  # (together, places x R), masked
                 assert selection.mask is not None
                 G, places = len(self.layers), selection.high - selection.low
@@ -143,7 +144,7 @@ class Group:
                 masked = product.new_empty(G, places, R, selection.together)
                 torch.mul(product.transpose(0, 1), selection.mask, out=masked)
                 self._first = masked.view(G, places * R, -1).mT.unbind()
-        self._later = [torch.mm(x[start:end], A).split(R, dim=1) for start, end, A in self._run_A]
+        self._later = [torch.split(torch.mm(x[start:end], A), R, dim=1) for start, end, A in self._run_A]
         self._seen = input
 
     def add(self, layer: "AdaptedLinear", y: Tensor) -> None:
@@ -239,7 +240,7 @@ class LoraBatch:
     def __init__(self, model: nn.Module, places: int) -> None:
         self.places = places
         self._body, self._head = Selection(), Selection()
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
         self._layers: dict[str, AdaptedLinear] = {}
         for name, module in list(model.named_modules()):
             if type(module) is nn.Linear:

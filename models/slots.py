@@ -66,14 +66,17 @@ class SlotCache:
 
     def write(self, layer: int, key: Tensor, value: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Put key and value (1, H_kv, T, D) into `places` (T,) of slot x C; returns both as (S, C, H_kv, D)."""
-        stored = self._layers.get(layer)
-        if stored is None:
+        if layer not in self._layers:
+            H, D = key.shape[1], key.shape[3]
             # Zeros, not empty: what lies behind a mask must be finite.
-            stored = tuple(t.new_zeros(self.slots * self.room, t.shape[1], t.shape[3]) for t in (key, value))  # type: ignore[assignment]
-            self._layers[layer] = stored
-        for tensor, new in zip(stored, (key, value), strict=True):
-            tensor.index_copy_(0, places, new[0].transpose(0, 1))
-        return stored[0].unflatten(0, (self.slots, -1)), stored[1].unflatten(0, (self.slots, -1))
+            self._layers[layer] = (
+                key.new_zeros(self.slots * self.room, H, D), value.new_zeros(self.slots * self.room, H, D)
+            )  # fmt: skip
+        keys, values = self._layers[layer]
+        keys.index_copy_(0, places, key[0].transpose(0, 1))
+        values.index_copy_(0, places, value[0].transpose(0, 1))
+        shape = (self.slots, self.room, *keys.shape[1:])
+        return keys.view(shape), values.view(shape)
 
 
 class SlotPass:
@@ -125,7 +128,7 @@ class SlotPass:
             queries = queries.new_zeros(self._high, H, D).index_copy_(0, self._slots, queries)
         attended = functional.scaled_dot_product_attention(
             # The heads that share keys stand as queries of one head: nothing is repeated.
-            queries.unflatten(1, (keys.shape[2], -1)),
+            queries.view(len(queries), keys.shape[2], -1, D),
             keys[: self._high, : self._length].transpose(1, 2),
             values[: self._high, : self._length].transpose(1, 2),
             attn_mask=self._mask(window, self._at[:, None], self._length, None),
@@ -176,7 +179,7 @@ class SlotPass:
 
 def _grown(old: Tensor, slots: int, before: int, after: int) -> Tensor:
     new = old.new_zeros(slots, after, *old.shape[1:])
-    new[:, :before] = old.unflatten(0, (slots, before))
+    new[:, :before] = old.view(slots, before, *old.shape[1:])
     return new.flatten(0, 1)
 
 

@@ -125,11 +125,6 @@ class TextTask:
         """The keys of what is loaded."""
         return [*(self._lora.keys() if self._lora else []), *self._full]
 
-    def uses(self, key: str) -> bool:
-        """Whether a request with this adapter waits or runs."""
-        full = self._full.get(key)
-        return full.engine.busy if full else self._shared is not None and self._shared.uses(key)
-
     def read_adapter(self, folder: Path) -> "Loaded":
         """What is in a checked adapter folder, for `put_adapter`; after `prepare` it may run beside `step`.
 
@@ -137,7 +132,9 @@ class TextTask:
         a kind that can't be served.
         """
         if (folder / "model.safetensors").exists():
-            return _load_model(folder, self.model.dtype).to(self.device).eval()  # type: ignore[arg-type]
+            model: PreTrainedModel = _load_model(folder, self.model.dtype).to(self.device)  # type: ignore[arg-type]
+            model.train(False)
+            return model
         return self._adapters().read(folder)
 
     def put_adapter(self, key: str, loaded: "Loaded") -> None:

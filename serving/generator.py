@@ -20,7 +20,7 @@ from kauli.models.text import TextTask
 from kauli.serving.adapter_cache import AdapterCache
 from kauli.serving.events import Event, Failed, Piece, Started
 
-HANDOVERS = 25
+HANDOVERS = 40
 """Pieces handed over in a second, of all streams together; a hand-over between processes costs milliseconds."""
 _LOADERS = 4  # adapters loaded side by side
 
@@ -274,7 +274,8 @@ class TextGenerator:
 
         def run() -> None:
             try:
-                done.set_result(call())
+                call()
+                done.set_result(None)
             except BaseException as error:  # belongs to whoever waits
                 done.set_exception(error)
 

@@ -110,6 +110,8 @@ class ServeArgs(BaseModel):
 
 def choose_proxy(args: ServeArgs) -> None:
     """Tell Ray Serve which proxy to start; it reads this when it is imported, so call it before `kauli.serving.app`."""
+    # Between deployments: a streamed piece costs less than as an object of Ray's store.
+    os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
     if args.proxy == "haproxy":
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
         # Its metrics would be served on all interfaces.

@@ -152,7 +152,7 @@ def timed(systems: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[
 
 def over_http(store: Path, folders: Sequence[Path], task: TextTask, prompts: Sequence[str], rounds: int) -> list[str]:
     """The same requests as streams through `kauli serve`, in turn with the engine in this process."""
-    args = ServeArgs(storage=str(store), bases=(BASE,), port=8765, proxy="haproxy")
+    args = ServeArgs(storage=str(store), bases=(BASE,), port=8765)
     choose_proxy(args)
     from kauli.serving.app import start
 
@@ -195,7 +195,7 @@ def over_http(store: Path, folders: Sequence[Path], task: TextTask, prompts: Seq
     firsts.sort()
     inside, outside = rates["in process"], rates["over HTTP"]
     return [
-        f"Over HTTP (HAProxy mode, {REQUESTS} streams, {len(folders)} adapters, client on the same cores): "
+        f"Over HTTP ({REQUESTS} streams, {len(folders)} adapters, client on the same cores): "
         f"{spread(outside)} tokens/s, {ratio(outside, inside)} of the engine in process measured in turn "
         f"({spread(inside)}). First text after {statistics.median(firsts):.2f} s (median), "
         f"{firsts[int(len(firsts) * 0.95)]:.2f} s (95 %). From the start of the service to its first answer: "

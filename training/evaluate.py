@@ -106,13 +106,14 @@ def evaluate_folder(
     limit: int = GENERATED,
     english: bool = True,
     seed: int = 0,
+    scored: int | None = None,
 ) -> EvalResult:
     """Evaluate the adapter in `folder` beside `base`, or the base alone where `folder` is None; see `measure`."""
     task = TextTask.load(base)
     if folder is not None:
         task.add_adapter(ADAPTER, folder)
     key = None if folder is None else ADAPTER
-    result = measure(task, key, dataset, languages, split=split, limit=limit, english=english, seed=seed)
+    result = measure(task, key, dataset, languages, split=split, limit=limit, english=english, seed=seed, scored=scored)
     return replace(result, base=base.name, adapter=None if folder is None else folder.name)
 
 
@@ -126,11 +127,13 @@ def measure(
     limit: int = GENERATED,
     english: bool = True,
     seed: int = 0,
+    scored: int | None = None,
 ) -> EvalResult:
     """Score a loaded adapter (a key of `task`; None: the base alone) and its base on one split.
 
     Bits per byte covers every row with a text; at most `limit` rows, spread over languages and sources, are generated
-    greedily. With `english`, the English rows of the same split show what the adapter forgot.
+    greedily. With `english`, the English rows of the same split show what the adapter forgot. `scored` cuts both to
+    whole groups of about so many rows, for a quick look; the result's notes say so.
 
     Raises:
         UsageError: the split holds no text in these languages.
@@ -140,6 +143,10 @@ def measure(
     if not rows:
         raise UsageError(f"the data has no text in {', '.join(tags)} in its '{split}' split: nothing can be measured.")
     pivot = english_rows(dataset, split) if english and "en" not in tags else []
+    notes: tuple[str, ...] = ()
+    if scored is not None and len(rows) > scored:
+        every, rows, pivot = len(rows), _some(rows, scored), _some(pivot, scored)
+        notes = (f"measured on {len(rows)} of the split's {every} rows",)
     systems = [None] if adapter is None else [adapter, None]
     bits = _all_bits(task, [*rows, *pivot], systems)
 
@@ -161,7 +168,15 @@ def measure(
         samples=_samples(chosen, texts[None], None if adapter is None else texts[adapter]),
         signatures={"chrf": chrf_signature()},
         data={"name": dataset.name, "sha256": dataset.sha256},
+        notes=notes,
     )
+
+
+def _some(rows: Sequence[Row], count: int) -> list[Any]:
+    """Whole groups, in the order of their hash, until there are `count` rows."""
+    ordered = sorted(rows, key=lambda row: hashlib.sha256(str(row["group"]).encode()).digest())
+    last = ordered[:count][-1]["group"] if ordered else None
+    return [row for place, row in enumerate(ordered) if place < count or row["group"] == last]
 
 
 def english_rows(dataset: Dataset, split: str) -> list[dict[str, Any]]:

@@ -56,12 +56,13 @@ def train(
     use_ray: bool = True,
     promote: bool = True,
     generated: int = GENERATED,
+    scored: int | None = None,
 ) -> TrainResult:
     """Train, evaluate on the test split beside the base, and publish; `latest` moves if validation beats the base.
 
     A run that was killed goes on from its last checkpoint when it is called again with the same recipe and data;
     `restart` throws that checkpoint away. Without `use_ray` the one worker is this process, without `promote` no alias
-    moves. `generated` test examples are answered for the metrics of answers.
+    moves. `generated` test examples are answered for the metrics of answers, `scored` (None: all) are scored.
 
     Raises UsageError for a recipe that can't be run (base, data, workers, a name that is taken), KauliError where it
     fails.
@@ -84,7 +85,7 @@ def train(
         note(told.decode())
     progress = Progress(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["progress"])
     adapter = checkpoint / "adapter"
-    result = evaluate_folder(adapter, base, dataset, recipe.language, limit=generated)
+    result = evaluate_folder(adapter, base, dataset, recipe.language, limit=generated, scored=scored)
     card = write_card(adapter, _card(draft, recipe, examples, progress, result))
     published = registry.publish(adapter, card)
     aliases = []
