@@ -198,8 +198,9 @@ def over_http(store: Path, folders: Sequence[Path], task: TextTask, prompts: Seq
         f"Over HTTP ({REQUESTS} streams, {len(folders)} adapters, client on the same cores): "
         f"{spread(outside)} tokens/s, {ratio(outside, inside)} of the engine in process measured in turn "
         f"({spread(inside)}). First text after {statistics.median(firsts):.2f} s (median), "
-        f"{firsts[int(len(firsts) * 0.95)]:.2f} s (95 %, with the cold first round). From the start of the service to its first "
-        f"answer: {ready:.0f} s. An adapter loaded over HTTP with traffic flowing: {loading:.2f} s."
+        f"{firsts[int(len(firsts) * 0.95)]:.2f} s (95 %, with the cold first round). From the start of the "
+        f"service to its first answer: {ready:.0f} s. "
+        f"An adapter loaded over HTTP with traffic flowing: {loading:.2f} s."
     ]
 
 
