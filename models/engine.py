@@ -116,6 +116,10 @@ class Engine:
         """Slots that a request given now would get at the next step."""
         return max(0, self._slots.count(None) - len(self._waiting))
 
+    def uses(self, adapter: str) -> bool:
+        """Whether a request with this adapter waits or runs."""
+        return any(ticket.generation.adapter == adapter for ticket in [*self._waiting, *self._order])
+
     def submit(self, generation: Generation) -> Ticket:
         """Queue a request. Raises ValueError for a prompt that is empty or fills the context, or an unknown adapter."""
         tokens: list[int] = []
