@@ -12,6 +12,7 @@ import torch
 import yaml
 from safetensors import safe_open
 
+from kauli.models.adapter_form import KINDS
 from kauli.models.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -100,7 +101,9 @@ def check_fit(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: 
             f"{folder / ADAPTER_CONFIG}: an adapter begun with init_lora_weights='{started}' fits a changed base. "
             "Save it with peft's `path_initial_model_for_weight_conversion` first."
         )
-    building = {"init_lora_weights": False, "base_model_name_or_path": None}  # values do not matter, only shapes
+    building: dict[str, Any] = {"base_model_name_or_path": None}
+    if config["peft_type"] == "LORA":
+        building["init_lora_weights"] = False  # values do not matter, only shapes
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.folder))  # type: ignore[no-untyped-call]
@@ -144,10 +147,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     check_no_code(config, folder / ADAPTER_CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise KauliError(f"{folder / ADAPTER_CONFIG} is not a configuration of peft: it has no 'peft_type'.")
-    if config["peft_type"] != "LORA":
+    if config["peft_type"] not in KINDS:
         raise KauliError(
-            f"{folder / ADAPTER_CONFIG}: adapters of the kind {config['peft_type']} cannot be applied yet; "
-            "LORA (with rsLoRA and DoRA) can."
+            f"{folder / ADAPTER_CONFIG}: adapters of the kind {config['peft_type']} cannot be applied; "
+            f"{' and '.join(KINDS)} (with rsLoRA and DoRA) can."
         )
     if left:
         note(f"left behind, as an adapter does not need them: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -389,3 +389,19 @@ def test_import_of_an_unknown_language_or_name(base: Base, tmp_path: Path) -> No
 def test_files_alone_need_no_card(folder: Path) -> None:
     (folder / "card.json").unlink()
     check_files(folder)
+
+
+def test_an_ia3_adapter_of_plain_peft_is_taken_and_changes_answers(tmp_path: Path) -> None:
+    base = find_base("debug")
+    config = IA3Config(
+        task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"],
+        init_ia3_weights=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base.folder), config).save_pretrained(tmp_path / "plain")
+    card = from_peft(tmp_path / "plain", tmp_path / "ours", name="text-sw", language="sw", base=base, accept_base=True)
+    assert card.method["kind"] == "ia3"
+    task = TextTask.load(base, device="cpu")
+    task.add_adapter("ia3", tmp_path / "ours")
+    row = [{"prompt": "hello", "text": "dunia"}]
+    assert task.bits(row, "ia3") != task.bits(row, None)
