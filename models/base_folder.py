@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from kauli.models.clip_folder import CLIP_CONFIG, check_clip
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.home import kauli_home
 from kauli.models.sources import sha256_file
@@ -101,6 +102,10 @@ def hash_folder(folder: Path) -> str:
 
 def check_model(folder: Path, name: str, task: str) -> None:
     """Raise `UsageError` unless `folder` holds a model that kauli loads: safetensors whole, no code, a vocabulary."""
+    if task == "align":
+        check_clip(folder, name)
+        _check_weights(folder, name)
+        return
     if not (folder / "config.json").is_file():
         hint = " It is an adapter, not a base." if (folder / "adapter_config.json").is_file() else ""
         raise UsageError(f"'{name}' is no base: it has no config.json.{hint}")
@@ -108,6 +113,11 @@ def check_model(folder: Path, name: str, task: str) -> None:
     for file in ("config.json", "tokenizer_config.json"):
         if (folder / file).is_file() and "auto_map" in _json(folder / file, name):
             raise UsageError(f"'{name}' needs code of its own (auto_map in {file}), which kauli never runs.")
+    _check_weights(folder, name)
+    _check_text_model(folder, name, config)
+
+
+def _check_weights(folder: Path, name: str) -> None:
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.gguf") for path in folder.glob(pattern))
@@ -125,8 +135,6 @@ def check_model(folder: Path, name: str, task: str) -> None:
                 tensors.keys()
         except (SafetensorError, OSError) as error:
             raise KauliError(f"{path.name} of '{name}' is damaged: {error}.") from error
-    if task == "text":
-        _check_text_model(folder, name, config)
 
 
 def has_chat_template(folder: Path) -> bool:
@@ -151,8 +159,9 @@ def _identity_names(folder: Path) -> list[str]:
 
 
 def _identity(folder: Path, hashes: dict[str, str]) -> str:
-    config = _json(folder / "config.json", str(folder))
-    lasting = {key: value for key, value in config.items() if key not in VOLATILE_KEYS}
+    configs = [path for path in (folder / "config.json", folder / CLIP_CONFIG) if path.is_file()]
+    merged = {key: value for path in configs for key, value in _json(path, str(folder)).items()}
+    lasting = {key: value for key, value in merged.items() if key not in VOLATILE_KEYS}
     return hashlib.sha256(json.dumps([lasting, hashes], sort_keys=True).encode()).hexdigest()
 
 

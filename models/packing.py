@@ -5,8 +5,8 @@ document, in buckets of similar length, so that a batch costs what its tokens co
 pack, N documents of a bucket, L the bucket's longest, H heads, D head size, M answer tokens.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +17,14 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from kauli.models.requests import Media
 from kauli.models.slots import SlotPass
 
 ATTENTION = "kauli_packed"
 """The `attn_implementation` that a model must be loaded with: SDPA, and packed attention where a pack is given."""
+
+FEATURE = -1
+"""Stands among a prompt's tokens where a connector puts the embedding of an encoder's feature."""
 
 
 class Document(NamedTuple):
@@ -30,6 +34,19 @@ class Document(NamedTuple):
     answer_start: int
     ended: bool
     """Whether the last token is the end token (it is not where the answer had to be cut)."""
+    media: tuple[Media, ...] = ()
+    """What stands at the places of `FEATURE`, in their order."""
+
+
+class Features(NamedTuple):
+    """The encoder's features of one kind in a pack, F of them."""
+
+    values: Tensor
+    """(F, width) float32."""
+    places: Tensor
+    """(F,): the number of each among those of its own picture or recording."""
+    positions: Tensor
+    """(F,): where each stands in the pack."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,8 @@ class Batch:
     """(M,): the index of the document that each belongs to."""
     answer_ends: Tensor
     """(M,) bool: whether it is a document's end token, which is learned but not scored as text."""
+    media: Mapping[str, Features] = field(default_factory=dict)
+    """Kind -> its features."""
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -73,11 +92,17 @@ class Batch:
             self.answer_ids.to(device),
             self.answer_document.to(device),
             self.answer_ends.to(device),
+            {kind: Features(*(part.to(device) for part in found)) for kind, found in self.media.items()},
         )
 
     def model_inputs(self) -> dict[str, Any]:
-        """The keyword arguments of the model's forward; its logits then have the shape (1, M, vocabulary)."""
+        """The keyword arguments of the model's forward; its logits then have the shape (1, M, vocabulary).
+
+        With `media` the model is a `kauli.models.connector.Fused`.
+        """
+        media = {"media": self.media} if self.media else {}
         return {
+            **media,
             "input_ids": self.input_ids,
             "position_ids": self.position_ids,
             # A mask of four dimensions is handed through as it is, so that none of T x T is built.
@@ -95,6 +120,7 @@ def pack(documents: Sequence[Document]) -> Batch:
     for length in lengths:
         starts.append(starts[-1] + length)
     positions, ids, owners, ends = [], [], [], []
+    ids_row = torch.tensor([[token for document in documents for token in document.tokens]])
     for index, (document, start) in enumerate(zip(documents, starts, strict=False)):
         assert 1 <= document.answer_start < len(document.tokens), "a document needs a token before its answer"
         for offset in range(document.answer_start, len(document.tokens)):
@@ -103,14 +129,30 @@ def pack(documents: Sequence[Document]) -> Batch:
             owners.append(index)
             ends.append(document.ended and offset == len(document.tokens) - 1)
     return Batch(
-        input_ids=torch.tensor([[token for document in documents for token in document.tokens]]),
+        input_ids=ids_row.clamp(min=0),
         position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
         buckets=_buckets(lengths, starts),
         answer_positions=torch.tensor(positions),
         answer_ids=torch.tensor(ids),
         answer_document=torch.tensor(owners),
         answer_ends=torch.tensor(ends),
+        media=_features(documents, ids_row[0] == FEATURE),
     )
+
+
+def _features(documents: Sequence[Document], marked: Tensor) -> dict[str, Features]:
+    """The features of all documents by kind; `marked` (T,) says where they stand."""
+    media = [one for document in documents for one in document.media]
+    positions = marked.nonzero()[:, 0].split([len(one.features) for one in media])
+    found = {}
+    for kind in dict.fromkeys(one.kind for one in media):
+        mine = [index for index, one in enumerate(media) if one.kind == kind]
+        found[kind] = Features(
+            torch.cat([torch.as_tensor(media[index].features).float() for index in mine]),
+            torch.cat([torch.arange(len(media[index].features)) for index in mine]),
+            torch.cat([positions[index] for index in mine]),
+        )
+    return found
 
 
 def _buckets(lengths: list[int], starts: list[int]) -> Buckets:

@@ -6,10 +6,23 @@ from typing import Any, Self
 DEFAULT_TOKENS = 128
 """New tokens of a request that names no number."""
 
+MARK = "\ufffc"
+"""Stands in a text where a picture or a recording belongs (Unicode's object replacement character)."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """A picture or recording as its encoder sees it."""
+
+    kind: str
+    """"image"."""
+    features: Any
+    """(n, width) numpy floats: n places in the prompt."""
+
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; `role` is system, user or assistant."""
+    """One turn of a conversation; `role` is system, user or assistant. `MARK` stands where media belong."""
 
     role: str
     content: str
@@ -31,17 +44,25 @@ class TextRequest:
     min_tokens: int = 0
     ignore_eos: bool = False
     repetition_penalty: float = 1.0
+    no_repeat: int = 0
+    """No run of so many tokens stands twice in an answer; 0: any may."""
     n: int = 1
     """How many answers."""
     logprobs: int | None = None
     """None: none; k: the log probabilities of the chosen tokens and of the k likeliest at each place."""
+    media: tuple[Media, ...] = ()
+    """What stands at the marks of the messages or the prompt, in their order."""
 
     @classmethod
-    def of_prompt(cls, prompt: str | None, **options: Any) -> Self:
-        """The request that an example's `prompt` stands for: one user message, or a document from its beginning."""
+    def of_prompt(cls, prompt: str | None, media: tuple[Media, ...] = (), **options: Any) -> Self:
+        """The request that an example's `prompt` stands for: one user message, or a document from its beginning.
+
+        Its media come first.
+        """
+        marks = MARK * len(media)
         if prompt is None:
-            return cls(prompt="", **options)
-        return cls(messages=(Message("user", prompt),), **options)
+            return cls(prompt=marks, media=media, **options)
+        return cls(messages=(Message("user", marks + prompt.replace(MARK, "")),), media=media, **options)
 
 
 @dataclass(frozen=True)

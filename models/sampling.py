@@ -24,6 +24,8 @@ class Sampling:
     """Of CTRL (Keskar et al. 2019, arXiv 1909.05858): for tokens of the prompt or the answer so far."""
     min_tokens: int = 0
     ignore_eos: bool = False
+    no_repeat: int = 0
+    """No run of so many tokens stands twice in the answer (Paulus et al. 2017, arXiv 1705.04304); 0: any may."""
 
 
 class Draw:
@@ -40,11 +42,18 @@ class Draw:
         else:
             self._random.manual_seed((sampling.seed + index * 0x9E3779B97F4A7C15) % 2**63)
         self.seen = sorted(set(prompt)) if sampling.repetition_penalty != 1.0 else []
+        self._answer: list[int] = []
+        self._followed: dict[tuple[int, ...], list[int]] = {}
 
     def forbidden(self) -> list[int]:
         """The tokens that may not come next."""
         early = self.count < self.sampling.min_tokens
-        return self._ends if early or self.sampling.ignore_eos else []
+        ends = self._ends if early or self.sampling.ignore_eos else []
+        size = self.sampling.no_repeat
+        return ends + self._followed.get(self._tail(size - 1), []) if size else ends
+
+    def _tail(self, size: int) -> tuple[int, ...]:
+        return tuple(self._answer[len(self._answer) - size :])
 
     def uniform(self) -> float:
         """The next random number in [0, 1)."""
@@ -53,6 +62,10 @@ class Draw:
     def took(self, token: int) -> None:
         """Remember a token."""
         self.count += 1
+        if size := self.sampling.no_repeat:
+            if len(self._answer) >= size - 1:
+                self._followed.setdefault(self._tail(size - 1), []).append(token)
+            self._answer.append(token)
         if self.sampling.repetition_penalty != 1.0 and token not in self.seen:
             self.seen.append(token)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kauli.models.bases import Base
 
-TASKS = {"text": "kauli.models.text:TextTask"}
+TASKS = {"text": "kauli.models.text:TextTask", "describe": "kauli.models.describe:DescribeTask"}
 """Name -> module and class; a module is imported when its task is asked for, since each brings its own libraries."""
 
 

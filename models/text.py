@@ -1,6 +1,7 @@
 """The text task: a causal language model and its adapters, from examples to loss and from requests to streamed text.
 
-This file owns how a conversation becomes tokens, for training, evaluation and serving alike.
+This file owns how a conversation becomes tokens, for training, evaluation and serving alike. An adapter with a
+connector takes media in its prompts as well (`kauli.models.describe` trains such).
 """
 
 import math
@@ -21,13 +22,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from kauli.models.adapter_form import Term
 from kauli.models.bases import Base
-from kauli.models.engine import Engine, Generation, Progress, Ticket
+from kauli.models.connector import Connector, Fused
+from kauli.models.engine import Engine, Generation, Part, Progress, Ticket
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import nfc
 from kauli.models.lora_batch import LoraBatch
 from kauli.models.memory import keep_freed_memory
-from kauli.models.packing import ATTENTION, Batch, Document, pack
-from kauli.models.requests import DEFAULT_TOKENS, Chunk, TextRequest
+from kauli.models.packing import ATTENTION, FEATURE, Batch, Document, Features, pack
+from kauli.models.requests import DEFAULT_TOKENS, MARK, Chunk, Media, TextRequest
 from kauli.models.sampling import Sampling
 from kauli.models.tokens import TokenBytes
 
@@ -42,7 +44,7 @@ SLOTS = 16
 """Answers generated at a time, unless the caller says otherwise."""
 
 Row = Mapping[str, Any]
-"""An example; this task reads `prompt` and `text`."""
+"""An example; this task reads `prompt`, `text` and, where there are any, `media`."""
 
 
 @dataclass
@@ -53,8 +55,12 @@ class _Full:
     engine: Engine
 
 
-Loaded = dict[str, Term] | PreTrainedModel
-"""An adapter that was read: its terms by layer, or a fully fine-tuned model."""
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter that was read: its terms by layer, or a fully fine-tuned model; and its connector, if it has one."""
+
+    weights: dict[str, Term] | PreTrainedModel
+    connector: Connector | None = None
 
 
 class TextTask:
@@ -82,6 +88,9 @@ class TextTask:
         self._lora: LoraBatch | None = None  # made with the first adapter or request: training needs neither
         self._shared: Engine | None = None
         self._full: dict[str, _Full] = {}
+        self.connector: Connector | None = None
+        """The one in training."""
+        self._connectors: dict[str, Connector] = {}
         end = tokenizer.eos_token_id
         if end is None:
             raise UsageError(f"base '{base.name}' has no end token in its tokenizer: it can't be trained to stop.")
@@ -125,27 +134,38 @@ class TextTask:
         """The keys of what is loaded."""
         return [*(self._lora.keys() if self._lora else []), *self._full]
 
-    def read_adapter(self, folder: Path) -> "Loaded":
+    def read_adapter(self, folder: Path) -> Loaded:
         """What is in a checked adapter folder, for `put_adapter`; after `prepare` it may run beside `step`.
 
         Raises KauliError where its tensors and its configuration don't fit each other or the base, or where it is of
         a kind that can't be served.
         """
+        connector = Connector.load(folder)
+        if connector is not None:
+            wanted = self.model.get_input_embeddings().embedding_dim
+            if connector.hidden != wanted:
+                raise KauliError(
+                    f"the connector in {folder} leads to {connector.hidden} numbers, the embeddings of base "
+                    f"'{self.base.name}' have {wanted}."
+                )
+            connector.to(self.device)
         if (folder / "model.safetensors").exists():
             model: PreTrainedModel = _load_model(folder, self.model.dtype).to(self.device)  # type: ignore[arg-type]
             model.train(False)
-            return model
-        return self._adapters().read(folder)
+            return Loaded(model, connector)
+        return Loaded(self._adapters().read(folder), connector)
 
-    def put_adapter(self, key: str, loaded: "Loaded") -> None:
+    def put_adapter(self, key: str, loaded: Loaded) -> None:
         """Take an adapter under a key (such as `text-sw@3`)."""
         if key in self.adapters():
             raise ValueError(f"adapter {key!r} is loaded already")
-        if isinstance(loaded, PreTrainedModel):
+        if isinstance(loaded.weights, PreTrainedModel):
             # Wrapped like the base: few tokens are computed faster so
-            self._full[key] = _Full(loaded, self._new_engine(loaded, LoraBatch(loaded, 1)))
+            self._full[key] = _Full(loaded.weights, self._new_engine(loaded.weights, LoraBatch(loaded.weights, 1)))
         else:
-            self._adapters().add(key, loaded)
+            self._adapters().add(key, loaded.weights)
+        if loaded.connector is not None:
+            self._connectors[key] = loaded.connector
 
     def add_adapter(self, key: str, folder: Path) -> None:
         """`read_adapter` and `put_adapter` at once."""
@@ -153,6 +173,7 @@ class TextTask:
 
     def remove_adapter(self, key: str) -> None:
         """Forget an adapter's weights; it must not be in use."""
+        self._connectors.pop(key, None)
         if self._full.pop(key, None) is None:
             self._adapters().remove(key)
 
@@ -178,23 +199,36 @@ class TextTask:
     # Tokens
 
     def prompt_tokens(self, request: TextRequest) -> list[int]:
-        """The tokens before the answer; never empty."""
+        """The tokens before the answer, `FEATURE` where those of media belong; never empty.
+
+        Raises UsageError where the marks in the text are not as many as the media.
+        """
         if request.messages is None:
-            return self._document_start() + self._plain_tokens(request.prompt or "")
+            return self._document_start() + self._marked_tokens(request.prompt or "", request.media)
         text = self.tokenizer.apply_chat_template(
             [{"role": message.role, "content": nfc(message.content)} for message in request.messages],
             chat_template=self.template,
             add_generation_prompt=True,
             tokenize=False,
         )
-        start: list[int] = self.tokenizer(
-            ""
-        ).input_ids  # what the tokenizer puts before any text, such as Gemma's <bos>
-        tokens = self._plain_tokens(str(text))
+        # What the tokenizer puts before any text, such as Gemma's <bos>
+        start: list[int] = self.tokenizer("").input_ids
+        tokens = self._marked_tokens(str(text), request.media)
         return tokens if tokens[: len(start)] == start else start + tokens
 
+    def _marked_tokens(self, text: str, media: Sequence[Media]) -> list[int]:
+        if not media:
+            return self._plain_tokens(text.replace(MARK, ""))
+        first, *others = text.split(MARK)
+        if len(others) != len(media):
+            raise UsageError(f"{len(media)} pictures or recordings are given, and the text has {len(others)} marks.")
+        tokens = self._plain_tokens(first)
+        for one, piece in zip(media, others, strict=True):
+            tokens += [FEATURE] * len(one.features) + self._plain_tokens(piece)
+        return tokens
+
     def _plain_tokens(self, text: str) -> list[int]:
-        tokens: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        tokens: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids if text else []
         return tokens
 
     def _document_start(self) -> list[int]:
@@ -208,12 +242,28 @@ class TextTask:
 
     # Training and scoring
 
+    @property
+    def trained(self) -> nn.Module:
+        """What training computes with: the model, with the connector before it where there is one."""
+        return self.model if self.connector is None else Fused(self.model, self.connector)
+
     def start_from(self, folder: Path) -> None:
-        """Give the adapter in training the weights of an adapter folder of the same kind and shape."""
+        """Give the adapter in training the weights of an adapter folder of the same kind and shape.
+
+        A connector is taken over where both have one.
+        """
         self._fill("default", folder)
+        theirs = Connector.load(folder)
+        if self.connector is None or theirs is None:
+            return
+        if theirs.settings != self.connector.settings:
+            raise UsageError(f"start_from: the connector in {folder} is of another encoder or shape than the recipe's.")
+        self.connector.load_state_dict(theirs.state_dict())
 
     def save(self, folder: Path) -> None:
         """Write the adapter in training as a PEFT folder, or the whole model's weights after full fine-tuning."""
+        if self.connector is not None:
+            self.connector.save(folder)
         if isinstance(self.model, PeftModel):
             # "auto" would ask the hub whether the vocabulary grew.
             self.model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -225,12 +275,16 @@ class TextTask:
         limit = min(max_length or self.context, self.context)
         documents = []
         for row in rows:
-            prompt = self.prompt_tokens(TextRequest.of_prompt(row["prompt"]))
+            media = tuple(row.get("media") or ())
+            prompt = self.prompt_tokens(TextRequest.of_prompt(row["prompt"], media))
             answer = [*self._plain_tokens(nfc(row["text"])), self.end]
             if len(prompt) > limit // 2 and len(prompt) + len(answer) > limit:
+                if media:
+                    text = f"row {row.get('id')}: with its picture the prompt has {len(prompt)} tokens"
+                    raise UsageError(f"{text}, too many beside an answer in {limit}: raise train.max_length.")
                 prompt = prompt[-(limit // 2) :]  # a long prompt gives way: at least half of the room is the answer's
             tokens = prompt + answer
-            documents.append(Document(tokens[:limit], len(prompt), len(tokens) <= limit))
+            documents.append(Document(tokens[:limit], len(prompt), len(tokens) <= limit, media))
         return documents
 
     def collate(self, documents: Sequence[Document]) -> Batch:
@@ -239,7 +293,7 @@ class TextTask:
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean cross-entropy in nats over the batch's answer tokens, end tokens included; a scalar."""
-        return answer_losses(self.model, batch.to(self.device)).mean()
+        return answer_losses(self.trained, batch.to(self.device)).mean()
 
     def bits(self, rows: Sequence[Row], adapter: str | None, pack_tokens: int = 2048) -> list[tuple[float, int]]:
         """For each row the bits that its text costs the model, and the text's UTF-8 bytes (after NFC).
@@ -248,19 +302,22 @@ class TextTask:
         that are left.
         """
         full = self._full.get(adapter) if adapter is not None else None
-        if full is not None:
-            return self._bits(full.model, rows, pack_tokens)
-        return self._bits(self.model, rows, pack_tokens, adapter)
+        model: nn.Module = self.model if full is None else full.model
+        if connector := self._connectors.get(adapter or ""):
+            model = Fused(model, connector)
+        return self._bits(model, rows, pack_tokens, adapter if full is None else None)
 
     def current_bits(self, rows: Sequence[Row], pack_tokens: int = 2048) -> list[tuple[float, int]]:
         """As `bits`, of the model as it stands, for example in training."""
-        return self._bits(self.model, rows, pack_tokens)
+        return self._bits(self.trained, rows, pack_tokens)
 
     @torch.inference_mode()
     def _bits(
         self, model: nn.Module, rows: Sequence[Row], pack_tokens: int, adapter: str | None = None
     ) -> list[tuple[float, int]]:
         documents = self.encode(rows)
+        if not isinstance(model, Fused) and any(document.media for document in documents):
+            raise UsageError(f"{adapter or self.base.name} takes no pictures: it has no connector.")
         bits = [0.0] * len(rows)
         for part in _parts([len(document.tokens) for document in documents], pack_tokens):
             batch = pack([documents[index] for index in part]).to(self.device)
@@ -303,13 +360,34 @@ class TextTask:
         engine = self._full[adapter].engine if adapter in self._full else self._engine()
         sampling = Sampling(
             request.temperature, request.top_p, request.top_k, request.seed, request.repetition_penalty,
-            request.min_tokens, request.ignore_eos,
+            request.min_tokens, request.ignore_eos, request.no_repeat,
         )  # fmt: skip
         generation = Generation(
-            [prompt], None if adapter in self._full else adapter, request.max_tokens or DEFAULT_TOKENS, sampling,
-            request.stop, request.logprobs,
-        )  # fmt: skip
+            self._parts(prompt, request.media, adapter),
+            None if adapter in self._full else adapter,
+            request.max_tokens or DEFAULT_TOKENS,
+            sampling,
+            request.stop,
+            request.logprobs,
+        )
         return [engine.submit(replace(generation, index=index)) for index in range(request.n)]
+
+    @torch.inference_mode()
+    def _parts(self, tokens: list[int], media: Sequence[Media], adapter: str | None) -> list[Part]:
+        """A prompt as the engine takes it: tokens, and embeddings of media in the place of their marks."""
+        if not media:
+            return [tokens]
+        connector = self._connectors.get(adapter or "")
+        parts: list[Part] = []
+        for one in media:
+            if connector is None or one.kind not in connector.settings:
+                raise UsageError(f"{adapter or self.base.name} takes no {one.kind}s: it has no connector for them.")
+            at, count = tokens.index(FEATURE), len(one.features)
+            values = torch.as_tensor(one.features).float().to(self.device)
+            places = torch.arange(count, device=self.device)
+            parts += [tokens[:at], connector(one.kind, Features(values, places, places))]
+            tokens = tokens[at + count :]
+        return [part for part in [*parts, tokens] if len(part)]
 
     def step(self) -> list[tuple[Ticket, Progress]]:
         """One pass of everything that is queued; see `kauli.models.engine.Engine.step`."""

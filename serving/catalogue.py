@@ -1,4 +1,7 @@
-"""What can be asked for: the served bases and the registry's adapters on them, and which of them answers a request."""
+"""What can be asked for: the served bases and the registry's adapters on them, and which of them answers a request.
+
+The tasks in here are those of a service: an adapter of the task `align` that is a few-shot head serves `classify`.
+"""
 
 import re
 import threading
@@ -14,9 +17,17 @@ from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.languages import check_tag, fallback_chain
 from kauli.models.progress import note
 from kauli.models.registry import Registry
+from kauli.serving.events import NOT_ALIGNED
+from kauli.serving.settings import TASKS
 
 DEFAULT_BASE = "smollm2-135m-q4"
 _SPEC = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})(?:@([a-z0-9._-]{1,64}))?")
+_NEXT = {
+    "text": "Train one with `kauli train text-sw --set language={tag} --set name=text-{name}`, "
+    "or ask a base by its name",
+    "describe": "Train one with `kauli train describe-multi --set language={tag} --set name=describe-{name}`",
+    "classify": "Train a head, or give `classes`",
+}
 _MISS_S = 0.5  # an unknown name looks at the registry anew, but not more often than this
 
 
@@ -64,10 +75,24 @@ class Route:
 
 
 class Catalogue:
-    """The adapters of `registry` that fit `bases`, looked up anew when older than `refresh_s`. Safe for threads."""
+    """The adapters of `registry` that fit `bases`, looked up anew when older than `refresh_s`. Safe for threads.
 
-    def __init__(self, registry: Registry, bases: Sequence[Base], refresh_s: float = 2.0) -> None:
+    `aligned` is the base of the space that pictures and texts share, where it is served.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        bases: Sequence[Base],
+        refresh_s: float = 2.0,
+        *,
+        aligned: Base | None = None,
+        tasks: Sequence[str] = TASKS,
+    ) -> None:
         self.bases = {public_name(base): base for base in bases}
+        self.aligned = None if aligned is None else public_name(aligned)
+        self._seeing = {} if aligned is None else {public_name(aligned): aligned}
+        self._tasks = tuple(tasks)
         self._registry = registry
         self._refresh_s = refresh_s
         self._lock = threading.Lock()
@@ -75,57 +100,83 @@ class Catalogue:
         self._adapters: dict[str, Adapter] = {}
         self._read_at = float("-inf")
 
+    def all_bases(self) -> dict[str, Base]:
+        """Every base that answers, by its name: those that generate, and the one of the shared space."""
+        return self.bases | self._seeing
+
     def adapters(self) -> list[Adapter]:
         """All adapters that a served base can answer with, by name."""
         return [adapter for adapter in self._snapshot(self._refresh_s).values() if self._base_of(adapter.card)]
 
     def route(self, model: str, language: str | None = None, allow_base: bool = False) -> Route:
-        """Who answers `model` ("text", a base, an adapter spec) in `language`.
+        """Who answers `model` (a task, a base, an adapter spec) in `language`.
 
-        For "text" the language's fallback chain chooses the adapter; without a language the first base answers.
+        For a task the language's fallback chain chooses the adapter; for "text" without a language the first base
+        answers, and "embed" is the base of the shared space.
         Raises UnknownModel, UnknownLanguage (none serves it and `allow_base` is not set) or UsageError (no such tag).
         """
         tag = check_tag(language) if language else None
-        if model in self.bases:
+        if model in self.all_bases():
             return Route(model, None, tag)
-        if model == "text":
-            return self._by_language(tag, allow_base)
+        if model in TASKS:
+            return self._of_task(model, tag, allow_base)
         match = _SPEC.fullmatch(model)
         adapter = self._find(match[1]) if match else None
         if match is None or adapter is None:
-            known = [*self.bases, "text", *(adapter.name for adapter in self.adapters())]
+            known = [*self.all_bases(), *self._tasks, *(adapter.name for adapter in self.adapters())]
             raise UnknownModel(f"model '{model}' is not served.{nearest(model, known)} Served: {', '.join(known[:20])}")
         card = self._version(adapter, match[2])
         base = self._base_of(card)
         if base is None:
-            raise UnknownModel(
-                f"adapter '{model}' needs the base '{card.base.name}', which is not served here "
-                f"(served: {', '.join(self.bases)}): start `kauli serve --base {card.base.name}`"
-            )
+            raise UnknownModel(self._why_not(model, card))
         if tag and not set(fallback_chain(tag)) & set(card.language):
             raise UnknownLanguage(f"adapter '{card.spec}' is for {', '.join(card.language)}, not for '{tag}'")
         spoken = next((t for t in fallback_chain(tag) if t in card.language), tag) if tag else None
         return Route(base, card.spec, spoken or (card.language[0] if len(card.language) == 1 else None))
 
-    def _by_language(self, tag: str | None, allow_base: bool) -> Route:
-        first = next(iter(self.bases))
-        if tag is None:
-            return Route(first, None, None)
+    def _of_task(self, task: str, tag: str | None, allow_base: bool) -> Route:
+        if task in ("embed", "classify") and self.aligned is None:
+            raise UnknownModel(NOT_ALIGNED.message)
+        if task not in self._tasks:
+            raise UnknownModel(f"the task '{task}' is not served here: {', '.join(self._tasks)}")
+        if task == "embed":
+            assert self.aligned is not None
+            return Route(self.aligned, None, tag)
+        if task == "text" and tag is None:
+            return Route(next(iter(self.bases)), None, None)
         for age in (self._refresh_s, _MISS_S):
-            served = [a for a in self._snapshot(age).values() if a.card.task == "text" and self._base_of(a.card)]
-            for candidate in fallback_chain(tag):
+            served = [a for a in self._snapshot(age).values() if served_task(a.card) == task and self._base_of(a.card)]
+            for candidate in fallback_chain(tag) if tag else ():
                 fitting = [adapter for adapter in served if candidate in adapter.card.language]
                 if fitting:
                     best = min(fitting, key=_preference)
-                    base = self._base_of(best.card)
-                    assert base is not None
-                    return Route(base, best.spec, candidate)
-        if allow_base:
-            return Route(first, None, tag)
+                    return Route(self._base_of(best.card) or "", best.spec, candidate)
+            if tag is None and len(served) == 1:
+                return self.route(served[0].name)
+        if task == "text" and allow_base:
+            return Route(next(iter(self.bases)), None, tag)
         languages = sorted({language for adapter in served for language in adapter.card.language})
+        if tag is None and served:
+            raise UsageError(f"model '{task}' needs a language ({', '.join(languages)}), or name an adapter as the model")
         raise UnknownLanguage(
-            f"no adapter serves '{tag}'. Served: {', '.join(languages) or 'none'}. Train one with "
-            f"`kauli train text-sw --set language={tag} --set name=text-{tag.lower()}`, or ask a base by its name"
+            f"no adapter{'' if task == 'text' else f' of the task {task!r}'} serves {f'{tag!r}' if tag else 'anything'}. "
+            f"Served: {', '.join(languages) or 'none'}. {_NEXT[task].format(tag=tag or 'sw', name=(tag or 'sw').lower())}"
+        )
+
+    def _why_not(self, model: str, card: Card) -> str:
+        """Why an adapter of the registry can't be asked."""
+        task = served_task(card)
+        if task is None:
+            return f"adapter '{model}' is for the task '{card.task}', which is not asked over HTTP"
+        if task == "classify" and self.aligned is None:
+            return f"adapter '{model}' needs an aligned base: {NOT_ALIGNED.message}"
+        if task not in self._tasks:
+            return f"adapter '{model}' is for the task '{task}', which is not served here: {', '.join(self._tasks)}"
+        served = self._seeing if task == "classify" else self.bases
+        start = f"set encoder: {card.base.name}" if task == "classify" else f"--base {card.base.name}"
+        return (
+            f"adapter '{model}' needs the base '{card.base.name}', which is not served here "
+            f"(served: {', '.join(served)}): start `kauli serve` with {start}"
         )
 
     def _find(self, name: str) -> Adapter | None:
@@ -144,7 +195,10 @@ class Catalogue:
         raise UnknownModel(f"{adapter.name} has no version or alias '{wanted}'; it has {', '.join(known)}")
 
     def _base_of(self, card: Card) -> str | None:
-        for name, base in self.bases.items():
+        task = served_task(card)
+        if task not in self._tasks:
+            return None
+        for name, base in (self._seeing if task == "classify" else self.bases).items():
             if card.base.sha256 == base.sha256 or card.base.name in (name, base.name):
                 return name
         return None
@@ -170,15 +224,26 @@ class Catalogue:
         return Adapter(name, version, tuple(versions), aliases, self._card(name, version))
 
 
-def choose_bases(registry: Registry, names: Sequence[str] = (), allow_noncommercial: bool = False) -> list[Base]:
-    """The bases to answer with: those of `names`, else those of the registry's text adapters, else the default base.
+def served_task(card: Card) -> str | None:
+    """The task of a service that an adapter is for; None where there is none."""
+    if card.task == "align":
+        return "classify" if card.method.get("kind") == "head" else None
+    return card.task if card.task in TASKS else None
 
-    A base that only an adapter asks for and that can't be had is left out with a note.
+
+def choose_bases(
+    registry: Registry,
+    names: Sequence[str] = (),
+    allow_noncommercial: bool = False,
+    tasks: Sequence[str] = ("text",),
+) -> list[Base]:
+    """The bases to answer with: those of `names`, else those of the registry's adapters, else the default base.
+
+    Only adapters of `tasks` count. A base that only an adapter asks for and that can't be had is left out with a note.
     """
     if names:
         return [find_base(name, allow_noncommercial=allow_noncommercial) for name in dict.fromkeys(names)]
-    cards = [registry.card(f"{name}@{registry.versions(name)[-1]}") for name in registry.names()]
-    wanted = {card.base.name for card in cards if card.task == "text"} or {DEFAULT_BASE}
+    wanted = {card.base.name for card in newest_cards(registry) if card.task in tasks} or {DEFAULT_BASE}
     found = []
     for name in sorted(wanted, key=lambda name: (name != DEFAULT_BASE, name)):
         try:
@@ -186,6 +251,11 @@ def choose_bases(registry: Registry, names: Sequence[str] = (), allow_noncommerc
         except KauliError as error:
             note(f"Without the base '{name}' and its adapters: {error}")
     return found or [find_base(DEFAULT_BASE)]
+
+
+def newest_cards(registry: Registry) -> list[Card]:
+    """The card of each name's newest version."""
+    return [registry.card(f"{name}@{registry.versions(name)[-1]}") for name in registry.names()]
 
 
 def public_name(base: Base) -> str:

@@ -1,8 +1,13 @@
-"""What the HTTP side and a generator say to each other: plain values, without torch, that travel between processes."""
+"""What the HTTP side, a generator and the encoder say to each other: plain values that travel between processes.
 
-from collections.abc import AsyncGenerator
+No torch in here: the HTTP side has none.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import numpy as np
 
 from kauli.models.requests import TextRequest, TokenLogprob
 
@@ -35,21 +40,59 @@ class Failed:
     param: str | None = None
 
 
+class Refused(Exception):
+    """Ends a request from anywhere inside; carries what the caller is told."""
+
+    def __init__(self, failed: Failed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
+
+
+NOT_ALIGNED = Failed(404, "no aligned base is served: kauli fetch kauli-clip", "model_not_found", "model")
+"""The answer to whoever asks for the space that pictures and texts share, where there is none."""
+
 Event = Started | Piece | Failed
 
 
-class TextBackend(Protocol):
-    """Whatever answers: a `TextGenerator` in this process, or a handle to one elsewhere."""
+@dataclass(frozen=True)
+class PictureForm:
+    """What an adapter's connector takes for a picture: the features of one tower, averaged to a grid."""
 
-    def stream(self, request: TextRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
-        """`Started`, then pieces until each of the `n` answers has a `finish`; or `Failed`, as the last event.
+    encoder: str
+    """The name of the base whose tower it is."""
+    tower: str
+    """Its `ImageTower.sha256`."""
+    grid: int
 
-        With `whole` each answer may come as one piece.
-        """
-        ...
+
+@dataclass(frozen=True)
+class Features:
+    """A picture as an image tower sees it; `cached` when nothing had to be computed."""
+
+    values: np.ndarray
+    """(1 + grid * grid, width) float16."""
+    cached: bool
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Pictures and texts in their shared space."""
+
+    values: np.ndarray
+    """(N, dim) float32, each of length 1."""
+    tokens: int
+    """Of the texts together; a picture has none."""
+
+
+Ranked = list[tuple[str, float]]
+"""Labels with their probabilities, the likeliest first."""
+
+
+class Backend(Protocol):
+    """What every deployment answers: whether it works, and which adapters it holds."""
 
     async def check(self) -> str | None:
-        """None when the engine answers, else what is wrong with it."""
+        """None when it works, else what is wrong with it."""
         ...
 
     async def adapters(self) -> list[dict[str, Any]]:
@@ -62,4 +105,43 @@ class TextBackend(Protocol):
 
     async def unload(self, adapter: str) -> bool:
         """Forget an adapter once no request uses it; whether it was loaded."""
+        ...
+
+
+class TextBackend(Backend, Protocol):
+    """Whatever answers: a `TextGenerator` in this process, or a handle to one elsewhere."""
+
+    def stream(self, request: TextRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
+        """`Started`, then pieces until each of the `n` answers has a `finish`; or `Failed`, as the last event.
+
+        With `whole` each answer may come as one piece.
+        """
+        ...
+
+    async def picture_form(self, adapter: str) -> PictureForm | Failed | None:
+        """What the adapter takes for a picture; None where it takes none."""
+        ...
+
+
+class ImageBackend(Backend, Protocol):
+    """Whatever sees: an `ImageEncoder` in this process, or a handle to one elsewhere."""
+
+    async def features(self, content: bytes, form: PictureForm) -> Features | Failed:
+        """A picture as the connector of an adapter wants it."""
+        ...
+
+    async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
+        """Texts, and pictures as their encoded bytes, in the shared space."""
+        ...
+
+    async def classify(self, adapter: str, inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
+        """What the head of an adapter (`name@version`) makes of each input."""
+        ...
+
+    async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
+        """How near each input is to the texts of `classes`, without any training."""
+        ...
+
+    async def counts(self) -> dict[str, float]:
+        """Of pictures: `hits` and `misses` of the cache, and the mean time of each in ms, `hit_ms` and `miss_ms`."""
         ...

@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 
+from kauli.models.connector import Connector
 from kauli.models.engine import Progress, Ticket
-from kauli.models.errors import KauliError
+from kauli.models.errors import KauliError, UsageError
 from kauli.models.registry import Registry
 from kauli.models.requests import DEFAULT_TOKENS, TextRequest
 from kauli.models.text import TextTask
 from kauli.serving.adapter_cache import AdapterCache
-from kauli.serving.events import Event, Failed, Piece, Started
+from kauli.serving.events import Event, Failed, Piece, PictureForm, Refused, Started
 
 HANDOVERS = 40
 """Pieces handed over in a second, of all streams together; a hand-over between processes costs milliseconds."""
@@ -53,6 +54,7 @@ class TextGenerator:
     ) -> None:
         task.prepare()
         self._task = task
+        self._registry = registry
         self._most = task.slots + max_queue
         self._max_queue = max_queue
         self._deadline_s = deadline_s
@@ -112,7 +114,7 @@ class TextGenerator:
                     if isinstance(event, Failed):
                         return
                 handed = time.monotonic()
-        except _Refused as refusal:
+        except Refused as refusal:
             yield refusal.failed
         finally:
             if job is not None:
@@ -137,6 +139,13 @@ class TextGenerator:
                 return event.message
         return None
 
+    async def picture_form(self, adapter: str) -> PictureForm | Failed | None:
+        """What the adapter takes for a picture; None where it takes none."""
+        try:
+            return await self._run(self._loading, self._picture_form, adapter)
+        except KauliError as error:
+            return _unloadable(adapter, f": {error}")
+
     async def adapters(self) -> list[dict[str, Any]]:
         """`adapter` and `in_use` of each that is loaded."""
         return self._cache.listed()
@@ -146,7 +155,7 @@ class TextGenerator:
         try:
             if not self._cache.take(adapter):
                 await self._load(adapter, time.monotonic() + self._deadline_s)
-        except _Refused as refusal:
+        except Refused as refusal:
             return refusal.failed
         self._release(adapter)
         return None
@@ -185,7 +194,14 @@ class TextGenerator:
             return self._task.prompt_tokens(request)
         except TemplateError as error:  # such as Gemma's, which wants users and assistants to take turns
             text = f"the chat template of {self._task.base.name} refuses these messages: {error}"
-            raise _Refused(Failed(400, text, "invalid_value", "messages")) from None
+            raise Refused(Failed(400, text, "invalid_value", "messages")) from None
+        except UsageError as error:  # marks and media that don't fit each other
+            raise Refused(Failed(400, str(error), "invalid_value", "messages")) from None
+
+    def _picture_form(self, adapter: str) -> PictureForm | None:
+        connector = Connector.load(self._registry.fetch(adapter))
+        part = connector.settings.get("image") if connector else None
+        return PictureForm(part.encoder, part.sha256, part.grid) if part else None
 
     def _limited(self, request: TextRequest, tokens: list[int]) -> TextRequest:
         """The request with its number of new tokens; refused where prompt and answer don't fit together."""
@@ -194,7 +210,7 @@ class TextGenerator:
             asked = f" and {request.max_tokens} new ones" if request.max_tokens else ""
             text = f"the prompt has {len(tokens)} tokens{asked}; the context holds {self._task.window}"
             param = "prompt" if request.messages is None else "messages"
-            raise _Refused(Failed(400, text, "context_length_exceeded", param))
+            raise Refused(Failed(400, text, "context_length_exceeded", param))
         return replace(request, max_tokens=request.max_tokens or min(DEFAULT_TOKENS, room))
 
     async def _load(self, adapter: str, until: float) -> None:
@@ -203,7 +219,7 @@ class TextGenerator:
             await self._before(until, asyncio.wrap_future(loading))
         except KauliError as error:
             reason = f": {error}"
-        except (_Refused, asyncio.CancelledError):
+        except (Refused, asyncio.CancelledError):
             # It may end well all the same, and then counts a use that nobody has.
             loading.add_done_callback(
                 lambda done: None if done.cancelled() or done.exception() else self._release(adapter)
@@ -215,7 +231,7 @@ class TextGenerator:
             reason = ""
         else:
             return
-        raise _Refused(Failed(503, f"adapter '{adapter}' can't be loaded{reason}", "adapter_failed", "model"))
+        raise Refused(_unloadable(adapter, reason))
 
     def _release(self, adapter: str) -> None:
         # In the engine's thread, behind the pass that lets go of the request; never in the pool, whose threads may all
@@ -244,9 +260,9 @@ class TextGenerator:
             if sum(piece.finish is not None for piece in pieces.values()) == unfinished:
                 return list(pieces.values())
 
-    def _late(self) -> "_Refused":
+    def _late(self) -> Refused:
         text = f"no complete answer within {self._deadline_s:g} seconds"
-        return _Refused(Failed(504, text, "deadline_exceeded"))
+        return Refused(Failed(504, text, "deadline_exceeded"))
 
     async def _before(self, until: float, waiting: Awaitable[T]) -> T:
         try:
@@ -309,6 +325,9 @@ class TextGenerator:
             return
         try:
             tickets = self._task.submit(request, adapter, tokens)
+        except UsageError as error:  # such as media for an adapter without a connector
+            job.deliver(Failed(400, str(error), "invalid_value", "messages"))
+            return
         except Exception:
             job.deliver(Failed(500, "the request could not begin; the service's log says why", "internal_error"))
             raise
@@ -336,16 +355,12 @@ class TextGenerator:
         self._jobs.clear()
 
 
+def _unloadable(adapter: str, reason: str) -> Failed:
+    return Failed(503, f"adapter '{adapter}' can't be loaded{reason}", "adapter_failed", "model")
+
+
 def _joined(one: Piece | None, other: Piece) -> Piece:
     if one is None:
         return other
     logprobs = one.logprobs + other.logprobs
     return Piece(one.text + other.text, one.tokens + other.tokens, other.finish, other.index, logprobs)
-
-
-class _Refused(Exception):
-    """The request ends here; carries what the caller is told."""
-
-    def __init__(self, failed: Failed) -> None:
-        super().__init__(failed.message)
-        self.failed = failed

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kauli.models.errors import UsageError, nearest
 from kauli.models.home import default_storage
 
-TASKS = ("text",)
-"""What this service can serve."""
+TASKS = ("text", "describe", "embed", "classify")
+"""What this service can serve: `describe` is chat about pictures, the last two are the shared space's endpoints."""
 
 
 class ServeArgs(BaseModel):
@@ -27,9 +27,12 @@ class ServeArgs(BaseModel):
     port: int = Field(default=8000, ge=1, le=65535)
     storage: str = Field(default_factory=default_storage)
     """Folder or URI of the adapters."""
-    tasks: tuple[str, ...] = ("text",)
+    tasks: tuple[str, ...] = ()
+    """Empty: text, and the others as far as the storage has adapters for them and the encoder is on this machine."""
     bases: tuple[str, ...] = ()
     """The first answers `model: text`. Empty: the bases of the storage's adapters, else the default base."""
+    encoder: str = "kauli-clip"
+    """The base for pictures and their shared space with texts. Where it isn't on this machine, that of the adapters."""
     allow_noncommercial: bool = False
     key_hashes: tuple[str, ...] = ()
     """SHA-256 of each API key, in hexadecimal; `KAULI_API_KEYS` holds keys themselves, separated by commas."""
@@ -49,7 +52,12 @@ class ServeArgs(BaseModel):
     """Adapters that a replica holds; the least recently used one makes room."""
     max_tokens: int = Field(default=1024, ge=1)
     """The most new tokens that a request may ask for."""
+    max_images: int = Field(default=4, ge=1)
+    """The most pictures in one conversation."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
+    """Of a request; where pictures may be sent, of its texts."""
+    max_picture_body_bytes: int = Field(default=12_582_912, ge=1024)
+    """Of a request that may hold pictures: one of 8 MiB fits as base64."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """A client that takes longer to send its body is refused with 408."""
     deadline_s: float = Field(default=300.0, gt=0)
@@ -65,6 +73,14 @@ class ServeArgs(BaseModel):
     num_cpus: float = Field(default=1.0, ge=0)
     """Logical CPUs that Ray sets aside for a replica of a base."""
     num_gpus: float = Field(default=0.0, ge=0)
+    image_batch: int = Field(default=8, ge=1, le=256)
+    """Pictures that a replica of the encoder takes through its tower at a time."""
+    image_cache_bytes: int = Field(default=67_108_864, ge=0)
+    """What a replica of the encoder keeps of pictures and texts that it has seen."""
+    image_replicas: tuple[int, int] = (1, 1)
+    """The fewest and the most replicas of the encoder."""
+    image_num_cpus: float = Field(default=1.0, ge=0)
+    image_num_gpus: float = Field(default=0.0, ge=0)
 
     @field_validator("tasks")
     @classmethod
@@ -74,7 +90,7 @@ class ServeArgs(BaseModel):
                 raise ValueError(f"task '{task}' can't be served: use {', '.join(TASKS)}.{nearest(task, TASKS)}")
         return value
 
-    @field_validator("replicas")
+    @field_validator("replicas", "image_replicas")
     @classmethod
     def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
         if not 1 <= value[0] <= value[1]:
@@ -171,7 +187,8 @@ def _read(config: Path) -> dict[str, Any]:
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     names = {
-        "KAULI_HOST": "host", "KAULI_PORT": "port", "KAULI_STORAGE": "storage", "KAULI_PROXY": "proxy"
+        "KAULI_HOST": "host", "KAULI_PORT": "port", "KAULI_STORAGE": "storage", "KAULI_PROXY": "proxy",
+        "KAULI_ENCODER": "encoder",
     }  # fmt: skip
     values: dict[str, Any] = {key: environment[name] for name, key in names.items() if environment.get(name)}
     lists = {"KAULI_TASKS": "tasks", "KAULI_BASES": "bases"}

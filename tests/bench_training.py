@@ -21,7 +21,8 @@ from kauli.models.bases import find_base
 from kauli.models.packing import Document
 from kauli.models.text import TextTask
 from kauli.training.data import load_data
-from kauli.training.loop import Examples, Loop
+from kauli.training.learner import Examples, TokenLearner
+from kauli.training.loop import Loop
 from kauli.training.recipe import Recipe
 from kauli.training.report import update_section
 from kauli.training.session import LocalSession
@@ -31,7 +32,9 @@ from kauli.training.train import machine
 def ours(recipe: Recipe, rows: list[dict[str, object]], folder: Path) -> Loop:
     """Our loop over the rows, ready to step."""
     task = TextTask.load(find_base(recipe.base), device="cpu")
-    return Loop(task, recipe, Examples(rows, rows[:1], (), "bench"), LocalSession(folder))
+    return Loop(
+        TokenLearner(task, recipe, Examples(rows, rows[:1], (), "bench")), recipe, "bench", LocalSession(folder)
+    )
 
 
 def one_pass(loop: Loop) -> float:
@@ -82,7 +85,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         loop = ours(recipe, rows, folder)
-        base, end, documents = loop.task.base.folder, loop.task.end, loop.documents
+        base, end, documents = loop.learner.task.base.folder, loop.learner.task.end, loop.learner.documents
         answers = sum(len(document.tokens) - document.answer_start for document in documents)
         systems = {
             "plain, padded to the longest": lambda: plain_pass(base, documents, end, "padded", folder),

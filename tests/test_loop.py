@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from kauli.models.bases import find_base
 from kauli.models.errors import UsageError
 from kauli.models.text import TextTask
-from kauli.training.loop import Examples, Loop
+from kauli.training.learner import Examples, TokenLearner
+from kauli.training.loop import Loop
 from kauli.training.recipe import Recipe
 from kauli.training.session import LocalSession
 
@@ -56,9 +57,9 @@ def recipe(**train: Any) -> Recipe:
 def loop_of(one: Recipe, folder: Path, examples: list[dict[str, Any]] | None = None, **options: Any) -> Loop:
     data = examples or rows()
     task = TextTask.load(find_base(one.base), device="cpu")
-    return Loop(
-        task, one, Examples(data, data[:8], data[:3], options.pop("sha256", "d")), LocalSession(folder), **options
-    )
+    examples_of_it = Examples(data, data[:8], data[:3], options.pop("sha256", "d"))
+    learner = TokenLearner(task, one, examples_of_it)
+    return Loop(learner, one, examples_of_it.sha256, LocalSession(folder), **options)
 
 
 def gradients_after_a_step(folder: Path, micro_tokens: int) -> dict[str, torch.Tensor]:
@@ -164,11 +165,11 @@ def test_early_stop_keeps_the_best_weights(tmp_path: Path) -> None:
     other = [{**row, "text": "zzzz qqqq xxxx"} for row in data]
     one = recipe(steps=200, validate_every=2, early_stop=2, learning_rate=0.02, batch_tokens=400)
     task = TextTask.load(find_base("debug"), device="cpu")
-    loop = Loop(task, one, Examples(data, other, (), "d"), LocalSession(tmp_path))
+    loop = Loop(TokenLearner(task, one, Examples(data, other, (), "d")), one, "d", LocalSession(tmp_path))
     progress = loop.run()
     assert progress.step < 200
     assert progress.best_step < progress.step
-    bits = loop.task.current_bits(other)
+    bits = task.current_bits(other)
     assert sum(b for b, _ in bits) / sum(n for _, n in bits) == pytest.approx(progress.best_validation, rel=1e-5)
 
 
@@ -190,9 +191,9 @@ def test_replayed_rows_are_learned_too(tmp_path: Path) -> None:
 
     task = TextTask.load(find_base("debug"), device="cpu")
     before = english(task)
-    loop = Loop(task, one, Examples(data, data, replayed, "d"), LocalSession(tmp_path))
+    loop = Loop(TokenLearner(task, one, Examples(data, data, replayed, "d")), one, "d", LocalSession(tmp_path))
     loop.run()
-    assert english(loop.task) < 0.8 * before
+    assert english(task) < 0.8 * before
 
 
 def test_start_from_an_adapter_begins_where_it_ended(tmp_path: Path) -> None:
@@ -230,6 +231,6 @@ def test_metrics_log_drops_what_a_restart_repeats(tmp_path: Path) -> None:
 def test_a_repeated_source_stands_in_an_epoch_that_often(tmp_path: Path) -> None:
     data = [{**row, "source": "rare" if index < 2 else "common"} for index, row in enumerate(rows(10))]
     loop = loop_of(recipe(repeat={"rare": 3}), tmp_path, data)
-    taken = [tuple(loop.documents[index].tokens) for step in loop.plan.epoch(0) for index in step]
-    expected = [tuple(document.tokens) for document in loop.task.encode(data)]
+    taken = [tuple(loop.learner.documents[index].tokens) for step in loop.plan.epoch(0) for index in step]
+    expected = [tuple(document.tokens) for document in loop.learner.task.encode(data)]
     assert sorted(taken) == sorted([*expected, *expected[:2] * 2])

@@ -18,6 +18,7 @@ from kauli.training import starter
 from kauli.training.concepts import short_hash
 from kauli.training.foreign import SUFFIXES, import_rows
 from kauli.training.parquet import SCHEMA, write_parquet
+from kauli.training.topics import TOPICS, topic_files
 
 SPLITS = ("train", "validation", "test")
 MEDIA = ("image", "audio")
@@ -82,6 +83,8 @@ def load_data(name: str, languages: Sequence[str] | None = None) -> Dataset:
     wanted = None if languages is None else list(dict.fromkeys(check_tag(language) for language in languages))
     if name == "starter":
         return _load_starter(wanted)
+    if name == TOPICS:
+        return Dataset(name, *topic_files(wanted))
     path = _local_copy(name)
     own = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if own and all(file.suffix == ".parquet" and starter.is_starter_file(file) for file in own):

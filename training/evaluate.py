@@ -18,6 +18,7 @@ from kauli.models.registry import Registry
 from kauli.models.requests import Chunk, Message, TextRequest
 from kauli.models.text import TextTask
 from kauli.training.data import Dataset, load_data
+from kauli.training.evaluate_pictures import evaluate_pictures
 from kauli.training.metrics import (
     SYNTHETIC,
     Tally,
@@ -90,7 +91,12 @@ def evaluate(
         notes.append(f"the data '{source}' changed since {exact} was trained: its rows may have been trained on")
         note(f"Note: {notes[0]}.")
     wanted = GENERATED if limit is None else limit
-    result = evaluate_folder(registry.fetch(exact), base, dataset, card.language, split=split, limit=wanted)
+    folder = registry.fetch(exact)
+    if card.task == "describe":
+        prompt = (card.recipe or {}).get("prompt")
+        result = evaluate_pictures(folder, base, dataset, card.language, prompt, split=split, limit=wanted)
+    else:
+        result = evaluate_folder(folder, base, dataset, card.language, split=split, limit=wanted)
     result = replace(result, adapter=exact, notes=(*result.notes, *notes))
     if out is not None:
         write_report(result, card, dataset, base, out)

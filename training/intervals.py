@@ -74,6 +74,16 @@ def difference(ours: Array, theirs: Array, finish: Finish, *, draws: int = DRAWS
     return _percentiles(value, _replicates(left, finish, draws, seed) - _replicates(right, finish, draws, seed))
 
 
+def relative(ours: Array, theirs: Array, finish: Finish, *, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """`ours / theirs - 1` on the same groups (and seeds), resampled together; shapes as in `difference`."""
+    if ours.shape != theirs.shape:
+        raise ValueError(f"a paired ratio needs the same seeds and groups: {ours.shape} is not {theirs.shape}")
+    left, right = _stack(ours), _stack(theirs)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = _replicates(left, finish, draws, seed) / _replicates(right, finish, draws, seed) - 1
+        return _percentiles(_point(left, finish) / _point(right, finish) - 1, drawn)
+
+
 def _stack(sums: Array) -> Array:
     return sums[None] if sums.ndim == 2 else sums
 

@@ -22,9 +22,19 @@ from kauli.training.intervals import Array, Finish
 Row = Mapping[str, Any]
 
 CHRF_SCORER = CHRF()
-METRICS = ("bits_per_byte", "chrf", "exact", "distinct_2", "self_bleu", "script_share")
+METRICS = ("bits_per_byte", "chrf", "exact", "distinct_2", "self_bleu", "script_share", "clip_similarity")
 LOWER_IS_BETTER = frozenset({"bits_per_byte", "self_bleu"})
 SYNTHETIC = "synthetic_"
+NEW_PICTURES = "new_pictures"
+PREFIXES = (f"{NEW_PICTURES}_", SYNTHETIC)
+"""Of metrics on a second test set (pictures of known concepts), and on synthetic rows."""
+
+
+def plain_name(metric: str) -> str:
+    """A metric's name without its prefixes."""
+    for prefix in PREFIXES:
+        metric = metric.removeprefix(prefix)
+    return metric
 
 
 @dataclass(frozen=True)
@@ -165,4 +175,5 @@ FINISH: dict[str, Finish] = {
     "distinct_2": _ratio,
     "self_bleu": _ratio,
     "script_share": _ratio,
+    "clip_similarity": _ratio,
 }

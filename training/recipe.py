@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kauli.models.errors import UsageError, nearest
 from kauli.models.languages import check_tag
+from kauli.training.augment import Augmentation
 from kauli.training.methods import Full, Lora, Method
 
 
@@ -64,6 +65,23 @@ class Train(Strict):
     seed: int = Field(default=0, ge=0)
 
 
+class Fusion(Strict):
+    """How pictures come before the language model, for the task `describe`."""
+
+    encoder: str = "kauli-towers"
+    """The base of the task `align` whose image tower is used."""
+    grid: int = Field(default=2, ge=0, le=16)
+    """A picture stands in the prompt as the mean of its map and the map averaged to grid x grid."""
+    inner: int = Field(default=1024, ge=1)
+    """The width of the connector's hidden layer."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Of the connector; `train.learning_rate` is the adapter's."""
+    alone: float = Field(default=0.25, ge=0, lt=1)
+    """The share of the budget in which the connector is trained alone, before the adapter joins."""
+    views: int = Field(default=1, ge=1, le=32)
+    """How many views of each picture an epoch has: the picture itself, and augmented ones."""
+
+
 class Scale(Strict):
     """The only section that differs between a laptop and a cluster."""
 
@@ -87,13 +105,17 @@ class Recipe(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     """The adapter's name in the registry."""
-    task: Literal["text"] = "text"
+    task: Literal["text", "describe"] = "text"
     base: str
     language: tuple[str, ...] = Field(min_length=1)
     data: str = "starter"
     method: Method = Lora()
-    augment: tuple[dict[str, Any], ...] = Field(default=(), max_length=0)
-    """Augmentations; none exists for text yet."""
+    augment: tuple[Augmentation, ...] = ()
+    """Augmentations of pictures; none exists for text yet."""
+    fusion: Fusion | None = None
+    """For `describe`: the encoder and the connector."""
+    prompt: str | None = None
+    """For `describe`: every example's instruction, `{language}` being its language's name; null: its own prompt."""
     objective: Objective = Objective()
     start_from: str | None = None
     """An adapter whose weights training starts from: same base, same method and shapes."""
@@ -128,6 +150,12 @@ class Recipe(Strict):
             raise ValueError(
                 "train.max_length may not be over train.batch_tokens or train.micro_tokens: a row has to fit in"
             )
+        if (self.task == "describe") != (self.fusion is not None):
+            raise ValueError("the task 'describe' and the section 'fusion' go together")
+        if self.task == "text" and (self.augment or self.prompt):
+            raise ValueError("augment and prompt are for pictures: the task 'text' has none")
+        if self.augment and self.fusion is not None and self.fusion.views == 1:
+            raise ValueError("augment needs fusion.views of 2 or more: the first view is the picture as it is")
         if self.start_from and isinstance(self.method, Full):
             raise ValueError("start_from needs a method with adapter weights, 'full' has none")
         return self
@@ -205,6 +233,7 @@ _SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "train": (Train,),
     "scale": (Scale,),
     "objective": (Objective,),
+    "fusion": (Fusion,),
     "method": (Lora, Full),
     "method.lora": (Lora,),
     "method.full": (Full,),
@@ -220,7 +249,5 @@ def _explain(problem: dict[str, Any]) -> str:
         return f"unknown key '{where}'.{nearest(key, allowed)} Allowed: {', '.join(allowed)}."
     if problem["type"] == "missing":
         return f"'{where}' is missing."
-    if where == "augment":
-        return f"'augment' must be empty: there is no augmentation for the text task, got {problem['input']!r}."
     message = problem["msg"].removeprefix("Value error, ")
     return f"{where or 'recipe'}: {message} (got {problem['input']!r})." if where else f"{message}."

@@ -1,6 +1,7 @@
 """The report of an evaluation: one HTML page that needs nothing else, and sections of RESULTS.md."""
 
 import re
+from base64 import b64encode
 from collections.abc import Mapping
 from importlib.resources import files
 from math import isfinite
@@ -16,7 +17,7 @@ from kauli.models.languages import display_name
 from kauli.training.compare import CompareResult
 from kauli.training.figures import dumbbells, learning_curve
 from kauli.training.intervals import Interval, interval
-from kauli.training.metrics import LOWER_IS_BETTER, SYNTHETIC
+from kauli.training.metrics import LOWER_IS_BETTER, NEW_PICTURES, SYNTHETIC, plain_name
 from kauli.training.results import FEW_GROUPS, EvalResult, Sample, Scores, bracket, figure, paired
 
 SHOWN = 12
@@ -30,8 +31,13 @@ LABELS = {
     "exact": ("Exact answers", "Higher is better. Answers equal to the reference, letter for letter."),
     "distinct_2": ("Distinct word pairs", "Of all word pairs in the answers; low where a model repeats itself."),
     "self_bleu": ("Self-BLEU", "How alike the answers are to each other; low where they vary."),
+    "clip_similarity": (
+        "Similarity to the picture",
+        "Higher is better. Cosine of picture and answer in a shared space.",
+    ),
     "script_share": ("Letters in the right script", "Of all letters in the answers, those of the language's script."),
 }
+SETS = {NEW_PICTURES: "new pictures of known concepts", SYNTHETIC: "synthetic rows"}
 DESCRIPTIVE = frozenset({"distinct_2", "self_bleu"})  # neither end is good in itself
 
 
@@ -74,9 +80,12 @@ def render_report(result: EvalResult, card: Card | None = None, profile: str = "
 
 def eval_markdown(result: EvalResult) -> str:
     """A Markdown table of an evaluation."""
-    lines = [_lead(result), "", "| metric | adapter | base | difference |", "| --- | ---: | ---: | ---: |"]
-    for row in _metric_rows(result):
+    heads = ["metric", "adapter", "base", "difference", *result.baselines]
+    lines = [_lead(result), "", f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
+    baselines = [scores.total() for scores in result.baselines.values()]
+    for name, row in zip(result.adapter_intervals, _metric_rows(result), strict=True):
         cells = [f"{row[side]} {row[f'{side}_range']}".strip() for side in ("adapter", "base", "difference")]
+        cells += [_shown(name, one[name].value()) if name in one else "" for one in baselines]
         lines.append(f"| {row['label']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -186,7 +195,7 @@ def _change_note(name: str, change: Interval | None) -> dict[str, str]:
 
 def _verdict(name: str, change: Interval) -> tuple[str, str]:
     """A class and words for adapter minus base."""
-    plain = name.removeprefix(SYNTHETIC)
+    plain = plain_name(name)
     if plain in DESCRIPTIVE:
         return "", ""
     if not change.known:
@@ -204,8 +213,9 @@ def _metric_rows(result: EvalResult) -> list[dict[str, str]]:
     change = result.differences
     rows = []
     for name, one in ours.items():
-        label, what = LABELS[name.removeprefix(SYNTHETIC)]
-        row = {"label": f"{label} (synthetic rows)" if name.startswith(SYNTHETIC) else label, "what": what}
+        label, what = LABELS[plain_name(name)]
+        where = [text for prefix, text in SETS.items() if prefix in name]
+        row = {"label": f"{label} ({', '.join(where)})" if where else label, "what": what}
         for side, found in (("adapter", one if both else None), ("base", base[name]), ("difference", change.get(name))):
             row[side] = _shown(name, found.value, sign=side == "difference") if found else ""
             row[f"{side}_range"] = _range(name, found, sign=side == "difference") if found else ""
@@ -215,7 +225,7 @@ def _metric_rows(result: EvalResult) -> list[dict[str, str]]:
 
 
 def _shown(name: str, value: float, *, sign: bool = False) -> str:
-    if name.removeprefix(SYNTHETIC) in PERCENT and isfinite(value):
+    if plain_name(name) in PERCENT and isfinite(value):
         return f"{100 * value:+.1f} points" if sign else f"{100 * value:.1f} %"
     return figure(name, value, sign=sign)
 
@@ -223,7 +233,7 @@ def _shown(name: str, value: float, *, sign: bool = False) -> str:
 def _range(name: str, one: Interval, *, sign: bool = False) -> str:
     if not one.known:
         return ""
-    if name.removeprefix(SYNTHETIC) in PERCENT:
+    if plain_name(name) in PERCENT:
         shape = "+.1f" if sign else ".1f"
         return f"[{100 * one.low:{shape}}, {100 * one.high:{shape}}]"
     return bracket(name, one, sign=sign)
@@ -267,8 +277,22 @@ def _training(card: Card | None) -> str:
 def _sample(one: Sample) -> dict[str, Any]:
     answers = [("base", one.base)] if one.adapter is None else [("adapter", one.adapter), ("base", one.base)]
     tag = f"{one.source}, {one.language}, chrF {one.chrf:.0f}"
+    image = f"data:{media_type(one.image)};base64,{b64encode(one.image).decode()}" if one.image else ""
     prompt = f"{one.prompt} …" if one.continuation else one.prompt
-    return {"tag": tag, "prompt": prompt, "language": one.language, "reference": one.reference, "answers": answers}
+    return {
+        "tag": tag,
+        "prompt": prompt,
+        "language": one.language,
+        "reference": one.reference,
+        "answers": answers,
+        "image": image,
+    }
+
+
+def media_type(image: bytes) -> str:
+    """The media type of an encoded picture that a browser shows."""
+    kinds = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+    return "image/" + next((kind for start, kind in kinds.items() if image.startswith(start)), "png")
 
 
 def _samples_note(result: EvalResult) -> str:
@@ -280,8 +304,10 @@ def _samples_note(result: EvalResult) -> str:
 
 
 def _limits(result: EvalResult) -> list[str]:
+    new = " (but for the new pictures of known concepts, whose concept was)" if result.task == "describe" else ""
     limits = [
-        "No concept of these examples (a picture, a sentence, its translation, a recording) was in the training data.",
+        "No concept of these examples (a picture, a sentence, its translation, a recording) was in the training data"
+        f"{new}.",
         f"Bits per byte covers all {result.examples:,} examples, the figures about answers {result.generated} of them.",
         "The intervals speak of the choice of examples only: another training seed would move the figures too. "
         "`kauli compare` measures by how much.",

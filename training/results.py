@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from kauli.models.languages import display_name
-from kauli.training.intervals import Interval, difference, interval
-from kauli.training.metrics import METRICS, SYNTHETIC, Tally, merge, tally_from_json
+from kauli.training.intervals import Interval, difference, interval, relative
+from kauli.training.metrics import METRICS, Tally, merge, tally_from_json
 
 FEW_GROUPS = 20
 Tallies = Mapping[str, Tally]
@@ -29,9 +29,10 @@ class Scores:
     def total(self, languages: list[str] | None = None) -> dict[str, Tally]:
         """Metric -> sums over all languages (or those named), in a fixed order."""
         chosen = [self.by_language[tag] for tag in languages or self.by_language]
-        names = [*METRICS, *(SYNTHETIC + name for name in METRICS)]
-        found = {name: [one[name] for one in chosen if name in one] for name in names}
-        return {name: merge(tallies) for name, tallies in found.items() if tallies}
+        metrics = {name: one[name].metric for one in chosen for name in one}
+        # The metrics without a prefix first, each prefix's together
+        names = sorted(metrics, key=lambda name: (name.removesuffix(metrics[name]), METRICS.index(metrics[name])))
+        return {name: merge([one[name] for one in chosen if name in one]) for name in names}
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain lists."""
@@ -65,6 +66,8 @@ class Sample:
     chrf: float
     continuation: bool = False
     """The row had no prompt: its first half was continued, and `reference` is the rest."""
+    image: bytes | None = None
+    """The picture that was shown, encoded."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class EvalResult:
     """`name` and `sha256` of the data set."""
     notes: tuple[str, ...] = ()
     task: str = "text"
+    baselines: Mapping[str, Scores] = field(default_factory=dict)
+    """What is easier than the task, on the same rows: see `kauli.training.evaluate_pictures`."""
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -123,6 +128,24 @@ class EvalResult:
         base = self.base_scores.total()
         return {name: paired(one, base[name], self.seed) for name, one in self.scores.total().items()}
 
+    def against_baselines(self, languages: list[str] | None = None) -> dict[str, dict[str, Interval]]:
+        """Baseline -> metric -> adapter minus baseline, paired by group."""
+        ours = self.scores.total(languages) if self.adapter else {}
+        found = {}
+        for name, scores in self.baselines.items():
+            theirs = scores.total(languages)
+            both = [metric for metric in ours if metric in theirs]
+            found[name] = {metric: paired(ours[metric], theirs[metric], self.seed) for metric in both}
+        return found
+
+    def wrong_image_gain(self, languages: list[str] | None = None) -> dict[str, Interval]:
+        """Bits per byte with the right picture over those with a wrong one, minus 1: below 0 the picture helps."""
+        if not self.adapter or "wrong_image" not in self.baselines:
+            return {}
+        ours, wrong = self.scores.total(languages), self.baselines["wrong_image"].total(languages)
+        bits = [name for name in wrong if wrong[name].metric == "bits_per_byte"]
+        return {name: relative(ours[name].sums, wrong[name].sums, ours[name].finish, seed=self.seed) for name in bits}
+
     def to_json(self) -> dict[str, Any]:
         """The answer of `kauli eval --json`."""
         return {
@@ -136,7 +159,8 @@ class EvalResult:
             "groups": self.groups,
             "metrics": self.metrics,
             "base_metrics": self.base_metrics,
-            "baselines": {},
+            "baselines": self._baselines(),
+            **self._picture_proofs(),
             "intervals": self.intervals,
             "base_intervals": {name: one.pair() for name, one in self.base_intervals.items() if one.known},
             "differences": {name: spread(one) for name, one in self.differences.items()},
@@ -172,9 +196,23 @@ class EvalResult:
                 row += [figure(name, change[name].value, sign=True), bracket(name, change[name], sign=True)]
             rows.append(row)
         lines += columns(rows)
+        for tag in self.languages if self.baselines else ():
+            lines += ["", f"{display_name(tag)} beside the baselines", *columns(self._baseline_rows(tag))]
+            for name, one in self.wrong_image_gain([tag]).items():
+                shown = f"{one.value:+.1%} [{one.low:+.1%}, {one.high:+.1%}]"
+                lines.append(f"{name}, the right picture against a wrong one: {shown}")
         if len(self.scores.by_source) > 1 or self.scores.english:
             lines += ["", *columns(self._source_rows())]
         return "\n".join([*lines, *(f"note: {text}" for text in self.notes)])
+
+    def _baseline_rows(self, tag: str) -> list[list[str]]:
+        systems = {"adapter": self.scores, **self.baselines} if self.adapter else dict(self.baselines)
+        totals = {name: scores.total([tag]) for name, scores in systems.items()}
+        names = list(dict.fromkeys(metric for total in totals.values() for metric in total))
+        rows = [["", *names]]
+        for name, total in totals.items():
+            rows.append([name, *(figure(key, total[key].value()) if key in total else "-" for key in names)])
+        return rows
 
     def _source_rows(self) -> list[list[str]]:
         rows = [["bits per byte by source", "adapter", "base"] if self.adapter else ["bits per byte by source", "base"]]
@@ -192,6 +230,23 @@ class EvalResult:
         return {
             "metrics": ours,
             "base_metrics": theirs and {name: defined(one.value()) for name, one in theirs.items()},
+            **({"baselines": self._baselines([tag]), **self._picture_proofs([tag])} if self.baselines else {}),
+        }
+
+    def _baselines(self, languages: list[str] | None = None) -> dict[str, dict[str, float | None]]:
+        totals = {name: scores.total(languages) for name, scores in self.baselines.items()}
+        return {name: {key: defined(one.value()) for key, one in total.items()} for name, total in totals.items()}
+
+    def _picture_proofs(self, languages: list[str] | None = None) -> dict[str, Any]:
+        """What tells whether the adapter looks at its picture."""
+        if not self.baselines:
+            return {}
+        against = self.against_baselines(languages)
+        return {
+            "baseline_differences": {
+                name: {metric: spread(one) for metric, one in found.items()} for name, found in against.items()
+            },
+            "wrong_image_gain": {name: spread(one) for name, one in self.wrong_image_gain(languages).items()},
         }
 
     def _beside(self, ours: Tallies, table: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from kauli.models.bases import find_base
 from kauli.models.errors import UsageError
 from kauli.models.store import Store, open_store
 from kauli.models.tasks import load_task
-from kauli.training.loop import Examples, Loop, Session
+from kauli.training.learner import Examples, TokenLearner
+from kauli.training.loop import Loop, Session
+from kauli.training.pictures import load_tower, part_settings, with_media
 from kauli.training.recipe import Recipe
 
 METRICS = "metrics.jsonl"
@@ -93,9 +95,21 @@ def work(job: Job, session: Session, threads: int | None = None) -> None:
     # Trained in fp32 weights: on a GPU the arithmetic is bf16, but small updates must not be rounded away.
     task = load_task(recipe.task, base, device="cuda" if on_gpu else "cpu", dtype=torch.float32)
     store = open_store(job.storage, "runs")
-    loop = Loop(task, recipe, job.examples, session, start=job.start, log=_logger(store, f"{job.folder}/{METRICS}"))
-    if loop.cut and loop.rank == 0:
-        text = f"{loop.cut} of {len(loop.documents)} examples are longer than train.max_length and were cut"
+    examples, parts = job.examples, None
+    if recipe.fusion is not None:
+        tower = load_tower(recipe.fusion, "cuda" if on_gpu else "cpu")
+        grid, views = recipe.fusion.grid, recipe.fusion.views
+        parts = {"image": part_settings(recipe.fusion, tower)}
+        examples = replace(
+            examples,
+            train=with_media(examples.train, tower, grid, recipe.augment, views),
+            validation=with_media(examples.validation, tower, grid),
+        )
+    log = _logger(store, f"{job.folder}/{METRICS}")
+    learner = TokenLearner(task, recipe, examples, parts)
+    loop = Loop(learner, recipe, examples.sha256, session, start=job.start, log=log)
+    if learner.cut and loop.rank == 0:
+        text = f"{learner.cut} of {len(learner.lengths)} examples are longer than train.max_length and were cut"
         store.write(f"{job.folder}/{NOTES}", text.encode())
     loop.run()
 

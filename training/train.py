@@ -24,7 +24,9 @@ from kauli.models.store import Store, open_store
 from kauli.training.checkpoint import Progress
 from kauli.training.data import Dataset, load_data
 from kauli.training.evaluate import GENERATED, english_rows, evaluate_folder
-from kauli.training.loop import Examples
+from kauli.training.evaluate_pictures import evaluate_pictures
+from kauli.training.learner import Examples
+from kauli.training.pictures import picture_rows
 from kauli.training.recipe import Recipe
 from kauli.training.results import EvalResult
 from kauli.training.session import METRICS, NOTES, Job, check_precision, train_here
@@ -85,7 +87,12 @@ def train(
         note(told.decode())
     progress = Progress(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["progress"])
     adapter = checkpoint / "adapter"
-    result = evaluate_folder(adapter, base, dataset, recipe.language, limit=generated, scored=scored)
+    if recipe.fusion is not None:
+        result = evaluate_pictures(
+            adapter, base, dataset, recipe.language, recipe.prompt, limit=generated, scored=scored
+        )
+    else:
+        result = evaluate_folder(adapter, base, dataset, recipe.language, limit=generated, scored=scored)
     card = write_card(adapter, _card(draft, recipe, examples, progress, result))
     published = registry.publish(adapter, card)
     aliases = []
@@ -124,12 +131,16 @@ def _fit(job: Job, use_ray: bool) -> Path:
 
 def _examples(recipe: Recipe, dataset: Dataset) -> Examples:
     """The rows to learn from and those to validate on, and a hash of the data."""
-    train = _texts(dataset.rows(split="train"))
-    validation = sorted(_texts(dataset.rows(split="validation")), key=lambda row: row["id"])
+    if recipe.fusion is not None:
+        sides = [picture_rows(dataset, split, recipe.language, recipe.prompt) for split in ("train", "validation")]
+    else:
+        sides = [_texts(dataset.rows(split=split)) for split in ("train", "validation")]
+    train, validation = sides[0], sorted(sides[1], key=lambda row: row["id"])
     for split, rows in (("train", train), ("validation", validation)):
         if not rows:
             raise UsageError(
-                f"data '{recipe.data}' has no text in its '{split}' split for {', '.join(recipe.language)}: "
+                f"data '{recipe.data}' has no {'picture with a ' if recipe.fusion else ''}text in its '{split}' split "
+                f"for {', '.join(recipe.language)}: "
                 "see `kauli data check`."
             )
     sources = {row["source"] for row in train}
