@@ -10,7 +10,11 @@ from torch import Tensor
 
 from kauli.models.bases import Base
 
-TASKS = {"text": "kauli.models.text:TextTask", "describe": "kauli.models.describe:DescribeTask"}
+TASKS = {
+    "text": "kauli.models.text:TextTask",
+    "describe": "kauli.models.describe:DescribeTask",
+    "align": "kauli.models.align:AlignTask",
+}
 """Name -> module and class; a module is imported when its task is asked for, since each brings its own libraries."""
 
 
@@ -38,7 +42,10 @@ class Task(Protocol):
     def generate(
         self, requests: Sequence[Any], adapters: Sequence[str | None], cancelled: Callable[[int], bool] | None = None
     ) -> Iterator[list[Any]]:
-        """Answer a batch, each row with its own adapter; yields chunks as they come."""
+        """Answer a batch, each row with its own adapter; yields chunks as they come.
+
+        The task `align` generates nothing: it has `embed_images` and `embed_texts` in its place.
+        """
         ...
 
     def add_adapter(self, key: str, folder: Path) -> None:

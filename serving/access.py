@@ -21,6 +21,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/health", "/"})
 """Paths that need no key."""
+PICTURE_PATHS = frozenset({"/v1/chat/completions", "/v1/embeddings", "/v1/classify"})
+"""Paths whose bodies may hold pictures; the limit of other bodies is then that of their texts."""
 ADMIN_PATHS = "/v1/adapters"
 """Begin paths whose changes need an admin's key, where there are keys."""
 
@@ -38,7 +40,7 @@ class Access:
         self._loopback = is_loopback(args.host)
         self._admins = [key.encode() for key in args.admin_key_hashes]
         self._keys = [*(key.encode() for key in args.key_hashes), *self._admins]
-        self._max_body = args.max_body_bytes
+        self._max_body, self._max_picture_body = args.max_body_bytes, args.max_picture_body_bytes
         self._body_timeout = args.body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,7 +50,7 @@ class Access:
             return
         try:
             self._check(scope)
-            await self._app(scope, self._limited(receive), send)
+            await self._app(scope, self._limited(receive, self._most(scope)), send)
         except ApiError as error:
             await _answer(error, send)
 
@@ -71,10 +73,14 @@ class Access:
                 text = "this needs one of the keys of KAULI_ADMIN_KEYS"
                 raise ApiError(403, text, "admin_key_needed")
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self._max_body:
-            raise self._too_large()
+        if not length.isdecimal() or int(length) > self._most(scope):
+            raise self._too_large(self._most(scope))
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _most(self, scope: Scope) -> int:
+        """The bytes that a body may have."""
+        return max(self._max_body, self._max_picture_body) if scope["path"] in PICTURE_PATHS else self._max_body
+
+    def _limited(self, receive: Receive, most: int) -> Receive:
         total, until, whole = 0, time.monotonic() + self._body_timeout, False
 
         async def limited() -> Message:
@@ -88,16 +94,16 @@ class Access:
                 raise HTTPException(408, text) from None
             whole = not message.get("more_body", False)
             total += len(message.get("body", b""))
-            if total > self._max_body:
-                error = self._too_large()
+            if total > most:
+                error = self._too_large(most)
                 # FastAPI turns any other exception of a body that it reads into a 400
                 raise HTTPException(error.status, error.message)
             return message
 
         return limited
 
-    def _too_large(self) -> ApiError:
-        return ApiError(413, f"the body is larger than {self._max_body} bytes", "body_too_large")
+    def _too_large(self, most: int) -> ApiError:
+        return ApiError(413, f"the body is larger than {most} bytes", "body_too_large")
 
 
 def _host_name(url: str) -> str:

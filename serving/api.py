@@ -1,15 +1,20 @@
 """The HTTP requests and errors, by OpenAI's names and shapes."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kauli.models.languages import nfc
-from kauli.models.requests import Message, TextRequest
+from kauli.models.requests import MARK, Message, TextRequest
 from kauli.serving.events import Failed
 from kauli.serving.settings import ServeArgs
 
-MOST_STOPS, MOST_PROMPTS = 8, 16
+MOST_STOPS, MOST_PROMPTS, MOST_INPUTS, MOST_CLASSES, MOST_RERANKED = 8, 16, 64, 256, 8
+RERANK_TEMPERATURE = 0.8
+PICTURE = "data:image/"
+"""How an input begins that is a picture and not a text."""
 
 
 class ApiError(Exception):
@@ -44,32 +49,73 @@ class _Strict(BaseModel):
 
 
 class TextPart(_Strict):
-    """A piece of a message's content; this service takes text only."""
+    """A piece of text in a message's content."""
 
     type: Literal["text"]
     text: str
+
+
+class ImageUrl(_Strict):
+    """A picture as a data: URI; remote addresses are not fetched."""
+
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+    """Changes nothing: a picture is always seen as its encoder sees it."""
+
+
+class ImagePart(_Strict):
+    """A picture in a message's content."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a request: its data: URI, and where it stands, for an error's `param`."""
+
+    uri: str
+    param: str
 
 
 class ChatMessage(_Strict):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1)]
     name: str | None = None
     refusal: None = None  # a client that sends back what it got has it
 
     @field_validator("content", mode="before")
     @classmethod
-    def _text_only(cls, value: Any) -> Any:
+    def _served_parts(cls, value: Any) -> Any:
         for part in value if isinstance(value, list) else []:
-            if isinstance(part, dict) and part.get("type") != "text":
-                raise ValueError(f"content part {part.get('type')!r} is not served: this service takes text parts only")
+            if isinstance(part, dict) and part.get("type") not in ("text", "image_url"):
+                raise ValueError(f"content part {part.get('type')!r} is not served: text and image_url are")
         return value
 
+    @model_validator(mode="after")
+    def _users_show_pictures(self) -> "ChatMessage":
+        if self.role != "user" and self.picture_parts():
+            raise ValueError(f"pictures belong into a user's message, not into one of the role '{self.role}'")
+        return self
+
+    def picture_parts(self) -> list[tuple[int, ImagePart]]:
+        """The pictures with their places in the content."""
+        parts = [] if isinstance(self.content, str) else self.content
+        return [(place, part) for place, part in enumerate(parts) if isinstance(part, ImagePart)]
+
     def text(self) -> str:
-        """The content as one string in NFC."""
-        content = self.content
-        return nfc(content if isinstance(content, str) else "\n".join(part.text for part in content))
+        """The content as one string in NFC, `MARK` where a picture stands; texts side by side are lines."""
+        if isinstance(self.content, str):
+            return nfc(self.content.replace(MARK, ""))
+        out, line = "", False
+        for part in self.content:
+            if isinstance(part, ImagePart):
+                out, line = out + MARK, False
+            else:
+                out, line = out + "\n" * line + part.text.replace(MARK, ""), True
+        return nfc(out)
 
 
 class StreamOptions(_Strict):
@@ -99,7 +145,7 @@ class _Generation(_Strict):
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     # Ours
     language: Annotated[str, Field(max_length=64)] | None = None
-    """A BCP-47 tag; with model "text" it chooses the adapter."""
+    """A BCP-47 tag; with a task as the model it chooses the adapter."""
     allow_base: bool = False
     """Let the bare base answer when no adapter serves the language."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
@@ -145,15 +191,40 @@ class ChatRequest(_Generation):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
+    # Ours
+    rerank: Annotated[int, Field(ge=1, le=MOST_RERANKED)] | None = None
+    """Sample so many answers about the one picture, and give the one that is nearest to it."""
+
+    def pictures(self) -> list[Picture]:
+        """The pictures in their order."""
+        return [
+            Picture(part.image_url.url, f"messages.{number}.content.{place}")
+            for number, message in enumerate(self.messages)
+            for place, part in message.picture_parts()
+        ]
 
     def requests(self, args: ServeArgs) -> list[TextRequest]:
-        """What a generator is asked; raises ApiError for what is over the service's limits."""
+        """What a generator is asked, still without its media.
+
+        Raises ApiError for what is over the service's limits, or does not go together.
+        """
+        pictures = self.pictures()
+        if len(pictures) > args.max_images:
+            text = f"{len(pictures)} pictures; this service allows {args.max_images}"
+            raise ApiError(400, text, "too_many_images", "messages")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "invalid_value", "top_logprobs")
         roles = {"developer": "system"}
         messages = tuple(Message(roles.get(one.role, one.role), one.text()) for one in self.messages)
+        check_texts([one.content for one in messages], args, "messages")
         wanted = self.max_completion_tokens or self.max_tokens
         options = self._options(args, wanted, (self.top_logprobs or 0) if self.logprobs else None)
+        if self.rerank:
+            if len(pictures) != 1 or self.stream or (self.n or 1) > 1:
+                text = "rerank is for one picture, one answer (n: 1), and not for streams"
+                raise ApiError(400, text, "invalid_value", "rerank")
+            temperature = RERANK_TEMPERATURE if self.temperature is None else self.temperature
+            options |= {"n": self.rerank, "temperature": temperature}
         return [TextRequest(messages, **options)]
 
 
@@ -171,7 +242,68 @@ class CompletionRequest(_Generation):
         """What a generator is asked, one for each prompt; raises ApiError for what is over the service's limits."""
         options = self._options(args, self.max_tokens, self.logprobs)
         prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        return [TextRequest(prompt=nfc(prompt), **options) for prompt in prompts]
+        return [TextRequest(prompt=nfc(prompt.replace(MARK, "")), **options) for prompt in prompts]
+
+
+Inputs = str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
+"""Texts, and pictures as data: URIs."""
+
+
+class _Seen(_Strict):
+    """What embeddings and classification have in common."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    input: Inputs
+    user: str | None = None
+
+    @field_validator("input")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if any(not one.strip() for one in ([value] if isinstance(value, str) else value)):
+            raise ValueError("an input is empty: give a text, or a picture as a data: URI")
+        return value
+
+    def inputs(self, args: ServeArgs) -> list[str | Picture]:
+        """The texts and pictures in their order; raises ApiError where the texts are too long."""
+        values = [self.input] if isinstance(self.input, str) else self.input
+        check_texts([value for value in values if not value.startswith(PICTURE)], args, "input")
+        one = isinstance(self.input, str)
+        return [
+            Picture(value, "input" if one else f"input.{place}") if value.startswith(PICTURE) else value
+            for place, value in enumerate(values)
+        ]
+
+
+class EmbeddingRequest(_Seen):
+    """The body of POST /v1/embeddings; an input that begins with `data:image/` is a picture."""
+
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """Only the base's own number is served."""
+
+
+class ClassifyRequest(_Seen):
+    """The body of POST /v1/classify; an input that begins with `data:image/` is a picture."""
+
+    language: Annotated[str, Field(max_length=64)] | None = None
+    """A BCP-47 tag; with model "classify" it chooses the adapter."""
+    classes: Annotated[list[Annotated[str, Field(min_length=1, max_length=512)]], Field(min_length=2)] | None = None
+    """Names or descriptions to choose from without a trained head."""
+
+    @field_validator("classes")
+    @classmethod
+    def _distinct(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and (len(set(value)) < len(value) or len(value) > MOST_CLASSES):
+            raise ValueError(f"give 2 to {MOST_CLASSES} classes, each of another name")
+        return value
+
+
+def check_texts(texts: Sequence[str], args: ServeArgs, param: str) -> None:
+    """Raise ApiError for texts that are longer than a request without pictures may be."""
+    size = sum(len(text.encode()) for text in texts)
+    if size > args.max_body_bytes:
+        text = f"the texts have {size} bytes; this service allows {args.max_body_bytes}"
+        raise ApiError(413, text, "body_too_large", param)
 
 
 class AdapterRequest(_Strict):

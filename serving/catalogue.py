@@ -150,7 +150,9 @@ class Catalogue:
                 fitting = [adapter for adapter in served if candidate in adapter.card.language]
                 if fitting:
                     best = min(fitting, key=_preference)
-                    return Route(self._base_of(best.card) or "", best.spec, candidate)
+                    base = self._base_of(best.card)
+                    assert base is not None
+                    return Route(base, best.spec, candidate)
             if tag is None and len(served) == 1:
                 return self.route(served[0].name)
         if task == "text" and allow_base:

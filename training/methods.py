@@ -56,4 +56,16 @@ class Full(BaseModel):
         return model
 
 
-Method = Annotated[Lora | Full, Field(discriminator="kind")]
+class Projection(BaseModel):
+    """For `align`: the projections of frozen towers into the shared space, and the scale of their logits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["projection"] = "projection"
+
+    def attach(self, model: nn.Module, reference: str) -> nn.Module:
+        """The projections themselves (`kauli.models.projections`), all their parameters trainable."""
+        return model.requires_grad_(True)
+
+
+Method = Annotated[Lora | Full | Projection, Field(discriminator="kind")]

@@ -22,8 +22,14 @@ from kauli.training.intervals import Array, Finish
 Row = Mapping[str, Any]
 
 CHRF_SCORER = CHRF()
-METRICS = ("bits_per_byte", "chrf", "exact", "distinct_2", "self_bleu", "script_share", "clip_similarity")
-LOWER_IS_BETTER = frozenset({"bits_per_byte", "self_bleu"})
+RETRIEVAL = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
+METRICS = (
+    *("bits_per_byte", "chrf", "exact", "distinct_2", "self_bleu", "script_share", "clip_similarity"),
+    *(*RETRIEVAL, "median_rank"),
+)
+LOWER_IS_BETTER = frozenset({"bits_per_byte", "self_bleu", "median_rank"})
+RANKS = 256
+"""Ranks that `median_rank` tells apart: the last stands for all that are no better."""
 SYNTHETIC = "synthetic_"
 NEW_PICTURES = "new_pictures"
 PREFIXES = (f"{NEW_PICTURES}_", SYNTHETIC)
@@ -168,6 +174,13 @@ def _chrf(sums: Array) -> Array:
     return np.asarray([CHRF_SCORER._compute_f_score(row.tolist()) for row in flat]).reshape(sums.shape[:-1])
 
 
+def _median_rank(sums: Array) -> Array:
+    """The least rank that half of the queries reach; sums count the queries at each rank from 1 up."""
+    reached = np.cumsum(sums, axis=-1)
+    median = 1.0 + np.argmax(2 * reached >= reached[..., -1:], axis=-1)
+    return np.asarray(np.where(reached[..., -1] > 0, median, np.nan))
+
+
 FINISH: dict[str, Finish] = {
     "bits_per_byte": _ratio,
     "chrf": _chrf,
@@ -176,4 +189,6 @@ FINISH: dict[str, Finish] = {
     "self_bleu": _ratio,
     "script_share": _ratio,
     "clip_similarity": _ratio,
+    **dict.fromkeys(RETRIEVAL, _ratio),
+    "median_rank": _median_rank,
 }

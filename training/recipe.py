@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kauli.models.errors import UsageError, nearest
 from kauli.models.languages import check_tag
 from kauli.training.augment import Augmentation
-from kauli.training.methods import Full, Lora, Method
+from kauli.training.methods import Full, Lora, Method, Projection
 
 
 class Strict(BaseModel):
@@ -82,6 +82,29 @@ class Fusion(Strict):
     """How many views of each picture an epoch has: the picture itself, and augmented ones."""
 
 
+class Pairs(Strict):
+    """How pictures and captions are brought together, for the task `align`."""
+
+    loss: Literal["clip", "siglip"] = "clip"
+    """`clip`: each among all others, by a softmax in both directions; `siglip`: each pair alone, by a sigmoid."""
+    start: Literal["base", "fresh"] = "base"
+    """Where the projections begin: at those of the base, or, where it has none of worth, drawn anew."""
+    batch: int = Field(default=256, ge=2)
+    """Distinct pictures of one optimiser step over all workers, each with one of its captions."""
+    views: int = Field(default=1, ge=1, le=32)
+    """How many views of each picture there are: the picture itself, and augmented ones."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """The share of each feature vector that is hidden from the projections in a step."""
+    smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """For `clip`: the share of the target that is spread over all others."""
+
+    @model_validator(mode="after")
+    def _softmax_alone(self) -> Self:
+        if self.smoothing and self.loss != "clip":
+            raise ValueError("smoothing is for the loss 'clip': a sigmoid has no target to spread")
+        return self
+
+
 class Scale(Strict):
     """The only section that differs between a laptop and a cluster."""
 
@@ -105,7 +128,7 @@ class Recipe(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     """The adapter's name in the registry."""
-    task: Literal["text", "describe"] = "text"
+    task: Literal["text", "describe", "align"] = "text"
     base: str
     language: tuple[str, ...] = Field(min_length=1)
     data: str = "starter"
@@ -114,6 +137,8 @@ class Recipe(Strict):
     """Augmentations of pictures; none exists for text yet."""
     fusion: Fusion | None = None
     """For `describe`: the encoder and the connector."""
+    pairs: Pairs | None = None
+    """For `align`: the loss and the batches."""
     prompt: str | None = None
     """For `describe`: every example's instruction, `{language}` being its language's name; null: its own prompt."""
     objective: Objective = Objective()
@@ -152,8 +177,18 @@ class Recipe(Strict):
             )
         if (self.task == "describe") != (self.fusion is not None):
             raise ValueError("the task 'describe' and the section 'fusion' go together")
+        if (self.task == "align") != (self.pairs is not None):
+            raise ValueError("the task 'align' and the section 'pairs' go together")
+        if (self.task == "align") != isinstance(self.method, Projection):
+            raise ValueError("the task 'align' and the method {kind: projection} go together")
+        if self.task == "align" and (self.prompt or self.objective.regulariser != "none"):
+            raise ValueError("the task 'align' has no prompt and no regulariser")
         if self.task == "text" and (self.augment or self.prompt):
             raise ValueError("augment and prompt are for pictures: the task 'text' has none")
+        if self.augment and self.pairs is not None and self.pairs.views == 1:
+            raise ValueError("augment needs pairs.views of 2 or more: the first view is the picture as it is")
+        if self.pairs is not None and self.pairs.views > 1 and not self.augment:
+            raise ValueError("pairs.views over 1 needs augment: all views would be the same picture")
         if self.augment and self.fusion is not None and self.fusion.views == 1:
             raise ValueError("augment needs fusion.views of 2 or more: the first view is the picture as it is")
         if self.start_from and isinstance(self.method, Full):
@@ -234,9 +269,11 @@ _SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "scale": (Scale,),
     "objective": (Objective,),
     "fusion": (Fusion,),
-    "method": (Lora, Full),
+    "pairs": (Pairs,),
+    "method": (Lora, Full, Projection),
     "method.lora": (Lora,),
     "method.full": (Full,),
+    "method.projection": (Projection,),
 }
 
 

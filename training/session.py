@@ -14,7 +14,7 @@ from kauli.models.bases import find_base
 from kauli.models.errors import UsageError
 from kauli.models.store import Store, open_store
 from kauli.models.tasks import load_task
-from kauli.training.learner import Examples, TokenLearner
+from kauli.training.learner import Examples, Learner, TokenLearner
 from kauli.training.loop import Loop, Session
 from kauli.training.pictures import load_tower, part_settings, with_media
 from kauli.training.recipe import Recipe
@@ -106,7 +106,13 @@ def work(job: Job, session: Session, threads: int | None = None) -> None:
             validation=with_media(examples.validation, tower, grid),
         )
     log = _logger(store, f"{job.folder}/{METRICS}")
-    learner = TokenLearner(task, recipe, examples, parts)
+    learner: Learner
+    if recipe.pairs is not None:
+        from kauli.training.pairs import PairLearner  # with what open_clip needs, which text does not
+
+        learner = PairLearner(task, recipe, examples)
+    else:
+        learner = TokenLearner(task, recipe, examples, parts)
     loop = Loop(learner, recipe, examples.sha256, session, start=job.start, log=log)
     if learner.cut and loop.rank == 0:
         text = f"{learner.cut} of {len(learner.lengths)} examples are longer than train.max_length and were cut"

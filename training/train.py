@@ -91,6 +91,10 @@ def train(
         result = evaluate_pictures(
             adapter, base, dataset, recipe.language, recipe.prompt, limit=generated, scored=scored
         )
+    elif recipe.task == "align":
+        from kauli.training.retrieval import evaluate_align  # with what open_clip needs, which text does not
+
+        result = evaluate_align(adapter, base, dataset, recipe.language)
     else:
         result = evaluate_folder(adapter, base, dataset, recipe.language, limit=generated, scored=scored)
     card = write_card(adapter, _card(draft, recipe, examples, progress, result))
@@ -131,7 +135,8 @@ def _fit(job: Job, use_ray: bool) -> Path:
 
 def _examples(recipe: Recipe, dataset: Dataset) -> Examples:
     """The rows to learn from and those to validate on, and a hash of the data."""
-    if recipe.fusion is not None:
+    pictures = recipe.fusion is not None or recipe.pairs is not None
+    if pictures:
         sides = [picture_rows(dataset, split, recipe.language, recipe.prompt) for split in ("train", "validation")]
     else:
         sides = [_texts(dataset.rows(split=split)) for split in ("train", "validation")]
@@ -139,7 +144,7 @@ def _examples(recipe: Recipe, dataset: Dataset) -> Examples:
     for split, rows in (("train", train), ("validation", validation)):
         if not rows:
             raise UsageError(
-                f"data '{recipe.data}' has no {'picture with a ' if recipe.fusion else ''}text in its '{split}' split "
+                f"data '{recipe.data}' has no {'picture with a ' if pictures else ''}text in its '{split}' split "
                 f"for {', '.join(recipe.language)}: "
                 "see `kauli data check`."
             )
