@@ -89,9 +89,9 @@ def fetch(
     as_json: Json = False,
 ) -> None:
     """Bring bases to this machine, check them, and print the folder of each."""
-    from kauli.models.bases import fetch_base
+    from kauli.deploy.commands import bring_base
 
-    found = [fetch_base(name, accept_terms=accept_terms) for name in bases or [DEFAULT_BASE]]
+    found = [bring_base(name, accept_terms) for name in bases or [DEFAULT_BASE]]
     if as_json:
         show([{"name": b.name, "folder": str(b.folder), "sha256": b.sha256, "licence": b.licence} for b in found])
     else:
@@ -333,6 +333,55 @@ def generate(
     )  # fmt: skip
     if as_json:
         show(result)
+
+
+@app.command()
+def describe(
+    image: Annotated[Path, typer.Option("--image", help="A picture: PNG, JPEG, WEBP, GIF or BMP.")],
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What to ask [the instruction that the adapter was trained with].")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="describe, or an adapter (describe-multi@1).")] = "describe",
+    language: Annotated[str | None, typer.Option("--language", help="The language of the description.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="At most this many new tokens.")] = 64,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0.0, max=5.0, help="0 is greedy [0; 0.8 with --rerank].")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="For temperatures above 0.")] = None,
+    rerank: Annotated[
+        int, typer.Option("--rerank", min=1, max=16, help="Sample so many, take the nearest to the picture.")
+    ] = 1,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Describe a picture in a language, without a service."""
+    from kauli.deploy.pictures import describe_picture
+
+    result = describe_picture(
+        image, prompt, model, language, storage or default_storage(),
+        max_tokens=max_tokens, temperature=temperature, seed=seed, rerank=rerank,
+    )  # fmt: skip
+    if as_json:
+        show(result)
+    else:
+        print(result["text"])
+
+
+@app.command()
+def embed(
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, in any language.")] = None,
+    image: Annotated[list[Path] | None, typer.Option("--image", help="A picture; may be given several times.")] = None,
+    model: Annotated[str, typer.Option("--model", help="A base of the task align.")] = "kauli-clip",
+    as_json: Json = False,
+) -> None:
+    """Put texts and pictures into one space: prints their cosines, with --json the embeddings."""
+    from kauli.deploy.pictures import cosine_table, embed_all
+
+    found = embed_all(texts or [], image or [], model)
+    if as_json:
+        show(found)
+    else:
+        print(cosine_table(found))
 
 
 @app.command()

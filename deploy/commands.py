@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from kauli.models.progress import note
 
 if TYPE_CHECKING:
+    from kauli.models.bases import Base
     from kauli.models.registry import Published, Registry
     from kauli.serving.settings import ServeArgs
 
@@ -71,6 +72,13 @@ def add_adapter(
         out = Path(scratch) / "adapter"
         card = from_peft(folder, out, name=name, language=tags, base=found, accept_base=accept_base)
         return Registry(storage).publish(out, card)
+
+
+def bring_base(name: str, accept_terms: bool) -> "Base":
+    """Fetch a base, or train one that a recipe makes; see `kauli.models.bases.fetch_base`."""
+    from kauli.models.bases import fetch_base
+
+    return fetch_base(name, accept_terms=accept_terms)
 
 
 def generate_text(

@@ -177,7 +177,7 @@ class AlignTask:
     def start_from(self, folder: Path) -> None:
         """Give the projections in training the values of an adapter's."""
         self.add_adapter("start", folder)
-        self.model.load_state_dict(self._adapters.pop("start").state_dict())
+        self.model = self._adapters.pop("start")
 
     def save(self, folder: Path) -> None:
         """Write the projections in training as an adapter."""

@@ -25,7 +25,7 @@ from kauli.models.base_folder import (
     write_record,
 )
 from kauli.models.clip_folder import build_towers
-from kauli.models.debug_bases import PLAIN, Shape, build_debug_text
+from kauli.models.debug_bases import PLAIN, Shape, build_debug
 from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.gguf import convert_gguf, join_parts
 from kauli.models.home import kauli_home
@@ -73,7 +73,7 @@ class BaseCard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
-    source: Literal["package", "debug", "hub", "folder"]
+    source: Literal["package", "debug", "hub", "folder", "recipe"]
     tasks: tuple[str, ...]
     licence: str
     licence_url: str | None = None
@@ -88,6 +88,8 @@ class BaseCard(BaseModel):
     """The jinja chat template; None means the tokenizer's own."""
     gguf: Gguf | None = None
     towers: Towers | None = None
+    recipe: str | None = None
+    """For source "recipe": the shipped recipe that trains the base."""
     notices: tuple[PackagedFile, ...] = ()
     """Licence texts that must travel with the weights."""
     shape: Shape | None = None
@@ -185,8 +187,14 @@ def fetch_base(name: str, *, accept_terms: bool = False) -> Base:
 def _known(name: str, card: BaseCard, task: str, accept_terms: bool, fetch: bool) -> Base:
     _check_terms(name, card, accept_terms)
     folder = _folder_of(name)
-    made_from = _made_from(card)
     record = read_record(folder)
+    if card.recipe is not None and record is None:
+        raise UsageError(
+            f"The base '{name}' is trained on this machine and is not there yet: kauli fetch {name} makes it by the "
+            f"recipe '{card.recipe}', in minutes. {_here()}"
+        )
+    # What a recipe makes depends on data as well: `kauli.training.clip_base` looks after it
+    made_from = _made_from(card) if card.recipe is None or record is None else record.made_from
     if record is None or record.made_from != made_from:
         if not fetch and card.source != "debug":
             raise _missing(name)
@@ -207,7 +215,7 @@ def _known(name: str, card: BaseCard, task: str, accept_terms: bool, fetch: bool
 
 def _make(name: str, card: BaseCard, out: Path) -> None:
     if card.shape is not None:
-        build_debug_text(card.shape, out)
+        build_debug(card.shape, out)
     if card.towers is not None:
         files = [fetch_package(part.package) / part.file for part in (card.towers.text, card.towers.image)]
         note(f"converting {name} to safetensors, once (some seconds)")

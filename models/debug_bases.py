@@ -1,15 +1,61 @@
 """Bases of random weights, for tests and for trying a recipe: the real classes, two layers, a tokenizer of bytes."""
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
-Shape = Literal["llama", "gemma3", "qwen3"]
+Shape = Literal["llama", "gemma3", "qwen3", "clip"]
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+
+
+def build_debug(shape: Shape, out: Path) -> None:
+    """Write the debug base of `shape` into the folder `out`; the same bits every time."""
+    if shape == "clip":
+        build_debug_clip(out)
+    else:
+        build_debug_text(shape, out)
+
+
+def build_debug_clip(out: Path) -> None:
+    """Write an open_clip model (a ViT of 2 layers for 32 pixels, a BERT of 2 layers, 64 wide, space of 32) into `out`."""
+    import torch
+    from open_clip import CustomTextCLIP
+    from safetensors.torch import save_file
+    from transformers import BertConfig
+
+    tokenizer = _byte_tokenizer(begins=False)
+    tokenizer.save_pretrained(out)
+    BertConfig(
+        vocab_size=len(tokenizer), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        max_position_embeddings=128, pad_token_id=0, initializer_range=0.1,
+    ).save_pretrained(out)  # fmt: skip
+    config: dict[str, Any] = {
+        "model_cfg": {
+            "embed_dim": 32,
+            "vision_cfg": {"layers": 2, "width": 64, "head_width": 16, "patch_size": 8, "image_size": 32},
+            "text_cfg": {
+                "hf_model_name": "kauli/debug-clip", "hf_pooler_type": "mean_pooler", "hf_proj_type": "linear",
+                "hf_tokenizer_name": "kauli/debug-clip", "context_length": 128,
+            },
+        },
+        "preprocess_cfg": {
+            "size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic",
+            "resize_mode": "longest", "fill_color": 255,
+        },
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        parts = config["model_cfg"]
+        local = {**parts["text_cfg"], "hf_model_name": str(out), "hf_model_pretrained": False}
+        model = CustomTextCLIP(parts["embed_dim"], parts["vision_cfg"], local)
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items() if "position_ids" not in name}
+    save_file(tensors, out / "open_clip_model.safetensors")
+    (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def build_debug_text(shape: Shape, out: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -18,15 +18,16 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from kauli.models.bases import Base, find_base
+from kauli.models.bases import find_base
 from kauli.models.cluster import start_ray
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import note
 from kauli.models.registry import Registry
 from kauli.models.requests import TextRequest
-from kauli.serving.catalogue import Catalogue, choose_bases, public_name
-from kauli.serving.events import Event, Failed, TextBackend
+from kauli.serving.catalogue import Catalogue, public_name
+from kauli.serving.events import Event, Failed, Features, PictureForm, Ranked, TextBackend, Vectors
 from kauli.serving.ingress import create_app
+from kauli.serving.lineup import Lineup, choose_lineup
 from kauli.serving.settings import ServeArgs, load_settings, parse_settings
 
 APPLICATION = "kauli"
@@ -58,6 +59,10 @@ class TextReplica:
             async for event in events:
                 yield event
 
+    async def picture_form(self, adapter: str) -> PictureForm | Failed | None:
+        """What the adapter takes for a picture."""
+        return await self._generator.picture_form(adapter)
+
     async def adapters(self) -> list[dict[str, Any]]:
         """What is loaded."""
         return await self._generator.adapters()
@@ -84,28 +89,77 @@ class TextReplica:
             self._generator.close()
 
 
-class HandleBackend:
-    """A `TextBackend` behind a Ray Serve handle."""
+class ImageReplica:
+    """An `ImageEncoder` in a process of its own."""
 
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        # Configured once: options() anew for each request would register metrics for each.
-        self._handle = handle
-        self._stream = handle.options(method_name="stream", stream=True)
-        self._check = handle.options(method_name="check")
+    def __init__(self, args: ServeArgs, base: str, aligned: bool) -> None:
+        import torch
 
-    async def stream(self, request: TextRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
-        """The events of one request; leaving the iteration cancels it in the replica."""
-        response: Any = self._stream.remote(request, adapter, whole)
-        try:
-            async for event in response:
-                yield event
-        except BackPressureError:
-            yield Failed(429, "too many requests are waiting: try again soon", "queue_full")
-        finally:
-            response.cancel()
+        from kauli.serving.image_encoder import ImageEncoder
+
+        torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+        found = find_base(base, allow_noncommercial=args.allow_noncommercial, task="align")
+        self._encoder = ImageEncoder.of(
+            found, aligned, Registry(args.storage), batch=args.image_batch, cache_bytes=args.image_cache_bytes,
+            max_queue=args.max_queue, deadline_s=args.deadline_s,
+        )  # fmt: skip
+
+    async def features(self, content: bytes, form: PictureForm) -> Features | Failed:
+        """A picture as the connector of an adapter wants it."""
+        return await self._encoder.features(content, form)
+
+    async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
+        """Texts and pictures in the shared space."""
+        return await self._encoder.embed(inputs)
+
+    async def classify(self, adapter: str, inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
+        """What a head makes of each input."""
+        return await self._encoder.classify(adapter, inputs)
+
+    async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
+        """How near each input is to each class."""
+        return await self._encoder.classify_as(classes, inputs)
+
+    async def counts(self) -> dict[str, float]:
+        """Hits and misses."""
+        return await self._encoder.counts()
+
+    async def adapters(self) -> list[dict[str, Any]]:
+        """The heads that are loaded."""
+        return await self._encoder.adapters()
+
+    async def load(self, adapter: str) -> Failed | None:
+        """Load a head; None, or why it can't be."""
+        return await self._encoder.load(adapter)
+
+    async def unload(self, adapter: str) -> bool:
+        """Forget a head; whether it was loaded."""
+        return await self._encoder.unload(adapter)
 
     async def check(self) -> str | None:
-        """None when the engine answers within 30 seconds, else what is wrong."""
+        """None when the encoder works, else what is wrong."""
+        return await self._encoder.check()
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces this replica when it raises."""
+        if not self._encoder.alive():
+            raise RuntimeError("the encoder's thread has ended")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_encoder"):
+            self._encoder.close()
+
+
+class _Handle:
+    """What all deployments answer, behind a Ray Serve handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        self._handle = handle
+        # Configured once: options() anew for each request would register metrics for each.
+        self._check = handle.options(method_name="check")
+
+    async def check(self) -> str | None:
+        """None when the deployment answers within 30 seconds, else what is wrong."""
         try:
             result: str | None = await asyncio.wait_for(self._check.remote(), timeout=30)
         except TimeoutError:
@@ -136,17 +190,94 @@ class HandleBackend:
         return results
 
 
+class HandleBackend(_Handle):
+    """A `TextBackend` behind a Ray Serve handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        super().__init__(handle)
+        self._stream = handle.options(method_name="stream", stream=True)
+        self._picture_form = handle.options(method_name="picture_form")
+
+    async def stream(self, request: TextRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
+        """The events of one request; leaving the iteration cancels it in the replica."""
+        response: Any = self._stream.remote(request, adapter, whole)
+        try:
+            async for event in response:
+                yield event
+        except BackPressureError:
+            yield _TOO_MANY
+        finally:
+            response.cancel()
+
+    async def picture_form(self, adapter: str) -> PictureForm | Failed | None:
+        """What the adapter takes for a picture; None where it takes none."""
+        return await _asked(self._picture_form, adapter)  # type: ignore[no-any-return]
+
+
+class HandleImages(_Handle):
+    """An `ImageBackend` behind a Ray Serve handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        super().__init__(handle)
+        methods = ("features", "embed", "classify", "classify_as")
+        self._methods = {name: handle.options(method_name=name) for name in methods}
+
+    async def features(self, content: bytes, form: PictureForm) -> Features | Failed:
+        """A picture as the connector of an adapter wants it."""
+        return await _asked(self._methods["features"], content, form)  # type: ignore[no-any-return]
+
+    async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
+        """Texts and pictures in the shared space."""
+        return await _asked(self._methods["embed"], inputs)  # type: ignore[no-any-return]
+
+    async def classify(self, adapter: str, inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
+        """What a head makes of each input."""
+        return await _asked(self._methods["classify"], adapter, inputs)  # type: ignore[no-any-return]
+
+    async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
+        """How near each input is to each class."""
+        return await _asked(self._methods["classify_as"], classes, inputs)  # type: ignore[no-any-return]
+
+    async def counts(self) -> dict[str, float]:
+        """Hits and misses of all replicas, and the mean times over all of them."""
+        found: list[dict[str, float]] = await self._all("counts")
+        total: dict[str, float] = {}
+        for count, mean in (("hits", "hit_ms"), ("misses", "miss_ms")):
+            total[count] = sum(one[count] for one in found)
+            total[mean] = round(sum(one[count] * one[mean] for one in found) / max(1, total[count]), 2)
+        return total
+
+
+_TOO_MANY = Failed(429, "too many requests are waiting: try again soon", "queue_full")
+
+
+async def _asked(method: Any, *values: Any) -> Any:
+    try:
+        return await method.remote(*values)
+    except BackPressureError:
+        return _TOO_MANY
+
+
 class Ingress:
     """The FastAPI application before the deployments of the bases."""
 
-    def __init__(self, args: ServeArgs, bases: list[Base], texts: dict[str, DeploymentHandle[Any]]) -> None:
+    def __init__(
+        self,
+        args: ServeArgs,
+        lineup: Lineup,
+        texts: dict[str, DeploymentHandle[Any]],
+        image: DeploymentHandle[Any] | None,
+    ) -> None:
         self._args = args
-        self._catalogue = Catalogue(Registry(args.storage), bases, args.refresh_s)
+        self._catalogue = Catalogue(
+            Registry(args.storage), lineup.bases, args.refresh_s, aligned=lineup.aligned, tasks=lineup.tasks
+        )
         self._backends: Mapping[str, TextBackend] = {name: HandleBackend(handle) for name, handle in texts.items()}
+        self._image = HandleImages(image) if image is not None else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve in the replica."""
-        return create_app(self._backends, self._catalogue, self._args)
+        return create_app(self._backends, self._catalogue, self._args, self._image)
 
 
 def build(args: ServeArgs | dict[str, Any]) -> Application:
@@ -156,9 +287,9 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
     """
     if not isinstance(args, ServeArgs):
         args = parse_settings({**load_settings().model_dump(exclude_unset=True), **args})
-    bases = choose_bases(Registry(args.storage), args.bases, args.allow_noncommercial)
-    fewest, most = args.replicas
-    scaling = {"min_replicas": fewest, "initial_replicas": fewest, "max_replicas": most}
+    lineup = choose_lineup(Registry(args.storage), args)
+    bases = lineup.bases
+    scaling = _scaling(args.replicas)
     text = serve.deployment(
         name="Text",
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
@@ -184,8 +315,31 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
     texts = {
         public_name(base): text.options(name=f"Text-{_slug(public_name(base))}").bind(args, base.name) for base in bases
     }
-    application: Application = ingress.bind(args, bases, texts)
+    image = None
+    if lineup.encoder is not None:
+        image = _image_deployment(args).bind(args, lineup.encoder.name, lineup.aligned is not None)
+    application: Application = ingress.bind(args, lineup, texts, image)
     return application
+
+
+def _image_deployment(args: ServeArgs) -> Any:
+    return serve.deployment(
+        name="Image",
+        ray_actor_options={"num_cpus": args.image_num_cpus, "num_gpus": args.image_num_gpus},
+        autoscaling_config={**_scaling(args.image_replicas), "target_ongoing_requests": 2 * args.image_batch},
+        # Above what the replica's own queue holds, so that the replica refuses, with a reason
+        max_ongoing_requests=args.max_queue + 2 * args.image_batch + 8,
+        max_queued_requests=args.max_queue,
+        max_constructor_retry_count=2,
+        graceful_shutdown_timeout_s=args.drain_s,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config=_QUIET,
+    )(ImageReplica)
+
+
+def _scaling(replicas: tuple[int, int]) -> dict[str, int]:
+    fewest, most = replicas
+    return {"min_replicas": fewest, "initial_replicas": fewest, "max_replicas": most}
 
 
 class Service:

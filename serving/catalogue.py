@@ -159,10 +159,14 @@ class Catalogue:
             return Route(next(iter(self.bases)), None, tag)
         languages = sorted({language for adapter in served for language in adapter.card.language})
         if tag is None and served:
-            raise UsageError(f"model '{task}' needs a language ({', '.join(languages)}), or name an adapter as the model")
+            raise UsageError(
+                f"model '{task}' needs a language ({', '.join(languages)}), or name an adapter as the model"
+            )
+        of_task = "" if task == "text" else f" of the task '{task}'"
+        wanted = f"'{tag}'" if tag else "here"
+        advice = _NEXT[task].format(tag=tag or "sw", name=(tag or "sw").lower())
         raise UnknownLanguage(
-            f"no adapter{'' if task == 'text' else f' of the task {task!r}'} serves {f'{tag!r}' if tag else 'anything'}. "
-            f"Served: {', '.join(languages) or 'none'}. {_NEXT[task].format(tag=tag or 'sw', name=(tag or 'sw').lower())}"
+            f"no adapter{of_task} serves {wanted}. Served: {', '.join(languages) or 'none'}. {advice}"
         )
 
     def _why_not(self, model: str, card: Card) -> str:

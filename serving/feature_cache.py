@@ -1,4 +1,4 @@
-"""What the encoder keeps of pictures and texts that it has seen, up to a number of bytes; the least recent makes room."""
+"""What the encoder keeps of the pictures and texts that it has seen: the least recent makes room."""
 
 import threading
 from collections import OrderedDict

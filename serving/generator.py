@@ -19,7 +19,7 @@ from kauli.models.registry import Registry
 from kauli.models.requests import DEFAULT_TOKENS, TextRequest
 from kauli.models.text import TextTask
 from kauli.serving.adapter_cache import AdapterCache
-from kauli.serving.events import Event, Failed, Piece, PictureForm, Refused, Started
+from kauli.serving.events import Event, Failed, PictureForm, Piece, Refused, Started
 
 HANDOVERS = 40
 """Pieces handed over in a second, of all streams together; a hand-over between processes costs milliseconds."""

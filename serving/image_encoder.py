@@ -66,14 +66,14 @@ class ImageEncoder:
         cache_bytes: int = 67_108_864,
         max_queue: int = 64,
         deadline_s: float = 300.0,
-        limits: ImageLimits = ImageLimits(),
     ) -> None:
         self._base, self._tower, self._task, self._registry = base, tower, task, registry
         self._count = count
-        self._batch, self._max_queue, self._deadline_s, self._limits = batch, max_queue, deadline_s, limits
+        self._batch, self._max_queue, self._deadline_s = batch, max_queue, deadline_s
         self._cache = FeatureCache(cache_bytes)
         self._heads: OrderedDict[str, Head] = OrderedDict()
         self._loading = threading.Lock()
+        self._reading = threading.Lock()  # a fast tokenizer can't be used by two threads at once
         self._changed = threading.Condition()
         self._queue: deque[_Job] = deque()
         self._pending: dict[Key, _Job] = {}
@@ -85,7 +85,7 @@ class ImageEncoder:
         self._thread.start()
 
     @classmethod
-    def load(cls, base: Base, aligned: bool, registry: Registry, **options: Any) -> Self:
+    def of(cls, base: Base, aligned: bool, registry: Registry, **options: Any) -> Self:
         """The encoder on a base of the task `align`, on the GPU where there is one.
 
         Without `aligned` its image tower alone is kept.
@@ -143,7 +143,7 @@ class ImageEncoder:
         text = torch.from_numpy(vectors.values[len(inputs) :])
         none = torch.zeros(0, text.shape[1]), torch.zeros(0, dtype=torch.int64)
         head = Head.fit("zero_shot", *none, list(classes), text, scale=float(self._task.logit_scale))
-        return await self._ranked(head, Vectors(vectors.values[: len(inputs)], 0))
+        return await self._ranked(head, Vectors(vectors.values[: len(inputs)], vectors.tokens))
 
     async def counts(self) -> dict[str, float]:
         """Of pictures: `hits` and `misses` of the cache, and the mean time of each in ms, `hit_ms` and `miss_ms`."""
@@ -212,9 +212,7 @@ class ImageEncoder:
 
     async def _ranked(self, head: Head, vectors: Vectors) -> list[Ranked]:
         found = (await asyncio.to_thread(head.probabilities, torch.from_numpy(vectors.values))).tolist()
-        return [
-            sorted(zip(head.classes, row, strict=True), key=lambda pair: pair[1], reverse=True) for row in found
-        ]
+        return [sorted(zip(head.classes, row, strict=True), key=lambda pair: pair[1], reverse=True) for row in found]
 
     # What is asked for
 
@@ -224,38 +222,38 @@ class ImageEncoder:
         texts = [nfc(one) for one in inputs if isinstance(one, str)]
         wanted = [(_TEXT, nfc(one)) if isinstance(one, str) else (_PICTURE, one) for one in inputs]
         found = await self._all(wanted)
-        tokens = await asyncio.to_thread(lambda: sum(map(self._count, texts)))
-        return Vectors(np.stack([values for values, _ in found]), tokens)
+        return Vectors(np.stack([values for values, _ in found]), await asyncio.to_thread(self._tokens, texts))
+
+    def _tokens(self, texts: Sequence[str]) -> int:
+        with self._reading:
+            return sum(map(self._count, texts))
 
     async def _all(self, wanted: Sequence[tuple[int | str, bytes | str]]) -> list[tuple[np.ndarray, bool]]:
         """Each one's array, and whether it was cached. Raises Refused."""
         began = time.monotonic()
         keys = await asyncio.to_thread(lambda: [(what, _hash(content)) for what, content in wanted])
         jobs = [_Job(key, content) for key, (_, content) in zip(keys, wanted, strict=True)]
-        held = self._take(jobs)
         found = []
-        for place, (job, values) in enumerate(zip(jobs, held, strict=True)):
-            cached = isinstance(values, np.ndarray)
+        for place, (job, held) in enumerate(zip(jobs, self._take(jobs), strict=True)):
+            cached = isinstance(held, np.ndarray)
             try:
-                # Shielded: others may wait for the same picture.
-                one = (
-                    values
-                    if isinstance(values, np.ndarray)
-                    else await asyncio.wait_for(
-                        asyncio.shield(asyncio.wrap_future(values)), max(0.0, began + self._deadline_s - time.monotonic())
-                    )
-                )
-            except TimeoutError:
-                text = f"no features within {self._deadline_s:g} seconds"
-                raise Refused(Failed(504, text, "deadline_exceeded")) from None
+                values = held if isinstance(held, np.ndarray) else await self._wait(held, began + self._deadline_s)
             except MediaError as error:
-                param = f"input.{place}" if len(jobs) > 1 else "input"
-                raise Refused(Failed(400, str(error), "invalid_image", param)) from None
+                raise Refused(Failed(400, str(error), "invalid_image", f"input.{place}")) from None
             if job.key[0] != _TEXT:
                 count, seconds = self._seen[cached]
                 self._seen[cached] = count + 1, seconds + time.monotonic() - began
-            found.append((one, cached))
+            found.append((values, cached))
         return found
+
+    async def _wait(self, done: Future[np.ndarray], until: float) -> np.ndarray:
+        try:
+            # Shielded: others may wait for the same picture.
+            waiting = asyncio.shield(asyncio.wrap_future(done))
+            return await asyncio.wait_for(waiting, max(0.0, until - time.monotonic()))
+        except TimeoutError:
+            text = f"no features within {self._deadline_s:g} seconds"
+            raise Refused(Failed(504, text, "deadline_exceeded")) from None
 
     def _take(self, jobs: Sequence[_Job]) -> list[np.ndarray | Future[np.ndarray]]:
         """What is cached already, and what there is to wait for; each thing is computed once, however many ask."""
@@ -307,19 +305,21 @@ class ImageEncoder:
         texts = [job for job in jobs if job.key[0] == _TEXT]
         if texts:
             assert self._task is not None
-            self._finish(texts, self._task.embed_texts([str(job.content) for job in texts]).float())
+            with self._reading:
+                embedded = self._task.embed_texts([str(job.content) for job in texts])
+            self._finish(texts, embedded)
         part: list[_Job] = []
         images: list[Image] = []
         for job in jobs:
             if not isinstance(job.content, bytes):
                 continue
             try:
-                image = decode_image(job.content, self._limits)
+                image = decode_image(job.content)
             except MediaError as error:
                 self._fail([job], error)
                 continue
             # A batch of the largest pictures would need gigabytes.
-            if images and sum(one.width * one.height for one in [*images, image]) > self._limits.max_pixels:
+            if images and sum(one.width * one.height for one in [*images, image]) > ImageLimits.max_pixels:
                 self._see(part, images)
                 part, images = [], []
             part.append(job)
@@ -335,7 +335,7 @@ class ImageEncoder:
                 self._finish(part, self._tower.features(chosen, what).half())
             else:
                 assert self._task is not None
-                self._finish(part, self._task.embed_images(chosen).float())
+                self._finish(part, self._task.embed_images(chosen))
 
     def _finish(self, jobs: Sequence[_Job], found: Tensor) -> None:
         for job, values in zip(jobs, found.cpu().numpy(), strict=True):

@@ -20,20 +20,33 @@ from kauli.serving.access import Access
 from kauli.serving.answers import Pieces, Shape
 from kauli.serving.api import AdapterRequest, ApiError, ChatRequest, CompletionRequest
 from kauli.serving.catalogue import Adapter, Catalogue, Route, UnknownLanguage, UnknownModel
-from kauli.serving.events import Event, Failed, Started, TextBackend
+from kauli.serving.events import Backend, Event, Failed, ImageBackend, Started, TextBackend
+from kauli.serving.pictures import Pictures
 from kauli.serving.settings import ServeArgs
+from kauli.serving.shared_space import add_shared_space
 
 _log = logging.getLogger(__name__)
 
 
-def create_app(backends: Mapping[str, TextBackend], catalogue: Catalogue, args: ServeArgs) -> FastAPI:
-    """The application; `backends` maps the name of each of the catalogue's bases to what generates with it."""
+def create_app(
+    backends: Mapping[str, TextBackend], catalogue: Catalogue, args: ServeArgs, image: ImageBackend | None = None
+) -> FastAPI:
+    """The application.
+
+    `backends` maps the name of each of the catalogue's bases to what generates with it; `image` sees, where the
+    service takes pictures, and has the shared space where the catalogue has an aligned base.
+    """
     # The stock /docs page loads its scripts from another site.
     app = FastAPI(title="Kauli", version=version("kauli"), docs_url=None, redoc_url=None)
     app.add_middleware(Access, args=args)
     _add_error_handlers(app)
     _add_pages(app)
-    _add_adapters(app, backends, catalogue)
+    everything: dict[str, Backend] = dict(backends)
+    if image is not None:
+        everything[catalogue.aligned or "encoder"] = image
+    _add_adapters(app, everything, catalogue)
+    add_shared_space(app, image, catalogue, args)
+    pictures = Pictures(backends, image, aligned=catalogue.aligned is not None)
     started = int(time.time())
 
     @app.get("/v1/models")
@@ -51,30 +64,46 @@ def create_app(backends: Mapping[str, TextBackend], catalogue: Catalogue, args: 
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatRequest) -> JSONResponse | StreamingResponse:
-        """An answer to a conversation, plain or streamed."""
-        return await _answer(body, backends, catalogue, args)
+        """An answer to a conversation, plain or streamed; users may show pictures as data: URIs."""
+        return await _answer(body, backends, catalogue, args, pictures)
 
     @app.post("/v1/completions", response_model=None)
     async def completions(body: CompletionRequest) -> JSONResponse | StreamingResponse:
         """How a text goes on, plain or streamed."""
-        return await _answer(body, backends, catalogue, args)
+        return await _answer(body, backends, catalogue, args, pictures)
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """200 when every base generates; 503 with what is wrong."""
-        problems = await asyncio.gather(*(backend.check() for backend in backends.values()))
-        wrong = {name: text for name, text in zip(backends, problems, strict=True) if text}
-        content = {"status": "failing", "bases": wrong} if wrong else {"status": "ok", "bases": list(backends)}
+        """200 when every base generates and the encoder sees; 503 with what is wrong."""
+        problems = await asyncio.gather(*(backend.check() for backend in everything.values()))
+        wrong = {name: text for name, text in zip(everything, problems, strict=True) if text}
+        content: dict[str, Any] = {"status": "failing", "bases": wrong}
+        if not wrong:
+            content = {"status": "ok", "bases": list(backends)}
+            if image is not None:
+                content["encoder"] = await image.counts()
         return JSONResponse(content, status_code=503 if wrong else 200)
 
     return app
 
 
 async def _answer(
-    body: ChatRequest | CompletionRequest, backends: Mapping[str, TextBackend], catalogue: Catalogue, args: ServeArgs
+    body: ChatRequest | CompletionRequest,
+    backends: Mapping[str, TextBackend],
+    catalogue: Catalogue,
+    args: ServeArgs,
+    pictures: Pictures,
 ) -> JSONResponse | StreamingResponse:
     requests = body.requests(args)
     route = await asyncio.to_thread(catalogue.route, body.model, body.language, body.allow_base)
+    if route.base not in backends:
+        text = f"'{route.model}' generates no text: ask it at /v1/embeddings or /v1/classify"
+        raise ApiError(400, text, "invalid_value", "model")
+    headers = _headers(route)
+    if isinstance(body, ChatRequest):
+        pictures.check_rerank(body)
+        requests[0], timing = await pictures.enter(requests[0], body, route)
+        headers |= {"Server-Timing": timing} if timing else {}
     streams = [backends[route.base].stream(request, route.adapter, not body.stream) for request in requests]
     try:
         # The first event decides the status, which a stream has to send before its text.
@@ -90,11 +119,14 @@ async def _answer(
     pieces = _together(streams)
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage
-        headers = {**_headers(route), "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         answer = _closing(pieces, shape.streamed(pieces, prompt_tokens, with_usage))
         return StreamingResponse(answer, media_type="text/event-stream", headers=headers)
     async with aclosing(pieces):
-        return JSONResponse(await shape.whole(pieces, prompt_tokens), headers=_headers(route))
+        whole = await shape.whole(pieces, prompt_tokens)
+    if isinstance(body, ChatRequest) and body.rerank:
+        whole = await pictures.rerank(whole, body)
+    return JSONResponse(whole, headers=headers)
 
 
 def _started(event: Event) -> int:
@@ -164,7 +196,7 @@ def _add_pages(app: FastAPI) -> None:
         return HTMLResponse(pages.docs(app.openapi()), headers=pages.HEADERS)
 
 
-def _add_adapters(app: FastAPI, backends: Mapping[str, TextBackend], catalogue: Catalogue) -> None:
+def _add_adapters(app: FastAPI, backends: Mapping[str, Backend], catalogue: Catalogue) -> None:
     @app.get("/v1/adapters")
     async def adapters() -> dict[str, Any]:
         """The adapters that can be asked for, and which of them are in memory, with how many requests use each."""
@@ -235,7 +267,7 @@ def _models(catalogue: Catalogue, started: int) -> list[dict[str, Any]]:
             "id": base.name, "object": "model", "created": started, "owned_by": "kauli", "parent": None,
             "task": base.task, "language": list(base.languages), "licence": base.licence,
         }
-        for base in catalogue.bases.values()
+        for base in catalogue.all_bases().values()
     ]  # fmt: skip
     return bases + [_adapter_model(adapter) for adapter in catalogue.adapters()]
 
@@ -275,7 +307,9 @@ def _add_error_handlers(app: FastAPI) -> None:
             return respond(ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", "invalid_json"))
         param = ".".join(place) or None
         if first["type"] == "extra_forbidden" and len(place) == 1:
-            hint = nearest(place[0], [*ChatRequest.model_fields, "prompt"])
+            hint = nearest(
+                place[0], [*ChatRequest.model_fields, "prompt", "input", "classes", "encoding_format", "dimensions"]
+            )
             return respond(ApiError(400, f"unknown field '{place[0]}'.{hint}", "unknown_field", param))
         message = first["msg"].removeprefix("Value error, ")
         return respond(ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param))

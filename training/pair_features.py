@@ -56,7 +56,9 @@ def picture_features(
 def text_features(task: AlignTask, rows: Sequence[Row]) -> Tensor:
     """(N, W) float32: of each row's `text`."""
     texts = [nfc(row["text"]).strip() for row in rows]
-    return _features(f"texts-{task.sha256[:24]}", texts, {text: text for text in texts}, task.text_features, TEXTS_A_TURN)
+    return _features(
+        f"texts-{task.sha256[:24]}", texts, {text: text for text in texts}, task.text_features, TEXTS_A_TURN
+    )
 
 
 def _features(

@@ -203,7 +203,8 @@ class PairLearner:
         sums = torch.zeros(2, dtype=torch.float64)
         with torch.inference_mode():
             images, texts = (
-                functional.normalize(getattr(own, side)(self._validation[side].to(self.device)), dim=-1) for side in SIDES
+                functional.normalize(getattr(own, side)(self._validation[side].to(self.device)), dim=-1)
+                for side in SIDES
             )
         rows = self._examples.validation
         for language in sorted({row["language"] for row in rows})[rank::world]:

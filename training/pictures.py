@@ -7,6 +7,7 @@ of known concepts are taken out of the training split: of each group with two pi
 import hashlib
 import io
 import json
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,28 +110,33 @@ def with_media(
     Features are computed once and kept under `<home>/cache/features`, by tower, grid, augmentations and picture.
     """
     spec = json.dumps([one.model_dump(mode="json") for one in augmentations], sort_keys=True)
-    key = hashlib.sha256(f"{tower.sha256} {grid} {spec}".encode()).hexdigest()[:24]
-    folder = kauli_home() / "cache" / "features" / key
+    keys = {spec: hashlib.sha256(f"{tower.sha256} {grid} {spec}".encode()).hexdigest()[:24] for spec in ("[]", spec)}
+    folders = {spec: kauli_home() / "cache" / "features" / key for spec, key in keys.items()}
+
+    def place(picture: str, view: int) -> Path:
+        return folders[spec if view else "[]"] / f"{picture}.{view}.npy"  # the picture as it is serves all recipes
+
     risky = set(at_risk(rows, augmentations)) if augmentations else set()
     pictures: dict[str, tuple[bytes, bool]] = {}
     for row in rows:
         held = pictures.get(row["picture"], (b"", False))[1]
         pictures[row["picture"]] = (row["image"], held or row["id"] in risky)
     features = {}
-    with file_lock(kauli_home() / "locks" / f"features-{key}.lock"):  # of several workers here, one computes
+    with file_lock(kauli_home() / "locks" / f"features-{keys[spec]}.lock"):  # of several workers here, one computes
         wanted = [(key, view) for view in range(views) for key in sorted(pictures)]
-        missing = [(key, view) for key, view in wanted if not _path(folder, key, view).is_file()]
-        folder.mkdir(parents=True, exist_ok=True)
+        missing = [(key, view) for key, view in wanted if not place(key, view).is_file()]
+        for folder in folders.values():
+            folder.mkdir(parents=True, exist_ok=True)
         with bar("Encoding pictures", len(missing)) as advance:
             for start in range(0, len(missing), ENCODED_AT_ONCE):
                 part = missing[start : start + ENCODED_AT_ONCE]
                 images = [_view(*pictures[key], augmentations, key, view) for key, view in part]
                 for (key, view), found in zip(part, tower.features(images, grid), strict=True):
-                    _store(_path(folder, key, view), found.numpy().astype(np.float16))
+                    _store(place(key, view), found.numpy().astype(np.float16))
                 advance(len(part))
     for key in pictures:
         for view in range(views):
-            features[key, view] = (Media("image", np.load(_path(folder, key, view), allow_pickle=False)),)
+            features[key, view] = (Media("image", np.load(place(key, view), allow_pickle=False)),)
     return [{**row, "media": features[row["picture"], view]} for view in range(views) for row in rows]
 
 
@@ -142,14 +148,10 @@ def _view(image: bytes, keep: bool, augmentations: Sequence[Augmentation], key: 
     return augmented(decoded, augmentations, view_seed(key, view), keep_direction=keep)
 
 
-def _path(folder: Path, key: str, view: int) -> Path:
-    return folder / f"{key}.{view}.npy"
-
-
 def _store(path: Path, features: Any) -> None:
     content = io.BytesIO()
     np.save(content, features, allow_pickle=False)
-    partial = path.with_suffix(".partial")
+    partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.write_bytes(content.getvalue())
     partial.replace(path)
 

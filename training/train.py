@@ -107,9 +107,10 @@ def train(
         registry.set_alias(recipe.name, published.version, "latest")
         aliases.append("latest")
     else:
+        figure = "bits per byte" if recipe.pairs is None else "1 - mean reciprocal rank"
         note(
-            f"{published.spec} is not better than its base on validation ({progress.best_validation:.3f} bits per "
-            f"byte, base {progress.base_validation:.3f}): it is published, but does not become 'latest'."
+            f"{published.spec} is not better than its base on validation ({progress.best_validation:.3f} {figure}, "
+            f"base {progress.base_validation:.3f}): it is published, but does not become 'latest'."
         )
     runs.write(f"{folder}/published.json", json.dumps({"adapter": published.spec}).encode())
     for path in runs.find(folder):
@@ -159,7 +160,10 @@ def _examples(recipe: Recipe, dataset: Dataset) -> Examples:
         replay = english_rows(dataset, "train")
         if not replay:
             raise UsageError(f"objective.regulariser replay: data '{recipe.data}' has no English rows to replay.")
-    return Examples(train, _sample(validation), replay, dataset.sha256)
+    images: dict[str, bytes] = {}
+    for row in train if pictures else ():  # one object for a picture in twelve languages, here and in the workers' copy
+        row["image"] = images.setdefault(row["picture"], row["image"])
+    return Examples(train, validation if recipe.pairs is not None else _sample(validation), replay, dataset.sha256)
 
 
 def _texts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
