@@ -135,9 +135,7 @@ class AlignTask:
         """Features of each row's picture and text. Raises MediaError for a picture that can't be read."""
         images = self.image_features([decode_image(row["image"]) for row in rows])
         texts = self.text_features([row["text"] for row in rows])
-        return [
-            Pair(image, text, str(row["group"])) for image, text, row in zip(images, texts, rows, strict=True)
-        ]
+        return [Pair(image, text, str(row["group"])) for image, text, row in zip(images, texts, rows, strict=True)]
 
     def collate(self, documents: Sequence[Pair]) -> PairBatch:
         """Encoded rows as one batch."""
@@ -239,7 +237,10 @@ def pair_losses(
         signs = torch.where(own, 1.0, -1.0)
         losses = -functional.logsigmoid(signs * (to_texts + bias)).masked_fill(masked, 0.0).sum(dim=1)
     else:
-        both = [_cross_entropy(logits.masked_fill(masked, -1e4), mine, masked, smoothing) for logits in (to_texts, to_images)]
+        both = [
+            _cross_entropy(logits.masked_fill(masked, -1e4), mine, masked, smoothing)
+            for logits in (to_texts, to_images)
+        ]
         losses = (both[0] + both[1]) / 2
     return torch.where(groups[mine] < 0, torch.zeros_like(losses), losses)
 

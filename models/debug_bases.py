@@ -22,7 +22,7 @@ def build_debug(shape: Shape, out: Path) -> None:
 
 
 def build_debug_clip(out: Path) -> None:
-    """Write an open_clip model (a ViT of 2 layers for 32 pixels, a BERT of 2 layers, 64 wide, space of 32) into `out`."""
+    """Write an open_clip model (a ViT for 32 pixels and a BERT, both 2 layers and 64 wide) into `out`."""
     import torch
     from open_clip import CustomTextCLIP
     from safetensors.torch import save_file

@@ -54,7 +54,9 @@ class Projections(nn.Module):
         elif hasattr(model, "text_projection"):
             text = _taken(model, "text_projection", "text_projection", "text", names)
         else:
-            raise KauliError("the text tower has no projection that kauli knows: it takes open_clip's and BERT-like ones.")
+            raise KauliError(
+                "the text tower has no projection that kauli knows: it takes open_clip's and BERT-like ones."
+            )
         return cls(image, text, model.logit_scale, getattr(model, "logit_bias", None), names)
 
     def tensors(self) -> dict[str, Tensor]:

@@ -161,12 +161,13 @@ class _Generation(_Strict):
             raise ValueError(f"give at most {MOST_STOPS} strings of 1 to 128 characters")
         return [nfc(stop) for stop in stops]
 
-    def _options(self, args: ServeArgs, wanted: int | None, logprobs: int | None) -> dict[str, Any]:
+    def _options(self, args: ServeArgs, wanted: int | None, logprobs: int | None, reranked: int = 1) -> dict[str, Any]:
         """The fields of `TextRequest` but what is asked; raises ApiError for what is over the service's limits."""
         limits = (
             ("max_tokens", wanted or 0, args.max_tokens),
             ("min_tokens", self.min_tokens, args.max_tokens),
             ("n", self.n or 1, args.max_answers),
+            ("rerank", reranked, args.max_answers),
         )
         for name, value, most in limits:
             if value > most:
@@ -218,7 +219,8 @@ class ChatRequest(_Generation):
         messages = tuple(Message(roles.get(one.role, one.role), one.text()) for one in self.messages)
         check_texts([one.content for one in messages], args, "messages")
         wanted = self.max_completion_tokens or self.max_tokens
-        options = self._options(args, wanted, (self.top_logprobs or 0) if self.logprobs else None)
+        top = (self.top_logprobs or 0) if self.logprobs else None
+        options = self._options(args, wanted, top, self.rerank or 1)
         if self.rerank:
             if len(pictures) != 1 or self.stream or (self.n or 1) > 1:
                 text = "rerank is for one picture, one answer (n: 1), and not for streams"

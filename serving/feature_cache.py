@@ -27,8 +27,10 @@ class FeatureCache:
             return values
 
     def put(self, key: Key, values: np.ndarray) -> None:
-        """Keep `values`, which nobody may change from now on."""
+        """Keep `values`, which nobody may change from now on, unless they alone are too many bytes."""
         values.flags.writeable = False
+        if values.nbytes > self._most:
+            return
         with self._lock:
             old = self._held.pop(key, None)
             self._bytes += values.nbytes - (0 if old is None else old.nbytes)

@@ -142,7 +142,10 @@ class TextGenerator:
     async def picture_form(self, adapter: str) -> PictureForm | Failed | None:
         """What the adapter takes for a picture; None where it takes none."""
         try:
-            return await self._run(self._loading, self._picture_form, adapter)
+            reading = asyncio.to_thread(self._picture_form, adapter)
+            return await self._before(time.monotonic() + self._deadline_s, reading)
+        except Refused as refusal:
+            return refusal.failed
         except KauliError as error:
             return _unloadable(adapter, f": {error}")
 

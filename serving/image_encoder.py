@@ -115,7 +115,7 @@ class ImageEncoder:
             [(values, cached)] = await self._all([(form.grid, content)])
         except Refused as refusal:
             return refusal.failed
-        return Features(values, cached)
+        return Features(values.copy(), cached)  # torch warns of arrays that are read-only
 
     async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
         """Texts, and pictures as their encoded bytes, in the shared space."""

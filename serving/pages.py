@@ -57,8 +57,8 @@ def _fields(body: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
 def _kind(field: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     """A field's value in words."""
     field = _resolved(field, schema)
-    if "anyOf" in field:
-        return " or ".join(_kind(one, schema) for one in field["anyOf"] if one.get("type") != "null") or "null"
+    if choices := field.get("anyOf", field.get("oneOf")):
+        return " or ".join(_kind(one, schema) for one in choices if one.get("type") != "null") or "null"
     if "enum" in field or "const" in field:
         return ", ".join(repr(value) for value in field.get("enum", [field.get("const")]))
     if field.get("type") == "array":

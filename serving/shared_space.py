@@ -80,7 +80,9 @@ def add_shared_space(app: FastAPI, image: ImageBackend | None, catalogue: Catalo
 
 def _error(failed: Failed, body: EmbeddingRequest | ClassifyRequest) -> ApiError:
     """The encoder counts inputs; a single one has no number in the body."""
-    return ApiError.of(replace(failed, param="input") if failed.code == "invalid_image" and isinstance(body.input, str) else failed)
+    return ApiError.of(
+        replace(failed, param="input") if failed.code == "invalid_image" and isinstance(body.input, str) else failed
+    )
 
 
 async def _contents(inputs: Sequence[str | Picture]) -> list[str | bytes]:

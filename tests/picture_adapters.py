@@ -4,6 +4,7 @@ import base64
 import io
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
@@ -14,8 +15,11 @@ from kauli.models.cards import BaseReference, Card
 from kauli.models.connector import Connector, PartSettings
 from kauli.models.heads import Head
 from kauli.models.image_tower import ImageTower
+from kauli.models.media import decode_image
 from kauli.models.plain_peft import from_peft
 from kauli.models.registry import Registry
+from kauli.models.requests import Media, Message, TextRequest
+from kauli.models.text import TextTask
 
 CLASSES = ("nyekundu", "bluu")
 
@@ -24,6 +28,14 @@ def png(colour: str, size: int = 40) -> bytes:
     """A PNG of one colour."""
     out = io.BytesIO()
     Image.new("RGB", (size, size), colour).save(out, "PNG")
+    return out.getvalue()
+
+
+def large_png() -> bytes:
+    """Nearly 8 MiB of noise, which nothing makes smaller."""
+    out = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (1600, 1660, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(out, "PNG", compress_level=0)
     return out.getvalue()
 
 
@@ -85,3 +97,18 @@ def head_card(name: str, language: str, base: Base) -> Card:
     reference = BaseReference(name=base.name, reference=base.reference, sha256=base.sha256, licence=base.licence)
     method = {"kind": "head", "head": "prototype"}
     return Card(name=name, task="align", language=[language], base=reference, method=method, licence="CC0-1.0")
+
+
+def described_here(storage: Path, spec: str, content: str, colours: list[str], grid: int = 1) -> tuple[str, int]:
+    """What the models say without a service in 12 tokens, and how many tokens the prompt has.
+
+    `content` has a `MARK` for each of the pictures of one colour.
+    """
+    tower = ImageTower.load(find_base("debug", task="align"))
+    found = tower.features([decode_image(png(colour)) for colour in colours], grid).numpy().astype(np.float16)
+    task = TextTask.load(find_base("debug"))
+    task.add_adapter(spec, Registry(str(storage)).fetch(spec))
+    media = tuple(Media("image", features) for features in found)
+    request = TextRequest((Message("user", content),), max_tokens=12, ignore_eos=True, media=media)
+    answer = "".join(chunk.text for step in task.generate([request], [spec]) for chunk in step)
+    return answer, len(task.prompt_tokens(request))

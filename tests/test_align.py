@@ -160,7 +160,8 @@ def checkpoint(folder: Path, shape: str) -> Path:
         text = {"hf_model_name": "org/xlm-roberta-tiny", "hf_pooler_type": "mean_pooler", "hf_proj_type": "mlp"}
         text |= {"hf_tokenizer_name": "org/xlm-roberta-tiny", "context_length": 64}
         model_cfg: dict[str, Any] = {
-            "embed_dim": 24, "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32},
+            "embed_dim": 24,
+            "vision_cfg": {"layers": 2, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32},
         }  # fmt: skip
         local = {**text, "hf_model_name": str(folder), "hf_model_pretrained": False}
     else:
@@ -192,10 +193,13 @@ def test_a_checkpoint_of_a_known_shape_loads(tmp_path: Path, shape: str) -> None
     images, texts = loaded.embed_images(pictures()), loaded.embed_texts(["moto", "maji baridi"])
     assert bool((images.std(dim=0) > 0).any())
     assert texts.shape == (2, loaded.dim)
-    assert set(loaded.bare.tensors()) == {
-        "xlm-roberta-ViT": {"visual.proj", "text.proj.0.weight", "text.proj.2.weight", "logit_scale"},
-        "SigLIP": {"text.text_projection.weight", "text.text_projection.bias", "logit_scale", "logit_bias"},
-    }[shape]
+    assert (
+        set(loaded.bare.tensors())
+        == {
+            "xlm-roberta-ViT": {"visual.proj", "text.proj.0.weight", "text.proj.2.weight", "logit_scale"},
+            "SigLIP": {"text.text_projection.weight", "text.text_projection.bias", "logit_scale", "logit_bias"},
+        }[shape]
+    )
 
 
 def test_saved_projections_are_read_by_open_clip(task: AlignTask, tmp_path: Path) -> None:

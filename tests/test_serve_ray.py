@@ -11,15 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import psutil
 import pytest
+import torch
 from openai import DefaultHttpxClient, OpenAI
+from picture_adapters import CLASSES, data_uri, described_here, large_png, png, publish_describe, publish_head
 
+from kauli.models.align import AlignTask
 from kauli.models.bases import find_base
 from kauli.models.errors import UsageError
+from kauli.models.media import decode_image
 from kauli.models.registry import Registry
-from kauli.models.requests import TextRequest
+from kauli.models.requests import MARK, TextRequest
 from kauli.models.text import TextTask
 from kauli.serving.app import Service, start
 from kauli.serving.settings import ServeArgs
@@ -41,6 +46,11 @@ def storage(publish: Publish, tmp_path_factory: pytest.TempPathFactory) -> Itera
         patch.setenv("KAULI_HOME", str(tmp_path_factory.mktemp("home")))
         folder = tmp_path_factory.mktemp("store")
         publish(folder, "text-sw", "sw", 1)
+        publish_describe(folder, "describe-sw", "sw", 2)
+        shots = AlignTask.load(find_base("debug", task="align")).embed_images(
+            [decode_image(png(colour)) for colour in ("red", "blue")]
+        )
+        publish_head(folder, "topic-sw", "sw", shots, torch.tensor([0, 1]))
         yield folder
 
 
@@ -86,6 +96,41 @@ def test_streaming(client: OpenAI) -> None:
     assert text == plain.choices[0].message.content
     assert chunks[-1].usage == plain.usage
     assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == ["length"]
+
+
+def show(client: OpenAI, uri: str, **options: Any) -> Any:
+    content = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": "Ni nini?"}]
+    return client.chat.completions.with_raw_response.create(
+        model="describe", messages=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
+        max_tokens=12, extra_body={"language": "sw", "ignore_eos": True}, **options,
+    )  # fmt: skip
+
+
+def test_a_picture_is_described_as_in_this_process(client: OpenAI, storage: Path) -> None:
+    expected, tokens = described_here(storage, "describe-sw@1", f"{MARK}Ni nini?", ["red"])
+    first, second = (show(client, data_uri(png("red"))) for _ in range(2))
+    assert first.headers["X-Kauli-Adapter"] == "describe-sw@1"
+    assert first.parse().choices[0].message.content == expected
+    assert first.parse().usage.prompt_tokens == tokens
+    assert second.headers["Server-Timing"].startswith("encoder;desc=hit")
+    assert show(client, data_uri(large_png())).parse().choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="remote pictures are not fetched"):
+        show(client, "https://example.org/a.png")
+    with pytest.raises(openai.BadRequestError, match="cut off"):
+        show(client, data_uri(png("red")[:-20]))
+
+
+def test_pictures_and_texts_in_one_space(client: OpenAI, service: Service) -> None:
+    found = client.embeddings.create(model="embed", input=["gari", data_uri(png("red"))])
+    task = AlignTask.load(find_base("debug", task="align"))
+    expected = torch.cat([task.embed_texts(["gari"]), task.embed_images([decode_image(png("red"))])])
+    assert np.allclose([one.embedding for one in found.data], expected.numpy(), atol=1e-5)
+    http = httpx.Client(base_url=service.url, trust_env=False, timeout=30)
+    body = {"model": "classify", "language": "sw", "input": [data_uri(png("blue")), data_uri(png("red"))]}
+    labels = [one["label"] for one in http.post("/v1/classify", json=body).json()["data"]]
+    assert labels == [CLASSES[1], CLASSES[0]]
+    assert http.get("/health").json()["encoder"]["misses"] >= 2
+    assert {"debug-clip", "topic-sw", "describe-sw"} <= {model.id for model in client.models.list()}
 
 
 def test_errors_reach_the_client(client: OpenAI, service: Service) -> None:

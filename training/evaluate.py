@@ -18,7 +18,6 @@ from kauli.models.registry import Registry
 from kauli.models.requests import Chunk, Message, TextRequest
 from kauli.models.text import TextTask
 from kauli.training.data import Dataset, load_data
-from kauli.training.evaluate_pictures import evaluate_pictures
 from kauli.training.metrics import (
     SYNTHETIC,
     Tally,
@@ -92,15 +91,38 @@ def evaluate(
         note(f"Note: {notes[0]}.")
     wanted = GENERATED if limit is None else limit
     folder = registry.fetch(exact)
-    if card.task == "describe":
-        prompt = (card.recipe or {}).get("prompt")
-        result = evaluate_pictures(folder, base, dataset, card.language, prompt, split=split, limit=wanted)
-    else:
-        result = evaluate_folder(folder, base, dataset, card.language, split=split, limit=wanted)
+    result = evaluate_adapter(card, folder, base, dataset, split=split, limit=wanted)
     result = replace(result, adapter=exact, notes=(*result.notes, *notes))
     if out is not None:
         write_report(result, card, dataset, base, out)
     return result
+
+
+def evaluate_adapter(
+    card: Card,
+    folder: Path,
+    base: Base,
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    limit: int = GENERATED,
+    scored: int | None = None,
+) -> EvalResult:
+    """Evaluate the adapter in `folder` as its task wants it; see the function of each task."""
+    if card.task == "describe":
+        from kauli.training.evaluate_pictures import evaluate_pictures
+
+        prompt = (card.recipe or {}).get("prompt")
+        return evaluate_pictures(folder, base, dataset, card.language, prompt, split=split, limit=limit, scored=scored)
+    if card.task == "align" and card.method.get("kind") == "head":
+        from kauli.training.head_training import evaluate_head
+
+        return evaluate_head(folder, base, dataset, card.language, split)
+    if card.task == "align":
+        from kauli.training.retrieval import evaluate_align
+
+        return evaluate_align(folder, base, dataset, card.language, split)
+    return evaluate_folder(folder, base, dataset, card.language, split=split, limit=limit, scored=scored)
 
 
 def evaluate_folder(

@@ -280,11 +280,15 @@ def _fill_groups(reading: _Reading, path: Path) -> None:
     prompts = Counter(normalise(row["prompt"]) for row in rows if row["prompt"])
     # A prompt that stands in many rows is an instruction ("Describe the picture"), which ties nothing
     instruction = max(10, len(rows) // 20)
+    # So does a text that stands beside many pictures or recordings: it is a class
+    pictured = Counter(normalise(row["text"]) for row in rows if row["text"] and (row["image"] or row["audio"]))
+    texts = Counter(normalise(row["text"]) for row in rows if row["text"])
+    labels = {text for text, count in texts.items() if count > instruction and pictured[text] == count}
     concepts = Concepts()
     for row in rows:
         keys = [f"row:{row['id']}"]
         keys += [f"group:{row['group']}"] if row["group"] else []
-        keys += [f"text:{normalise(row['text'])}"] if row["text"] else []
+        keys += [f"text:{text}"] if row["text"] and (text := normalise(row["text"])) not in labels else []
         keys += [f"text:{text}"] if row["prompt"] and prompts[text := normalise(row["prompt"])] <= instruction else []
         keys += [media_key(name, row[name]) for name in ("image", "audio") if row[name]]
         concepts.link(keys)

@@ -109,8 +109,8 @@ class TokenLearner:
         if self._parts:
             assert isinstance(task, DescribeTask)
             # In English where there is some: it is what a base knows best, and what its other languages hang on.
-            english = [row for row in self._examples.train if row["language"] == "en"]
-            task.add_connector(self._parts, english or self._examples.train)
+            rows = [*self._examples.train, *self._examples.replay]
+            task.add_connector(self._parts, [row for row in rows if row["language"] == "en"] or rows)
         bare: Any = task.model
         attached: Any = self._recipe.method.attach(bare, task.base.reference)
         task.model = attached

@@ -4,12 +4,14 @@ Each kind is a frozen pydantic model (its YAML keys) with `attach`, which turns 
 and saves in the form that `kauli.models.text` applies.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
+
+from kauli.models.heads import HeadKind
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
@@ -68,4 +70,21 @@ class Projection(BaseModel):
         return model.requires_grad_(True)
 
 
-Method = Annotated[Lora | Full | Projection, Field(discriminator="kind")]
+class FewShot(BaseModel):
+    """For `align`: a classifier on frozen embeddings, from a few pictures of each class (`kauli.models.heads`)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["head"] = "head"
+    head: HeadKind = "tip_f"
+    shots: int = Field(default=5, ge=0)
+    """Pictures drawn of each class; `zero_shot` takes none."""
+
+    @model_validator(mode="after")
+    def _shots_fit(self) -> Self:
+        if (self.head == "zero_shot") != (self.shots == 0):
+            raise ValueError("head zero_shot goes with shots 0, every other head with shots of 1 or more")
+        return self
+
+
+Method = Annotated[Lora | Full | Projection | FewShot, Field(discriminator="kind")]

@@ -25,7 +25,7 @@ CHRF_SCORER = CHRF()
 RETRIEVAL = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 METRICS = (
     *("bits_per_byte", "chrf", "exact", "distinct_2", "self_bleu", "script_share", "clip_similarity"),
-    *(*RETRIEVAL, "median_rank"),
+    *("macro_f1", "accuracy", *RETRIEVAL, "median_rank"),
 )
 LOWER_IS_BETTER = frozenset({"bits_per_byte", "self_bleu", "median_rank"})
 RANKS = 256
@@ -181,6 +181,16 @@ def _median_rank(sums: Array) -> Array:
     return np.asarray(np.where(reached[..., -1] > 0, median, np.nan))
 
 
+def _macro_f1(sums: Array) -> Array:
+    """The mean F1 over classes from (..., C * C) counts of (class, guess); a class without either is left out."""
+    classes = round(sums.shape[-1] ** 0.5)
+    counts = sums.reshape(*sums.shape[:-1], classes, classes)
+    right = np.diagonal(counts, axis1=-2, axis2=-1)
+    both = counts.sum(axis=-1) + counts.sum(axis=-2)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.nanmean(np.where(both > 0, 2 * right / both, np.nan), axis=-1))
+
+
 FINISH: dict[str, Finish] = {
     "bits_per_byte": _ratio,
     "chrf": _chrf,
@@ -189,6 +199,8 @@ FINISH: dict[str, Finish] = {
     "self_bleu": _ratio,
     "script_share": _ratio,
     "clip_similarity": _ratio,
+    "macro_f1": _macro_f1,
+    "accuracy": _ratio,
     **dict.fromkeys(RETRIEVAL, _ratio),
     "median_rank": _median_rank,
 }

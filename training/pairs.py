@@ -112,9 +112,7 @@ class PairLearner:
     cut = 0
 
     def __init__(self, task: AlignTask, recipe: Recipe, examples: Examples) -> None:
-        """`task` holds the bare base. Rows have `picture` (the SHA-256 of its bytes), `image`, `text`, `group`, `language`,
-        `id` and `prompt`.
-        """
+        """`task` holds the bare base. Rows have `picture` (the SHA-256 of its bytes) and the columns of a data set."""
         assert recipe.pairs is not None
         self.task, self._recipe, self._pairs, self._examples = task, recipe, recipe.pairs, examples
         self.device = task.device

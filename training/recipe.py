@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kauli.models.errors import UsageError, nearest
 from kauli.models.languages import check_tag
 from kauli.training.augment import Augmentation
-from kauli.training.methods import Full, Lora, Method, Projection
+from kauli.training.methods import FewShot, Full, Lora, Method, Projection
 
 
 class Strict(BaseModel):
@@ -177,10 +177,12 @@ class Recipe(Strict):
             )
         if (self.task == "describe") != (self.fusion is not None):
             raise ValueError("the task 'describe' and the section 'fusion' go together")
-        if (self.task == "align") != (self.pairs is not None):
-            raise ValueError("the task 'align' and the section 'pairs' go together")
-        if (self.task == "align") != isinstance(self.method, Projection):
-            raise ValueError("the task 'align' and the method {kind: projection} go together")
+        if (self.task == "align") != isinstance(self.method, Projection | FewShot):
+            raise ValueError("the task 'align' goes with the methods {kind: projection} and {kind: head}")
+        if isinstance(self.method, Projection) != (self.pairs is not None):
+            raise ValueError("the method {kind: projection} and the section 'pairs' go together")
+        if isinstance(self.method, FewShot) and (len(self.language) > 1 or self.augment or self.start_from):
+            raise ValueError("a head has one language, that of its classes' names, no augmentation and no start_from")
         if self.task == "align" and (self.prompt or self.objective.regulariser != "none"):
             raise ValueError("the task 'align' has no prompt and no regulariser")
         if self.task == "text" and (self.augment or self.prompt):
@@ -270,10 +272,11 @@ _SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "objective": (Objective,),
     "fusion": (Fusion,),
     "pairs": (Pairs,),
-    "method": (Lora, Full, Projection),
+    "method": (Lora, Full, Projection, FewShot),
     "method.lora": (Lora,),
     "method.full": (Full,),
     "method.projection": (Projection,),
+    "method.head": (FewShot,),
 }
 
 

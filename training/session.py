@@ -104,6 +104,7 @@ def work(job: Job, session: Session, threads: int | None = None) -> None:
             examples,
             train=with_media(examples.train, tower, grid, recipe.augment, views),
             validation=with_media(examples.validation, tower, grid),
+            replay=with_media(examples.replay, tower, grid) if examples.replay else (),
         )
     log = _logger(store, f"{job.folder}/{METRICS}")
     learner: Learner

@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,9 +25,9 @@ from kauli.models.registry import Registry
 from kauli.models.store import Store, open_store
 from kauli.training.checkpoint import Progress
 from kauli.training.data import Dataset, load_data
-from kauli.training.evaluate import GENERATED, english_rows, evaluate_folder
-from kauli.training.evaluate_pictures import evaluate_pictures
+from kauli.training.evaluate import GENERATED, english_rows, evaluate_adapter
 from kauli.training.learner import Examples
+from kauli.training.methods import FewShot
 from kauli.training.pictures import picture_rows
 from kauli.training.recipe import Recipe
 from kauli.training.results import EvalResult
@@ -77,6 +79,8 @@ def train(
     registry, runs = Registry(storage), open_store(storage, "runs")
     draft = _draft(recipe, base)
     registry.check_free(draft)
+    if isinstance(recipe.method, FewShot):
+        return _train_head(recipe, base, dataset, registry, draft, promote)
     examples = _examples(recipe, dataset)
     folder = _run_folder(runs, recipe, examples, restart)
     job = Job(recipe, examples, storage, folder, _start(registry, recipe, base))
@@ -87,16 +91,7 @@ def train(
         note(told.decode())
     progress = Progress(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["progress"])
     adapter = checkpoint / "adapter"
-    if recipe.fusion is not None:
-        result = evaluate_pictures(
-            adapter, base, dataset, recipe.language, recipe.prompt, limit=generated, scored=scored
-        )
-    elif recipe.task == "align":
-        from kauli.training.retrieval import evaluate_align  # with what open_clip needs, which text does not
-
-        result = evaluate_align(adapter, base, dataset, recipe.language)
-    else:
-        result = evaluate_folder(adapter, base, dataset, recipe.language, limit=generated, scored=scored)
+    result = evaluate_adapter(draft, adapter, base, dataset, limit=generated, scored=scored)
     card = write_card(adapter, _card(draft, recipe, examples, progress, result))
     published = registry.publish(adapter, card)
     aliases = []
@@ -119,6 +114,37 @@ def train(
     return TrainResult(
         published.spec, published.uri, result.metrics, tuple(aliases), replace(result, adapter=published.spec)
     )
+
+
+def _train_head(
+    recipe: Recipe, base: Base, dataset: Dataset, registry: Registry, draft: Card, promote: bool
+) -> TrainResult:
+    """A head is fitted in seconds, here, once the pictures' features are there: without Ray, without checkpoints."""
+    from kauli.training.head_training import fit_head
+
+    note(f"Fitting {recipe.name} on {base.name}")
+    began = time.monotonic()
+    fitted = fit_head(recipe, base, dataset)
+    progress = Progress(base_validation=fitted.base_validation, best_validation=fitted.validation, finished=True)
+    progress.seconds = time.monotonic() - began
+    with tempfile.TemporaryDirectory(prefix="kauli-head-") as scratch:
+        adapter = Path(scratch) / "adapter"
+        adapter.mkdir()
+        fitted.head.save(adapter)
+        result = evaluate_adapter(draft, adapter, base, dataset)
+        examples = Examples(fitted.rows, (), (), dataset.sha256)
+        published = registry.publish(adapter, write_card(adapter, _card(draft, recipe, examples, progress, result)))
+    aliases = []
+    if promote and fitted.validation < fitted.base_validation:
+        registry.set_alias(recipe.name, published.version, "latest")
+        aliases.append("latest")
+    elif promote:
+        note(
+            f"{published.spec} is not better than zero-shot on validation (1 - macro-F1 {fitted.validation:.3f}, "
+            f"zero-shot {fitted.base_validation:.3f}): it is published, but does not become 'latest'."
+        )
+    found = replace(result, adapter=published.spec)
+    return TrainResult(published.spec, published.uri, result.metrics, tuple(aliases), found)
 
 
 def _fit(job: Job, use_ray: bool) -> Path:
@@ -157,7 +183,7 @@ def _examples(recipe: Recipe, dataset: Dataset) -> Examples:
             )
     replay: list[dict[str, Any]] = []
     if recipe.objective.regulariser == "replay":
-        replay = english_rows(dataset, "train")
+        replay = picture_rows(dataset, "train", ["en"], recipe.prompt) if pictures else english_rows(dataset, "train")
         if not replay:
             raise UsageError(f"objective.regulariser replay: data '{recipe.data}' has no English rows to replay.")
     images: dict[str, bytes] = {}

@@ -1,0 +1,79 @@
+"""What a service offers, by its settings and what the storage and this machine hold."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from picture_adapters import publish_describe, publish_head
+
+from kauli.models.errors import UsageError
+from kauli.models.registry import Registry
+from kauli.serving.catalogue import Catalogue, UnknownModel
+from kauli.serving.lineup import Lineup, choose_lineup
+from kauli.serving.settings import ServeArgs
+
+Names = tuple[tuple[str, ...], list[str], str | None, str | None]
+
+
+@pytest.fixture
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.setenv("KAULI_HOME", str(tmp_path / "home"))
+    yield tmp_path / "store"
+
+
+def chosen(storage: Path, **settings: Any) -> Lineup:
+    return choose_lineup(Registry(str(storage)), ServeArgs(storage=str(storage), **settings))
+
+
+def names(lineup: Lineup) -> Names:
+    encoder, aligned = (base.name if base else None for base in (lineup.encoder, lineup.aligned))
+    return lineup.tasks, [base.name for base in lineup.bases], encoder, aligned
+
+
+def test_text_adapters_alone_need_no_encoder(storage: Path, publish: Callable[..., str]) -> None:
+    publish(storage, "text-sw", "sw", 1)
+    assert names(chosen(storage)) == (("text",), ["debug-text"], None, None)
+
+
+def test_describe_adapters_bring_the_encoder_that_they_name(storage: Path) -> None:
+    publish_describe(storage, "describe-sw", "sw", 1)
+    tasks = ("text", "describe", "embed", "classify")
+    assert names(chosen(storage)) == (tasks, ["debug-text"], "debug-clip", "debug-clip")
+    assert names(chosen(storage, tasks=["text"], bases=["debug"])) == (("text",), ["debug-text"], None, None)
+
+
+def test_a_head_brings_its_base(storage: Path, publish: Callable[..., str]) -> None:
+    publish(storage, "text-sw", "sw", 1)
+    publish_head(storage, "topic-sw", "sw", torch.eye(2, 32), torch.tensor([0, 1]))
+    assert names(chosen(storage)) == (("text", "embed", "classify"), ["debug-text"], "debug-clip", "debug-clip")
+    assert names(chosen(storage, tasks=["classify"])) == (("classify",), [], "debug-clip", "debug-clip")
+
+
+def test_towers_that_were_only_joined_describe_and_do_not_embed(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_describe(storage, "describe-sw", "sw", 1)
+    monkeypatch.setattr("kauli.serving.lineup.is_aligned", lambda base: base.name != "debug-clip")
+    assert names(chosen(storage)) == (("text", "describe"), ["debug-text"], "debug-clip", None)
+    with pytest.raises(UsageError, match="kauli fetch kauli-clip"):
+        chosen(storage, tasks=["text", "embed"])
+
+
+def test_what_the_settings_name_and_is_missing_is_an_error(storage: Path, publish: Callable[..., str]) -> None:
+    publish(storage, "text-sw", "sw", 1)
+    with pytest.raises(UsageError, match="task describe needs an encoder"):
+        chosen(storage, tasks=["describe"])
+    with pytest.raises(UsageError, match="kauli-nowhere"):
+        chosen(storage, encoder="kauli-nowhere")
+    assert names(chosen(storage, encoder="debug-clip"))[2:] == ("debug-clip", "debug-clip")
+
+
+def test_a_service_of_one_task_answers_that_alone(storage: Path) -> None:
+    publish_describe(storage, "describe-sw", "sw", 1)
+    lineup = chosen(storage, tasks=["embed"])
+    catalogue = Catalogue(Registry(str(storage)), lineup.bases, aligned=lineup.aligned, tasks=lineup.tasks)
+    assert catalogue.route("embed").model == "debug-clip"
+    assert catalogue.adapters() == []
+    for model in ("text", "describe", "classify", "describe-sw"):
+        with pytest.raises(UnknownModel, match="is not served here: embed"):
+            catalogue.route(model)
