@@ -76,8 +76,12 @@ def add_adapter(
 
 def bring_base(name: str, accept_terms: bool) -> "Base":
     """Fetch a base, or train one that a recipe makes; see `kauli.models.bases.fetch_base`."""
-    from kauli.models.bases import fetch_base
+    from kauli.models.bases import fetch_base, known_bases
 
+    if name in known_bases() and known_bases()[name].recipe is not None:
+        from kauli.training.clip_base import make_base
+
+        return make_base(name)
     return fetch_base(name, accept_terms=accept_terms)
 
 

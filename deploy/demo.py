@@ -1,18 +1,24 @@
 """`kauli demo`: the whole path on this machine, from a package with a base to an adapter that answers over HTTP."""
 
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from kauli.models.errors import KauliError
 from kauli.models.languages import display_name
+from kauli.models.media import media_type
 from kauli.models.progress import bar, note
 
-MEASURING, SETTING_UP = 2.5, 3.0
-"""Minutes on 2 cores: to measure an adapter, and for all that is neither training nor measuring."""
+MEASURING, SETTING_UP, ALIGNING = 2.5, 3.0, 12.0
+"""Minutes on 2 cores: to measure an adapter, for all that is neither training nor measuring, to make kauli-clip."""
 RECIPES = {"sw": "text-sw", "am": "text-am"}
+DESCRIBE, CLASSIFY = "describe-multi", "head-topics"
+PICTURES = 4
+"""Held-out pictures that are described, in each language, and classified."""
 QUESTIONS_PER_SOURCE = 2
 ANSWER_TOKENS = 32
 GENERATED, SCORED = 12, 120
@@ -45,7 +51,7 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
     check_port(args.host, args.port)  # before minutes of training, not after
     languages = " and ".join(display_name(tag) for tag in RECIPES)
     each = minutes + MEASURING
-    steps = _Steps(4 + len(RECIPES), SETTING_UP + each * len(RECIPES))
+    steps = _Steps(8 + len(RECIPES), SETTING_UP + ALIGNING + each * (len(RECIPES) + 1))
 
     with steps.step("Fetching the base smollm2-135m-q4 (once, about 100 MB)"):
         from kauli.models.bases import find_base
@@ -69,6 +75,21 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
             recipe = load_recipe(name, [f"train.minutes={minutes}"])
             trained[tag] = train(recipe, storage, generated=GENERATED, scored=SCORED)
 
+    with steps.step(
+        "Making the base kauli-clip: pictures and captions of twelve languages in one space", left=ALIGNING
+    ):
+        from kauli.deploy.commands import bring_base
+
+        bring_base("kauli-clip", False)
+
+    what = f"Training {DESCRIBE} through Ray Train for {minutes:g} minutes: pictures described in English and Swahili"
+    with steps.step(what, left=each):
+        recipe = load_recipe(DESCRIBE, [f"train.minutes={minutes}"])
+        describing = train(recipe, storage, generated=GENERATED, scored=SCORED)
+
+    with steps.step(f"Fitting {CLASSIFY}: topics of pictures from five examples each"):
+        classifying = train(load_recipe(CLASSIFY), storage)
+
     with steps.step("Starting the service (Ray Serve)"):
         service = start(args)
     try:
@@ -76,10 +97,15 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
             questions = {tag: choose(rows[tag]) for tag in RECIPES}
             adapters = {tag: result.adapter for tag, result in trained.items()}
             answers = ask_all(f"{service.url}/v1", base.name, adapters, questions)
+        with steps.step("Asking it to describe and to classify held-out pictures"):
+            described = describe_all(f"{service.url}/v1", describing.adapter)
+            classified = classify_all(f"{service.url}/v1", classifying.adapter)
         for tag, adapter in adapters.items():
             print("; ".join(trained[tag].evaluation.notes))
             mine = [answer for answer in answers if answer.language == tag]
             print(render(adapter, base.name, card_metrics(storage, adapter), mine) + "\n", flush=True)
+        print(describing.evaluation.summary() + "\n\n" + render_pictures(described) + "\n")
+        print(classifying.evaluation.summary() + "\n\n" + render_pictures(classified) + "\n")
         print(steps.summary(), flush=True)
         if not once:
             from kauli.deploy.commands import wait_for_stop
@@ -133,6 +159,70 @@ def ask_all(
         Answer(tag, row["source"], row["prompt"], row["text"], plain, adapted)
         for (tag, row), plain, adapted in zip(asked, answers[: len(asked)], answers[len(asked) :], strict=True)
     ]
+
+
+def describe_all(url: str, adapter: str) -> list[tuple[str, str, str]]:
+    """(language, reference, description) of held-out pictures, asked through `openai`."""
+    from openai import DefaultHttpxClient, OpenAI
+
+    from kauli.training.data import load_data
+    from kauli.training.evaluate_pictures import choose as choose_pictures
+    from kauli.training.pictures import picture_rows
+    from kauli.training.recipe import load_recipe
+
+    recipe = load_recipe(DESCRIBE)
+    rows = picture_rows(load_data(recipe.data, recipe.language), "test", recipe.language, recipe.prompt)
+    http = DefaultHttpxClient(trust_env=False)
+    client = OpenAI(base_url=url, api_key="none needed on loopback", http_client=http, max_retries=0)
+    found = []
+    for row in choose_pictures(rows, PICTURES * len(recipe.language)):
+        content: Any = [
+            {"type": "image_url", "image_url": {"url": data_uri(row["image"])}},
+            {"type": "text", "text": row["prompt"]},
+        ]
+        response = client.chat.completions.create(
+            model=adapter, messages=[{"role": "user", "content": content}], max_tokens=ANSWER_TOKENS, temperature=0
+        )
+        found.append((row["language"], row["text"], response.choices[0].message.content or ""))
+    return found
+
+
+def classify_all(url: str, adapter: str) -> list[tuple[str, str, str]]:
+    """(language, topic, the head's topic with its probability) of held-out pictures."""
+    import httpx
+
+    from kauli.training.data import load_data
+    from kauli.training.evaluate_pictures import choose as choose_pictures
+    from kauli.training.pictures import picture_rows
+    from kauli.training.recipe import load_recipe
+
+    recipe = load_recipe(CLASSIFY)
+    rows = choose_pictures(
+        picture_rows(load_data(recipe.data, recipe.language), "test", recipe.language, None), 2 * PICTURES
+    )
+    body = {"model": adapter, "input": [data_uri(row["image"]) for row in rows]}
+    # trust_env=False: a proxy of the environment has nothing to do with this machine's own service
+    with httpx.Client(trust_env=False, timeout=120) as client:
+        response = client.post(f"{url}/classify", json=body)
+    if response.status_code != 200:
+        raise KauliError(f"the service did not classify: {response.status_code} {response.text[:300]}")
+    found = []
+    for row, one in zip(rows, response.json()["data"], strict=True):
+        found.append((row["language"], row["text"], f"{one['label']} ({one['probabilities'][0]['probability']:.2f})"))
+    return found
+
+
+def data_uri(image: bytes) -> str:
+    """A picture as OpenAI's `image_url` takes it."""
+    return f"data:{media_type(image)};base64,{b64encode(image).decode()}"
+
+
+def render_pictures(found: Sequence[tuple[str, str, str]]) -> str:
+    """Pictures by their references, and what was said of them."""
+    from kauli.deploy.commands import table
+
+    rows = [{"language": tag, "reference": _line(text, 48), "answer": _line(answer, 80)} for tag, text, answer in found]
+    return table(rows, ["language", "reference", "answer"])
 
 
 def card_metrics(storage: str, adapter: str) -> list[dict[str, Any]]:

@@ -263,3 +263,9 @@ def _flattened(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
 
 def _short(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def media_type(image: bytes) -> str:
+    """The media type of an encoded picture that a browser shows."""
+    kinds = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
+    return "image/" + next((kind for start, kind in kinds.items() if image.startswith(start)), "png")

@@ -1,6 +1,6 @@
 """What a service offers, by its settings and what the storage and this machine hold."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ Names = tuple[tuple[str, ...], list[str], str | None, str | None]
 
 
 @pytest.fixture
-def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KAULI_HOME", str(tmp_path / "home"))
-    yield tmp_path / "store"
+    return tmp_path / "store"
 
 
 def chosen(storage: Path, **settings: Any) -> Lineup:

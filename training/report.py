@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from kauli.models.cards import Card, write_atomically
 from kauli.models.errors import UsageError
 from kauli.models.languages import display_name
+from kauli.models.media import media_type
 from kauli.training.compare import CompareResult
 from kauli.training.figures import dumbbells, learning_curve
 from kauli.training.intervals import Interval, interval
@@ -287,12 +288,6 @@ def _sample(one: Sample) -> dict[str, Any]:
         "answers": answers,
         "image": image,
     }
-
-
-def media_type(image: bytes) -> str:
-    """The media type of an encoded picture that a browser shows."""
-    kinds = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
-    return "image/" + next((kind for start, kind in kinds.items() if image.startswith(start)), "png")
 
 
 def _samples_note(result: EvalResult) -> str:

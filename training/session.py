@@ -151,7 +151,7 @@ def check_precision(recipe: Recipe) -> None:
 def train_here(job: Job, folder: Path) -> Path:
     """Run a job in this process; returns the folder of its last checkpoint."""
     session = LocalSession(folder)
-    work(job, session, threads=os.cpu_count())
+    work(job, session, threads=len(os.sched_getaffinity(0)))
     checkpoint = session.restore()
     assert checkpoint is not None
     return checkpoint
