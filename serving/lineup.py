@@ -43,9 +43,10 @@ def choose_lineup(registry: Registry, args: ServeArgs) -> Lineup:
         describes = encoder is not None and any(card.task == "describe" for card in cards)
         tasks = ("text", *(["describe"] if describes else []), *(_SHARED_SPACE if aligned else []))
     elif not aligned and set(_SHARED_SPACE) & set(tasks):
+        default = ServeArgs.model_fields["encoder"].default
+        reason = f"'{args.encoder}' is not on this machine" if encoder is None else f"'{encoder.name}' is not aligned"
         raise UsageError(
-            f"the tasks {' and '.join(_SHARED_SPACE)} need an aligned base, and '{args.encoder}' is not on this "
-            f"machine: kauli fetch {args.encoder}"
+            f"the tasks {' and '.join(_SHARED_SPACE)} need an aligned base, and {reason}: kauli fetch {default}"
         )
     elif encoder is None and "describe" in tasks:
         raise UsageError(
@@ -73,7 +74,9 @@ def _choose_encoder(cards: Sequence[Card], args: ServeArgs) -> Base | None:
     options = {"task": "align", "allow_noncommercial": args.allow_noncommercial}
     try:
         return find_base(args.encoder, fetch=False, **options)  # type: ignore[arg-type]
-    except KauliError:
+    except KauliError as error:
+        if not isinstance(error, UsageError):  # it is here, and damaged
+            note(f"Without the encoder '{args.encoder}': {error}")
         if args.encoder != ServeArgs.model_fields["encoder"].default:
             return find_base(args.encoder, **options)  # type: ignore[arg-type]
     heads = [card.base.name for card in cards if served_task(card) == "classify"]

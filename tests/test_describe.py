@@ -1,6 +1,5 @@
 """Pictures before a language model: where features stand, what a connector computes, who is mixed with whom."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,8 @@ def adapter(folder: Path, base: str, seed: int, connector: bool = True) -> Path:
 
 
 @pytest.fixture(params=["debug", "debug-gemma", "debug-qwen"])
-def base(request: pytest.FixtureRequest) -> Iterator[str]:
-    yield request.param
+def base(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def text_of(task: DescribeTask, requests: list[TextRequest], keys: list[str | None]) -> list[str]:
@@ -191,7 +190,7 @@ def test_a_damaged_connector_is_refused(tmp_path: Path, damage: str) -> None:
         (tmp_path / WEIGHTS).unlink()
     if damage == "weights":
         (tmp_path / WEIGHTS).write_bytes(b"nothing")
-    with pytest.raises(KauliError, match="the connector in .* is damaged"):
+    with pytest.raises(KauliError, match=r"the connector in .* is damaged"):
         Connector.load(tmp_path)
 
 

@@ -62,7 +62,8 @@ def test_colours_are_told_apart_from_four_examples(data: Path, tmp_path: Path, h
     assert result.metrics["macro_f1"] == 1.0
     card = Registry(storage).card(result.adapter)
     assert card.method["kind"] == "head"
-    assert card.data is not None and card.data.rows == 12
+    assert card.data is not None
+    assert card.data.rows == 12
     assert evaluate(result.adapter, storage).to_json()["metrics"] == result.metrics
     assert result.evaluation.to_json()["base_metrics"]["macro_f1"] is not None
 
