@@ -57,11 +57,13 @@ def describe_picture(
     from kauli.models.registry import Registry
     from kauli.models.requests import Media, TextRequest
     from kauli.models.tasks import load_task
-    from kauli.serving.catalogue import Catalogue, choose_bases
+    from kauli.serving.catalogue import Catalogue, choose_bases, newest_cards
 
     content = read_picture(image)
     registry = Registry(storage)
-    bases = choose_bases(registry, ())
+    if not any(card.task == "describe" for card in newest_cards(registry)):
+        raise UsageError(f"no adapter in {storage} describes pictures. Train one: kauli train describe-multi")
+    bases = choose_bases(registry, tasks=("describe",))
     route = Catalogue(registry, bases).route(model, language)
     if route.adapter is None:
         raise UsageError(

@@ -105,7 +105,7 @@ def _taken(owner: Any, attribute: str, name: str, side: str, names: dict[str, st
     """The projection at an attribute, as a module, and None there; its parameters' names are noted."""
     found = getattr(owner, attribute)
     if isinstance(found, nn.Parameter):
-        linear = nn.Linear(*found.shape, bias=False)
+        linear = nn.Linear(found.shape[0], found.shape[1], bias=False)
         with torch.no_grad():
             linear.weight.copy_(found.T)
         names[f"{side}.weight"] = f"{name}/T"
