@@ -389,7 +389,9 @@ def serve(
     config: Annotated[Path | None, typer.Option("--config", help="A YAML file like deploy/local.yaml.")] = None,
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on [127.0.0.1, KAULI_HOST].")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port [8000, KAULI_PORT].", min=1, max=65535)] = None,
-    tasks: Annotated[str | None, typer.Option("--tasks", help="Tasks separated by commas [text].")] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Of text, describe, embed, classify [what the storage has].")
+    ] = None,
     base: Annotated[
         list[str] | None, typer.Option("--base", help="A base to serve; the first is the default [of the adapters].")
     ] = None,

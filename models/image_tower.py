@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kauli.models.bases import Base
-from kauli.models.clip_folder import Clip, spatial
+from kauli.models.clip import Clip, spatial
 
 
 class ImageTower:

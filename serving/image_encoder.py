@@ -23,7 +23,7 @@ from torch import Tensor
 from kauli.models.adapters import check_base
 from kauli.models.align import AlignTask
 from kauli.models.bases import Base
-from kauli.models.clip_folder import Clip
+from kauli.models.clip import Clip
 from kauli.models.errors import KauliError
 from kauli.models.heads import Head
 from kauli.models.image_tower import ImageTower
