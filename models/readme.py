@@ -23,6 +23,10 @@ _MEANING = {
     "self_bleu": "self-BLEU, fraction (lower: more varied)",
     "english_bits_per_byte": "bits per byte of English (higher than the base: forgotten)",
     "script_share": "letters in the expected script, fraction (higher is better)",
+    "clip_similarity": "cosine of picture and text in kauli-clip (higher is better)",
+    "macro_f1": "macro-F1, fraction (higher is better)",
+    "accuracy": "accuracy, fraction (higher is better)",
+    "median_rank": "median rank of the right text (lower is better)",
     "cer": "character error rate (lower is better)",
     "wer": "word error rate (lower is better)",
 }
@@ -58,12 +62,19 @@ def _summary(card: "Card") -> str:
 
 def _usage(card: "Card") -> str:
     language = card.language[0] if card.language else "en"
+    if card.task == "align":
+        ask = '{"model": "' + card.spec + '", "input": "data:image/png;base64,..."}'
+        return f"## Use\n\n`kauli serve`, then POST to `/v1/classify`:\n\n{_fenced(ask, 'json')}"
     command = f'kauli generate "..." --model {card.spec} --language {language}'
+    if card.task == "describe":
+        command = f"kauli describe --image picture.png --model {card.spec} --language {language}"
     if _is_full(card):
         title, load = "plain transformers", ""
         python = "model = AutoModelForCausalLM.from_pretrained(folder)"
     else:
         title, load = "plain PEFT", "from peft import PeftModel\n"
+        if card.task == "describe":
+            title += " (text alone: `connector.safetensors`, which takes pictures, is kauli's)"
         python = (
             f'base = AutoModelForCausalLM.from_pretrained("{card.base.reference}")\n'
             "model = PeftModel.from_pretrained(base, folder)"
@@ -117,7 +128,8 @@ def _training(card: "Card") -> str:
         )
     if card.validation:
         figures = f"{_number(card.validation.base)} before, {_number(card.validation.adapter)} after"
-        lines.append(f"Validation, bits per byte: {figures}.")
+        what = {"projection": "1 - mean reciprocal rank", "head": "1 - macro-F1"}
+        lines.append(f"Validation, {what.get(card.method.get('kind', ''), 'bits per byte')}: {figures}.")
     if card.method:
         lines.append("Method: " + ", ".join(f"{key} {_value(value)}" for key, value in card.method.items()) + ".")
     if card.versions:

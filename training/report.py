@@ -22,7 +22,7 @@ from kauli.training.metrics import LOWER_IS_BETTER, NEW_PICTURES, SYNTHETIC, pla
 from kauli.training.results import FEW_GROUPS, EvalResult, Sample, Scores, bracket, figure, paired
 
 SHOWN = 12
-PERCENT = frozenset({"exact", "distinct_2", "self_bleu", "script_share"})
+PERCENT = frozenset({"exact", "distinct_2", "self_bleu", "script_share", "macro_f1", "accuracy"})
 LABELS = {
     "bits_per_byte": (
         "Bits per byte",
@@ -36,6 +36,14 @@ LABELS = {
         "Similarity to the picture",
         "Higher is better. Cosine of picture and answer in a shared space.",
     ),
+    "macro_f1": ("Macro-F1", "Higher is better. The mean over classes of precision and recall in one."),
+    "accuracy": ("Accuracy", "Higher is better. The share of pictures that got their class."),
+    **{
+        f"{way}_r{cut}": (f"{words}, recall at {cut}", f"Higher is better. The right one among the first {cut}.")
+        for way, words in (("i2t", "Picture to text"), ("t2i", "Text to picture"))
+        for cut in (1, 5, 10)
+    },
+    "median_rank": ("Median rank", "Lower is better. Of the right text among those of all groups."),
     "script_share": ("Letters in the right script", "Of all letters in the answers, those of the language's script."),
 }
 SETS = {NEW_PICTURES: "new pictures of known concepts", SYNTHETIC: "synthetic rows"}
@@ -130,6 +138,8 @@ def _lead(result: EvalResult) -> str:
     over = f"{result.examples:,} {names} examples that were held out of training ({result.groups:,} groups)"
     total = result.scores.total()
     bits = total.get("bits_per_byte")
+    if bits is None and result.task == "align":
+        return f"On {over}, {result.adapter or result.base} was measured on {result.base}."
     if bits is None or result.base_scores is None:
         value = f"{figure(bits.metric, bits.value())} bits per byte" if bits else "synthetic rows only"
         return f"On {over}, the base {result.base} was measured: {value}."
@@ -156,7 +166,7 @@ def _facts(result: EvalResult, card: Card | None) -> list[tuple[str, str]]:
 def _tiles(result: EvalResult) -> list[dict[str, str]]:
     ours, base, change = result.adapter_intervals, result.base_intervals, result.differences
     tiles = []
-    for name in ("bits_per_byte", "chrf"):
+    for name in ("bits_per_byte", "chrf", "macro_f1", "accuracy", "i2t_r10", "t2i_r10"):
         if name in ours:
             note = _change_note(name, change.get(name))
             value, before = _shown(name, ours[name].value), _shown(name, base[name].value) if base else ""
@@ -303,7 +313,9 @@ def _limits(result: EvalResult) -> list[str]:
     limits = [
         "No concept of these examples (a picture, a sentence, its translation, a recording) was in the training data"
         f"{new}.",
-        f"Bits per byte covers all {result.examples:,} examples, the figures about answers {result.generated} of them.",
+        f"Bits per byte covers all {result.examples:,} examples, the figures about answers {result.generated} of them."
+        if result.generated
+        else f"The figures cover all {result.examples:,} examples.",
         "The intervals speak of the choice of examples only: another training seed would move the figures too. "
         "`kauli compare` measures by how much.",
     ]
@@ -313,7 +325,10 @@ def _limits(result: EvalResult) -> list[str]:
         limits.append(f"Sources with few groups have intervals that are rather too narrow than too wide: {listed}.")
     if result.scores.english:
         limits.append("English is measured on the English rows of the same split: what the adapter costs the base.")
-    limits.append("Few bits per byte with a low chrF: the model has come to expect the language, but not to translate.")
+    if result.generated:
+        limits.append(
+            "Few bits per byte with a low chrF: the model has come to expect the language, but not to translate."
+        )
     return [*limits, *(f"{note[0].upper()}{note[1:]}." for note in result.notes)]
 
 
