@@ -32,6 +32,9 @@ check: setup
 bench: setup
 	$(PYTHON) tests/bench_training.py --examples 48 --results RESULTS.md
 	$(PYTHON) tests/bench_serving.py --results RESULTS.md
+	.venv/bin/kauli fetch kauli-clip
+	$(PYTHON) tests/bench_pictures.py --results RESULTS.md
+	$(PYTHON) tests/bench_align.py --results RESULTS.md
 
 results: setup
 	$(PYTHON) tests/bench_quality.py
