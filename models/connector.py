@@ -60,9 +60,10 @@ class _Part(nn.Module):
 
     def forward(self, features: Features) -> Tensor:
         x = (features.values - self.mean) / self.std
-        bent: Tensor = self.down(nn.functional.gelu(self.up(x)))
         # A clamp, not an error: what lies beyond the last place shares it.
-        return self.straight(x) + bent + self.place[features.places.clamp(max=len(self.place) - 1)]
+        place = self.place[features.places.clamp(max=len(self.place) - 1)]
+        out: Tensor = self.straight(x) + self.down(nn.functional.gelu(self.up(x))) + place
+        return out
 
 
 class Connector(nn.Module):

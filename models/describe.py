@@ -5,6 +5,7 @@ this file adds what training needs: a new connector, and where it begins.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -22,7 +23,7 @@ class DescribeTask(TextTask):
         It begins where the first feature of a row's media leads to the mean embedding of its text's tokens, as far as
         a ridge regression can tell: among the words that the model knows, rather than anywhere.
         """
-        embed = self.model.get_input_embeddings()
+        embed: Any = self.model.get_input_embeddings()
         self.connector = Connector(parts, int(embed.embedding_dim)).to(self.device)
         for kind in parts:
             found = [(one.features[0], row) for row in rows for one in row["media"] if one.kind == kind]

@@ -55,7 +55,7 @@ class ImageTower:
         if not grid:
             return mean.float().cpu()
         side = round(places.shape[1] ** 0.5)
-        square = places.mT.unflatten(2, (side, side))
+        square = places.mT.reshape(len(places), -1, side, side)
         return torch.cat([mean, functional.adaptive_avg_pool2d(square, grid).flatten(2).mT], dim=1).float().cpu()
 
 

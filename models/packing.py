@@ -143,7 +143,7 @@ def pack(documents: Sequence[Document]) -> Batch:
 def _features(documents: Sequence[Document], marked: Tensor) -> dict[str, Features]:
     """The features of all documents by kind; `marked` (T,) says where they stand."""
     media = [one for document in documents for one in document.media]
-    positions = marked.nonzero()[:, 0].split([len(one.features) for one in media])
+    positions = torch.split(marked.nonzero()[:, 0], [len(one.features) for one in media])
     found = {}
     for kind in dict.fromkeys(one.kind for one in media):
         mine = [index for index, one in enumerate(media) if one.kind == kind]

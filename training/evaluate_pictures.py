@@ -133,17 +133,19 @@ def evaluate_pictures(
     scores |= {name: _empty(tags) for name in (NEAREST, MOST_FREQUENT)}
     samples: list[Sample] = []
     for one in sets:
-        shown = {NO_IMAGE: without_media(one.rows), WRONG_IMAGE: other_pictures(one.rows), ADAPTER: one.rows}
-        asked = {name: (rows, key) for name, rows in shown.items()} if key else {}
-        asked[BASE] = (without_media(one.rows), None)
+        shown: dict[str, Sequence[Row]] = {
+            NO_IMAGE: without_media(one.rows), WRONG_IMAGE: other_pictures(one.rows), ADAPTER: one.rows
+        }  # fmt: skip
+        asked: dict[str, tuple[Sequence[Row], str | None]] = {BASE: (shown[NO_IMAGE], None)}
+        if key:
+            asked |= {name: (rows, key) for name, rows in shown.items()}
         texts = _describe(task, one.chosen, asked)
         texts[NEAREST], texts[MOST_FREQUENT] = _nearest(one.chosen, known), _most_frequent(one.chosen, known)
-        for name, (rows, adapter) in asked.items():
-            for tag, found in _bits(task, rows, adapter).items():
-                scores[name][tag] |= {one.prefix + metric: value for metric, value in found.items()}
-        for name, answers in texts.items():
-            for tag, found in _generated(one.chosen, answers, aligned).items():
-                scores[name][tag] |= {one.prefix + metric: value for metric, value in found.items()}
+        tallies = [(name, _bits(task, seen, adapter)) for name, (seen, adapter) in asked.items()]
+        tallies += [(name, _generated(one.chosen, answers, aligned)) for name, answers in texts.items()]
+        for name, by_language in tallies:
+            for tag, values in by_language.items():
+                scores[name][tag] |= {one.prefix + metric: value for metric, value in values.items()}
         samples += _samples(one, texts, key is not None)
     systems = {name: Scores(found) for name, found in scores.items()}
     if aligned is None:
@@ -198,23 +200,32 @@ def _empty(tags: Sequence[str]) -> dict[str, dict[str, Tally]]:
 def _describe(
     task: Any, chosen: Sequence[Row], asked: Mapping[str, tuple[Sequence[Row], str | None]]
 ) -> dict[str, list[str]]:
-    """System -> its text for each chosen row; all systems stand in one batch."""
-    requests, adapters, places = [], [], []
+    """System -> its text for each chosen row; all systems stand in one batch.
+
+    Who is shown no picture answers a prompt once: greedily, the same prompt has the same answer.
+    """
+    requests: list[TextRequest] = []
+    adapters: list[str | None] = []
+    known: dict[tuple[str | None, str, Any], int] = {}
+    numbers: dict[str, list[int]] = {}
     for name, (rows, adapter) in asked.items():
         by_id = {row["id"]: row for row in rows}
-        for place, row in enumerate(chosen):
-            requests.append(request_for(by_id[row["id"]]))
-            adapters.append(adapter)
-            places.append((name, place))
-    texts = {name: [""] * len(chosen) for name in asked}
+        numbers[name] = []
+        for row in (by_id[one["id"]] for one in chosen):
+            what = (adapter, name, row["id"]) if row["media"] else (adapter, "", row["prompt"])
+            number = known.setdefault(what, len(requests))
+            if number == len(requests):
+                requests.append(request_for(row))
+                adapters.append(adapter)
+            numbers[name].append(number)
+    texts = [""] * len(requests)
     with bar("Describing", len(requests)) as advance:
         for chunks in task.generate(requests, adapters):
             for chunk in chunks:
-                name, place = places[chunk.row]
-                texts[name][place] += chunk.text
+                texts[chunk.row] += chunk.text
                 if chunk.finish:
                     advance()
-    return texts
+    return {name: [texts[number] for number in mine] for name, mine in numbers.items()}
 
 
 def _bits(task: Any, rows: Sequence[Row], adapter: str | None) -> dict[str, dict[str, Tally]]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from kauli.models.describe import DescribeTask
 from kauli.models.packing import Document, pack
 from kauli.models.text import TextTask, answer_losses
 from kauli.training.merged_lora import merge_while_training
+from kauli.training.methods import FewShot
 from kauli.training.plan import Plan, micro_batches, share_out
 from kauli.training.recipe import Recipe
 
@@ -34,10 +35,12 @@ class Learner(Protocol):
     """A task in training, on one rank of several."""
 
     device: torch.device
-    lengths: Sequence[int]
-    """What each example weighs in a step: its tokens, or 1."""
     cut: int
     """How many examples were too long."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """What each example weighs in a step: its tokens, or 1."""
 
     def attach(self, start: Path | None) -> None:
         """Add what is trained to the bare base, drawn from torch's random state, alike on every rank."""
@@ -111,8 +114,9 @@ class TokenLearner:
             # In English where there is some: it is what a base knows best, and what its other languages hang on.
             rows = [*self._examples.train, *self._examples.replay]
             task.add_connector(self._parts, [row for row in rows if row["language"] == "en"] or rows)
-        bare: Any = task.model
-        attached: Any = self._recipe.method.attach(bare, task.base.reference)
+        bare, method = cast("Any", task.model), self._recipe.method
+        assert not isinstance(method, FewShot)
+        attached: Any = method.attach(bare, task.base.reference)
         task.model = attached
         if start is not None:
             task.start_from(start)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from kauli.models.align import AlignTask, pair_losses
 from kauli.models.projections import Projections
 from kauli.training.learner import Examples
+from kauli.training.methods import Projection
 from kauli.training.pair_features import picture_features, text_features
 from kauli.training.plan import Plan
 from kauli.training.recipe import Recipe
@@ -134,7 +135,8 @@ class PairLearner:
         assert isinstance(own, Projections)
         if self._pairs.loss == "siglip":
             own.add_bias()
-        task.model = recipe.method.attach(own, task.base.reference)  # type: ignore[arg-type]
+        assert isinstance(recipe.method, Projection)
+        task.model = recipe.method.attach(own, task.base.reference)
         if own.logit_bias is not None:
             own.logit_bias.requires_grad_(self._pairs.loss == "siglip")
         if start is None and self._pairs.start == "fresh":

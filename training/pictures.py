@@ -67,7 +67,7 @@ def _held_out(rows: Sequence[Row]) -> set[str]:
     return {found[0] for found in several if len(found) > 1}
 
 
-def other_pictures(rows: Sequence[Row]) -> list[Row]:
+def other_pictures(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The same rows with the picture of another group: the test of whether a model looks at its picture.
 
     Rows in the order of a hash of their picture are shifted until none keeps its group; the same for every system.
