@@ -9,8 +9,6 @@ from kauli.models.errors import UsageError
 from kauli.models.progress import note
 
 ALIGNED = "kauli-clip"
-NO_REPEAT = 6
-"""Tokens: no run of so many stands twice in a description, as in the evaluation."""
 _WARMTH = 0.8  # of the samples that are reranked, unless a temperature is given
 
 
@@ -55,7 +53,7 @@ def describe_picture(
     from kauli.models.languages import display_name
     from kauli.models.media import decode_image
     from kauli.models.registry import Registry
-    from kauli.models.requests import Media, TextRequest
+    from kauli.models.requests import NO_REPEAT, Media, TextRequest
     from kauli.models.tasks import load_task
     from kauli.serving.catalogue import Catalogue, choose_bases, newest_cards
 

@@ -6,6 +6,9 @@ from typing import Any, Self
 DEFAULT_TOKENS = 128
 """New tokens of a request that names no number."""
 
+NO_REPEAT = 6
+"""Tokens: no run of so many stands twice in a description, in evaluation, on the command line and in the service."""
+
 MARK = "\ufffc"
 """Stands in a text where a picture or a recording belongs (Unicode's object replacement character)."""
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from kauli.models.media import MediaError, read_data_uri
-from kauli.models.requests import Media, TextRequest
+from kauli.models.requests import NO_REPEAT, Media, TextRequest
 from kauli.serving.api import ApiError, ChatRequest, Picture
 from kauli.serving.catalogue import Route
 from kauli.serving.events import NOT_ALIGNED, Failed, Features, ImageBackend, PictureForm, TextBackend
@@ -40,7 +40,7 @@ class Pictures:
                 param = picture.param if features.code == "invalid_image" else features.param
                 raise ApiError.of(replace(features, param=param))
             media.append(Media("image", features.values))
-        return replace(request, media=tuple(media)), _timing(found, time.monotonic() - began)
+        return replace(request, media=tuple(media), no_repeat=NO_REPEAT), _timing(found, time.monotonic() - began)
 
     def check_rerank(self, body: ChatRequest) -> None:
         """Raise ApiError where answers can't be ranked by a picture."""

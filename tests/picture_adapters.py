@@ -18,7 +18,7 @@ from kauli.models.image_tower import ImageTower
 from kauli.models.media import decode_image
 from kauli.models.plain_peft import from_peft
 from kauli.models.registry import Registry
-from kauli.models.requests import Media, Message, TextRequest
+from kauli.models.requests import NO_REPEAT, Media, Message, TextRequest
 from kauli.models.text import TextTask
 
 CLASSES = ("nyekundu", "bluu")
@@ -109,6 +109,6 @@ def described_here(storage: Path, spec: str, content: str, colours: list[str], g
     task = TextTask.load(find_base("debug"))
     task.add_adapter(spec, Registry(str(storage)).fetch(spec))
     media = tuple(Media("image", features) for features in found)
-    request = TextRequest((Message("user", content),), max_tokens=12, ignore_eos=True, media=media)
+    request = TextRequest((Message("user", content),), max_tokens=12, ignore_eos=True, media=media, no_repeat=NO_REPEAT)
     answer = "".join(chunk.text for step in task.generate([request], [spec]) for chunk in step)
     return answer, len(task.prompt_tokens(request))

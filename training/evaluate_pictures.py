@@ -21,7 +21,7 @@ from kauli.models.image_tower import ImageTower
 from kauli.models.languages import check_tag
 from kauli.models.media import decode_image
 from kauli.models.progress import bar
-from kauli.models.requests import TextRequest
+from kauli.models.requests import NO_REPEAT, TextRequest
 from kauli.models.tasks import load_task
 from kauli.training.data import Dataset
 from kauli.training.metrics import (
@@ -41,7 +41,7 @@ from kauli.training.results import EvalResult, Sample, Scores
 Row = Mapping[str, Any]
 ADAPTER, BASE, NO_IMAGE, WRONG_IMAGE = "adapter", "base", "no_image", "wrong_image"
 NEAREST, MOST_FREQUENT = "nearest", "most_frequent"
-MAX_TOKENS, NO_REPEAT = 48, 6
+MAX_TOKENS = 48
 SCORED_AT_ONCE = 64
 ALIGNED = "kauli-clip"
 """The base whose cosine of picture and text is reported, where it is on this machine."""
