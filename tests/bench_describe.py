@@ -109,8 +109,8 @@ def main() -> None:
     )
     lines = [
         f"{card.spec} ({display_name(options.language)}), base {card.base.name}; {cost}; seed "
-        f"{training.seed if training else '-'}; data {dataset.sha256[:12]}. Bits per byte cover all test pictures, chrF "
-        f"and exact at most {options.limit} of each set (greedy); "
+        f"{training.seed if training else '-'}; data {dataset.sha256[:12]}. Bits per byte cover all test pictures, "
+        f"chrF and exact at most {options.limit} of each set (greedy); "
         f"95 % intervals by paired bootstrap over groups. Measured on {machine()}. Command: `kauli train {card.name}` "
         f"and `tests/bench_describe.py {card.name} --language {options.language}`.",
         "",
