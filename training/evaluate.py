@@ -173,7 +173,7 @@ def measure(
     pivot = english_rows(dataset, split) if english and "en" not in tags else []
     notes: tuple[str, ...] = ()
     if scored is not None and len(rows) > scored:
-        every, rows, pivot = len(rows), _some(rows, scored), _some(pivot, scored)
+        every, rows, pivot = len(rows), whole_groups(rows, scored), whole_groups(pivot, scored)
         notes = (f"measured on {len(rows)} of the split's {every} rows",)
     systems = [None] if adapter is None else [adapter, None]
     bits = _all_bits(task, [*rows, *pivot], systems)
@@ -200,7 +200,7 @@ def measure(
     )
 
 
-def _some(rows: Sequence[Row], count: int) -> list[Any]:
+def whole_groups(rows: Sequence[Row], count: int) -> list[Any]:
     """Whole groups, in the order of their hash, until there are `count` rows."""
     ordered = sorted(rows, key=lambda row: hashlib.sha256(str(row["group"]).encode()).digest())
     last = ordered[:count][-1]["group"] if ordered else None

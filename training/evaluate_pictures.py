@@ -24,6 +24,7 @@ from kauli.models.progress import bar
 from kauli.models.requests import NO_REPEAT, TextRequest
 from kauli.models.tasks import load_task
 from kauli.training.data import Dataset
+from kauli.training.evaluate import whole_groups
 from kauli.training.metrics import (
     NEW_PICTURES,
     SYNTHETIC,
@@ -113,7 +114,7 @@ def evaluate_pictures(
         found = picture_rows(dataset, name, tags, prompt)
         if scored is not None and len(found) > scored:
             notes.append(f"{name}: measured on about {scored} of {len(found)} rows")
-            found = _some(found, scored)
+            found = whole_groups(found, scored)
         rows: list[Row] = list(with_media(found, tower, grid))
         if rows:
             sets.append(_Set(prefix, rows, choose(rows, limit)))
@@ -185,12 +186,6 @@ def choose(rows: Sequence[Row], limit: int) -> list[Row]:
 def request_for(row: Row) -> TextRequest:
     """The greedy request that a row makes; no run of six tokens twice, against loops."""
     return TextRequest.of_prompt(row["prompt"], tuple(row["media"]), max_tokens=MAX_TOKENS, no_repeat=NO_REPEAT)
-
-
-def _some(rows: Sequence[Row], count: int) -> list[Any]:
-    ordered = sorted(rows, key=lambda row: hashlib.sha256(str(row["group"]).encode()).digest())
-    last = ordered[:count][-1]["group"] if ordered else None
-    return [row for place, row in enumerate(ordered) if place < count or row["group"] == last]
 
 
 def _empty(tags: Sequence[str]) -> dict[str, dict[str, Tally]]:
