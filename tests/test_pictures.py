@@ -112,6 +112,21 @@ def test_features_are_computed_once_and_views_differ(dataset: Dataset, monkeypat
     assert len(plain) == len(taught)
 
 
+def test_a_sign_is_not_mirrored_though_the_instruction_hides_what_it_is(
+    dataset: Dataset,
+) -> None:
+    tower = ImageTower.load(find_base("debug", task="align"), "cpu")
+    (row, *_) = picture_rows(dataset, "train", ["sw"], "In {language}?")
+    out = io.BytesIO()
+    halves = Image.new("RGB", (24, 24), "white")
+    halves.paste((0, 0, 0), (0, 0, 12, 24))
+    halves.save(out, "PNG")
+    for prompt, differs in (("Translate: red", True), ("Translate: left arrow", False)):
+        one = {**row, "image": out.getvalue(), "picture": "0" * 64, "own_prompt": prompt}
+        plain, flipped = (made["media"][0].features for made in with_media([one], tower, 1, (Flip(p=1.0),), views=2))
+        assert (abs(plain - flipped).max() > 1e-3) == differs
+
+
 def test_train_publish_measure_and_measure_again(data: Path, tmp_path: Path) -> None:
     storage = str(tmp_path / "store")
     result = train(recipe(data), storage, use_ray=False, generated=6)

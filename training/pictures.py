@@ -50,6 +50,7 @@ def picture_rows(dataset: Dataset, split: str, languages: Sequence[str], prompt:
     rows = [row for row in every if row["image"] and (row["text"] or "").strip()]
     for row in rows:
         row["picture"] = content_key(row["image"])
+        row["own_prompt"] = row["prompt"]  # it may say in English what the picture shows
         if prompt is not None:
             row["prompt"] = prompt.replace("{language}", display_name(row["language"])) or None
     if within == "train":
@@ -114,9 +115,10 @@ def with_media(
     folders = {spec: kauli_home() / "cache" / "features" / key for spec, key in keys.items()}
 
     def place(picture: str, view: int) -> Path:
-        return folders[spec if view else "[]"] / f"{picture}.{view}.npy"  # the picture as it is serves all recipes
+        kept = ".kept" if view and pictures[picture][1] else ""  # its direction
+        return folders[spec if view else "[]"] / f"{picture}.{view}{kept}.npy"  # view 0 serves all recipes
 
-    risky = set(at_risk(rows, augmentations)) if augmentations else set()
+    risky = set(at_risk(with_own_prompts(rows), augmentations)) if augmentations else set()
     pictures: dict[str, tuple[bytes, bool]] = {}
     for row in rows:
         held = pictures.get(row["picture"], (b"", False))[1]
@@ -138,6 +140,11 @@ def with_media(
         for view in range(views):
             features[key, view] = (Media("image", np.load(place(key, view), allow_pickle=False)),)
     return [{**row, "media": features[row["picture"], view]} for view in range(views) for row in rows]
+
+
+def with_own_prompts(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The same rows with the prompts of the data, before a recipe's instruction took their place."""
+    return [{**row, "prompt": row.get("own_prompt", row.get("prompt"))} for row in rows]
 
 
 def _view(image: bytes, keep: bool, augmentations: Sequence[Augmentation], key: str, view: int) -> Image:

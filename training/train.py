@@ -23,12 +23,13 @@ from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import bar, note
 from kauli.models.registry import Registry
 from kauli.models.store import Store, open_store
+from kauli.training.augment import warn_of_risk
 from kauli.training.checkpoint import Progress
 from kauli.training.data import Dataset, load_data
 from kauli.training.evaluate import GENERATED, english_rows, evaluate_adapter
 from kauli.training.learner import Examples
 from kauli.training.methods import FewShot
-from kauli.training.pictures import picture_rows
+from kauli.training.pictures import picture_rows, with_own_prompts
 from kauli.training.recipe import Recipe
 from kauli.training.results import EvalResult
 from kauli.training.session import METRICS, NOTES, Job, check_precision, train_here
@@ -84,6 +85,8 @@ def train(
     examples = _examples(recipe, dataset)
     folder = _run_folder(runs, recipe, examples, restart)
     job = Job(recipe, examples, storage, folder, _start(registry, recipe, base))
+    if recipe.augment and (warning := warn_of_risk(with_own_prompts(examples.train), recipe.augment)):
+        note(warning)
     note(f"Training {recipe.name}: {len(examples.train)} examples, base {base.name}, run {folder}")
     with _progress(runs, f"{folder}/{METRICS}"):
         checkpoint = _fit(job, use_ray)
