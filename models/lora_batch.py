@@ -8,7 +8,7 @@ same with GPU kernels. The result is PEFT's, for each adapter alone.
 Shape letters: T tokens of the pass, P places of the stack, R the largest rank, G layers that read the same input.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,13 +237,16 @@ class LoraBatch:
     `places` is how many adapters one pass can mix. Not for several threads at once.
     """
 
-    def __init__(self, model: nn.Module, places: int) -> None:
+    def __init__(self, model: nn.Module, places: int, wanted: Callable[[str], bool] = lambda name: True) -> None:
+        """`wanted` says by a layer's name whether its tokens are among those of the passes: a model whose parts see
+        other tokens, as an encoder and its decoder do, has a `LoraBatch` for each.
+        """
         self.places = places
         self._body, self._head = Selection(), Selection()
         head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None  # type: ignore[no-untyped-call]
         self._layers: dict[str, AdaptedLinear] = {}
         for name, module in list(model.named_modules()):
-            if type(module) is nn.Linear:
+            if type(module) is nn.Linear and wanted(name):
                 split = name.rpartition(".")[2] in SIBLINGS[0]
                 layer = AdaptedLinear(module, self._head if module is head else self._body, split)
                 model.set_submodule(name, layer)
@@ -266,7 +269,12 @@ class LoraBatch:
 
     def read(self, folder: Path) -> dict[str, Term]:
         """An adapter folder's terms; may run beside a pass, in another thread. Raises KauliError: see `read_terms`."""
-        return read_terms(folder, dict(self._layers), self._dtype)
+        return read_terms(folder, self.layers, self._dtype)
+
+    @property
+    def layers(self) -> dict[str, nn.Linear]:
+        """The layers that adapters may change, by name."""
+        return dict(self._layers)
 
     def add(self, key: str, terms: dict[str, Term]) -> None:
         """Take what `read` gave under a key."""

@@ -1,17 +1,20 @@
-"""Untrusted bytes of a picture -> an upright RGB image, within a budget: the one way for training and serving.
+"""Untrusted bytes of a picture or a recording -> pixels or samples, within a budget: for training and for serving.
 
-Whatever is wrong with the bytes is a `MediaError`. Pillow decodes; what it would do at any size or any number of times
-that a file asks for is checked here before.
+Whatever is wrong with the bytes is a `MediaError`. Pillow and libsndfile decode; what they would do at any size or any
+number of times that a file asks for is checked here before, and for sound while they decode: headers lie.
 """
 
 import base64
 import hashlib
 import io
+import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
+import soundfile
 from PIL import ExifTags, Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -19,7 +22,9 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from kauli.models import audio_format
 from kauli.models.errors import UsageError
+from kauli.models.resample import Array, resampled
 
 ALLOWED = "PNG, JPEG, WEBP, GIF or BMP"
 
@@ -65,8 +70,22 @@ _UPRIGHT: dict[object, Image.Transpose] = {  # EXIF 2.32, 4.6.4 A: what undoes e
 }
 
 
+RATE = 16_000
+"""Samples a second of every `Recording`."""
+_RATES = (4_000, 192_000)  # that files may have
+_MOST_CHANNELS = 8
+_BLOCK = 65_536  # values that are decoded at once
+_UNKNOWN = 2**63 - 1  # libsndfile's number of frames where a header states none
+_SILENT = 1e-4
+_FULL_SCALE = 0.9999  # also the highest value of 16 bits; a sine of that height has 0.9 % of its samples above this
+_MOST_FULL = 0.01  # share of samples above which a recording is called clipped
+_MOST_PEAK = 2.0**31  # integers in a float file; sums of larger values could overflow
+_AUDIO_FORMATS = {"wav": "WAV", "flac": "FLAC", "ogg": "Ogg", "opus": "Ogg", "mp3": "MP3"}
+_AUDIO_TYPES = ("audio/", "application/ogg", "application/octet-stream", "binary/octet-stream", "video/ogg")
+
+
 class MediaError(UsageError):
-    """What is wrong with the bytes of a picture, and what to send instead."""
+    """What is wrong with the bytes of a picture or a recording, and what to send instead."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +154,88 @@ def read_data_uri(uri: str, limits: ImageLimits = ImageLimits()) -> bytes:
     return data
 
 
+@dataclass(frozen=True)
+class AudioLimits:
+    """The most, and the least, that one recording may be."""
+
+    max_bytes: int = 25 * 2**20
+    """Of the encoded file."""
+    max_seconds: float = 1800.0
+    max_samples: int = 200_000_000
+    """Decoded values, frames x channels: what decoding takes time for. Memory goes by `max_seconds` alone."""
+    min_seconds: float = 0.1
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One channel of sound at `RATE`."""
+
+    samples: Array
+    """(seconds * RATE,), from -1 to 1."""
+    seconds: float
+    warnings: tuple[str, ...] = ()
+    """A sentence for each thing about the file that its sender should know: clipped, cut off, scaled down."""
+
+
+def decode_audio(data: bytes, limits: AudioLimits = AudioLimits()) -> Recording:
+    """The mean of a recording's channels, resampled to 16 kHz; what is above full scale is scaled down to it.
+
+    Raises `MediaError` for anything but WAV (integers, floats), FLAC, Ogg (Vorbis, Opus) or MP3, for what is broken,
+    silent or not finite, and for what is beyond the limits: by the header before anything is decoded, and by what is
+    decoded, block by block. A file that is cut off is what is there, with a warning, where its decoder can read it.
+    """
+    if len(data) > limits.max_bytes:
+        _refuse_audio_size(len(data), limits)
+    reason = audio_format.why_refused(data)
+    if reason:
+        raise MediaError(reason)
+    name = audio_format.audio_name(data) or ""
+    try:
+        return _recording(name, data, limits)
+    except MediaError:
+        raise
+    except Exception as error:  # libsndfile's own, and numpy's where a header asks for the impossible
+        raise MediaError(f"the {name} recording is broken or cut off: send the whole file again.") from error
+
+
+def read_input_audio(data: str, format: str, limits: AudioLimits = AudioLimits()) -> bytes:
+    """The bytes in an `input_audio` part of OpenAI's chat, of the format that it says they are.
+
+    Raises `MediaError`; for an address too, since nothing is ever fetched.
+    """
+    expected = _AUDIO_FORMATS.get(format.lower())
+    if expected is None:
+        raise MediaError(f"'{_short(format)}' is no format of input_audio: {', '.join(_AUDIO_FORMATS)} are read.")
+    if len(data) > -(-limits.max_bytes // 3) * 4:
+        _refuse_audio_size(len(data) * 3 // 4, limits)
+    try:
+        decoded = base64.b64decode(data, validate=True)
+    except ValueError as error:
+        raise MediaError(
+            f"the data of input_audio must be the base64 of a whole file, no address and no data: URI ('{_short(data)}'"
+            f" is not: {error})."
+        ) from error
+    reason = audio_format.why_refused(decoded)
+    if reason:
+        raise MediaError(reason)
+    name = audio_format.audio_name(decoded)
+    if name != expected:
+        raise MediaError(f"the input_audio says '{format}', and its bytes are {name}: correct one of them.")
+    return decoded
+
+
+def check_audio_type(content_type: str | None) -> None:
+    """Refuse an upload that says it is no sound; none at all, and those that say nothing, go by their bytes."""
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind and not kind.startswith(_AUDIO_TYPES):
+        raise MediaError(
+            f"the upload's content type is '{_short(kind)}': send a {audio_format.ALLOWED} file as audio/..., or as "
+            "application/octet-stream."
+        )
+
+
 def content_key(data: bytes) -> str:
-    """SHA-256 of the bytes, in hex: the key under which what was computed from a picture is cached."""
+    """SHA-256 of the bytes, in hex: the key under which what was computed from a picture or a recording is cached."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -269,3 +368,110 @@ def media_type(image: bytes) -> str:
     """The media type of an encoded picture that a browser shows."""
     kinds = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp", b"BM": "bmp"}
     return "image/" + next((kind for start, kind in kinds.items() if image.startswith(start)), "png")
+
+
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]
+    """Read from the start to the end. A file that says it can seek is sought after each block, to where it stands:
+    slow, not exact for MP3, and an error where a file is damaged."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@dataclass
+class _Heard:
+    """What was decoded so far, before any change of it."""
+
+    frames: int = 0
+    peak: float = 0.0
+    full: int = 0
+    """Values at full scale."""
+
+
+def _refuse_audio_size(count: int, limits: AudioLimits) -> NoReturn:
+    raise MediaError(
+        f"the recording has {count:,} bytes, {limits.max_bytes:,} are allowed: send it compressed (ffmpeg -i IN -ac 1 "
+        f"-ar {RATE} OUT.flac) or in parts."
+    )
+
+
+def _recording(name: str, data: bytes, limits: AudioLimits) -> Recording:
+    stream = io.BytesIO(data)
+    heard = _Heard()
+    with _Stream(stream) as file:
+        if (file.format, file.subtype) not in audio_format.DECODED:
+            raise MediaError(audio_format.refusal(f"a {file.format} file that holds {file.subtype_info}"))
+        rate, channels, stated = file.samplerate, file.channels, file.frames
+        _check_rate(rate, channels)
+        if stated != _UNKNOWN:
+            _check_length(stated, rate, channels, limits)
+        samples = resampled(_mono(file, heard, limits), rate, RATE)
+    seconds = heard.frames / rate
+    if seconds < limits.min_seconds:
+        raise MediaError(f"the recording lasts {seconds:.2f} s, it takes {limits.min_seconds:g} s: send a longer one.")
+    if heard.peak < _SILENT:
+        raise MediaError(f"the recording is silent (its peak is {heard.peak:.1g} of full scale): check the microphone.")
+    if max(samples.max(), -samples.min()) < _SILENT:
+        raise MediaError("nothing of the recording is left in one channel below 8 kHz: send one of its channels.")
+    if heard.peak > 1:
+        samples /= heard.peak
+    np.clip(samples, -1, 1, out=samples)  # the filter of the resampling may go beyond full scale
+    unread = 1 - stream.tell() / len(data)
+    warnings = []
+    missing = stated / rate - seconds if stated != _UNKNOWN else 0.0
+    if audio_format.ends_early(name, data) or missing > max(0.1, seconds / 100):  # what an MP3 states is rounded
+        warnings.append(f"the {name} file is cut off: only its first {seconds:.1f} s were there to be read.")
+    if name == "MP3" and unread > 0.1:  # of variable bit rate, without the header that says so
+        warnings.append(
+            f"{unread:.0%} of the MP3 lies behind the end that its header states: send it as WAV if words miss."
+        )
+    if name == "WAV" and heard.peak > 1:
+        warnings.append(f"the samples reach {heard.peak:.4g}, beyond full scale, and were scaled down to 1.")
+    elif heard.full > _MOST_FULL * heard.frames * channels:
+        share = heard.full / (heard.frames * channels)
+        warnings.append(f"{share:.0%} of the samples are at full scale (clipped): record at a lower level.")
+    return Recording(samples, len(samples) / RATE, tuple(warnings))
+
+
+def _check_rate(rate: int, channels: int) -> None:
+    least, most = _RATES
+    if not least <= rate <= most:
+        raise MediaError(f"the recording has {rate:,} samples a second, {least:,} to {most:,} are read: resample it.")
+    if not 1 <= channels <= _MOST_CHANNELS:
+        raise MediaError(
+            f"the recording has {channels} channels, at most {_MOST_CHANNELS} are read: mix it down to one."
+        )
+
+
+def _check_length(frames: int, rate: int, channels: int, limits: AudioLimits) -> None:
+    if frames > limits.max_seconds * rate:
+        raise MediaError(
+            f"the recording lasts at least {frames / rate:,.1f} s, {limits.max_seconds:,.1f} are allowed: send parts."
+        )
+    if frames * channels > limits.max_samples:
+        raise MediaError(
+            f"the recording has at least {frames * channels:,} samples in {channels} channels, {limits.max_samples:,} "
+            f"are allowed: mix it down to one channel at {RATE} Hz."
+        )
+
+
+def _mono(file: _Stream, heard: _Heard, limits: AudioLimits) -> Iterator[Array]:
+    """The mean of the channels, block by block, until the end or a limit."""
+    while True:
+        block = file.read(_BLOCK // file.channels, dtype="float32", always_2d=True)
+        if not len(block):
+            return
+        heights = np.abs(block)
+        peak = float(heights.max())
+        if not math.isfinite(peak):
+            at = (heard.frames + int(np.isfinite(block).all(axis=1).argmin())) / file.samplerate
+            raise MediaError(
+                f"the recording has samples that are not finite (NaN or infinite), at {at:.2f} s: mend it."
+            )
+        if peak > _MOST_PEAK:
+            raise MediaError(f"the recording has samples of {peak:.1e}: scale them to full scale, which is 1.")
+        heard.peak = max(heard.peak, peak)
+        heard.full += int((heights >= _FULL_SCALE).sum())
+        heard.frames += len(block)
+        _check_length(heard.frames, file.samplerate, file.channels, limits)
+        yield block.mean(axis=1)

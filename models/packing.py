@@ -131,7 +131,7 @@ def pack(documents: Sequence[Document]) -> Batch:
     return Batch(
         input_ids=ids_row.clamp(min=0),
         position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
-        buckets=_buckets(lengths, starts),
+        buckets=into_buckets(lengths),
         answer_positions=torch.tensor(positions),
         answer_ids=torch.tensor(ids),
         answer_document=torch.tensor(owners),
@@ -155,8 +155,14 @@ def _features(documents: Sequence[Document], marked: Tensor) -> dict[str, Featur
     return found
 
 
-def _buckets(lengths: list[int], starts: list[int]) -> Buckets:
+def into_buckets(lengths: Sequence[int], together: bool = False) -> Buckets:
+    """Where documents of these lengths, packed in this order, lie by likeness of length, or (`together`) in one."""
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    if together:
+        return _buckets([sorted(order)], lengths, starts)
     groups: list[list[int]] = []
     for index in order:
         longest = lengths[groups[-1][0]] if groups else 0
@@ -165,10 +171,14 @@ def _buckets(lengths: list[int], starts: list[int]) -> Buckets:
             groups[-1].append(index)
         else:
             groups.append([index])
+    return _buckets(groups, lengths, starts)
+
+
+def _buckets(groups: Sequence[Sequence[int]], lengths: Sequence[int], starts: Sequence[int]) -> Buckets:
     inverse = torch.empty(starts[-1], dtype=torch.long)
     positions, place = [], 0
     for group in groups:
-        longest = lengths[group[0]]
+        longest = max(lengths[index] for index in group)
         bucket = torch.empty(len(group), longest, dtype=torch.long)
         for row, index in enumerate(group):
             start, length = starts[index], lengths[index]
@@ -179,6 +189,26 @@ def _buckets(lengths: list[int], starts: list[int]) -> Buckets:
         positions.append(bucket)
     shapes = tuple((bucket.shape[0], bucket.shape[1]) for bucket in positions)
     return Buckets(shapes, torch.cat([bucket.flatten() for bucket in positions]), inverse)
+
+
+def in_buckets(tokens: Tensor, buckets: Buckets) -> list[Tensor]:
+    """Tokens of a pack (T, ...) -> one (N, L, ...) for each bucket; filled-up places hold a document's first token."""
+    laid: Tensor = _ToBuckets.apply(tokens, buckets.positions, buckets.inverse)
+    parts = laid.split([N * L for N, L in buckets.shapes])
+    return [part.unflatten(0, shape) for part, shape in zip(parts, buckets.shapes, strict=True)]
+
+
+def out_of_buckets(parts: Sequence[Tensor], buckets: Buckets) -> Tensor:
+    """One (N, L, ...) for each bucket -> the tokens of the pack (T, ...)."""
+    out: Tensor = _FromBuckets.apply(torch.cat([part.flatten(0, 1) for part in parts]), buckets.inverse)
+    return out
+
+
+def true_places(buckets: Buckets) -> list[Tensor]:
+    """(N, L) bool for each bucket: where a token lies, rather than what a short document is filled up with."""
+    places = torch.arange(len(buckets.positions), device=buckets.positions.device)
+    parts = (buckets.inverse[buckets.positions] == places).split([N * L for N, L in buckets.shapes])
+    return [part.unflatten(0, shape) for part, shape in zip(parts, buckets.shapes, strict=True)]
 
 
 class _ToBuckets(torch.autograd.Function):
@@ -240,14 +270,10 @@ def packed_attention(
         )
         return output
     groups = query.shape[1] // key.shape[1]
-    sizes = [N * L for N, L in packed_buckets.shapes]
-    q_places, k_places, v_places = (
-        _ToBuckets.apply(tensor[0].transpose(0, 1), packed_buckets.positions, packed_buckets.inverse).split(sizes)
-        for tensor in (query, key, value)
-    )
+    places = [in_buckets(tensor[0].transpose(0, 1), packed_buckets) for tensor in (query, key, value)]
     outputs = []
-    for bucket, (N, L) in enumerate(packed_buckets.shapes):
-        q, k, v = (places[bucket].unflatten(0, (N, L)).transpose(1, 2) for places in (q_places, k_places, v_places))
+    for q, k, v in zip(*([part.transpose(1, 2) for part in parts] for parts in places), strict=True):
+        L = q.shape[2]
         # The filled-up places stand behind the document, where no query of it looks: the causal mask is enough.
         mask = None
         if sliding_window is not None and sliding_window < L:
@@ -262,8 +288,8 @@ def packed_attention(
             is_causal=mask is None,
             scale=scaling,
         )
-        outputs.append(attended.transpose(1, 2).flatten(0, 1))
-    return _FromBuckets.apply(torch.cat(outputs), packed_buckets.inverse)[None], None
+        outputs.append(attended.transpose(1, 2))
+    return out_of_buckets(outputs, packed_buckets)[None], None
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

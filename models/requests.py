@@ -90,3 +90,24 @@ class Chunk:
     """None, or "stop" (end token or stop string), "length" (`max_tokens` or the context), "cancelled", "failed"."""
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """What to transcribe: one clip, short enough for its base (`RECORDING_SECONDS` of Whisper's 30)."""
+
+    samples: Any
+    """(n,) numpy float32, mono, 16,000 a second."""
+    language: str | None = None
+    """A BCP-47 tag; None: the adapter's own, or what the base hears."""
+    prompt: str | None = None
+    """What was said before, or words that may come: Whisper goes on in its manner."""
+    max_tokens: int | None = None
+    """None: as many as can be said in the clip's time."""
+    temperature: float = 0.0
+    seed: int | None = None
+    full_window: bool | None = None
+    """Whether the clip is filled up with silence to the base's whole window, or heard at its own length; None: at its
+    own length by adapters that were trained so, else in the whole window."""
+    logprobs: int | None = None
+    n: int = 1

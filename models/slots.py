@@ -79,6 +79,35 @@ class SlotCache:
         return keys.view(shape), values.view(shape)
 
 
+class SlotMemory:
+    """What each slot's tokens attend to beside each other, such as what an encoder heard; written once a request."""
+
+    def __init__(self, slots: int) -> None:
+        self.lengths = [0] * slots
+        self._layers: list[tuple[Tensor, Tensor]] = []  # each (S, room, H, D)
+
+    def put(self, slot: int, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Give a slot keys and values (F, H, D) for every layer."""
+        count = len(layers[0][0])
+        if not self._layers or count > self._layers[0][0].shape[1]:
+            room = max(count, 2 * self._layers[0][0].shape[1] if self._layers else 64)
+            grown = [
+                tuple(part.new_zeros(len(self.lengths), room, *part.shape[1:]) for part in pair) for pair in layers
+            ]
+            for old, new in zip(self._layers, grown, strict=False):
+                for before, after in zip(old, new, strict=True):
+                    after[:, : before.shape[1]] = before
+            self._layers = grown  # type: ignore[assignment]
+        for own, pair in zip(self._layers, layers, strict=True):
+            for whole, part in zip(own, pair, strict=True):
+                whole[slot, :count] = part
+        self.lengths[slot] = count
+
+    def layer(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values (S, room, H, D); what lies behind a slot's length is finite, and means nothing."""
+        return self._layers[layer]
+
+
 class SlotPass:
     """One pass over the cache: where its tokens lie, and their attention. Given to the model as `slot_pass`."""
 
@@ -103,8 +132,10 @@ class SlotPass:
         # Slots between that don't decode now attend to their position 0, and nobody looks at the result.
         self._at = torch.zeros(self._high, dtype=torch.long, device=device)
         self._at[self._slots] = starts[: self._decoding]
+        self._spans = list(prompts)
         self._chunks = [(chunks, rows.to(device)) for chunks, rows in _like_long(prompts, self._decoding)]
         self._masks: dict[tuple[int | None, int | None], Tensor] = {}
+        self._seen: dict[tuple[SlotMemory, int], Tensor] = {}
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
@@ -117,6 +148,39 @@ class SlotPass:
             out[: self._decoding] = self._decode(queries[: self._decoding], keys, values, scaling, window)
         for group in range(len(self._chunks)):
             self._prefill(out, queries, keys, values, group, scaling, window)
+        return out[None]
+
+    def attend_memory(self, layer: int, query: Tensor, memory: SlotMemory) -> Tensor:
+        """query (1, H, T, D) -> (1, T, H, D): each token over the memory of its own slot."""
+        keys, values = memory.layer(layer)
+        queries = query[0].transpose(0, 1)  # (T, H, D)
+        out = torch.empty_like(queries)
+        if self._decoding:
+            longest = max(memory.lengths[slot] for slot in self._slots.tolist())
+            rows = slice(0, self._high) if self._whole else self._slots
+            if (memory, longest) not in self._seen:
+                lengths = torch.tensor(memory.lengths, device=keys.device)[rows]
+                seen = torch.arange(longest, device=keys.device) < lengths[:, None]
+                self._seen[memory, longest] = torch.zeros(
+                    seen.shape, dtype=keys.dtype, device=keys.device
+                ).masked_fill_(~seen, float("-inf"))[:, None, None]
+            attended = functional.scaled_dot_product_attention(
+                queries[: self._decoding, :, None],
+                keys[rows, :longest].transpose(1, 2),
+                values[rows, :longest].transpose(1, 2),
+                attn_mask=self._seen[memory, longest],
+            )
+            out[: self._decoding] = attended[:, :, 0]
+        first = self._decoding
+        for span in self._spans:
+            last, length = first + span.end - span.start, memory.lengths[span.slot]
+            attended = functional.scaled_dot_product_attention(
+                queries[None, first:last].transpose(1, 2),
+                keys[None, span.slot, :length].transpose(1, 2),
+                values[None, span.slot, :length].transpose(1, 2),
+            )
+            out[first:last] = attended[0].transpose(0, 1)
+            first = last
         return out[None]
 
     def _decode(

@@ -14,6 +14,7 @@ TASKS = {
     "text": "kauli.models.text:TextTask",
     "describe": "kauli.models.describe:DescribeTask",
     "align": "kauli.models.align:AlignTask",
+    "transcribe": "kauli.models.transcribe:WhisperTask",
 }
 """Name -> module and class; a module is imported when its task is asked for, since each brings its own libraries."""
 

@@ -114,6 +114,12 @@ def evaluate_adapter(
 
         prompt = (card.recipe or {}).get("prompt")
         return evaluate_pictures(folder, base, dataset, card.language, prompt, split=split, limit=limit, scored=scored)
+    if card.task == "transcribe":
+        from kauli.training.evaluate_speech import FASTEST, evaluate_speech
+
+        speech = (card.recipe or {}).get("speech") or {}
+        fastest = speech.get("fastest", FASTEST)
+        return evaluate_speech(folder, base, dataset, card.language, fastest=fastest, split=split, scored=scored)
     if card.task == "align" and card.method.get("kind") == "head":
         from kauli.training.head_training import evaluate_head
 

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from kauli.models.heads import HeadKind
 
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"]
+"""What the modules of attention are called; a model has the last one under one of its two names."""
 
 
 class Lora(BaseModel):
@@ -39,7 +40,7 @@ class Lora(BaseModel):
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT says int, and divides all the same
             lora_dropout=self.dropout,
             target_modules=list(self.targets) if isinstance(self.targets, tuple) else targets,
-            task_type="CAUSAL_LM",
+            task_type=None if model.config.is_encoder_decoder else "CAUSAL_LM",
             base_model_name_or_path=reference,
         )
         return get_peft_model(model, config)

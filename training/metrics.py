@@ -22,12 +22,13 @@ from kauli.training.intervals import Array, Finish
 Row = Mapping[str, Any]
 
 CHRF_SCORER = CHRF()
+SPEECH = ("cer", "wer", "looped")
 RETRIEVAL = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
 METRICS = (
     *("bits_per_byte", "chrf", "exact", "distinct_2", "self_bleu", "script_share", "clip_similarity"),
-    *("macro_f1", "accuracy", *RETRIEVAL, "median_rank"),
+    *("macro_f1", "accuracy", *RETRIEVAL, "median_rank", *SPEECH),
 )
-LOWER_IS_BETTER = frozenset({"bits_per_byte", "self_bleu", "median_rank"})
+LOWER_IS_BETTER = frozenset({"bits_per_byte", "self_bleu", "median_rank", *SPEECH})
 RANKS = 256
 """Ranks that `median_rank` tells apart: the last stands for all that are no better."""
 SYNTHETIC = "synthetic_"
@@ -203,4 +204,5 @@ FINISH: dict[str, Finish] = {
     "accuracy": _ratio,
     **dict.fromkeys(RETRIEVAL, _ratio),
     "median_rank": _median_rank,
+    **dict.fromkeys(SPEECH, _ratio),
 }

@@ -25,7 +25,7 @@ from kauli.models.media import content_key, decode_image
 from kauli.models.progress import bar
 from kauli.models.requests import Media
 from kauli.models.sources import file_lock
-from kauli.training.augment import Augmentation, at_risk, augmented, view_seed
+from kauli.training.augment import PictureAugmentation, at_risk, augmented, view_seed
 from kauli.training.concepts import short_hash
 from kauli.training.data import Dataset
 from kauli.training.metrics import NEW_PICTURES
@@ -103,7 +103,7 @@ def with_media(
     rows: Sequence[Row],
     tower: ImageTower,
     grid: int,
-    augmentations: Sequence[Augmentation] = (),
+    augmentations: Sequence[PictureAugmentation] = (),
     views: int = 1,
 ) -> list[Row]:
     """Each row `views` times, with the `media` of its picture: as it is, then augmented anew.
@@ -147,7 +147,7 @@ def with_own_prompts(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     return [{**row, "prompt": row.get("own_prompt", row.get("prompt"))} for row in rows]
 
 
-def _view(image: bytes, keep: bool, augmentations: Sequence[Augmentation], key: str, view: int) -> Image:
+def _view(image: bytes, keep: bool, augmentations: Sequence[PictureAugmentation], key: str, view: int) -> Image:
     decoded = decode_image(image)
     if view == 0:
         return decoded

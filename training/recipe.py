@@ -5,14 +5,15 @@ import json
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kauli.models.errors import UsageError, nearest
 from kauli.models.languages import check_tag
-from kauli.training.augment import Augmentation
+from kauli.training.augment import PictureAugmentation
+from kauli.training.augment_speech import SpeechAugmentation
 from kauli.training.methods import FewShot, Full, Lora, Method, Projection
 
 
@@ -105,6 +106,18 @@ class Pairs(Strict):
         return self
 
 
+class Speech(Strict):
+    """How recordings are learned from, for the task `transcribe`."""
+
+    related: dict[str, tuple[str, ...]] = {}
+    """A language that the base has no token for -> languages that it knows, at whose mean its embedding begins."""
+    fastest: float = Field(default=25.0, gt=0)
+    """Characters a second; a row whose transcript is longer can't be what is said, and is dropped with a note."""
+
+
+Augmentation = PictureAugmentation | SpeechAugmentation
+
+
 class Scale(Strict):
     """The only section that differs between a laptop and a cluster."""
 
@@ -128,17 +141,19 @@ class Recipe(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     """The adapter's name in the registry."""
-    task: Literal["text", "describe", "align"] = "text"
+    task: Literal["text", "describe", "align", "transcribe"] = "text"
     base: str
     language: tuple[str, ...] = Field(min_length=1)
     data: str = "starter"
     method: Method = Lora()
-    augment: tuple[Augmentation, ...] = ()
-    """Augmentations of pictures; none exists for text yet."""
+    augment: tuple[Annotated[Augmentation, Field(discriminator="kind")], ...] = ()
+    """Augmentations of pictures or of recordings; none exists for text yet."""
     fusion: Fusion | None = None
     """For `describe`: the encoder and the connector."""
     pairs: Pairs | None = None
     """For `align`: the loss and the batches."""
+    speech: Speech | None = None
+    """For `transcribe`: the recordings."""
     prompt: str | None = None
     """For `describe`: every example's instruction, `{language}` being its language's name; null: its own prompt."""
     objective: Objective = Objective()
@@ -185,6 +200,13 @@ class Recipe(Strict):
             raise ValueError("a head has one language, that of its classes' names, no augmentation and no start_from")
         if self.task == "align" and (self.prompt or self.objective.regulariser != "none"):
             raise ValueError("the task 'align' has no prompt and no regulariser")
+        if (self.task == "transcribe") != (self.speech is not None):
+            raise ValueError("the task 'transcribe' and the section 'speech' go together")
+        if self.task == "transcribe" and (self.prompt or self.objective.regulariser != "none"):
+            raise ValueError("the task 'transcribe' has no prompt and no regulariser")
+        for one in self.augment:
+            if isinstance(one, SpeechAugmentation) != (self.task == "transcribe"):
+                raise ValueError(f"augment: '{one.kind}' is not for the task '{self.task}'")
         if self.task == "text" and (self.augment or self.prompt):
             raise ValueError("augment and prompt are for pictures: the task 'text' has none")
         if self.augment and self.pairs is not None and self.pairs.views == 1:
@@ -201,6 +223,8 @@ class Recipe(Strict):
         """The hash of all that decides the result; without the seed, the key that `kauli compare` groups by."""
         content = self.model_dump(mode="json")
         del content["scale"]
+        if self.speech is None:  # as if there were no such section: older recipes keep their hashes
+            del content["speech"]
         if not with_seed:
             del content["train"]["seed"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -272,6 +296,7 @@ _SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "objective": (Objective,),
     "fusion": (Fusion,),
     "pairs": (Pairs,),
+    "speech": (Speech,),
     "method": (Lora, Full, Projection, FewShot),
     "method.lora": (Lora,),
     "method.full": (Full,),

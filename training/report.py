@@ -18,11 +18,11 @@ from kauli.models.media import media_type
 from kauli.training.compare import CompareResult
 from kauli.training.figures import dumbbells, learning_curve
 from kauli.training.intervals import Interval, interval
-from kauli.training.metrics import LOWER_IS_BETTER, NEW_PICTURES, SYNTHETIC, plain_name
+from kauli.training.metrics import LOWER_IS_BETTER, NEW_PICTURES, SPEECH, SYNTHETIC, plain_name
 from kauli.training.results import FEW_GROUPS, EvalResult, Sample, Scores, bracket, figure, paired
 
 SHOWN = 12
-PERCENT = frozenset({"exact", "distinct_2", "self_bleu", "script_share", "macro_f1", "accuracy"})
+PERCENT = frozenset({"exact", "distinct_2", "self_bleu", "script_share", "macro_f1", "accuracy", *SPEECH})
 LABELS = {
     "bits_per_byte": (
         "Bits per byte",
@@ -44,6 +44,9 @@ LABELS = {
         for cut in (1, 5, 10)
     },
     "median_rank": ("Median rank", "Lower is better. Of the right text among those of all groups."),
+    "cer": ("Character error rate", "Lower is better. Edits that make the transcript right, over what was said."),
+    "wer": ("Word error rate", "Lower is better. The same in whole words."),
+    "looped": ("Loops", "Lower is better. Transcripts that repeat themselves without end."),
     "script_share": ("Letters in the right script", "Of all letters in the answers, those of the language's script."),
 }
 SETS = {NEW_PICTURES: "new pictures of known concepts", SYNTHETIC: "synthetic rows"}
@@ -140,6 +143,9 @@ def _lead(result: EvalResult) -> str:
     bits = total.get("bits_per_byte")
     if bits is None and result.task == "align":
         return f"On {over}, {result.adapter or result.base} was measured on {result.base}."
+    cer = next((name for name in total if plain_name(name) == "cer"), None)
+    if bits is None and cer:
+        return f"On {over}, {_lead_of_transcripts(result, cer)}"
     if bits is None or result.base_scores is None:
         value = f"{figure(bits.metric, bits.value())} bits per byte" if bits else "synthetic rows only"
         return f"On {over}, the base {result.base} was measured: {value}."
@@ -150,6 +156,15 @@ def _lead(result: EvalResult) -> str:
         f"On {over}, the adapter {result.adapter} needs {figure(bits.metric, bits.value())} bits for each byte of text "
         f"where its base {result.base} needs {figure(bits.metric, before)}: {how}."
     )
+
+
+def _lead_of_transcripts(result: EvalResult, cer: str) -> str:
+    rate = LABELS["cer"][0].lower() + (", on synthetic rows," if SYNTHETIC in cer else "")
+    value = _shown(cer, result.scores.total()[cer].value())
+    if result.base_scores is None:
+        return f"the base {result.base} has a {rate} of {value}."
+    before = _shown(cer, result.base_scores.total()[cer].value())
+    return f"the adapter {result.adapter} has a {rate} of {value} where its base {result.base} has {before}."
 
 
 def _facts(result: EvalResult, card: Card | None) -> list[tuple[str, str]]:
@@ -166,7 +181,7 @@ def _facts(result: EvalResult, card: Card | None) -> list[tuple[str, str]]:
 def _tiles(result: EvalResult) -> list[dict[str, str]]:
     ours, base, change = result.adapter_intervals, result.base_intervals, result.differences
     tiles = []
-    for name in ("bits_per_byte", "chrf", "macro_f1", "accuracy", "i2t_r10", "t2i_r10"):
+    for name in ("bits_per_byte", "chrf", "macro_f1", "accuracy", "i2t_r10", "t2i_r10", "cer", "wer"):
         if name in ours:
             note = _change_note(name, change.get(name))
             value, before = _shown(name, ours[name].value), _shown(name, base[name].value) if base else ""

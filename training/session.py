@@ -108,7 +108,11 @@ def work(job: Job, session: Session, threads: int | None = None) -> None:
         )
     log = _logger(store, f"{job.folder}/{METRICS}")
     learner: Learner
-    if recipe.pairs is not None:
+    if recipe.speech is not None:
+        from kauli.training.speech import SpeechLearner
+
+        learner = SpeechLearner(task, recipe, examples)
+    elif recipe.pairs is not None:
         from kauli.training.pairs import PairLearner  # with what open_clip needs, which text does not
 
         learner = PairLearner(task, recipe, examples)
@@ -116,7 +120,9 @@ def work(job: Job, session: Session, threads: int | None = None) -> None:
         learner = TokenLearner(task, recipe, examples, parts)
     loop = Loop(learner, recipe, examples.sha256, session, start=job.start, log=log)
     if learner.cut and loop.rank == 0:
-        text = f"{learner.cut} of {len(learner.lengths)} examples are longer than train.max_length and were cut"
+        done = "left out" if recipe.speech is not None else "cut"
+        count = len(learner.lengths) + (learner.cut if recipe.speech is not None else 0)
+        text = f"{learner.cut} of {count} examples are longer than train.max_length and were {done}"
         store.write(f"{job.folder}/{NOTES}", text.encode())
     loop.run()
 

@@ -27,10 +27,12 @@ from kauli.training.augment import warn_of_risk
 from kauli.training.checkpoint import Progress
 from kauli.training.data import Dataset, load_data
 from kauli.training.evaluate import GENERATED, english_rows, evaluate_adapter
+from kauli.training.evaluate_speech import check_transcripts
 from kauli.training.learner import Examples
 from kauli.training.methods import FewShot
 from kauli.training.pictures import picture_rows, with_own_prompts
 from kauli.training.recipe import Recipe
+from kauli.training.recordings import recording_rows
 from kauli.training.results import EvalResult
 from kauli.training.session import METRICS, NOTES, Job, check_precision, train_here
 
@@ -85,7 +87,7 @@ def train(
     examples = _examples(recipe, dataset)
     folder = _run_folder(runs, recipe, examples, restart)
     job = Job(recipe, examples, storage, folder, _start(registry, recipe, base))
-    if recipe.augment and (warning := warn_of_risk(with_own_prompts(examples.train), recipe.augment)):
+    if recipe.augment and recipe.speech is None and (warning := warn_of_risk(with_own_prompts(examples.train), recipe.augment)):
         note(warning)
     note(f"Training {recipe.name}: {len(examples.train)} examples, base {base.name}, run {folder}")
     with _progress(runs, f"{folder}/{METRICS}"):
@@ -99,8 +101,11 @@ def train(
     published = registry.publish(adapter, card)
     aliases = []
     assert progress.base_validation is not None
+    fault = check_transcripts(adapter, base, examples.validation) if recipe.speech is not None else None
     if not promote:
         pass
+    elif fault is not None:
+        note(f"{published.spec} is published, but does not become 'latest': on validation {fault}.")
     elif progress.best_validation < progress.base_validation:
         registry.set_alias(recipe.name, published.version, "latest")
         aliases.append("latest")
@@ -165,6 +170,8 @@ def _fit(job: Job, use_ray: bool) -> Path:
 
 def _examples(recipe: Recipe, dataset: Dataset) -> Examples:
     """The rows to learn from and those to validate on, and a hash of the data."""
+    if recipe.speech is not None:
+        return _recordings(recipe, recipe.speech.fastest, dataset)
     pictures = recipe.fusion is not None or recipe.pairs is not None
     if pictures:
         sides = [picture_rows(dataset, split, recipe.language, recipe.prompt) for split in ("train", "validation")]
@@ -193,6 +200,21 @@ def _examples(recipe: Recipe, dataset: Dataset) -> Examples:
     for row in train if pictures else ():  # one object for a picture in twelve languages, here and in the workers' copy
         row["image"] = images.setdefault(row["picture"], row["image"])
     return Examples(train, validation if recipe.pairs is not None else _sample(validation), replay, dataset.sha256)
+
+
+def _recordings(recipe: Recipe, fastest: float, dataset: Dataset) -> Examples:
+    sides = []
+    for split in ("train", "validation"):
+        found = recording_rows(dataset, split, recipe.language, fastest)
+        if (said := found.said()) is not None:
+            note(f"{split}: {said}")
+        if not found.rows:
+            raise UsageError(
+                f"data '{recipe.data}' has no recording with a text in its '{split}' split for "
+                f"{', '.join(recipe.language)}: see `kauli data check`."
+            )
+        sides.append(found.rows)
+    return Examples(sides[0], sorted(sides[1], key=lambda row: row["id"]), (), dataset.sha256)
 
 
 def _texts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,97 @@
+"""Transcripts that repeat themselves without end, and sets of transcripts that have collapsed.
+
+Decoders of speech fall into loops on clips that they can't make out, on silence and after too little training.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import regex
+from numpy.typing import NDArray
+
+MOST_LOOPS = 0.1
+"""Of a set of transcripts, the share that may be loops."""
+ENOUGH = 8
+"""Of fewer transcripts, most may well be the same."""
+_PIECE = 500  # characters: about what 30 s of speech hold, which is what Whisper judges at a time
+_ZLIB_RATIO = 2.4  # Whisper's own limit (Radford et al. 2022, arXiv 2212.04356, section 4.5)
+_ZLIB_LENGTH = 100  # characters below which the ratio says nothing: headers and tables outweigh the text
+_STRETCH = 10  # letters that a loop has at the least: "Аааа!" is none
+_TIMES = 5  # that a unit stands back to back in a loop: "ха-ха-ха" is none
+_PHRASE = 10  # letters that make a unit a phrase, of which
+_PHRASE_TIMES = 3  # are enough
+
+
+def looped(text: str) -> bool:
+    """Whether a transcript is a loop, in any script: of letters, syllables, words or phrases.
+
+    It is where some unit stands back to back, five times or more (a phrase of ten letters three times), and so fills
+    more than half of the text, white space, punctuation and case aside; or where the text compresses as only loops do.
+    Of a text of more than 500 characters, each 500 are judged by themselves, and one loop is enough.
+    """
+    last = max(len(text) - _PIECE, 0)
+    return any(_loops(text[start : start + _PIECE]) for start in (*range(0, last, _PIECE), last))
+
+
+def collapsed(texts: Sequence[str], references: Sequence[str]) -> str | None:
+    """What is wrong with a whole set of transcripts, in one sentence; None where nothing is.
+
+    Wrong are more than half empty, more than half the same (of eight or more), and more than a tenth loops. What is
+    as it should be by its reference is not counted.
+
+    Args:
+        texts: what was transcribed.
+        references: what should have been, one for each text.
+    """
+    pairs = [(_letters(text), _letters(right)) for text, right in zip(texts, references, strict=True)]
+    empty = sum(not text and bool(right) for text, right in pairs)
+    if 2 * empty > len(pairs):
+        return f"{empty} of {len(pairs)} transcripts are empty."
+    same = Counter(text for text, right in pairs if text != right)
+    if same and len(pairs) >= ENOUGH:
+        text, count = same.most_common(1)[0]
+        if 2 * count > len(pairs):
+            first = next(one for one in texts if _letters(one) == text)
+            return f"{count} of {len(pairs)} transcripts are the same, and wrong: '{_shown(first)}'."
+    loops = [text for text, right in zip(texts, references, strict=True) if looped(text) and not looped(right)]
+    if len(loops) > MOST_LOOPS * len(pairs):
+        return f"{len(loops)} of {len(pairs)} transcripts repeat themselves without end, as '{_shown(loops[0])}'."
+    return None
+
+
+def _shown(text: str) -> str:
+    return " ".join(text.split())[:60]
+
+
+def _loops(text: str) -> bool:
+    return _repeats(_letters(text)) or _compresses(text)
+
+
+def _letters(text: str) -> str:
+    """Letters, their marks and digits alone."""
+    return "".join(regex.findall(r"[\p{L}\p{M}\p{N}]", text.casefold()))
+
+
+def _repeats(letters: str) -> bool:
+    codes = np.array([ord(letter) for letter in letters], dtype=np.int64)
+    for unit in range(1, len(codes) // _PHRASE_TIMES + 1):
+        times = _PHRASE_TIMES if unit >= _PHRASE else _TIMES
+        least = max(times * unit, _STRETCH, len(codes) // 2 + 1)
+        if _longest_run(codes[unit:] == codes[:-unit]) + unit >= least:
+            return True
+    return False
+
+
+def _longest_run(equal: NDArray[np.bool_]) -> int:
+    breaks = np.flatnonzero(np.concatenate(([True], ~equal, [True])))
+    return int(np.diff(breaks).max()) - 1
+
+
+def _compresses(text: str) -> bool:
+    # One byte for each character: in UTF-8 the lead bytes of other scripts repeat, and any Georgian has a ratio of 3.
+    numbers = {letter: number for number, letter in enumerate(dict.fromkeys(text))}
+    if len(text) < _ZLIB_LENGTH or len(numbers) > 256:
+        return False
+    return len(text) / len(zlib.compress(bytes(numbers[letter] for letter in text))) > _ZLIB_RATIO

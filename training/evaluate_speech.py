@@ -1,0 +1,154 @@
+"""Transcripts measured: adapter beside base, on held-out recordings, by character and word error rate.
+
+The base is heard as it was made to be, with its clip filled up to its whole window; the adapter hears clips at their
+own length, as it was trained. The baseline `whole_window` is the adapter with the whole window, or `base_own_length`
+the base alone without: they say what the shorter input costs or gains.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kauli.models.bases import Base
+from kauli.models.errors import UsageError
+from kauli.models.languages import check_tag
+from kauli.models.progress import bar
+from kauli.models.repetition import collapsed
+from kauli.models.requests import SpeechRequest
+from kauli.models.tasks import load_task
+from kauli.training.data import Dataset
+from kauli.training.evaluate import whole_groups
+from kauli.training.metrics import SYNTHETIC, Tally, clean, score_bits, sentence_chrf
+from kauli.training.recordings import recording_rows
+from kauli.training.results import EvalResult, Sample, Scores
+from kauli.training.speech_metrics import NORMALISATION, score_transcripts
+
+Row = Mapping[str, Any]
+ADAPTER = "adapter"
+FASTEST = 25.0
+
+
+def evaluate_speech(
+    folder: Path | None,
+    base: Base,
+    dataset: Dataset,
+    languages: Sequence[str],
+    *,
+    fastest: float = FASTEST,
+    split: str = "test",
+    limit: int | None = None,
+    seed: int = 0,
+    scored: int | None = None,
+) -> EvalResult:
+    """Evaluate the adapter in `folder` (None: the base alone) on the recordings of a split.
+
+    Args:
+        folder: an adapter.
+        base: the speech recogniser.
+        dataset: with recordings.
+        languages: of the rows.
+        fastest: characters a second above which a row is dropped, as in training.
+        split: of the data.
+        limit: for all tasks' sake; every recording is transcribed.
+        seed: of the intervals.
+        scored: cut the split to about so many rows of whole groups, for a quick look.
+
+    Raises:
+        UsageError: no recordings in the split.
+    """
+    tags = tuple(check_tag(tag) for tag in languages)
+    found = recording_rows(dataset, split, tags, fastest)
+    rows: list[Row] = list(found.rows)
+    if not rows:
+        raise UsageError(f"the data has no transcribed recordings in {', '.join(tags)} in its '{split}' split.")
+    notes = [NORMALISATION]
+    if (said := found.said()) is not None:
+        notes.append(said)
+    if scored is not None and len(rows) > scored:
+        every, rows = len(rows), whole_groups(rows, scored)
+        notes.append(f"measured on {len(rows)} of the split's {every} rows")
+    task = load_task("transcribe", base)
+    asked: dict[str, tuple[str | None, bool | None]] = {"base": (None, None), "base_own_length": (None, False)}
+    if folder is not None:
+        task.add_adapter(ADAPTER, folder)
+        asked = {ADAPTER: (ADAPTER, None), "base": asked["base"], "whole_window": (ADAPTER, True)}
+    texts = {name: transcribe(task, rows, *how) for name, how in asked.items()}
+    systems = {}
+    for name, (adapter, full) in asked.items():
+        systems[name] = _scores(rows, texts[name], task.bits(rows, adapter, full_window=full))
+    main = ADAPTER if folder is not None else "base"
+    if fault := collapsed(texts[main], [str(row["text"]) for row in rows]):
+        notes.append(f"NOT SOUND: {fault}")
+    return EvalResult(
+        adapter=None if folder is None else folder.name,
+        base=base.name,
+        languages=tags,
+        split=split,
+        seed=seed,
+        examples=len(rows),
+        groups=len({row["group"] for row in rows}),
+        generated=len(rows),
+        scores=systems[main],
+        base_scores=systems["base"] if folder is not None else None,
+        baselines={name: scores for name, scores in systems.items() if name not in (ADAPTER, "base")},
+        samples=_samples(rows, texts["base"], texts.get(ADAPTER)),
+        signatures={},
+        data={"name": dataset.name, "sha256": dataset.sha256},
+        notes=tuple(notes),
+        task="transcribe",
+    )
+
+
+def transcribe(
+    task: Any, rows: Sequence[Row], adapter: str | None = None, full_window: bool | None = None
+) -> list[str]:
+    """The greedy transcript of each row's `samples`."""
+    requests = [SpeechRequest(row["samples"], row["language"], full_window=full_window) for row in rows]
+    texts = [""] * len(requests)
+    with bar("Transcribing", len(requests)) as advance:
+        for chunks in task.generate(requests, [adapter] * len(requests)):
+            for chunk in chunks:
+                texts[chunk.row] += chunk.text
+                if chunk.finish:
+                    advance()
+    return [clean(text) for text in texts]
+
+
+def check_transcripts(folder: Path, base: Base, rows: Sequence[Row]) -> str | None:
+    """What is wrong with an adapter's transcripts of these rows (loops, one text for all); None where nothing is."""
+    task = load_task("transcribe", base)
+    task.add_adapter(ADAPTER, folder)
+    return collapsed(transcribe(task, rows, ADAPTER), [str(row["text"]) for row in rows])
+
+
+def _scores(rows: Sequence[Row], texts: Sequence[str], bits: Sequence[tuple[float, int]]) -> Scores:
+    by_language: dict[str, dict[str, Tally]] = {}
+    for tag, synthetic in sorted({(row["language"], bool(row["synthetic"])) for row in rows}):
+        places = [
+            place for place, row in enumerate(rows) if row["language"] == tag and bool(row["synthetic"]) == synthetic
+        ]
+        mine = [rows[place] for place in places]
+        found = score_transcripts([texts[place] for place in places], [row["text"] for row in mine], mine)
+        found["bits_per_byte"] = score_bits(mine, [bits[place] for place in places])
+        prefix = SYNTHETIC if synthetic else ""
+        by_language.setdefault(tag, {}).update({prefix + name: one for name, one in found.items()})
+    return Scores(by_language)
+
+
+def _samples(rows: Sequence[Row], base: Sequence[str], adapter: Sequence[str] | None) -> tuple[Sample, ...]:
+    samples = []
+    for place, row in enumerate(rows):
+        answer = base[place] if adapter is None else adapter[place]
+        samples.append(
+            Sample(
+                id=row["id"],
+                language=row["language"],
+                source=row["source"] or "unnamed",
+                prompt="(recording)",
+                reference=clean(row["text"]),
+                base=base[place],
+                adapter=None if adapter is None else answer,
+                chrf=sentence_chrf(answer, clean(row["text"])),
+            )
+        )
+    return tuple(samples)
