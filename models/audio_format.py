@@ -1,10 +1,11 @@
 """What kind of audio the bytes of a file are, by their first bytes alone: nothing is decoded, nothing is raised.
 
 The allow-list stands here. Sources: RIFF/WAVE (Microsoft 1994, and mmreg.h for codec tags), RFC 9639 (FLAC), RFC 3533
-(Ogg pages), ISO/IEC 11172-3 (frame headers of MPEG audio).
+(Ogg pages), Vorbis I (Xiph 2020), ISO/IEC 11172-3 (frame headers of MPEG audio).
 """
 
 import struct
+import zlib
 from collections.abc import Iterator
 
 ALLOWED = "WAV, FLAC, Ogg or MP3"
@@ -43,6 +44,8 @@ _OGG_READ = (b"\x01vorbis", b"OpusHead")
 _OGG_CODECS = {b"\x80theora": "Theora video", b"Speex   ": "Speex", b"\x7fFLAC": "FLAC"}
 
 _MOST_CHUNKS = 1000  # of a WAV that are looked at; those of an honest one are fewer than ten
+_MOST_PAGES = 100_000  # of an Ogg: one for each 20 ms of half an hour; a mark that is no page costs libogg 15 us
+_MOST_CODES = 2**20  # numbers in the codebooks of a Vorbis stream; libvorbis writes fewer than 100,000
 _UNKNOWN_SIZE = 0x7FFF0000  # and more: what writers to a pipe put for a WAV whose end they can't know
 
 
@@ -65,7 +68,14 @@ def why_refused(data: bytes) -> str:
     if name is None:
         return refusal(_what_instead(data))
     codec = _foreign_codec(name, data)
-    return refusal(f"{'an' if name == 'Ogg' else 'a'} {name} file that holds {codec}") if codec else ""
+    if codec:
+        return refusal(f"{'an' if name == 'Ogg' else 'a'} {name} file that holds {codec}")
+    return _ogg_bomb(data) if name == "Ogg" else ""
+
+
+def broken(name: str) -> str:
+    """Of a file that is `name` by its first bytes, and can't be decoded."""
+    return f"the {name} recording is broken or cut off: send the whole file again."
 
 
 def refusal(what: str) -> str:
@@ -84,6 +94,11 @@ def ends_early(name: str, data: bytes) -> bool:
         last = bool(lacing) and bool(page[5] & 4)  # the flag of the stream's last page
         return not last or len(page) < 27 + len(lacing) + sum(lacing)
     return False
+
+
+def ogg_streams(data: bytes) -> int:
+    """How many streams an Ogg file has, in a row or side by side; libsndfile reads the first."""
+    return sum(data.count(mark) for mark in _OGG_READ)
 
 
 def _what_instead(data: bytes) -> str:
@@ -114,7 +129,7 @@ def _foreign_codec(name: str, data: bytes) -> str:
         return "" if tag in _WAV_READ else _WAV_CODECS.get(tag, f"the codec 0x{tag:04X}")
     if name == "Ogg":
         first = data[27 + int.from_bytes(data[26:27], "little") :][:8]  # the first packet, behind the page's lacing
-        if not first.startswith(_OGG_READ):
+        if len(first) == 8 and not first.startswith(_OGG_READ):  # less is a file that is cut off
             return next((what for mark, what in _OGG_CODECS.items() if first.startswith(mark)), "an unknown codec")
     return ""
 
@@ -142,3 +157,66 @@ def _wav_tag(data: bytes, at: int) -> int:
     """The codec of a format chunk; an extensible one has it at the start of its GUID."""
     tag = int.from_bytes(data[at : at + 2], "little")
     return int.from_bytes(data[at + 24 : at + 26], "little") if tag == _WAV_EXTENSIBLE else tag
+
+
+def _ogg_bomb(data: bytes) -> str:
+    """Why an Ogg file is refused that would take libogg a minute, or libvorbis gigabytes before the first sample."""
+    if data.count(b"OggS") > _MOST_PAGES:
+        return refusal(f"an Ogg file of more than {_MOST_PAGES:,} pages")
+    packets = _ogg_packets(data, 3)
+    if packets[:1] and packets[0].startswith(b"OpusHead"):
+        return ""
+    if len(packets) < 3:
+        return broken("Ogg")
+    codes = _vorbis_codes(packets[2])
+    return refusal(f"an Ogg file with Vorbis codebooks of {codes:,} numbers or more") if codes > _MOST_CODES else ""
+
+
+def _ogg_packets(data: bytes, count: int) -> list[bytes]:
+    """The first packets of the first stream; fewer where a page is not what libogg, too, must take for the next."""
+    packets: list[bytes] = []
+    packet = bytearray()
+    at = pages = 0
+    while len(packets) < count and data[at : at + 4] == b"OggS" and at + 27 <= len(data):
+        lacing = data[at + 27 : at + 27 + data[at + 26]]
+        body = at + 27 + len(lacing)
+        end = body + sum(lacing)
+        if data[at + 14 : at + 18] == data[14:18]:  # the stream's serial number
+            goes_on, number = bool(data[at + 5] & 1), int.from_bytes(data[at + 18 : at + 22], "little")
+            if goes_on != bool(packet) or number != pages or not _ogg_checksum(data[at:end]):
+                break
+            pages += 1
+            for size in lacing:
+                packet += data[body : body + size]
+                body += size
+                if size < 255:
+                    packets.append(bytes(packet))
+                    packet.clear()
+        at = end
+    return packets
+
+
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _ogg_checksum(page: bytes) -> bool:
+    """Whether a page's checksum is right: zlib's with the bits of each byte in reverse, from 0, not inverted."""
+    found = zlib.crc32((page[:22] + bytes(4) + page[26:]).translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return page[22:26] == found.to_bytes(4, "big").translate(_REVERSED)
+
+
+def _vorbis_codes(setup: bytes) -> int:
+    """Entries x dimensions of all codebooks (Vorbis I, 3.2.1), of which a few bytes may announce millions each.
+
+    Each begins with the same three bytes, at any bit: found by them, none can hide, and chance hardly adds one.
+    """
+    codes = 0
+    bits = int.from_bytes(setup, "little")
+    for shift in range(8):
+        shifted = (bits >> shift).to_bytes(len(setup), "little")
+        at = shifted.find(b"BCV")
+        while at >= 0 and codes <= _MOST_CODES:
+            dimensions, entries = struct.unpack("<HI", shifted[at + 3 : at + 8].ljust(6, b"\0"))
+            codes += max(1, dimensions) * max(1, entries)
+            at = shifted.find(b"BCV", at + 1)
+    return codes

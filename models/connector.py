@@ -32,12 +32,14 @@ class PartSettings(BaseModel):
     encoder: str
     """The name of the base whose tower it is."""
     sha256: str
-    """What the tower and its preprocessing are (`kauli.models.image_tower.ImageTower.sha256`)."""
+    """What the tower and its preprocessing are (`sha256` of `ImageTower` or `AudioTower`)."""
     width: int = Field(ge=1)
     places: int = Field(ge=1)
     """Features of one picture; of a recording at most so many have a place of their own."""
-    grid: int = Field(ge=0)
-    """The encoder's map is averaged to `grid` x `grid` features, behind the mean of all."""
+    grid: int = Field(default=0, ge=0)
+    """Of pictures: the encoder's map is averaged to `grid` x `grid` features, behind the mean of all."""
+    stack: int = Field(default=0, ge=0)
+    """Of recordings: so many frames of the encoder, side by side, are one feature."""
     inner: int = Field(ge=1)
 
 

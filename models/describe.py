@@ -1,4 +1,4 @@
-"""The task `describe`: a picture and a prompt become text, by a connector before a language model.
+"""The task `describe`: pictures, recordings and a prompt become text, by a connector before a language model.
 
 All that generates is `kauli.models.text`, with any mixture of adapters, with and without connectors, in one batch;
 this file adds what training needs: a new connector, and where it begins.
@@ -20,19 +20,25 @@ class DescribeTask(TextTask):
     def add_connector(self, parts: Mapping[str, PartSettings], rows: Sequence[Row]) -> None:
         """Put a new connector before the model, drawn from torch's random state, and begin it at these rows.
 
-        It begins where the first feature of a row's media leads to the mean embedding of its text's tokens, as far as
-        a ridge regression can tell: among the words that the model knows, rather than anywhere.
+        It begins among the words that the model knows rather than anywhere, as far as a ridge regression can tell: the
+        first feature of a picture leads to the mean embedding of its text's tokens, and each feature of a recording to
+        the embedding of the token that stands as far into the text as it stands in the recording. English rows are
+        taken where there are some: it is what a base knows best, and what its other languages hang on.
         """
         embed: Any = self.model.get_input_embeddings()
         self.connector = Connector(parts, int(embed.embedding_dim)).to(self.device)
         for kind in parts:
-            found = [(one.features[0], row) for row in rows for one in row["media"] if one.kind == kind]
-            with torch.no_grad():
-                targets = torch.stack(
-                    [
-                        embed(torch.tensor(self._plain_tokens(nfc(row["text"])), device=self.device)).mean(0)
-                        for _, row in found
-                    ]
-                )
-            features = torch.stack([torch.as_tensor(first).float() for first, _ in found]).to(self.device)
-            self.connector.begin_at(kind, features, targets.float())
+            found = [(one.features, row) for row in rows for one in row["media"] if one.kind == kind]
+            found = [pair for pair in found if pair[1]["language"] == "en"] or found
+            features, targets = [], []
+            for values, row in found:
+                with torch.no_grad():
+                    tokens = embed(torch.tensor(self._plain_tokens(nfc(row["text"])), device=self.device)).float()
+                many = torch.as_tensor(values).float().to(self.device)
+                if kind == "audio":
+                    features.append(many)
+                    targets.append(tokens[(torch.arange(len(many)) + 0.5).mul(len(tokens) / len(many)).long()])
+                else:
+                    features.append(many[:1])
+                    targets.append(tokens.mean(0, keepdim=True))
+            self.connector.begin_at(kind, torch.cat(features), torch.cat(targets))

@@ -195,7 +195,7 @@ def decode_audio(data: bytes, limits: AudioLimits = AudioLimits()) -> Recording:
     except MediaError:
         raise
     except Exception as error:  # libsndfile's own, and numpy's where a header asks for the impossible
-        raise MediaError(f"the {name} recording is broken or cut off: send the whole file again.") from error
+        raise MediaError(audio_format.broken(name)) from error
 
 
 def read_input_audio(data: str, format: str, limits: AudioLimits = AudioLimits()) -> bytes:
@@ -408,7 +408,7 @@ def _recording(name: str, data: bytes, limits: AudioLimits) -> Recording:
         samples = resampled(_mono(file, heard, limits), rate, RATE)
     seconds = heard.frames / rate
     if seconds < limits.min_seconds:
-        raise MediaError(f"the recording lasts {seconds:.2f} s, it takes {limits.min_seconds:g} s: send a longer one.")
+        raise MediaError(f"the recording lasts {seconds:.3g} s, it takes {limits.min_seconds:g} s: send a longer one.")
     if heard.peak < _SILENT:
         raise MediaError(f"the recording is silent (its peak is {heard.peak:.1g} of full scale): check the microphone.")
     if max(samples.max(), -samples.min()) < _SILENT:
@@ -416,21 +416,28 @@ def _recording(name: str, data: bytes, limits: AudioLimits) -> Recording:
     if heard.peak > 1:
         samples /= heard.peak
     np.clip(samples, -1, 1, out=samples)  # the filter of the resampling may go beyond full scale
+    missing = 0.0 if stated == _UNKNOWN else stated / rate - seconds
     unread = 1 - stream.tell() / len(data)
-    warnings = []
-    missing = stated / rate - seconds if stated != _UNKNOWN else 0.0
-    if audio_format.ends_early(name, data) or missing > max(0.1, seconds / 100):  # what an MP3 states is rounded
-        warnings.append(f"the {name} file is cut off: only its first {seconds:.1f} s were there to be read.")
-    if name == "MP3" and unread > 0.1:  # of variable bit rate, without the header that says so
-        warnings.append(
-            f"{unread:.0%} of the MP3 lies behind the end that its header states: send it as WAV if words miss."
-        )
-    if name == "WAV" and heard.peak > 1:
-        warnings.append(f"the samples reach {heard.peak:.4g}, beyond full scale, and were scaled down to 1.")
-    elif heard.full > _MOST_FULL * heard.frames * channels:
-        share = heard.full / (heard.frames * channels)
-        warnings.append(f"{share:.0%} of the samples are at full scale (clipped): record at a lower level.")
+    warnings = [*_end_warnings(name, data, seconds, missing, unread), *_level_warnings(name, heard, channels)]
     return Recording(samples, len(samples) / RATE, tuple(warnings))
+
+
+def _end_warnings(name: str, data: bytes, seconds: float, missing: float, unread: float) -> Iterator[str]:
+    """Where less was read than there should be: seconds that are missing, a share of the bytes that is unread."""
+    if audio_format.ends_early(name, data) or missing > max(0.1, seconds / 100):  # what an MP3 states is rounded
+        yield f"the {name} file is cut off: only its first {seconds:.1f} s were there to be read."
+    if name == "Ogg" and (streams := audio_format.ogg_streams(data)) > 1:
+        yield f"the Ogg file has {streams} streams, only the first was read: send the others by themselves."
+    if name in ("FLAC", "MP3") and unread > 0.1:  # an MP3 of variable bit rate that doesn't say so, for instance
+        yield f"{unread:.0%} of the {name} file lies behind its stated end: if words are missing, send a WAV."
+
+
+def _level_warnings(name: str, heard: _Heard, channels: int) -> Iterator[str]:
+    full = heard.full / (heard.frames * channels)
+    if name == "WAV" and heard.peak > 1:  # in other formats it is the codec's own ringing
+        yield f"the samples reach {heard.peak:.4g}, beyond full scale, and were scaled down to 1."
+    elif full > _MOST_FULL:
+        yield f"{full:.0%} of the samples are at full scale (clipped): record at a lower level."
 
 
 def _check_rate(rate: int, channels: int) -> None:

@@ -36,7 +36,7 @@ def looped(text: str) -> bool:
 
 
 def collapsed(texts: Sequence[str], references: Sequence[str]) -> str | None:
-    """What is wrong with a whole set of transcripts, in one sentence; None where nothing is.
+    """What is wrong with a whole set of transcripts, as a sentence without a full stop; None where nothing is.
 
     Wrong are more than half empty, more than half the same (of eight or more), and more than a tenth loops. What is
     as it should be by its reference is not counted.
@@ -48,16 +48,16 @@ def collapsed(texts: Sequence[str], references: Sequence[str]) -> str | None:
     pairs = [(_letters(text), _letters(right)) for text, right in zip(texts, references, strict=True)]
     empty = sum(not text and bool(right) for text, right in pairs)
     if 2 * empty > len(pairs):
-        return f"{empty} of {len(pairs)} transcripts are empty."
+        return f"{empty} of {len(pairs)} transcripts are empty"
     same = Counter(text for text, right in pairs if text != right)
     if same and len(pairs) >= ENOUGH:
         text, count = same.most_common(1)[0]
         if 2 * count > len(pairs):
             first = next(one for one in texts if _letters(one) == text)
-            return f"{count} of {len(pairs)} transcripts are the same, and wrong: '{_shown(first)}'."
+            return f"{count} of {len(pairs)} transcripts are the same, and wrong: '{_shown(first)}'"
     loops = [text for text, right in zip(texts, references, strict=True) if looped(text) and not looped(right)]
     if len(loops) > MOST_LOOPS * len(pairs):
-        return f"{len(loops)} of {len(pairs)} transcripts repeat themselves without end, as '{_shown(loops[0])}'."
+        return f"{len(loops)} of {len(pairs)} transcripts repeat themselves without end, as '{_shown(loops[0])}'"
     return None
 
 

@@ -110,4 +110,5 @@ class SpeechRequest:
     """Whether the clip is filled up with silence to the base's whole window, or heard at its own length; None: at its
     own length by adapters that were trained so, else in the whole window."""
     logprobs: int | None = None
+    ignore_eos: bool = False
     n: int = 1

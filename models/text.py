@@ -250,15 +250,17 @@ class TextTask:
     def start_from(self, folder: Path) -> None:
         """Give the adapter in training the weights of an adapter folder of the same kind and shape.
 
-        A connector is taken over where both have one.
+        Of a connector the kinds of media that both have are taken over.
         """
         self._fill("default", folder)
         theirs = Connector.load(folder)
         if self.connector is None or theirs is None:
             return
-        if theirs.settings != self.connector.settings:
-            raise UsageError(f"start_from: the connector in {folder} is of another encoder or shape than the recipe's.")
-        self.connector.load_state_dict(theirs.state_dict())
+        for kind in self.connector.settings.keys() & theirs.settings.keys():
+            if theirs.settings[kind] != self.connector.settings[kind]:
+                text = f"the connector in {folder} is of another encoder or shape for {kind} than the recipe's"
+                raise UsageError(f"start_from: {text}.")
+            self.connector.parts[kind].load_state_dict(theirs.parts[kind].state_dict())
 
     def save(self, folder: Path) -> None:
         """Write the adapter in training as a PEFT folder, or the whole model's weights after full fine-tuning."""

@@ -179,12 +179,15 @@ class WhisperTask:
 
     # Sound
 
-    def mel(self, samples: Any, full_window: bool = False) -> Tensor:
-        """(M, 2 F) float32: the log-mel spectrogram of samples (n,), n at most the window; longer ones are cut."""
+    def mel(self, samples: Any, window: float = 0.0) -> Tensor:
+        """(M, 2 F) float32: the log-mel spectrogram of samples (n,), filled up with silence to `window` seconds.
+
+        What is longer than the base hears at once is cut.
+        """
         most = int(self.seconds * RATE)
         sound = np.asarray(samples, dtype=np.float32)[:most]
         # To whole frames: an even number of columns, so that no clip sees what stands behind it in a batch
-        wanted = most if full_window else max(2, math.ceil(len(sound) / 320)) * 320
+        wanted = min(most, math.ceil(max(640, len(sound), window * RATE) / 320) * 320)
         sound = np.pad(sound, (0, wanted - len(sound)))
         found = self._extractor(
             sound, sampling_rate=RATE, padding="do_not_pad", truncation=False, return_tensors="pt", device="cpu"
@@ -277,7 +280,8 @@ class WhisperTask:
     ) -> None:
         """Say what is trained; a language without a token begins at the mean of its relatives' embeddings.
 
-        `texts` are the transcripts, from which other architectures than Whisper take their letters. Raises UsageError where a language has neither a token nor known relatives.
+        `texts` are the transcripts, from which other architectures than Whisper take their letters. Raises UsageError
+        where a language has neither a token nor known relatives.
         """
         self._speaks = tuple(tags)
         table = self.model.get_decoder().embed_tokens.weight.detach()
@@ -289,9 +293,9 @@ class WhisperTask:
             if not names or unknown:
                 wrong = f"'{unknown[0]}' is none of them" if unknown else "none are named"
                 raise UsageError(
-                    f"{self.base.name} has no token for '{tag}', which then begins at its relatives' mean, and {wrong}: "
-                    f"set speech.related to languages that it knows, such as {{{tag}: [kk, tt, uz]}}. It knows "
-                    f"{', '.join(sorted(self._language_tokens))}."
+                    f"{self.base.name} has no token for '{tag}', which then begins at its relatives' mean, and "
+                    f"{wrong}: set speech.related to languages that it knows, such as {{{tag}: [kk, tt, uz]}}. It "
+                    f"knows {', '.join(sorted(self._language_tokens))}."
                 )
             places = torch.tensor([self._token_of(name) for name in names], device=table.device)
             self.languages[tag] = nn.Parameter(table[places].float().mean(0))
@@ -401,7 +405,9 @@ class WhisperTask:
         for start in range(0, len(order), self.slots):
             part = order[start : start + self.slots]
             chosen = [clips[index] for index in part]
-            batch = self.collate(chosen, [self.mel(clip.samples, full) for clip in chosen]).to(self.device)
+            batch = self.collate(chosen, [self.mel(clip.samples, self.seconds * full) for clip in chosen]).to(
+                self.device
+            )
             found = losses(batch)[~batch.answer_ends].double() / math.log(2)
             owners = batch.answer_document[~batch.answer_ends]
             sums = torch.zeros(len(part), dtype=torch.float64, device=self.device).index_add(0, owners, found)
@@ -468,9 +474,11 @@ class WhisperTask:
             parts,
             None if adapter in self._full else adapter,
             min(request.max_tokens or room, room),
-            Sampling(temperature=request.temperature, seed=request.seed, min_tokens=0, no_repeat=NO_REPEAT),
+            Sampling(
+                temperature=request.temperature, seed=request.seed, ignore_eos=request.ignore_eos, no_repeat=NO_REPEAT
+            ),
             logprobs=request.logprobs,
-            memory=Hearing(self.mel(request.samples, full), language),
+            memory=Hearing(self.mel(request.samples, self.seconds * full), language),
         )
         tickets = [voice.engine.submit(replace(generation, index=index)) for index in range(request.n)]
         voice.waiting |= {ticket: generation.memory for ticket in tickets}

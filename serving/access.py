@@ -23,6 +23,8 @@ OPEN_PATHS = frozenset({"/health", "/"})
 """Paths that need no key."""
 PICTURE_PATHS = frozenset({"/v1/chat/completions", "/v1/embeddings", "/v1/classify"})
 """Paths whose bodies may hold pictures; the limit of other bodies is then that of their texts."""
+AUDIO_PATHS = frozenset({"/v1/chat/completions", "/v1/audio/transcriptions"})
+"""Paths whose bodies may hold recordings, where the service hears."""
 ADMIN_PATHS = "/v1/adapters"
 """Begin paths whose changes need an admin's key, where there are keys."""
 
@@ -32,15 +34,20 @@ class Access:
 
     Bound to loopback, the `Host` must be this machine, or any web page could reach the service through a name of its
     own that resolves to 127.0.0.1; and a POST with an `Origin` of another site is a web page's, not a program's.
-    With keys, every path but `OPEN_PATHS` needs one, and what changes the service needs an admin's.
+    With keys, every path but `OPEN_PATHS` needs one, and what changes the service needs an admin's. `hears` says
+    whether the service takes recordings.
     """
 
-    def __init__(self, app: App, args: ServeArgs) -> None:
+    def __init__(self, app: App, args: ServeArgs, hears: bool = False) -> None:
         self._app = app
         self._loopback = is_loopback(args.host)
         self._admins = [key.encode() for key in args.admin_key_hashes]
         self._keys = [*(key.encode() for key in args.key_hashes), *self._admins]
-        self._max_body, self._max_picture_body = args.max_body_bytes, args.max_picture_body_bytes
+        self._max_body = args.max_body_bytes
+        larger = [(PICTURE_PATHS, args.max_picture_body_bytes), (AUDIO_PATHS, args.max_audio_body_bytes * hears)]
+        self._most_of = {
+            path: max(size for others, size in larger if path in others) for paths, _ in larger for path in paths
+        }
         self._body_timeout = args.body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +85,7 @@ class Access:
 
     def _most(self, scope: Scope) -> int:
         """The bytes that a body may have."""
-        return max(self._max_body, self._max_picture_body) if scope["path"] in PICTURE_PATHS else self._max_body
+        return max(self._max_body, self._most_of.get(scope["path"], 0))
 
     def _limited(self, receive: Receive, most: int) -> Receive:
         total, until, whole = 0, time.monotonic() + self._body_timeout, False

@@ -4,11 +4,30 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from kauli.models.adapters import check_base
+from kauli.models.bases import Base
 from kauli.models.registry import Registry
-from kauli.models.text import TextTask
+
+
+class Adaptable(Protocol):
+    """A task that takes adapters: read in any thread, put and removed in the engine's."""
+
+    base: Base
+
+    def read_adapter(self, folder: Path) -> Any:
+        """What is in a checked adapter folder; KauliError where it does not fit."""
+        ...
+
+    def put_adapter(self, key: str, loaded: Any) -> None:
+        """Take what was read under a key."""
+        ...
+
+    def remove_adapter(self, key: str) -> None:
+        """Forget an adapter that is not in use."""
+        ...
 
 
 @dataclass
@@ -26,7 +45,7 @@ class AdapterCache:
     """
 
     def __init__(
-        self, task: TextTask, registry: Registry, most: int, in_engine: Callable[[Callable[[], None]], None]
+        self, task: Adaptable, registry: Registry, most: int, in_engine: Callable[[Callable[[], None]], None]
     ) -> None:
         self._task, self._registry, self._most, self._in_engine = task, registry, most, in_engine
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # the longest unused first

@@ -70,6 +70,24 @@ class ImagePart(_Strict):
     image_url: ImageUrl
 
 
+class InputAudio(_Strict):
+    """A recording: the base64 of a whole file, and its format."""
+
+    data: str
+    format: str
+    """wav, flac, ogg, opus or mp3."""
+
+
+class AudioPart(_Strict):
+    """A recording in a message's content."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+ContentPart = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture of a request: its data: URI, and where it stands, for an error's `param`."""
@@ -78,11 +96,19 @@ class Picture:
     param: str
 
 
+@dataclass(frozen=True)
+class Spoken:
+    """A recording of a request, and where it stands."""
+
+    audio: InputAudio
+    param: str
+
+
 class ChatMessage(_Strict):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1)]
+    content: str | Annotated[list[ContentPart], Field(min_length=1)]
     name: str | None = None
     refusal: None = None  # a client that sends back what it got has it
 
@@ -90,31 +116,32 @@ class ChatMessage(_Strict):
     @classmethod
     def _served_parts(cls, value: Any) -> Any:
         for part in value if isinstance(value, list) else []:
-            if isinstance(part, dict) and part.get("type") not in ("text", "image_url"):
-                raise ValueError(f"content part {part.get('type')!r} is not served: text and image_url are")
+            if isinstance(part, dict) and part.get("type") not in ("text", "image_url", "input_audio"):
+                raise ValueError(f"content part {part.get('type')!r} is not served: text, image_url and input_audio are")
         return value
 
     @model_validator(mode="after")
-    def _users_show_pictures(self) -> "ChatMessage":
-        if self.role != "user" and self.picture_parts():
-            raise ValueError(f"pictures belong into a user's message, not into one of the role '{self.role}'")
+    def _users_show_media(self) -> "ChatMessage":
+        if self.role != "user" and self.media_parts():
+            text = f"pictures and recordings belong into a user's message, not into one of the role '{self.role}'"
+            raise ValueError(text)
         return self
 
-    def picture_parts(self) -> list[tuple[int, ImagePart]]:
-        """The pictures with their places in the content."""
+    def media_parts(self) -> list[tuple[int, ImagePart | AudioPart]]:
+        """The pictures and recordings with their places in the content."""
         parts = [] if isinstance(self.content, str) else self.content
-        return [(place, part) for place, part in enumerate(parts) if isinstance(part, ImagePart)]
+        return [(place, part) for place, part in enumerate(parts) if not isinstance(part, TextPart)]
 
     def text(self) -> str:
-        """The content as one string in NFC, `MARK` where a picture stands; texts side by side are lines."""
+        """The content as one string in NFC, `MARK` where media stand; texts side by side are lines."""
         if isinstance(self.content, str):
             return nfc(self.content.replace(MARK, ""))
         out, line = "", False
         for part in self.content:
-            if isinstance(part, ImagePart):
-                out, line = out + MARK, False
-            else:
+            if isinstance(part, TextPart):
                 out, line = out + "\n" * line + part.text.replace(MARK, ""), True
+            else:
+                out, line = out + MARK, False
         return nfc(out)
 
 
@@ -196,13 +223,21 @@ class ChatRequest(_Generation):
     rerank: Annotated[int, Field(ge=1, le=MOST_RERANKED)] | None = None
     """Sample so many answers about the one picture, and give the one that is nearest to it."""
 
+    def media(self) -> list[Picture | Spoken]:
+        """The pictures and recordings in their order."""
+        found: list[Picture | Spoken] = []
+        for number, message in enumerate(self.messages):
+            for place, part in message.media_parts():
+                param = f"messages.{number}.content.{place}"
+                if isinstance(part, ImagePart):
+                    found.append(Picture(part.image_url.url, param))
+                else:
+                    found.append(Spoken(part.input_audio, param))
+        return found
+
     def pictures(self) -> list[Picture]:
         """The pictures in their order."""
-        return [
-            Picture(part.image_url.url, f"messages.{number}.content.{place}")
-            for number, message in enumerate(self.messages)
-            for place, part in message.picture_parts()
-        ]
+        return [one for one in self.media() if isinstance(one, Picture)]
 
     def requests(self, args: ServeArgs) -> list[TextRequest]:
         """What a generator is asked, still without its media.
@@ -210,9 +245,13 @@ class ChatRequest(_Generation):
         Raises ApiError for what is over the service's limits, or does not go together.
         """
         pictures = self.pictures()
+        recordings = len(self.media()) - len(pictures)
         if len(pictures) > args.max_images:
             text = f"{len(pictures)} pictures; this service allows {args.max_images}"
             raise ApiError(400, text, "too_many_images", "messages")
+        if recordings > args.max_recordings:
+            text = f"{recordings} recordings; this service allows {args.max_recordings}"
+            raise ApiError(400, text, "too_many_recordings", "messages")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "invalid_value", "top_logprobs")
         roles = {"developer": "system"}

@@ -17,7 +17,7 @@ from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.languages import check_tag, fallback_chain
 from kauli.models.progress import note
 from kauli.models.registry import Registry
-from kauli.serving.events import NOT_ALIGNED
+from kauli.serving.events import NO_SPEECH, NOT_ALIGNED
 from kauli.serving.settings import TASKS
 
 DEFAULT_BASE = "smollm2-135m-q4"
@@ -26,6 +26,8 @@ _NEXT = {
     "text": "Train one with `kauli train text-sw --set language={tag} --set name=text-{name}`, "
     "or ask a base by its name",
     "describe": "Train one with `kauli train describe-multi --set language={tag} --set name=describe-{name}`",
+    "transcribe": "Train one with `kauli train transcribe-be --set language={tag} --set name=transcribe-{name}`, "
+    "or set allow_base",
     "classify": "Train a head, or give `classes`",
 }
 _MISS_S = 0.5  # an unknown name looks at the registry anew, but not more often than this
@@ -77,7 +79,8 @@ class Route:
 class Catalogue:
     """The adapters of `registry` that fit `bases`, looked up anew when older than `refresh_s`. Safe for threads.
 
-    `aligned` is the base of the space that pictures and texts share, where it is served.
+    `aligned` is the base of the space that pictures and texts share, `speech` the one that transcribes, where they are
+    served.
     """
 
     def __init__(
@@ -87,11 +90,14 @@ class Catalogue:
         refresh_s: float = 2.0,
         *,
         aligned: Base | None = None,
+        speech: Base | None = None,
         tasks: Sequence[str] = TASKS,
     ) -> None:
         self.bases = {public_name(base): base for base in bases}
         self.aligned = None if aligned is None else public_name(aligned)
         self._seeing = {} if aligned is None else {public_name(aligned): aligned}
+        self.speech = None if speech is None else public_name(speech)
+        self._hearing = {} if speech is None else {public_name(speech): speech}
         self._tasks = tuple(tasks)
         self._registry = registry
         self._refresh_s = refresh_s
@@ -101,8 +107,8 @@ class Catalogue:
         self._read_at = float("-inf")
 
     def all_bases(self) -> dict[str, Base]:
-        """Every base that answers, by its name: those that generate, and the one of the shared space."""
-        return self.bases | self._seeing
+        """Every base that answers, by its name: those that generate, that of the shared space, that of speech."""
+        return self.bases | self._seeing | self._hearing
 
     def adapters(self) -> list[Adapter]:
         """All adapters that a served base can answer with, by name."""
@@ -112,7 +118,7 @@ class Catalogue:
         """Who answers `model` (a task, a base, an adapter spec) in `language`.
 
         For a task the language's fallback chain chooses the adapter; for "text" without a language the first base
-        answers, and "embed" is the base of the shared space.
+        answers, for "transcribe" that of speech, and "embed" is the base of the shared space.
         Raises UnknownModel, UnknownLanguage (none serves it and `allow_base` is not set) or UsageError (no such tag).
         """
         tag = check_tag(language) if language else None
@@ -137,26 +143,29 @@ class Catalogue:
     def _of_task(self, task: str, tag: str | None, allow_base: bool) -> Route:
         if task in ("embed", "classify") and self.aligned is None:
             raise UnknownModel(NOT_ALIGNED.message)
+        if task == "transcribe" and self.speech is None:
+            raise UnknownModel(NO_SPEECH.message)
         if task not in self._tasks:
             raise UnknownModel(f"the task '{task}' is not served here: {', '.join(self._tasks)}")
         if task == "embed":
             assert self.aligned is not None
             return Route(self.aligned, None, tag)
-        if task == "text" and tag is None:
-            return Route(next(iter(self.bases)), None, None)
+        base = self.speech if task == "transcribe" else next(iter(self.bases)) if task == "text" else None
+        if base is not None and tag is None:
+            return Route(base, None, None)
         for age in (self._refresh_s, _MISS_S):
             served = [a for a in self._snapshot(age).values() if served_task(a.card) == task and self._base_of(a.card)]
             for candidate in fallback_chain(tag) if tag else ():
                 fitting = [adapter for adapter in served if candidate in adapter.card.language]
                 if fitting:
                     best = min(fitting, key=_preference)
-                    base = self._base_of(best.card)
-                    assert base is not None
-                    return Route(base, best.spec, candidate)
+                    its = self._base_of(best.card)
+                    assert its is not None
+                    return Route(its, best.spec, candidate)
             if tag is None and len(served) == 1:
                 return self.route(served[0].name)
-        if task == "text" and allow_base:
-            return Route(next(iter(self.bases)), None, tag)
+        if base is not None and allow_base:
+            return Route(base, None, tag)
         languages = sorted({language for adapter in served for language in adapter.card.language})
         if tag is None and served:
             raise UsageError(
@@ -178,8 +187,11 @@ class Catalogue:
             return f"adapter '{model}' needs an aligned base: {NOT_ALIGNED.message}"
         if task not in self._tasks:
             return f"adapter '{model}' is for the task '{task}', which is not served here: {', '.join(self._tasks)}"
-        served = self._seeing if task == "classify" else self.bases
-        start = f"set encoder: {card.base.name}" if task == "classify" else f"--base {card.base.name}"
+        if task == "transcribe" and self.speech is None:
+            return f"adapter '{model}' needs a speech recogniser: {NO_SPEECH.message}"
+        served = self._bases_for(task)
+        settings = {"classify": "set encoder:", "transcribe": "set speech:"}
+        start = f"{settings.get(task, '--base')} {card.base.name}"
         return (
             f"adapter '{model}' needs the base '{card.base.name}', which is not served here "
             f"(served: {', '.join(served)}): start `kauli serve` with {start}"
@@ -204,10 +216,14 @@ class Catalogue:
         task = served_task(card)
         if task not in self._tasks:
             return None
-        for name, base in (self._seeing if task == "classify" else self.bases).items():
+        for name, base in self._bases_for(task).items():
             if card.base.sha256 == base.sha256 or card.base.name in (name, base.name):
                 return name
         return None
+
+    def _bases_for(self, task: str | None) -> dict[str, Base]:
+        """The served bases that adapters of a task may stand on."""
+        return {"classify": self._seeing, "transcribe": self._hearing}.get(task or "", self.bases)
 
     def _card(self, name: str, version: int) -> Card:
         if (name, version) not in self._cards:
@@ -235,6 +251,12 @@ def served_task(card: Card) -> str | None:
     if card.task == "align":
         return "classify" if card.method.get("kind") == "head" else None
     return card.task if card.task in TASKS else None
+
+
+def hearing_base(card: Card) -> str | None:
+    """The base whose encoder an adapter hears recordings by, in conversations; None where it takes none."""
+    name = (((card.recipe or {}).get("fusion") or {}).get("hearing") or {}).get("encoder")
+    return str(name) if name else None
 
 
 def choose_bases(

@@ -1,4 +1,4 @@
-"""What the HTTP side, a generator and the encoder say to each other: plain values that travel between processes.
+"""What the HTTP side, the generators and the encoders say to each other: plain values that travel between processes.
 
 No torch in here: the HTTP side has none.
 """
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kauli.models.requests import TextRequest, TokenLogprob
+from kauli.models.requests import SpeechRequest, TextRequest, TokenLogprob
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Piece:
     finish: str | None = None
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    language: str | None = None
+    """Of a transcript: what was asked for, or what was heard."""
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,33 @@ NOT_ALIGNED = Failed(404, "no aligned base is served: kauli fetch kauli-clip", "
 Event = Started | Piece | Failed
 
 
+NO_SPEECH = Failed(
+    404, "no speech recogniser is served: kauli fetch whisper-base, and serve the task transcribe", "model_not_found",
+    "model",
+)  # fmt: skip
+"""The answer to whoever asks for a transcript, where nothing hears."""
+
+
 @dataclass(frozen=True)
-class PictureForm:
-    """What an adapter's connector takes for a picture: the features of one tower, averaged to a grid."""
+class MediaForm:
+    """What an adapter's connector takes for a picture or a recording: the features of one tower, in which shape."""
 
     encoder: str
     """The name of the base whose tower it is."""
     tower: str
-    """Its `ImageTower.sha256`."""
-    grid: int
+    """Its `ImageTower.sha256` or `AudioTower.sha256`."""
+    grid: int = 0
+    """Of a picture's features."""
+    stack: int = 0
+    """Frames of a recording that are one feature."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """A picture as an image tower sees it; `cached` when nothing had to be computed."""
+    """A picture or a recording as its tower takes it; `cached` when nothing had to be computed."""
 
     values: np.ndarray
-    """(1 + grid * grid, width) float16."""
+    """(n, width) float16: 1 + grid * grid of a picture, one for `stack` frames of a recording."""
     cached: bool
 
 
@@ -118,17 +130,37 @@ class TextBackend(Backend, Protocol):
         """
         ...
 
-    async def picture_form(self, adapter: str) -> PictureForm | Failed | None:
-        """What the adapter takes for a picture; None where it takes none."""
+    async def media_forms(self, adapter: str) -> dict[str, MediaForm] | Failed:
+        """What the adapter takes, by kind of media ("image", "audio"); empty where it takes none."""
         ...
 
 
-class ImageBackend(Backend, Protocol):
+class MediaBackend(Backend, Protocol):
+    """Whatever makes features of pictures or of recordings."""
+
+    async def features(self, content: bytes, form: MediaForm) -> Features | Failed:
+        """A picture or a recording as the connector of an adapter wants it."""
+        ...
+
+    async def counts(self) -> dict[str, float]:
+        """Of the features: `hits` and `misses` of the cache, and the mean time of each in ms, `hit_ms`, `miss_ms`."""
+        ...
+
+
+class AudioBackend(MediaBackend, Protocol):
+    """Whatever hears: a `Transcriber` in this process, or a handle to one elsewhere."""
+
+    def stream(self, request: SpeechRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
+        """As a `TextBackend`'s, of one clip."""
+        ...
+
+    async def longest(self) -> float:
+        """The seconds of sound that it hears at once."""
+        ...
+
+
+class ImageBackend(MediaBackend, Protocol):
     """Whatever sees: an `ImageEncoder` in this process, or a handle to one elsewhere."""
-
-    async def features(self, content: bytes, form: PictureForm) -> Features | Failed:
-        """A picture as the connector of an adapter wants it."""
-        ...
 
     async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
         """Texts, and pictures as their encoded bytes, in the shared space."""
@@ -140,8 +172,4 @@ class ImageBackend(Backend, Protocol):
 
     async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
         """How near each input is to the texts of `classes`, without any training."""
-        ...
-
-    async def counts(self) -> dict[str, float]:
-        """Of pictures: `hits` and `misses` of the cache, and the mean time of each in ms, `hit_ms` and `miss_ms`."""
         ...

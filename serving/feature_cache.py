@@ -1,4 +1,4 @@
-"""What the encoder keeps of the pictures and texts that it has seen: the least recent makes room."""
+"""What an encoder keeps of the pictures, texts or recordings that it has seen: the least recent makes room."""
 
 import threading
 from collections import OrderedDict
@@ -6,7 +6,7 @@ from collections import OrderedDict
 import numpy as np
 
 Key = tuple[int | str, str]
-"""What was computed (features by their grid, or an embedding), and the hash of the content."""
+"""What was computed (features by their grid or stack, or an embedding), and the hash of the content."""
 
 
 class FeatureCache:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from jinja2 import TemplateError
 
@@ -16,17 +16,49 @@ from kauli.models.connector import Connector
 from kauli.models.engine import Progress, Ticket
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.registry import Registry
-from kauli.models.requests import DEFAULT_TOKENS, TextRequest
-from kauli.models.text import TextTask
-from kauli.serving.adapter_cache import AdapterCache
-from kauli.serving.events import Event, Failed, PictureForm, Piece, Refused, Started
+from kauli.models.requests import DEFAULT_TOKENS, SpeechRequest, TextRequest
+from kauli.serving.adapter_cache import Adaptable, AdapterCache
+from kauli.serving.events import Event, Failed, MediaForm, Piece, Refused, Started
 
 HANDOVERS = 40
 """Pieces handed over in a second, of all streams together; a hand-over between processes costs milliseconds."""
 _LOADERS = 4  # adapters loaded side by side
 
 T = TypeVar("T")
+R = TypeVar("R", TextRequest, SpeechRequest)
 _log = logging.getLogger(__name__)
+
+
+class Generative(Adaptable, Protocol):
+    """A task that answers requests step by step: `TextTask`, or one that transcribes."""
+
+    slots: int
+
+    @property
+    def window(self) -> int:
+        """Tokens of a prompt and its answer together."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        ...
+
+    def prepare(self) -> None:
+        """Make the engine, before anything else runs in another thread."""
+        ...
+
+    def prompt_tokens(self, request: Any) -> list[int]:
+        """The tokens before the answer; UsageError where there can't be any."""
+        ...
+
+    def submit(self, request: Any, adapter: str | None, tokens: list[int] | None = None) -> list[Ticket]:
+        """Queue a request, a ticket for each of its answers; UsageError where it can't be answered."""
+        ...
+
+    def step(self) -> list[tuple[Ticket, Progress]]:
+        """One pass of everything that is queued."""
+        ...
 
 
 @dataclass(eq=False)
@@ -40,12 +72,17 @@ class _Job:
     """Whether nobody waits for it any more."""
 
 
-class TextGenerator:
+class Generator(Generic[R]):
     """Answers requests from one thread of its own; `stream` is called from any event loop. No Ray in here."""
+
+    probe: R
+    """The request by which `check` sees that the engine answers."""
+    param = "messages"
+    """The field of a body that a task's UsageError is about."""
 
     def __init__(
         self,
-        task: TextTask,
+        task: Generative,
         registry: Registry,
         *,
         max_queue: int = 64,
@@ -68,10 +105,10 @@ class TextGenerator:
         self._jobs: dict[Ticket, _Job] = {}
         self._stopping = False
         self._progress = time.monotonic()
-        self._thread = threading.Thread(target=self._work, name="text-generator", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="generator", daemon=True)
         self._thread.start()
 
-    async def stream(self, request: TextRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
+    async def stream(self, request: R, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
         """`Started`, pieces until each answer has a `finish`, or `Failed`; who leaves the iteration cancels it.
 
         With `whole` each answer comes as one piece. Else the first piece comes at once, and later ones so that all
@@ -102,7 +139,6 @@ class TextGenerator:
             job = _Job(deliver, {})
             begun = job
             self._post(lambda: self._begin(begun, request, adapter, tokens))
-            yield Started(len(tokens))
             unfinished = request.n
             handed = float("-inf")
             while unfinished:
@@ -113,7 +149,8 @@ class TextGenerator:
                     yield event
                     if isinstance(event, Failed):
                         return
-                handed = time.monotonic()
+                    if isinstance(event, Piece):
+                        handed = time.monotonic()
         except Refused as refusal:
             yield refusal.failed
         finally:
@@ -128,26 +165,16 @@ class TextGenerator:
                 self._release(adapter)
 
     async def check(self) -> str | None:
-        """None when the engine answers: it has just moved, or it generates one token now. Else what is wrong."""
+        """None when the engine answers: it has just moved, or it answers the probe now. Else what is wrong."""
         if not self._thread.is_alive():
             return "the generator's thread has ended"
         if self._jobs:
             idle = time.monotonic() - self._progress
             return None if idle < 60 else f"no token for {idle:.0f} seconds"
-        async for event in self.stream(TextRequest.of_prompt("Hi", max_tokens=1), None):
+        async for event in self.stream(self.probe, None):
             if isinstance(event, Failed) and event.status != 429:
                 return event.message
         return None
-
-    async def picture_form(self, adapter: str) -> PictureForm | Failed | None:
-        """What the adapter takes for a picture; None where it takes none."""
-        try:
-            reading = asyncio.to_thread(self._picture_form, adapter)
-            return await self._before(time.monotonic() + self._deadline_s, reading)
-        except Refused as refusal:
-            return refusal.failed
-        except KauliError as error:
-            return _unloadable(adapter, f": {error}")
 
     async def adapters(self) -> list[dict[str, Any]]:
         """`adapter` and `in_use` of each that is loaded."""
@@ -192,29 +219,16 @@ class TextGenerator:
             self._open += answers
         return None
 
-    def _tokens(self, request: TextRequest) -> list[int]:
+    def _tokens(self, request: R) -> list[int]:
+        """The prompt's tokens; raises Refused."""
         try:
             return self._task.prompt_tokens(request)
-        except TemplateError as error:  # such as Gemma's, which wants users and assistants to take turns
-            text = f"the chat template of {self._task.base.name} refuses these messages: {error}"
-            raise Refused(Failed(400, text, "invalid_value", "messages")) from None
-        except UsageError as error:  # marks and media that don't fit each other
-            raise Refused(Failed(400, str(error), "invalid_value", "messages")) from None
+        except UsageError as error:  # such as marks and media that don't fit each other
+            raise Refused(Failed(400, str(error), "invalid_value", self.param)) from None
 
-    def _picture_form(self, adapter: str) -> PictureForm | None:
-        connector = Connector.load(self._registry.fetch(adapter))
-        part = connector.settings.get("image") if connector else None
-        return PictureForm(part.encoder, part.sha256, part.grid) if part else None
-
-    def _limited(self, request: TextRequest, tokens: list[int]) -> TextRequest:
-        """The request with its number of new tokens; refused where prompt and answer don't fit together."""
-        room = self._task.window - len(tokens)
-        if room < (request.max_tokens or 1):
-            asked = f" and {request.max_tokens} new ones" if request.max_tokens else ""
-            text = f"the prompt has {len(tokens)} tokens{asked}; the context holds {self._task.window}"
-            param = "prompt" if request.messages is None else "messages"
-            raise Refused(Failed(400, text, "context_length_exceeded", param))
-        return replace(request, max_tokens=request.max_tokens or min(DEFAULT_TOKENS, room))
+    def _limited(self, request: R, tokens: list[int]) -> R:
+        """The request with its number of new tokens; raises Refused where prompt and answer don't fit together."""
+        return request
 
     async def _load(self, adapter: str, until: float) -> None:
         loading = self._loading.submit(self._cache.load, adapter)
@@ -323,19 +337,23 @@ class TextGenerator:
                     _log.exception("a posted call failed")
         self._fail(Failed(503, "the service is stopping", "unavailable"))
 
-    def _begin(self, job: _Job, request: TextRequest, adapter: str | None, tokens: list[int]) -> None:
+    def _begin(self, job: _Job, request: R, adapter: str | None, tokens: list[int]) -> None:
         if job.left:
             return
         try:
             tickets = self._task.submit(request, adapter, tokens)
         except UsageError as error:  # such as media for an adapter without a connector
-            job.deliver(Failed(400, str(error), "invalid_value", "messages"))
+            job.deliver(Failed(400, str(error), "invalid_value", self.param))
             return
         except Exception:
             job.deliver(Failed(500, "the request could not begin; the service's log says why", "internal_error"))
             raise
         job.tickets.update((ticket, index) for index, ticket in enumerate(tickets))
         self._jobs.update((ticket, job) for ticket in tickets)
+        if job.left:  # while it was submitted
+            for ticket in tickets:
+                ticket.cancelled = True
+        job.deliver(Started(len(tokens)))
 
     def _tell(self, ticket: Ticket, progress: Progress) -> None:
         job = self._jobs.get(ticket)
@@ -348,7 +366,8 @@ class TextGenerator:
             text = f"'{ticket.generation.adapter or self._task.base.name}' computes numbers that are not finite"
             job.deliver(Failed(500, text, "not_finite", "model"))
         elif progress.finish != "cancelled" and (progress.text or progress.tokens):
-            job.deliver(Piece(progress.text, progress.tokens, progress.finish, index, progress.logprobs))
+            language = getattr(ticket.generation.memory, "language", None)  # of a clip
+            job.deliver(Piece(progress.text, progress.tokens, progress.finish, index, progress.logprobs, language))
 
     def _fail(self, failed: Failed) -> None:
         for job in set(self._jobs.values()):
@@ -356,6 +375,43 @@ class TextGenerator:
         for ticket in self._jobs:
             ticket.cancelled = True
         self._jobs.clear()
+
+
+class TextGenerator(Generator[TextRequest]):
+    """Answers with text: a `TextTask` behind the queue."""
+
+    probe = TextRequest.of_prompt("Hi", max_tokens=1)
+
+    async def media_forms(self, adapter: str) -> dict[str, MediaForm] | Failed:
+        """What the adapter takes, by kind of media ("image", "audio"); empty where it takes none."""
+        try:
+            reading = asyncio.to_thread(self._media_forms, adapter)
+            return await self._before(time.monotonic() + self._deadline_s, reading)
+        except Refused as refusal:
+            return refusal.failed
+        except KauliError as error:
+            return _unloadable(adapter, f": {error}")
+
+    def _media_forms(self, adapter: str) -> dict[str, MediaForm]:
+        connector = Connector.load(self._registry.fetch(adapter))
+        parts = connector.settings if connector else {}
+        return {kind: MediaForm(part.encoder, part.sha256, part.grid, part.stack) for kind, part in parts.items()}
+
+    def _tokens(self, request: TextRequest) -> list[int]:
+        try:
+            return super()._tokens(request)
+        except TemplateError as error:  # such as Gemma's, which wants users and assistants to take turns
+            text = f"the chat template of {self._task.base.name} refuses these messages: {error}"
+            raise Refused(Failed(400, text, "invalid_value", self.param)) from None
+
+    def _limited(self, request: TextRequest, tokens: list[int]) -> TextRequest:
+        room = self._task.window - len(tokens)
+        if room < (request.max_tokens or 1):
+            asked = f" and {request.max_tokens} new ones" if request.max_tokens else ""
+            text = f"the prompt has {len(tokens)} tokens{asked}; the context holds {self._task.window}"
+            param = "prompt" if request.messages is None else "messages"
+            raise Refused(Failed(400, text, "context_length_exceeded", param))
+        return replace(request, max_tokens=request.max_tokens or min(DEFAULT_TOKENS, room))
 
 
 def _unloadable(adapter: str, reason: str) -> Failed:
@@ -366,4 +422,4 @@ def _joined(one: Piece | None, other: Piece) -> Piece:
     if one is None:
         return other
     logprobs = one.logprobs + other.logprobs
-    return Piece(one.text + other.text, one.tokens + other.tokens, other.finish, other.index, logprobs)
+    return replace(other, text=one.text + other.text, tokens=one.tokens + other.tokens, logprobs=logprobs)

@@ -31,7 +31,7 @@ from kauli.models.languages import nfc
 from kauli.models.media import ImageLimits, MediaError, content_key, decode_image
 from kauli.models.registry import Registry
 from kauli.serving.catalogue import public_name
-from kauli.serving.events import NOT_ALIGNED, Failed, Features, PictureForm, Ranked, Refused, Vectors
+from kauli.serving.events import NOT_ALIGNED, Failed, Features, MediaForm, Ranked, Refused, Vectors
 from kauli.serving.feature_cache import FeatureCache, Key
 
 _WAIT_S = 0.003  # how long a picture waits for others to be computed with
@@ -103,7 +103,7 @@ class ImageEncoder:
         """What its features depend on."""
         return self._tower.sha256
 
-    async def features(self, content: bytes, form: PictureForm) -> Features | Failed:
+    async def features(self, content: bytes, form: MediaForm) -> Features | Failed:
         """A picture as a connector wants it; refused where that was trained with another tower."""
         if form.tower != self._tower.sha256:
             text = (

@@ -6,29 +6,67 @@ torch is imported there and then: whoever builds the application needs none.
 import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kauli.models.bases import find_base
 from kauli.models.registry import Registry
-from kauli.models.requests import TextRequest
-from kauli.serving.events import Event, Failed, Features, PictureForm, Ranked, Vectors
+from kauli.models.requests import SpeechRequest, TextRequest
+from kauli.serving.events import Event, Failed, Features, MediaForm, Ranked, Vectors
 from kauli.serving.settings import ServeArgs
 
+if TYPE_CHECKING:
+    from kauli.serving.generator import TextGenerator
+    from kauli.serving.image_encoder import ImageEncoder
+    from kauli.serving.transcriber import Transcriber
 
-class TextReplica:
+
+class _Replica:
+    """What all of them have: `_running`, whose thread does the work, and its adapters."""
+
+    _running: Any = None
+
+    async def adapters(self) -> list[dict[str, Any]]:
+        """What is loaded."""
+        found: list[dict[str, Any]] = await self._running.adapters()
+        return found
+
+    async def load(self, adapter: str) -> Failed | None:
+        """Load an adapter; None, or why it can't be."""
+        failed: Failed | None = await self._running.load(adapter)
+        return failed
+
+    async def unload(self, adapter: str) -> bool:
+        """Forget an adapter; whether it was loaded."""
+        return bool(await self._running.unload(adapter))
+
+    async def check(self) -> str | None:
+        """None when it works, else what is wrong."""
+        wrong: str | None = await self._running.check()
+        return wrong
+
+    def check_health(self) -> None:
+        """Called by Ray Serve, which replaces this replica when it raises."""
+        if not self._running.alive():
+            raise RuntimeError(f"the thread of {type(self).__name__} has ended")
+
+    def __del__(self) -> None:
+        if self._running is not None:
+            self._running.close()
+
+
+class TextReplica(_Replica):
     """A `TextGenerator` in a process of its own."""
 
-    def __init__(self, args: ServeArgs, base: str) -> None:
-        import torch
+    _running: "TextGenerator"
 
+    def __init__(self, args: ServeArgs, base: str) -> None:
         from kauli.models.text import TextTask
         from kauli.serving.generator import TextGenerator
 
-        # Ray sets one OpenMP thread for each logical CPU that it sets aside.
-        torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+        _use_threads(args)
         found = find_base(base, allow_noncommercial=args.allow_noncommercial)
         task = TextTask.load(found, slots=args.max_batch, window=args.max_context)
-        self._generator = TextGenerator(
+        self._running = TextGenerator(
             task, Registry(args.storage), max_queue=args.max_queue, max_adapters=args.max_adapters,
             deadline_s=args.deadline_s,
         )  # fmt: skip
@@ -36,96 +74,89 @@ class TextReplica:
     async def stream(self, request: TextRequest, adapter: str | None, whole: bool) -> AsyncGenerator[Event]:
         """The events of one request."""
         # Closed here: a client that has gone must free its row now, not when the garbage is collected.
-        async with aclosing(self._generator.stream(request, adapter, whole)) as events:
+        async with aclosing(self._running.stream(request, adapter, whole)) as events:
             async for event in events:
                 yield event
 
-    async def picture_form(self, adapter: str) -> PictureForm | Failed | None:
-        """What the adapter takes for a picture."""
-        return await self._generator.picture_form(adapter)
-
-    async def adapters(self) -> list[dict[str, Any]]:
-        """What is loaded."""
-        return await self._generator.adapters()
-
-    async def load(self, adapter: str) -> Failed | None:
-        """Load an adapter; None, or why it can't be."""
-        return await self._generator.load(adapter)
-
-    async def unload(self, adapter: str) -> bool:
-        """Forget an adapter; whether it was loaded."""
-        return await self._generator.unload(adapter)
-
-    async def check(self) -> str | None:
-        """None when the engine answers, else what is wrong."""
-        return await self._generator.check()
-
-    def check_health(self) -> None:
-        """Called by Ray Serve, which replaces this replica when it raises."""
-        if not self._generator.alive():
-            raise RuntimeError("the generator's thread has ended")
-
-    def __del__(self) -> None:
-        if hasattr(self, "_generator"):
-            self._generator.close()
+    async def media_forms(self, adapter: str) -> dict[str, MediaForm] | Failed:
+        """What the adapter takes, by kind of media."""
+        return await self._running.media_forms(adapter)
 
 
-class ImageReplica:
+class AudioReplica(_Replica):
+    """A `Transcriber` in a process of its own."""
+
+    _running: "Transcriber"
+
+    def __init__(self, args: ServeArgs, base: str) -> None:
+        from kauli.models.transcribe import WhisperTask
+        from kauli.serving.transcriber import Transcriber
+
+        _use_threads(args)
+        found = find_base(base, allow_noncommercial=args.allow_noncommercial, task="transcribe")
+        self._running = Transcriber(
+            WhisperTask.load(found, slots=args.audio_batch), Registry(args.storage),
+            cache_bytes=args.audio_cache_bytes, max_queue=args.max_queue, max_adapters=args.max_adapters,
+            deadline_s=args.deadline_s,
+        )  # fmt: skip
+
+    async def stream(self, request: SpeechRequest, adapter: str | None, whole: bool) -> AsyncGenerator[Event]:
+        """The events of one clip."""
+        async with aclosing(self._running.stream(request, adapter, whole)) as events:
+            async for event in events:
+                yield event
+
+    async def longest(self) -> float:
+        """The seconds of sound that it hears at once."""
+        return await self._running.longest()
+
+    async def features(self, content: bytes, form: MediaForm) -> Features | Failed:
+        """A recording as the connector of an adapter wants it."""
+        return await self._running.features(content, form)
+
+    async def counts(self) -> dict[str, float]:
+        """Hits and misses."""
+        return await self._running.counts()
+
+
+class ImageReplica(_Replica):
     """An `ImageEncoder` in a process of its own."""
 
-    def __init__(self, args: ServeArgs, base: str, aligned: bool) -> None:
-        import torch
+    _running: "ImageEncoder"
 
+    def __init__(self, args: ServeArgs, base: str, aligned: bool) -> None:
         from kauli.serving.image_encoder import ImageEncoder
 
-        torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
+        _use_threads(args)
         found = find_base(base, allow_noncommercial=args.allow_noncommercial, task="align")
-        self._encoder = ImageEncoder.of(
+        self._running = ImageEncoder.of(
             found, aligned, Registry(args.storage), batch=args.image_batch, cache_bytes=args.image_cache_bytes,
             max_queue=args.max_queue, deadline_s=args.deadline_s,
         )  # fmt: skip
 
-    async def features(self, content: bytes, form: PictureForm) -> Features | Failed:
+    async def features(self, content: bytes, form: MediaForm) -> Features | Failed:
         """A picture as the connector of an adapter wants it."""
-        return await self._encoder.features(content, form)
+        return await self._running.features(content, form)
 
     async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
         """Texts and pictures in the shared space."""
-        return await self._encoder.embed(inputs)
+        return await self._running.embed(inputs)
 
     async def classify(self, adapter: str, inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
         """What a head makes of each input."""
-        return await self._encoder.classify(adapter, inputs)
+        return await self._running.classify(adapter, inputs)
 
     async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
         """How near each input is to each class."""
-        return await self._encoder.classify_as(classes, inputs)
+        return await self._running.classify_as(classes, inputs)
 
     async def counts(self) -> dict[str, float]:
         """Hits and misses."""
-        return await self._encoder.counts()
+        return await self._running.counts()
 
-    async def adapters(self) -> list[dict[str, Any]]:
-        """The heads that are loaded."""
-        return await self._encoder.adapters()
 
-    async def load(self, adapter: str) -> Failed | None:
-        """Load a head; None, or why it can't be."""
-        return await self._encoder.load(adapter)
+def _use_threads(args: ServeArgs) -> None:
+    import torch
 
-    async def unload(self, adapter: str) -> bool:
-        """Forget a head; whether it was loaded."""
-        return await self._encoder.unload(adapter)
-
-    async def check(self) -> str | None:
-        """None when the encoder works, else what is wrong."""
-        return await self._encoder.check()
-
-    def check_health(self) -> None:
-        """Called by Ray Serve, which replaces this replica when it raises."""
-        if not self._encoder.alive():
-            raise RuntimeError("the encoder's thread has ended")
-
-    def __del__(self) -> None:
-        if hasattr(self, "_encoder"):
-            self._encoder.close()
+    # Ray sets one OpenMP thread for each logical CPU that it sets aside.
+    torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))

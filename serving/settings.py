@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kauli.models.errors import UsageError, nearest
 from kauli.models.home import default_storage
 
-TASKS = ("text", "describe", "embed", "classify")
-"""What this service can serve: `describe` is chat about pictures, the last two are the shared space's endpoints."""
+TASKS = ("text", "describe", "transcribe", "embed", "classify")
+"""What this service can serve: `describe` is chat about pictures and recordings, the last two are the shared space's
+endpoints."""
 
 
 class ServeArgs(BaseModel):
@@ -28,11 +29,13 @@ class ServeArgs(BaseModel):
     storage: str = Field(default_factory=default_storage)
     """Folder or URI of the adapters."""
     tasks: tuple[str, ...] = ()
-    """Empty: text, and the others as far as the storage has adapters for them and the encoder is on this machine."""
+    """Empty: text, and the others as far as the storage has adapters for them and the encoders are on this machine."""
     bases: tuple[str, ...] = ()
     """The first answers `model: text`. Empty: the bases of the storage's adapters, else the default base."""
     encoder: str = "kauli-clip"
     """The base for pictures and their shared space with texts. Where it isn't on this machine, that of the adapters."""
+    speech: str = "whisper-base"
+    """The base for recordings, in transcripts and in chat. Where it isn't on this machine, that of the adapters."""
     allow_noncommercial: bool = False
     key_hashes: tuple[str, ...] = ()
     """SHA-256 of each API key, in hexadecimal; `KAULI_API_KEYS` holds keys themselves, separated by commas."""
@@ -54,10 +57,16 @@ class ServeArgs(BaseModel):
     """The most new tokens that a request may ask for."""
     max_images: int = Field(default=4, ge=1)
     """The most pictures in one conversation."""
+    max_recordings: int = Field(default=4, ge=1)
+    """The most recordings in one conversation; each may be as long as the speech base hears at once."""
+    max_audio_seconds: float = Field(default=600.0, gt=0)
+    """The longest recording to transcribe."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
     """Of a request; where pictures may be sent, of its texts."""
     max_picture_body_bytes: int = Field(default=12_582_912, ge=1024)
     """Of a request that may hold pictures: one of 8 MiB fits as base64."""
+    max_audio_body_bytes: int = Field(default=27_000_000, ge=1024)
+    """Of a request that may hold recordings: a file of 25 MiB fits."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """A client that takes longer to send its body is refused with 408."""
     deadline_s: float = Field(default=300.0, gt=0)
@@ -81,6 +90,14 @@ class ServeArgs(BaseModel):
     """The fewest and the most replicas of the encoder."""
     image_num_cpus: float = Field(default=1.0, ge=0)
     image_num_gpus: float = Field(default=0.0, ge=0)
+    audio_batch: int = Field(default=16, ge=1, le=256)
+    """Clips that a replica of the speech base transcribes at a time."""
+    audio_cache_bytes: int = Field(default=67_108_864, ge=0)
+    """What a replica of the speech base keeps of recordings in conversations."""
+    audio_replicas: tuple[int, int] = (1, 1)
+    """The fewest and the most replicas of the speech base."""
+    audio_num_cpus: float = Field(default=1.0, ge=0)
+    audio_num_gpus: float = Field(default=0.0, ge=0)
 
     @field_validator("tasks")
     @classmethod
@@ -90,7 +107,7 @@ class ServeArgs(BaseModel):
                 raise ValueError(f"task '{task}' can't be served: use {', '.join(TASKS)}.{nearest(task, TASKS)}")
         return value
 
-    @field_validator("replicas", "image_replicas")
+    @field_validator("replicas", "image_replicas", "audio_replicas")
     @classmethod
     def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
         if not 1 <= value[0] <= value[1]:
@@ -111,10 +128,11 @@ class ServeArgs(BaseModel):
                 f"host '{self.host}' can be reached from other machines: set KAULI_API_KEYS to one or more keys "
                 "(separated by commas), or keep --host 127.0.0.1"
             )
-        if self.max_adapters < self.max_batch:
-            raise ValueError(
-                f"max_adapters {self.max_adapters} is below max_batch {self.max_batch}: a batch may need as many"
-            )
+        for name, batch in (("max_batch", self.max_batch), ("audio_batch", self.audio_batch)):
+            if self.max_adapters < batch:
+                raise ValueError(
+                    f"max_adapters {self.max_adapters} is below {name} {batch}: a batch may need as many"
+                )
         return self
 
     @property
@@ -188,7 +206,7 @@ def _read(config: Path) -> dict[str, Any]:
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     names = {
         "KAULI_HOST": "host", "KAULI_PORT": "port", "KAULI_STORAGE": "storage", "KAULI_PROXY": "proxy",
-        "KAULI_ENCODER": "encoder",
+        "KAULI_ENCODER": "encoder", "KAULI_SPEECH": "speech",
     }  # fmt: skip
     values: dict[str, Any] = {key: environment[name] for name, key in names.items() if environment.get(name)}
     lists = {"KAULI_TASKS": "tasks", "KAULI_BASES": "bases"}

@@ -94,14 +94,14 @@ def test_sound_transcripts_have_nothing_wrong() -> None:
 
 
 def test_empty_transcripts_are_a_collapse_unless_nothing_was_said() -> None:
-    assert collapsed([""] * 5 + [" ..."] + RIGHT[6:], RIGHT) == "6 of 10 transcripts are empty."
+    assert collapsed([""] * 5 + [" ..."] + RIGHT[6:], RIGHT) == "6 of 10 transcripts are empty"
     assert collapsed([""] * 5 + RIGHT[5:], RIGHT) is None
     assert collapsed([""] * 10, [""] * 10) is None
 
 
 def test_one_transcript_for_all_is_a_collapse_unless_all_said_the_same() -> None:
     found = collapsed(["Дзякуй."] * 5 + ["дзякуй "] + RIGHT[6:], RIGHT)
-    assert found == "6 of 10 transcripts are the same, and wrong: 'Дзякуй.'."
+    assert found == "6 of 10 transcripts are the same, and wrong: 'Дзякуй.'"
     assert collapsed(["Дзякуй"] * 10, ["Дзякуй!"] * 10) is None
     assert collapsed(["Дзякуй"] * 7, RIGHT[:7]) is None  # of so few it may be chance
     assert collapsed(["Дзякуй"] * 8, RIGHT[:8]) is not None
@@ -111,7 +111,7 @@ def test_more_than_a_tenth_of_loops_are_a_collapse_unless_they_were_said() -> No
     loop = " ха" * 40
     assert collapsed([loop, *RIGHT[1:]], RIGHT) is None
     found = collapsed([loop, *RIGHT[1:9], loop], RIGHT)
-    assert found == f"2 of 10 transcripts repeat themselves without end, as '{loop.strip()[:60]}'."
+    assert found == f"2 of 10 transcripts repeat themselves without end, as '{loop.strip()[:60]}'"
     assert collapsed([loop, *RIGHT[1:9], loop], [loop, *RIGHT[1:]]) is None
 
 

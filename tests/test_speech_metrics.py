@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kauli.training.intervals import difference, interval
-from kauli.training.metrics import FINISH, LOWER_IS_BETTER, METRICS, SYNTHETIC, tally_from_json
+from kauli.training.metrics import FINISH, LOWER_IS_BETTER, METRICS, SYNTHETIC, score_bits, tally_from_json
 from kauli.training.report import eval_markdown, render_report
 from kauli.training.results import EvalResult, Scores
 from kauli.training.speech_metrics import NORMALISATION, normalised, score_transcripts
@@ -131,7 +131,8 @@ def evaluation(prefix: str, adapter: str | None) -> EvalResult:
     groups = rows(*(f"g{place}" for place in range(40)))
 
     def scores(heard: list[str]) -> Scores:
-        return Scores({"be": {prefix + name: one for name, one in score_transcripts(heard, said, groups).items()}})
+        found = {"bits_per_byte": score_bits(groups, [(9.0, 12)] * 40), **score_transcripts(heard, said, groups)}
+        return Scores({"be": {prefix + name: one for name, one in found.items()}})
 
     return EvalResult(
         adapter=adapter,
@@ -152,12 +153,12 @@ def evaluation(prefix: str, adapter: str | None) -> EvalResult:
 @pytest.mark.parametrize(("prefix", "where"), [("", ""), (SYNTHETIC, " (synthetic rows)")])
 def test_reports_show_the_rates_and_call_fewer_errors_better(prefix: str, where: str) -> None:
     result = evaluation(prefix, "transcribe-be@1")
-    assert list(result.metrics) == [prefix + name for name in ("cer", "wer", "looped")]
+    assert list(result.metrics) == [prefix + name for name in ("bits_per_byte", "cer", "wer", "looped")]
     lead, _, _, _, *lines = eval_markdown(result).splitlines()
     said = ", on synthetic rows," if where else ""
     assert f"has a character error rate{said} of 7." in lead
     assert [line.split(" | ")[0] for line in lines] == [
-        f"| {label}{where}" for label in ("Character error rate", "Word error rate", "Loops")
+        f"| {label}{where}" for label in ("Bits per byte", "Character error rate", "Word error rate", "Loops")
     ]
     page = render_report(result)
     assert f"Character error rate{where}" in page

@@ -113,6 +113,13 @@ def evaluate_adapter(
         from kauli.training.evaluate_pictures import evaluate_pictures
 
         prompt = (card.recipe or {}).get("prompt")
+        if ((card.recipe or {}).get("fusion") or {}).get("hearing"):
+            from kauli.training.evaluate_fusion import evaluate_fusion
+
+            fastest = (card.recipe or {})["fusion"]["hearing"]["fastest"]
+            return evaluate_fusion(
+                folder, base, dataset, card.language, prompt, fastest=fastest, split=split, scored=scored
+            )
         return evaluate_pictures(folder, base, dataset, card.language, prompt, split=split, limit=limit, scored=scored)
     if card.task == "transcribe":
         from kauli.training.evaluate_speech import FASTEST, evaluate_speech

@@ -140,12 +140,12 @@ def evaluate_pictures(
         asked: dict[str, tuple[Sequence[Row], str | None]] = {BASE: (shown[NO_IMAGE], None)}
         if key:
             asked |= {name: (rows, key) for name, rows in shown.items()}
-        texts = _describe(task, one.chosen, asked)
+        texts = describe(task, one.chosen, asked)
         texts[NEAREST], texts[MOST_FREQUENT] = _nearest(one.chosen, known), _most_frequent(one.chosen, known)
-        tallies = [(name, _bits(task, seen, adapter)) for name, (seen, adapter) in asked.items()]
+        tallies = [(name, bits_by_language(task, seen, adapter)) for name, (seen, adapter) in asked.items()]
         tallies += [(name, _generated(one.chosen, answers, aligned)) for name, answers in texts.items()]
-        for name, by_language in tallies:
-            for tag, values in by_language.items():
+        for name, languages_of in tallies:
+            for tag, values in languages_of.items():
                 scores[name][tag] |= {one.prefix + metric: value for metric, value in values.items()}
         samples += _samples(one, texts, key is not None)
     systems = {name: Scores(found) for name, found in scores.items()}
@@ -192,7 +192,7 @@ def _empty(tags: Sequence[str]) -> dict[str, dict[str, Tally]]:
     return {tag: {} for tag in tags}
 
 
-def _describe(
+def describe(
     task: Any, chosen: Sequence[Row], asked: Mapping[str, tuple[Sequence[Row], str | None]]
 ) -> dict[str, list[str]]:
     """System -> its text for each chosen row; all systems stand in one batch.
@@ -223,7 +223,8 @@ def _describe(
     return {name: [texts[number] for number in mine] for name, mine in numbers.items()}
 
 
-def _bits(task: Any, rows: Sequence[Row], adapter: str | None) -> dict[str, dict[str, Tally]]:
+def bits_by_language(task: Any, rows: Sequence[Row], adapter: str | None) -> dict[str, dict[str, Tally]]:
+    """Language -> bits per byte of the rows, those of synthetic ones with their prefix."""
     found: dict[str, tuple[float, int]] = {}
     ordered = sorted(rows, key=lambda row: len(row["text"]))
     with bar("Scoring", len(ordered)) as advance:
@@ -232,7 +233,7 @@ def _bits(task: Any, rows: Sequence[Row], adapter: str | None) -> dict[str, dict
             found |= {row["id"]: cost for row, cost in zip(piece, task.bits(piece, adapter), strict=True)}
             advance(len(piece))
     out: dict[str, dict[str, Tally]] = {}
-    for tag, prefix, mine in _by_language(rows):
+    for tag, prefix, mine in by_language(rows):
         out.setdefault(tag, {})[f"{prefix}bits_per_byte"] = score_bits(mine, [found[row["id"]] for row in mine])
     return out
 
@@ -240,7 +241,7 @@ def _bits(task: Any, rows: Sequence[Row], adapter: str | None) -> dict[str, dict
 def _generated(chosen: Sequence[Row], texts: Sequence[str], aligned: Aligned | None) -> dict[str, dict[str, Tally]]:
     answers = {row["id"]: clean(text) for row, text in zip(chosen, texts, strict=True)}
     out: dict[str, dict[str, Tally]] = {}
-    for tag, prefix, mine in _by_language(chosen):
+    for tag, prefix, mine in by_language(chosen):
         predictions = [answers[row["id"]] for row in mine]
         found = score_generations(predictions, [clean(row["text"]) for row in mine], mine)
         found = {name: found[name] for name in ("chrf", "exact")}
@@ -257,7 +258,7 @@ def _cosines(aligned: Aligned, rows: Sequence[Row], texts: Sequence[str]) -> lis
     return [[float(value), 1.0] for value in (images * captions).sum(axis=1)]
 
 
-def _by_language(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
+def by_language(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
     """(language, prefix of its metrics, rows), real and synthetic rows apart."""
     kinds = sorted({(row["language"], bool(row["synthetic"])) for row in rows})
     return [
@@ -269,14 +270,14 @@ def _by_language(rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
 def _nearest(rows: Sequence[Row], known: Sequence[Row]) -> list[str]:
     """The caption, in the row's language, of the training picture whose mean feature has the largest cosine."""
     out = []
-    by_language = {tag: [row for row in known if row["language"] == tag] for tag in {row["language"] for row in rows}}
-    stacks = {tag: _means(found) for tag, found in by_language.items()}
+    captions = {tag: [row for row in known if row["language"] == tag] for tag in {row["language"] for row in rows}}
+    stacks = {tag: _means(found) for tag, found in captions.items()}
     for row in rows:
         theirs = stacks[row["language"]]
         if not len(theirs):
             out.append("")
             continue
-        out.append(str(by_language[row["language"]][int(np.argmax(theirs @ _means([row])[0]))]["text"]))
+        out.append(str(captions[row["language"]][int(np.argmax(theirs @ _means([row])[0]))]["text"]))
     return out
 
 

@@ -111,9 +111,7 @@ class TokenLearner:
         task = self.task
         if self._parts:
             assert isinstance(task, DescribeTask)
-            # In English where there is some: it is what a base knows best, and what its other languages hang on.
-            rows = [*self._examples.train, *self._examples.replay]
-            task.add_connector(self._parts, [row for row in rows if row["language"] == "en"] or rows)
+            task.add_connector(self._parts, [*self._examples.train, *self._examples.replay])
         bare, method = cast("Any", task.model), self._recipe.method
         assert not isinstance(method, FewShot)
         attached: Any = method.attach(bare, task.base.reference)

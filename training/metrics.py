@@ -33,8 +33,17 @@ RANKS = 256
 """Ranks that `median_rank` tells apart: the last stands for all that are no better."""
 SYNTHETIC = "synthetic_"
 NEW_PICTURES = "new_pictures"
-PREFIXES = (f"{NEW_PICTURES}_", SYNTHETIC)
-"""Of metrics on a second test set (pictures of known concepts), and on synthetic rows."""
+NOISE_LEVELS = (10, 0)
+"""Decibels by which speech is louder than the noise laid over it, in the evaluation of pictures with recordings."""
+
+
+def noise_prefix(level: int) -> str:
+    """Of metrics under noise: 0 -> "noise_0db_"."""
+    return f"noise_{level}db_"
+
+
+PREFIXES = (f"{NEW_PICTURES}_", SYNTHETIC, *map(noise_prefix, NOISE_LEVELS))
+"""Of metrics on a second test set (pictures of known concepts), on synthetic rows, and under noise."""
 
 
 def plain_name(metric: str) -> str:

@@ -134,7 +134,7 @@ def with_media(
                 part = missing[start : start + ENCODED_AT_ONCE]
                 images = [_view(*pictures[key], augmentations, key, view) for key, view in part]
                 for (key, view), found in zip(part, tower.features(images, grid), strict=True):
-                    _store(place(key, view), found.numpy().astype(np.float16))
+                    store_features(place(key, view), found.numpy().astype(np.float16))
                 advance(len(part))
     for key in pictures:
         for view in range(views):
@@ -155,7 +155,8 @@ def _view(image: bytes, keep: bool, augmentations: Sequence[PictureAugmentation]
     return augmented(decoded, augmentations, view_seed(key, view), keep_direction=keep)
 
 
-def _store(path: Path, features: Any) -> None:
+def store_features(path: Path, features: Any) -> None:
+    """Write an array so that a reader sees the whole file or none."""
     content = io.BytesIO()
     np.save(content, features, allow_pickle=False)
     partial = path.with_suffix(f".{os.getpid()}.partial")

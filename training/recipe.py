@@ -66,6 +66,21 @@ class Train(Strict):
     seed: int = Field(default=0, ge=0)
 
 
+class Hearing(Strict):
+    """How recordings come before the language model, beside pictures."""
+
+    encoder: str = "whisper-base"
+    """The base of the task `transcribe` whose encoder is used."""
+    stack: int = Field(default=4, ge=1, le=16)
+    """So many frames, of 20 ms each, stand in the prompt as one feature."""
+    inner: int = Field(default=1024, ge=1)
+    """The width of the connector's hidden layer."""
+    alone: float = Field(default=0.4, ge=0, le=1)
+    """The share of the views, behind each row's first, that show either the picture or the recording alone."""
+    fastest: float = Field(default=25.0, gt=0)
+    """Characters a second; a row whose text is longer can't be what is said, and is dropped with a note."""
+
+
 class Fusion(Strict):
     """How pictures come before the language model, for the task `describe`."""
 
@@ -81,6 +96,8 @@ class Fusion(Strict):
     """The share of the budget in which the connector is trained alone, before the adapter joins."""
     views: int = Field(default=1, ge=1, le=32)
     """How many views of each picture an epoch has: the picture itself, and augmented ones."""
+    hearing: Hearing | None = None
+    """With it, rows have a picture and a recording; null: pictures alone."""
 
 
 class Pairs(Strict):
@@ -205,7 +222,10 @@ class Recipe(Strict):
         if self.task == "transcribe" and (self.prompt or self.objective.regulariser != "none"):
             raise ValueError("the task 'transcribe' has no prompt and no regulariser")
         for one in self.augment:
-            if isinstance(one, SpeechAugmentation) != (self.task == "transcribe"):
+            hears = self.task == "transcribe" or (self.fusion is not None and self.fusion.hearing is not None)
+            if (isinstance(one, SpeechAugmentation) and not hears) or (
+                isinstance(one, PictureAugmentation) and self.task == "transcribe"
+            ):
                 raise ValueError(f"augment: '{one.kind}' is not for the task '{self.task}'")
         if self.task == "text" and (self.augment or self.prompt):
             raise ValueError("augment and prompt are for pictures: the task 'text' has none")
@@ -225,6 +245,8 @@ class Recipe(Strict):
         del content["scale"]
         if self.speech is None:  # as if there were no such section: older recipes keep their hashes
             del content["speech"]
+        if self.fusion is not None and self.fusion.hearing is None:
+            del content["fusion"]["hearing"]
         if not with_seed:
             del content["train"]["seed"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -296,6 +318,7 @@ _SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "objective": (Objective,),
     "fusion": (Fusion,),
     "pairs": (Pairs,),
+    "fusion.hearing": (Hearing,),
     "speech": (Speech,),
     "method": (Lora, Full, Projection, FewShot),
     "method.lora": (Lora,),

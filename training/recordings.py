@@ -1,4 +1,4 @@
-"""Recordings for the task `transcribe`: which rows teach and which test, decoded, and without those that can't be right."""
+"""Recordings for the task `transcribe`: which rows teach and which test, decoded, without those that can't be right."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

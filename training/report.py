@@ -143,9 +143,8 @@ def _lead(result: EvalResult) -> str:
     bits = total.get("bits_per_byte")
     if bits is None and result.task == "align":
         return f"On {over}, {result.adapter or result.base} was measured on {result.base}."
-    cer = next((name for name in total if plain_name(name) == "cer"), None)
-    if bits is None and cer:
-        return f"On {over}, {_lead_of_transcripts(result, cer)}"
+    if result.task == "transcribe":
+        return f"On {over}, {_lead_of_transcripts(result)}"
     if bits is None or result.base_scores is None:
         value = f"{figure(bits.metric, bits.value())} bits per byte" if bits else "synthetic rows only"
         return f"On {over}, the base {result.base} was measured: {value}."
@@ -158,7 +157,8 @@ def _lead(result: EvalResult) -> str:
     )
 
 
-def _lead_of_transcripts(result: EvalResult, cer: str) -> str:
+def _lead_of_transcripts(result: EvalResult) -> str:
+    cer = next(name for name in result.scores.total() if plain_name(name) == "cer")  # on real rows where there are any
     rate = LABELS["cer"][0].lower() + (", on synthetic rows," if SYNTHETIC in cer else "")
     value = _shown(cer, result.scores.total()[cer].value())
     if result.base_scores is None:

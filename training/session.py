@@ -14,6 +14,7 @@ from kauli.models.bases import find_base
 from kauli.models.errors import UsageError
 from kauli.models.store import Store, open_store
 from kauli.models.tasks import load_task
+from kauli.training.fused import fuse
 from kauli.training.learner import Examples, Learner, TokenLearner
 from kauli.training.loop import Loop, Session
 from kauli.training.pictures import load_tower, part_settings, with_media
@@ -96,7 +97,9 @@ def work(job: Job, session: Session, threads: int | None = None) -> None:
     task = load_task(recipe.task, base, device="cuda" if on_gpu else "cpu", dtype=torch.float32)
     store = open_store(job.storage, "runs")
     examples, parts = job.examples, None
-    if recipe.fusion is not None:
+    if recipe.fusion is not None and recipe.fusion.hearing is not None:
+        examples, parts = fuse(recipe, recipe.fusion.hearing, examples, "cuda" if on_gpu else "cpu")
+    elif recipe.fusion is not None:
         tower = load_tower(recipe.fusion, "cuda" if on_gpu else "cpu")
         grid, views = recipe.fusion.grid, recipe.fusion.views
         parts = {"image": part_settings(recipe.fusion, tower)}

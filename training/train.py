@@ -23,11 +23,12 @@ from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import bar, note
 from kauli.models.registry import Registry
 from kauli.models.store import Store, open_store
-from kauli.training.augment import warn_of_risk
+from kauli.training.augment import PictureAugmentation, warn_of_risk
 from kauli.training.checkpoint import Progress
 from kauli.training.data import Dataset, load_data
 from kauli.training.evaluate import GENERATED, english_rows, evaluate_adapter
 from kauli.training.evaluate_speech import check_transcripts
+from kauli.training.fused import fused_rows
 from kauli.training.learner import Examples
 from kauli.training.methods import FewShot
 from kauli.training.pictures import picture_rows, with_own_prompts
@@ -87,7 +88,8 @@ def train(
     examples = _examples(recipe, dataset)
     folder = _run_folder(runs, recipe, examples, restart)
     job = Job(recipe, examples, storage, folder, _start(registry, recipe, base))
-    if recipe.augment and recipe.speech is None and (warning := warn_of_risk(with_own_prompts(examples.train), recipe.augment)):
+    pictured = [one for one in recipe.augment if isinstance(one, PictureAugmentation)]
+    if pictured and (warning := warn_of_risk(with_own_prompts(examples.train), pictured)):
         note(warning)
     note(f"Training {recipe.name}: {len(examples.train)} examples, base {base.name}, run {folder}")
     with _progress(runs, f"{folder}/{METRICS}"):
@@ -173,7 +175,9 @@ def _examples(recipe: Recipe, dataset: Dataset) -> Examples:
     if recipe.speech is not None:
         return _recordings(recipe, recipe.speech.fastest, dataset)
     pictures = recipe.fusion is not None or recipe.pairs is not None
-    if pictures:
+    if recipe.fusion is not None and recipe.fusion.hearing is not None:
+        sides = _heard(recipe, dataset, recipe.fusion.hearing.fastest, pictured=True)
+    elif pictures:
         sides = [picture_rows(dataset, split, recipe.language, recipe.prompt) for split in ("train", "validation")]
     else:
         sides = [_texts(dataset.rows(split=split)) for split in ("train", "validation")]
@@ -203,18 +207,27 @@ def _examples(recipe: Recipe, dataset: Dataset) -> Examples:
 
 
 def _recordings(recipe: Recipe, fastest: float, dataset: Dataset) -> Examples:
+    train, validation = _heard(recipe, dataset, fastest, pictured=False)
+    return Examples(train, sorted(validation, key=lambda row: row["id"]), (), dataset.sha256)
+
+
+def _heard(recipe: Recipe, dataset: Dataset, fastest: float, pictured: bool) -> list[list[dict[str, Any]]]:
+    """The recordings of the training and the validation split; the user is told what was dropped."""
     sides = []
     for split in ("train", "validation"):
-        found = recording_rows(dataset, split, recipe.language, fastest)
+        if pictured:
+            found = fused_rows(dataset, split, recipe.language, recipe.prompt, fastest)
+        else:
+            found = recording_rows(dataset, split, recipe.language, fastest)
         if (said := found.said()) is not None:
             note(f"{split}: {said}")
         if not found.rows:
             raise UsageError(
-                f"data '{recipe.data}' has no recording with a text in its '{split}' split for "
-                f"{', '.join(recipe.language)}: see `kauli data check`."
+                f"data '{recipe.data}' has no recording with a {'picture and a ' if pictured else ''}text in its "
+                f"'{split}' split for {', '.join(recipe.language)}: see `kauli data check`."
             )
         sides.append(found.rows)
-    return Examples(sides[0], sorted(sides[1], key=lambda row: row["id"]), (), dataset.sha256)
+    return sides
 
 
 def _texts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

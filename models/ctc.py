@@ -1,0 +1,488 @@
+"""The task `transcribe` by a CTC model: wav2vec2 and MMS, with attention adapters, LoRA or all weights of a language.
+
+A clip's frames are heard once, and the likeliest letter of each frame is its transcript, so that nothing here streams
+within a clip. Clips with different adapters share one pass: the encoder's layers are computed for all rows, an
+adapter's own part for its rows (`kauli.models.ctc_pass`), the head too.
+
+A transcript is taken as it is said (`kauli.models.letters.spoken`). A letter that a vocabulary lacks, and each letter
+of a transcript that its clip is too short for, costs `SPELLED` bits, as naming a character of Unicode does.
+"""
+
+import json
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from peft import PeftModel
+from peft.utils import load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Wav2Vec2FeatureExtractor
+from transformers.utils.logging import disable_progress_bar
+
+from kauli.models.adapter_form import Term, read_terms
+from kauli.models.bases import Base
+from kauli.models.ctc_folder import (
+    ADAPTER,
+    HEAD,
+    SETTINGS,
+    Settings,
+    Speaker,
+    built_in,
+    check_shape,
+    load_model,
+    read_adapter_layers,
+    read_head,
+    read_settings,
+)
+from kauli.models.ctc_pass import Hearing, Ticket, Voice, answer, next_part, own_frames
+from kauli.models.engine import Progress
+from kauli.models.errors import KauliError, UsageError
+from kauli.models.letters import Letters, find_code, read_letters, spoken
+from kauli.models.memory import keep_freed_memory
+from kauli.models.progress import note
+from kauli.models.requests import Chunk, SpeechRequest
+from kauli.models.wav2vec2 import (
+    ADAPTER_LAYER,
+    CtcBatch,
+    adapter_layers,
+    adapter_parameters,
+    bits,
+    encode,
+    fewest_samples,
+    frame_count,
+    frames_needed,
+    losses,
+)
+
+disable_progress_bar()  # type: ignore[no-untyped-call]
+
+RATE = 16_000
+SLOTS = 16
+SECONDS = 30.0
+SPELLED = math.log2(0x110000)
+"""Bits of a character that is named, since the model can't write it."""
+
+Row = Mapping[str, Any]
+"""An example; this task reads `samples`, `text` and `language`."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An example as it is learned: its sound, and its transcript's letters."""
+
+    samples: Any
+    """(n,) numpy float32 at 16 kHz."""
+    tokens: list[int]
+    frames: int
+    language: str
+    id: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter that was read."""
+
+    speaker: Speaker
+    terms: Mapping[str, Term] | None
+    """The change of its linear layers, for a LoRA."""
+    model: Any
+    """A fully fine-tuned model; None for an adapter on the base."""
+    speaks: tuple[str, ...]
+
+
+class CtcTask:
+    """A wav2vec2 CTC model with any number of adapters, on one device. Not for several threads at once."""
+
+    def __init__(self, model: Any, extractor: Any, base: Base, slots: int = SLOTS) -> None:
+        self.base, self.model, self.slots = base, model, slots
+        self._extractor = extractor
+        self._bare = model
+        model.train(False).requires_grad_(False)
+        model.freeze_feature_encoder()  # else it asks for gradients of the sound itself
+        self._vocabularies = read_letters(base.folder, int(model.config.pad_token_id))
+        files = {path.name for path in base.folder.glob("adapter.*.safetensors")}
+        self._codes = [code for code in self._vocabularies if f"adapter.{code}.safetensors" in files]
+        letters = next(iter(self._vocabularies.values()), None)
+        self._own: dict[str | None, Speaker] = {None: built_in(model, letters)}
+        self._before = self._own[None]
+        self.letters = self._before.letters
+        """Of the model in training."""
+        self._speaks: tuple[str, ...] = ()
+        self._begins: str | None = None
+        self._voice: Voice | None = None
+        self._loaded: dict[str, Loaded] = {}
+        self._voices: dict[str, Voice] = {}
+        self._waiting: deque[Ticket] = deque()
+
+    @classmethod
+    def load(cls, base: Base, device: str | None = None, dtype: torch.dtype | None = None, slots: int = SLOTS) -> Self:
+        """The base from its folder; by default on the GPU in bf16 where there is one, else on the CPU in fp32."""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+        if device == "cpu":
+            keep_freed_memory()
+        model = load_model(base.folder, dtype).to(device)
+        model.name_or_path = base.reference
+        extractor = Wav2Vec2FeatureExtractor.from_pretrained(base.folder, local_files_only=True)
+        return cls(model, extractor, base, slots)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self._bare.parameters()).device  # type: ignore[no-any-return]
+
+    @property
+    def seconds(self) -> float:
+        """The longest clip that is heard at once."""
+        return SECONDS
+
+    @property
+    def window(self) -> int:
+        """The most letters of a transcript: the frames of the longest clip."""
+        return frame_count(self._bare.config, int(SECONDS * RATE))
+
+    def speaks(self, adapter: str | None = None) -> tuple[str, ...]:
+        """The codes of the languages that the base has adapters for, or the tags that an adapter was trained on."""
+        return tuple(self._codes) if adapter is None else self._loaded[adapter].speaks
+
+    def mel(self, samples: Any, window: float = 0.0) -> Tensor:
+        """(n,) float32: the samples as the model takes them, those over `seconds` cut. `window` is Whisper's."""
+        sound = np.asarray(samples, dtype=np.float32)[: int(SECONDS * RATE)]
+        sound = np.pad(sound, (0, max(0, fewest_samples(self._bare.config) - len(sound))))
+        found = self._extractor(sound, sampling_rate=RATE, padding="do_not_pad", return_tensors="pt")
+        out: Tensor = found["input_values"][0]
+        return out
+
+    # Adapters
+
+    def adapters(self) -> list[str]:
+        """The keys of what is loaded."""
+        return list(self._loaded)
+
+    def read_adapter(self, folder: Path) -> Loaded:
+        """What is in a checked adapter folder, for `put_adapter`; KauliError where it doesn't fit the base."""
+        if (folder / "model.safetensors").exists():
+            settings = read_settings(folder)
+            model = load_model(folder, self._bare.dtype).to(self.device)
+            check_shape(model, self._bare, folder)
+            model.train(False).requires_grad_(False)
+            return Loaded(built_in(model, settings.letters), None, model, settings.languages)
+        if (folder / ADAPTER).exists():
+            settings = read_settings(folder)
+            speaker = read_adapter_layers(folder / ADAPTER, self._bare, settings.letters, settings.dim)
+            return Loaded(speaker, None, None, settings.languages)
+        voice = self._shared()
+        assert voice.lora is not None
+        terms = read_terms(folder, voice.lora.layers, torch.float32)
+        if not (folder / SETTINGS).is_file():  # plain PEFT, with the base's own letters
+            return Loaded(self._own[None], terms, None, ())
+        settings = read_settings(folder)
+        if settings.begins is not None and settings.begins not in self._codes:
+            raise KauliError(
+                f"the adapter in {folder} goes on from the base's own for '{settings.begins}', which {self.base.name} "
+                "has not."
+            )
+        head = read_head(folder / HEAD, self._bare, settings.letters)
+        own = self._speaker_of(settings.begins)
+        return Loaded(replace(head, attention=own.attention), terms, None, settings.languages)
+
+    def put_adapter(self, key: str, loaded: Loaded) -> None:
+        """Take an adapter under a key (such as `transcribe-be@3`)."""
+        if key in self._loaded:
+            raise ValueError(f"adapter {key!r} is loaded already")
+        if loaded.terms is not None:
+            voice = self._shared()
+            assert voice.lora is not None
+            voice.lora.add(key, dict(loaded.terms))
+            loaded = replace(loaded, speaker=replace(loaded.speaker, lora=key))
+        if loaded.model is not None:
+            self._voices[key] = Voice(loaded.model)
+        self._loaded[key] = loaded
+
+    def add_adapter(self, key: str, folder: Path) -> None:
+        """`read_adapter` and `put_adapter` at once."""
+        self.put_adapter(key, self.read_adapter(folder))
+
+    def remove_adapter(self, key: str) -> None:
+        """Forget an adapter's weights; it must not be in use."""
+        loaded = self._loaded.pop(key)
+        self._voices.pop(key, None)
+        if loaded.terms is not None:
+            voice = self._shared()
+            assert voice.lora is not None
+            voice.lora.remove(key)
+
+    def _shared(self) -> Voice:
+        if self._voice is None:
+            assert not self._learning, "a task in training does not transcribe"
+            self._voice = Voice(self._bare, self.slots)
+        return self._voice
+
+    def _speaker_of(self, code: str | None) -> Speaker:
+        """The base's own adapter of a language, None for the one that is built in."""
+        if code not in self._own:
+            path = self.base.folder / f"adapter.{code}.safetensors"
+            self._own[code] = read_adapter_layers(path, self._bare, self._vocabularies[code or ""])
+        return self._own[code]
+
+    # Training and scoring
+
+    @property
+    def _learning(self) -> bool:
+        return any(value.requires_grad for value in self._bare.parameters())
+
+    @property
+    def trained(self) -> nn.Module:
+        """What training computes with: called with a `CtcBatch` it returns the losses (N,) of its clips."""
+        return _Trained(self.model, self._bare, self.letters.blank)
+
+    def add_languages(
+        self, tags: Sequence[str], related: Mapping[str, Sequence[str]], texts: Sequence[str] = ()
+    ) -> None:
+        """Say what is trained, and by which letters: the base's, and behind them what else stands in `texts`.
+
+        A letter that the base knows begins at its weights in the head, another at zero; a language that an MMS has an
+        adapter for, at that. `related` is Whisper's.
+        """
+        self._speaks = tuple(tags)
+        self._begins = find_code(tags[0], self._codes) if len(tags) == 1 else None
+        self._before = own = self._speaker_of(self._begins)
+        for layer, module in zip(adapter_layers(self._bare), own.attention, strict=False):
+            layer.adapter_layer = module
+        self.letters = own.letters.with_those_of(texts)
+        head = nn.Linear(own.weight.shape[1], len(self.letters.tokens)).requires_grad_(False)
+        for value, known in ((head.weight, own.weight), (head.bias, own.bias)):
+            value.zero_()
+            value[: len(known)] = known
+        self._bare.lm_head = head.to(self.device, self._bare.dtype)
+        self._bare.config.vocab_size = len(self.letters.tokens)
+
+    def start_from(self, folder: Path) -> None:
+        """Give the adapter in training the weights of an adapter folder of the same kind and shape.
+
+        A letter that both know gets its weights; other letters keep what they begin with.
+        """
+        settings = read_settings(folder)
+        if isinstance(self.model, PeftModel):
+            given = read_head(folder / HEAD, self._bare, settings.letters)
+            weights = load_peft_weights(str(folder), device=str(self.device))
+            try:
+                result: Any = set_peft_model_state_dict(self.model, weights, adapter_name="default")
+            except RuntimeError as error:
+                raise KauliError(f"the adapter in {folder} does not fit base '{self.base.name}': {error}") from error
+            if result.unexpected_keys:
+                raise KauliError(
+                    f"the adapter in {folder} does not fit: {result.unexpected_keys[0]} has no counterpart."
+                )
+        else:
+            dim = adapter_layers(self._bare)[0].adapter_layer.linear_1.out_features
+            given = read_adapter_layers(folder / ADAPTER, self._bare, settings.letters, dim)
+            for layer, module in zip(adapter_layers(self._bare), given.attention, strict=True):
+                layer.adapter_layer.load_state_dict(module.state_dict())  # type: ignore[union-attr]
+        with torch.no_grad():
+            for place, token in enumerate(self.letters.tokens):
+                if token in given.letters.tokens:
+                    other = given.letters.tokens.index(token)
+                    self._bare.lm_head.weight[place] = given.weight[other]
+                    self._bare.lm_head.bias[place] = given.bias[other]
+
+    def save(self, folder: Path) -> None:
+        """Write what was trained: attention adapters under MMS's names, a PEFT folder with the head beside it, or the
+        whole model; and in speech.json the letters.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        own = adapter_parameters(self._bare)
+        trained = {name for name, value in self._bare.named_parameters() if value.requires_grad}
+        dim = None
+        if isinstance(self.model, PeftModel):
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+            own = {name: value for name, value in own.items() if ADAPTER_LAYER not in name}
+            save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, folder / HEAD)
+        elif trained <= own.keys():
+            dim = adapter_layers(self._bare)[0].adapter_layer.linear_1.out_features
+            save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, folder / ADAPTER)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # transformers on settings that stand in the configuration
+                self.model.save_pretrained(str(folder))
+        begins = self._begins if isinstance(self.model, PeftModel) else None
+        settings = Settings.of(self._speaks, self.letters, dim, begins)
+        content = json.dumps(settings.model_dump(mode="json"), ensure_ascii=False, indent=1)
+        (folder / SETTINGS).write_text(content + "\n", encoding="utf-8")
+
+    def encode(self, rows: Sequence[Row], max_length: int | None = None) -> list[Clip]:
+        """Each row's samples with its transcript's letters; a clip too short for its transcript is left out, with a
+        note. UsageError where none is left. `max_length` is taken for all tasks' sake.
+        """
+        clips = [self._clip(row) for row in rows]
+        kept = [clip for clip in clips if frames_needed(clip.tokens) <= clip.frames]
+        if clips and not kept:
+            raise UsageError(
+                f"all {len(clips)} recordings are too short for their transcripts: {self.base.name} writes one letter "
+                f"a frame, {self.window / SECONDS:.0f} a second. Check the data: kauli data check."
+            )
+        if len(kept) < len(clips):
+            note(f"{len(clips) - len(kept)} of {len(clips)} recordings are too short for their transcripts: left out")
+        return kept
+
+    def _clip(self, row: Row) -> Clip:
+        samples = max(fewest_samples(self._bare.config), len(row["samples"]))
+        frames = min(self.window, frame_count(self._bare.config, samples))
+        return Clip(row["samples"], self.letters.encode(row["text"])[0], frames, row["language"], str(row.get("id")))
+
+    def collate(self, clips: Sequence[Clip], mels: Sequence[Tensor] | None = None) -> CtcBatch:
+        """A batch; `mels` take the place of the clips' own sound, say augmented."""
+        return CtcBatch(
+            tuple(mels if mels is not None else (self.mel(clip.samples) for clip in clips)),
+            torch.tensor([token for clip in clips for token in clip.tokens], dtype=torch.long),
+            torch.tensor([len(clip.tokens) for clip in clips], dtype=torch.long),
+        )
+
+    def terms(self, clip: Clip) -> int:
+        """What a clip counts in the mean that a step minimises: its letters, so that this is a loss per letter."""
+        return max(1, len(clip.tokens))
+
+    def loss(self, batch: CtcBatch) -> Tensor:
+        """The mean negative log likelihood in nats per letter of the transcripts; a scalar."""
+        found: Tensor = self.trained(batch.to(self.device)).sum() / batch.lengths.clamp(min=1).sum().to(self.device)
+        return found
+
+    def bits(
+        self, rows: Sequence[Row], adapter: str | None, full_window: bool | None = None
+    ) -> list[tuple[float, int]]:
+        """For each row the bits that its transcript costs, as it is said, and its UTF-8 bytes.
+
+        CTC hears clips at their own length alone, so that `full_window` changes nothing.
+        """
+        voice = self._voices.get(adapter or "") or self._shared()
+
+        def logits(part: Sequence[Row]) -> tuple[list[Tensor], list[Letters]]:
+            speakers = [self._speaker(adapter, row["language"]) for row in part]
+            found = voice.logits([self.mel(row["samples"]) for row in part], speakers)
+            return found, [speaker.letters for speaker in speakers]
+
+        return self._bits(rows, logits)
+
+    def current_bits(self, rows: Sequence[Row], full_window: bool = False) -> list[tuple[float, int]]:
+        """As `bits`, of the model as it stands: in training with its new letters, before with the base's own."""
+        own = self._before
+        weight, bias = (
+            (self._bare.lm_head.weight, self._bare.lm_head.bias) if self._learning else (own.weight, own.bias)
+        )
+        letters = self.letters if self._learning else own.letters
+
+        def logits(part: Sequence[Row]) -> tuple[list[Tensor], list[Letters]]:
+            waves = [self.mel(row["samples"]).to(self.device) for row in part]
+            found = functional.linear(encode(self._bare, waves), weight, bias)
+            return own_frames(self._bare, found, waves), [letters] * len(part)
+
+        return self._bits(rows, logits)
+
+    @torch.inference_mode()
+    def _bits(
+        self, rows: Sequence[Row], logits: Callable[[Sequence[Row]], tuple[list[Tensor], list[Letters]]]
+    ) -> list[tuple[float, int]]:
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]["samples"]))
+        out = [(0.0, 0)] * len(rows)
+        for start in range(0, len(order), self.slots):
+            part = order[start : start + self.slots]
+            for index, frames, letters in zip(part, *logits([rows[index] for index in part]), strict=True):
+                text = spoken(rows[index]["text"])
+                places, unknown = letters.encode(text)
+                found = bits(frames, places, letters.blank) + SPELLED * unknown
+                out[index] = (found if math.isfinite(found) else SPELLED * len(text), len(text.encode()))
+        return out
+
+    # Transcribing
+
+    def prepare(self) -> None:
+        """Make ready for adapters now; before anything else runs in another thread."""
+        self._shared()
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._waiting)
+
+    def prompt_tokens(self, request: SpeechRequest) -> list[int]:
+        """None: what a CTC model hears does not depend on what was said before."""
+        return []
+
+    def submit(self, request: SpeechRequest, adapter: str | None, tokens: list[int] | None = None) -> list[Ticket]:
+        """Queue a clip with an adapter; its tickets. Prompt, temperature and window of the request change nothing.
+
+        Without an adapter it is the base's own of the language, where it has one, or the one built in. Raises UsageError
+        for a clip longer than is heard at once.
+        """
+        if len(request.samples) > SECONDS * RATE:
+            length = len(request.samples) / RATE
+            raise UsageError(f"the clip has {length:.1f} seconds; {self.base.name} hears {SECONDS:g} at once.")
+        voice = self._voices.get(adapter or "") or self._shared()
+        speaker = self._speaker(adapter, request.language)
+        wave = self.mel(request.samples)
+        hearing = Hearing(wave, adapter, request.max_tokens, request.logprobs)
+        frames = frame_count(self._bare.config, len(wave))
+        tickets = [Ticket(hearing, voice, speaker, frames) for _ in range(request.n)]
+        self._waiting += tickets
+        return tickets
+
+    def _speaker(self, adapter: str | None, language: str | None) -> Speaker:
+        if adapter is not None:
+            return self._loaded[adapter].speaker
+        return self._speaker_of(find_code(language, self._codes) if language else None)
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Ticket, Progress]]:
+        """One pass of clips that wait, first come first; each is answered by it as a whole."""
+        ended = [(ticket, Progress("", 0, "cancelled")) for ticket in self._waiting if ticket.cancelled]
+        self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
+        part = next_part(list(self._waiting), self.slots)
+        self._waiting = deque(ticket for ticket in self._waiting if ticket not in part)
+        if not part:
+            return ended
+        waves = [ticket.generation.wave for ticket in part]
+        found = part[0].voice.logits(waves, [ticket.speaker for ticket in part])
+        return ended + [(ticket, answer(ticket, logits)) for ticket, logits in zip(part, found, strict=True)]
+
+    def generate(
+        self,
+        requests: Sequence[SpeechRequest],
+        adapters: Sequence[str | None],
+        cancelled: Callable[[int], bool] | None = None,
+    ) -> Iterator[list[Chunk]]:
+        """Transcribe clips together, each with its own adapter; yields the chunks of each pass, short clips first."""
+        rows: dict[Ticket, tuple[int, int]] = {}
+        try:
+            for row in sorted(range(len(requests)), key=lambda row: len(requests[row].samples)):
+                tickets = self.submit(requests[row], adapters[row])
+                rows |= {ticket: (row, index) for index, ticket in enumerate(tickets)}
+            while rows:
+                for ticket, (row, _) in rows.items():
+                    ticket.cancelled = cancelled is not None and cancelled(row)
+                chunks = []
+                for ticket, progress in self.step():
+                    row, index = rows.pop(ticket)
+                    chunks.append(Chunk(row, progress.text, progress.tokens, progress.finish, index, progress.logprobs))
+                yield chunks
+        finally:
+            self._waiting = deque(ticket for ticket in self._waiting if ticket not in rows)
+
+
+class _Trained(nn.Module):
+    """The model with the loss as its forward. `model` holds `bare` and what a method put around it."""
+
+    def __init__(self, model: nn.Module, bare: Any, blank: int) -> None:
+        super().__init__()
+        self.model, self._bare, self._blank = model, [bare], blank  # in a list, so that no parameter has two names
+
+    def forward(self, batch: CtcBatch) -> Tensor:
+        """The losses (N,) of a batch's clips in nats."""
+        return losses(self._bare[0], batch, self._blank)

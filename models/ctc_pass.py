@@ -1,0 +1,113 @@
+"""One pass of a CTC model over clips that wait, each with its own adapter."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from kauli.models.ctc_folder import Speaker
+from kauli.models.engine import Progress
+from kauli.models.lora_batch import LoraBatch
+from kauli.models.requests import TokenLogprob
+from kauli.models.wav2vec2 import ADAPTER_LAYER, RowAdapters, adapter_layers, best_path, encode, frame_count
+
+PASS_FRAMES = 3000
+"""Frames that one pass takes at most, padding included, unless a single clip has more."""
+
+
+class Voice:
+    """A model with what mixes adapters in it: the base, or a base whose every weight was trained."""
+
+    def __init__(self, model: Any, slots: int | None = None) -> None:
+        """`slots` is how many LoRAs one pass can mix; None for a model that takes none."""
+        self.model = model
+        self.lora: LoraBatch | None = None
+        if slots is not None:
+            self.lora = LoraBatch(model, slots, lambda name: name.startswith("wav2vec2.") and ADAPTER_LAYER not in name)
+        self._places = []
+        for layer in adapter_layers(model):
+            layer.adapter_layer = RowAdapters()
+            self._places.append(layer.adapter_layer)
+
+    def logits(self, waves: Sequence[Tensor], speakers: Sequence[Speaker]) -> list[Tensor]:
+        """The logits (F_i, V_i) float32 of each wave (n_i,) by its speaker, over the wave's own frames."""
+        first = {id(speaker): place for place, speaker in reversed(list(enumerate(speakers)))}
+        order = sorted(range(len(waves)), key=lambda index: first[id(speakers[index])])
+        sounds = [waves[index].to(self.model.device) for index in order]
+        most = max(frame_count(self.model.config, len(sound)) for sound in sounds)
+        runs: list[tuple[int, int, Speaker]] = []
+        for _, group in groupby(range(len(order)), key=lambda at: first[id(speakers[order[at]])]):
+            rows = list(group)
+            runs.append((rows[0], rows[-1] + 1, speakers[order[rows[0]]]))
+        for layer, place in enumerate(self._places):
+            place.runs = [(start, end, speaker.attention[layer]) for start, end, speaker in runs]
+        adapters: AbstractContextManager[None] = nullcontext()
+        if self.lora is not None:
+            adapters = self.lora.apply([(speaker.lora, (end - start) * most) for start, end, speaker in runs])
+        with adapters:
+            hidden = encode(self.model, sounds)
+        out = [hidden] * len(order)
+        for start, end, speaker in runs:
+            found = functional.linear(hidden[start:end], speaker.weight, speaker.bias)
+            for index, own in zip(order[start:end], own_frames(self.model, found, sounds[start:end]), strict=True):
+                out[index] = own
+        return out
+
+
+def own_frames(model: Any, logits: Tensor, waves: Sequence[Tensor]) -> list[Tensor]:
+    """Of logits (N, T, V) each row's own frames (F_i, V), float32."""
+    counts = [frame_count(model.config, len(wave)) for wave in waves]
+    return [row[:count].float() for row, count in zip(logits, counts, strict=True)]
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """What was asked of a clip."""
+
+    wave: Tensor
+    adapter: str | None
+    max_tokens: int | None
+    logprobs: int | None
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A clip that waits; whoever holds it may cancel it."""
+
+    generation: Hearing
+    voice: Voice
+    speaker: Speaker
+    frames: int
+    cancelled: bool = False
+
+
+def next_part(waiting: Sequence[Ticket], slots: int) -> list[Ticket]:
+    """What the next pass takes: the first clip, and those behind it that have the same voice and fit beside it."""
+    part: list[Ticket] = []
+    longest = 0
+    for ticket in waiting:
+        if part and ticket.voice is not part[0].voice:
+            continue
+        longest = max(longest, ticket.frames)
+        if part and (len(part) == slots or longest * (len(part) + 1) > PASS_FRAMES):
+            break
+        part.append(ticket)
+    return part
+
+
+def answer(ticket: Ticket, logits: Tensor) -> Progress:
+    """The whole transcript of a clip, of its logits (F, V); `failed` where they are not finite."""
+    if not logits.isfinite().all():
+        return Progress("", 0, "failed")
+    asked, letters = ticket.generation, ticket.speaker.letters
+    path = best_path(logits, letters.blank)
+    cut = path[: asked.max_tokens]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    if asked.logprobs is not None:
+        logprobs = tuple(TokenLogprob(place, letters.written(place).encode(), value) for place, value in cut)
+    text = letters.decode(place for place, _ in cut)
+    return Progress(text, len(cut), "stop" if len(cut) == len(path) else "length", logprobs)

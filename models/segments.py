@@ -1,0 +1,258 @@
+"""Long recordings: cut into spans that a speech recogniser hears at once; their transcripts as one text or subtitles."""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import regex
+
+from kauli.models.languages import nfc
+from kauli.models.media import RATE
+
+LONGEST = 28.0
+"""Seconds of a span for Whisper, which hears 30."""
+
+_FRAME = RATE // 50
+_PAUSE = 15 * _FRAME  # 0.3 s: the stops within and between words are shorter
+_LONG_SILENCE = RATE  # what is longer is left out at both ends of a span: Whisper invents words in silence
+_KEPT_SILENCE = RATE // 2  # of it beside the speech, for the soft sounds that words may begin and end with
+
+_QUIETEST = -80.0  # dB of full scale; digital silence counts as this
+_LEAST_RANGE = 10.0  # dB from the noise to the speech; where it is less nothing is called a pause
+_SHARE_OF_RANGE = 0.2  # of it above the noise a frame is still a pause, and
+_BELOW_SPEECH = 40.0  # so far under the speech it always is
+
+_UNITS_A_SECOND = 10  # words, or characters of scripts without spaces, in very fast speech
+_LEAST_EVIDENCE = 2.0  # letters in common, less those that differ, that make two stretches the same words
+# Scripts that put no space between words
+_UNSPACED = (
+    r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}"
+    r"\p{Script=Myanmar}\p{Script=Tibetan}"
+)
+_UNIT = regex.compile(rf"(?=[{_UNSPACED}])\X|[^\s{_UNSPACED}]+")
+_JOINED = regex.compile(rf"[{_UNSPACED}\u3000-\u303f\uff00-\uff65]")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A part of a recording, in seconds from its beginning."""
+
+    start: float
+    end: float
+
+    def of(self, samples: Any) -> Any:
+        """The span's part of the recording's samples (n,)."""
+        return samples[round(self.start * RATE) : round(self.end * RATE)]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What was said from `start` to `end`, in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
+def cut(samples: Any, longest: float, overlap: float = 2.0) -> list[Span]:
+    """The spans of a recording, none longer than `longest`, in their order; between them there is only silence.
+
+    They end in the longest pause of the last third of what may be heard at once, else in one of the thirds before.
+    Where nobody pauses for so long, a span ends anywhere, and the next begins `overlap` before: a word that is cut in
+    half in one of them is whole in the other. More than a second of silence before and after a span is left out.
+
+    Args:
+        samples: (n,) float32 at 16 kHz.
+        longest: seconds.
+        overlap: seconds, fewer than `longest`.
+    """
+    if not 0 <= overlap < longest:
+        raise ValueError(f"spans of {longest:g} seconds can't overlap by {overlap:g}")
+    most, shared = int(longest * RATE), int(overlap * RATE)
+    pauses = _pauses(samples)
+    spoken = end = len(samples)
+    if pauses and pauses[-1][1] == end:
+        spoken, end = pauses[-1][0] + _PAUSE // 2, _without_silence(pauses[-1], end)
+    spans: list[Span] = []
+    start = heard = 0
+    while True:
+        start = next((max(start, stop - _kept(stop - start)) for begin, stop in pauses if begin <= start < stop), start)
+        if spoken - start <= most:
+            return [*spans, Span(start / RATE, min(end, start + most) / RATE)]
+        pause = _best_pause(pauses, start, start + most, heard)
+        if pause is None:
+            heard = start + most
+            spans.append(Span(start / RATE, heard / RATE))
+            start = heard - shared
+        else:
+            heard = sum(pause) // 2
+            spans.append(Span(start / RATE, _without_silence(pause, heard) / RATE))
+            start = heard
+
+
+def join(texts: Sequence[str], spans: Sequence[Span]) -> list[Segment]:
+    """The transcripts of a recording's spans as segments that don't overlap; an empty one gives none.
+
+    What two overlapping spans both heard is said once. There a span's last word and the next one's first may be cut in
+    half and so heard wrongly: the words that are alike on both sides decide where the one goes over into the other.
+    """
+    said = [nfc(text).strip() for text in texts]
+    times = [(span.start, span.end) for span in spans]
+    for at in range(1, len(said)):
+        (begin, end), (start, stop) = times[at - 1], times[at]
+        if start < end:
+            said[at - 1], said[at] = _spliced(said[at - 1], said[at], math.ceil((end - start) * _UNITS_A_SECOND))
+            times[at - 1], times[at] = (begin, (start + end) / 2), ((start + end) / 2, stop)
+    return [Segment(*time, text) for time, text in zip(times, said, strict=True) if text]
+
+
+def as_text(segments: Sequence[Segment]) -> str:
+    """The segments as one line."""
+    text = ""
+    for segment in segments:
+        line = _one_line(segment.text)
+        both = _JOINED.fullmatch(text[-1:]) and _JOINED.fullmatch(line[:1])
+        text += line if not text or both else f" {line}"
+    return text
+
+
+def as_srt(segments: Sequence[Segment]) -> str:
+    """The segments as SubRip subtitles."""
+    # Nothing can be escaped in this format
+    lines = [regex.sub("-{2,}>", "->", _one_line(segment.text)) for segment in segments]
+    times = [f"{_clock(segment.start, ',')} --> {_clock(segment.end, ',')}" for segment in segments]
+    cues = [f"{number}\n{time}\n{line}\n" for number, (time, line) in enumerate(zip(times, lines, strict=True), 1)]
+    return "\n".join(cues)
+
+
+def as_vtt(segments: Sequence[Segment]) -> str:
+    """The segments as WebVTT subtitles (W3C, WebVTT: The Web Video Text Tracks Format, section 4.1)."""
+    cues = [
+        f"{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n"
+        f"{html.escape(_one_line(segment.text), quote=False)}\n"
+        for segment in segments
+    ]
+    return "\n".join(["WEBVTT\n", *cues])
+
+
+def _pauses(samples: Any) -> list[tuple[int, int]]:
+    """Where nobody speaks for 0.3 s or more: first sample and the one behind the last."""
+    quiet = np.concatenate(([False], ~_loud(samples), [False]))
+    edges = (np.flatnonzero(quiet[1:] != quiet[:-1]) * _FRAME).reshape(-1, 2).tolist()
+    return [(begin, min(stop, len(samples))) for begin, stop in edges if stop - begin >= _PAUSE]
+
+
+def _loud(samples: Any) -> npt.NDArray[np.bool_]:
+    """For each frame of 20 ms whether it is clearly above the recording's own noise."""
+    count = -(-len(samples) // _FRAME)
+    if not count:
+        return np.zeros(0, bool)
+    frames = np.pad(samples, (0, count * _FRAME - len(samples))).reshape(count, _FRAME)
+    power = np.einsum("ij,ij->i", frames, frames) / _FRAME - frames.mean(1) ** 2  # a constant offset is no sound
+    level = np.maximum(10 * np.log10(np.maximum(power, 1e-30)), _QUIETEST)
+    noise = np.percentile(level, 5)
+    loudest = min(50, -(-count // 2))  # a second, so that a click doesn't count as speech
+    speech = np.partition(level, count - loudest)[count - loudest]
+    if speech - noise < _LEAST_RANGE:
+        return np.ones(count, bool)
+    return level > max(noise + _SHARE_OF_RANGE * (speech - noise), speech - _BELOW_SPEECH)
+
+
+def _kept(silence: int) -> int:
+    """How much is kept of so much silence beside speech."""
+    return _KEPT_SILENCE if silence > _LONG_SILENCE else silence
+
+
+def _without_silence(pause: tuple[int, int], end: int) -> int:
+    """Where a span ends that goes up to `end`, in a pause."""
+    return pause[0] + _kept(end - pause[0])
+
+
+def _best_pause(pauses: Sequence[tuple[int, int]], start: int, stop: int, heard: int) -> tuple[int, int] | None:
+    """Of the pauses in a window, which may go on behind it, the longest of the last third that has any.
+
+    Up to `heard` the window before this one was heard already.
+    """
+    inside = [(begin, min(end, stop)) for begin, end in pauses if begin > start and min(end, stop) - begin >= _PAUSE]
+    return max(
+        (pause for pause in inside if sum(pause) // 2 > heard),
+        key=lambda pause: (3 * (sum(pause) // 2 - start) // (stop - start), pause[1] - pause[0]),
+        default=None,
+    )
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """A word, or a character of a script without spaces; its place in the text, and its letters."""
+
+    start: int
+    end: int
+    letters: str
+
+
+def _units(text: str) -> list[_Unit]:
+    found = []
+    for match in _UNIT.finditer(text):
+        letters = "".join(regex.findall(r"[\p{L}\p{M}\p{N}]", match[0].casefold()))
+        if letters:
+            found.append(_Unit(match.start(), match.end(), letters))
+    return found
+
+
+def _spliced(before: str, after: str, most: int) -> tuple[str, str]:
+    """Both texts without what they share: up to `most` units at the end of the one and the beginning of the other."""
+    tail, head = _units(before)[-most:], _units(after)[:most]
+    meeting = _meeting(tail, head)
+    if meeting is None:
+        return before, after
+    left, right = tail[meeting[0]], head[meeting[1]]
+    cut_left, cut_right = left is tail[-1], right is head[0]
+    if cut_left and cut_right:
+        keep_left = len(left.letters) >= len(right.letters)
+    else:
+        keep_left = cut_right
+    if keep_left:
+        return before[: left.end], after[right.end :].strip()
+    return before[: left.start].strip(), after[right.start :]
+
+
+def _meeting(tail: Sequence[_Unit], head: Sequence[_Unit]) -> tuple[int, int] | None:
+    """The places of the unit in both that is most surely the same; None where they seem to share nothing.
+
+    The end of `tail` is aligned with the beginning of `head`: letters in common count for it, letters that differ and
+    half of those that only one side has count against it (Needleman & Wunsch 1970, with free ends).
+    """
+    # Of each cell the score, and the pair on the best way to it that is most alike: (likeness, place, place).
+    nothing = (0.0, -1, -1)
+    row = [(0.0, nothing)]
+    for unit in head:
+        row.append((row[-1][0] - len(unit.letters) / 2, nothing))
+    for i, left in enumerate(tail):
+        above, row = row, [(0.0, nothing)]
+        for j, right in enumerate(head):
+            alike = SequenceMatcher(None, left.letters, right.letters, autojunk=False).ratio()
+            score, best = above[j]
+            score += max(len(left.letters), len(right.letters)) * (2 * alike - 1)
+            ways = [
+                (score, max(best, (alike, i, j))),
+                (above[j + 1][0] - len(left.letters) / 2, above[j + 1][1]),
+                (row[j][0] - len(right.letters) / 2, row[j][1]),
+            ]
+            row.append(max(ways, key=lambda way: way[0]))
+    score, (_, i, j) = max(row, key=lambda cell: cell[0])
+    return (i, j) if score >= _LEAST_EVIDENCE else None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _clock(seconds: float, point: str) -> str:
+    milliseconds = round(seconds * 1000)
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"

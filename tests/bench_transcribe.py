@@ -1,0 +1,259 @@
+"""Speech beside what people run today: quality of a plain script, speed of short clips, and mixed adapters.
+
+quality: a plain Hugging Face + peft script (LoRA r=8 on q and v, batches of 16 clips cut or padded to 4 seconds, AdamW
+at 1e-3) and the recipe get the same rows, minutes and threads, one after the other; both are scored on the untouched
+test groups, and the untrained base beside them with the 30 seconds that it was made for. speed: the recipe's adapter
+transcribes the test clips at their own length and filled up to 30 seconds, in turn. mixed: batches of 16 clips with the
+base alone and with eight adapters, in turn, the same number of tokens each.
+"""
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+
+from kauli.models.bases import Base, find_base
+from kauli.models.progress import note
+from kauli.models.registry import Registry
+from kauli.models.requests import SpeechRequest
+from kauli.models.transcribe import WhisperTask
+from kauli.training.data import load_data
+from kauli.training.evaluate_speech import transcribe
+from kauli.training.intervals import interval, relative
+from kauli.training.metrics import FINISH, Tally
+from kauli.training.recipe import load_recipe
+from kauli.training.recordings import recording_rows
+from kauli.training.report import update_section
+from kauli.training.results import bracket
+from kauli.training.speech_metrics import score_transcripts
+from kauli.training.train import machine, train
+
+SECONDS, BATCH = 4, 16
+Row = Mapping[str, Any]
+
+
+class Plain:
+    """The plain script: Whisper by transformers with 4 seconds of input, LoRA by peft."""
+
+    def __init__(self, folder: Path, language: str, seed: int) -> None:
+        torch.manual_seed(seed)
+        model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+        model.config.max_source_positions = 50 * SECONDS
+        encoder = model.model.encoder
+        encoder.max_source_positions = 50 * SECONDS
+        encoder.embed_positions = torch.nn.Embedding.from_pretrained(encoder.embed_positions.weight[: 50 * SECONDS])
+        model.config.use_cache = False
+        self.model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+        self.tokenizer = WhisperTokenizer.from_pretrained(folder, language=language, task="transcribe")
+        self.extractor = WhisperFeatureExtractor.from_pretrained(folder, chunk_length=SECONDS)
+        self.language, self.seed = language, seed
+
+    def inputs(self, rows: Sequence[Row]) -> torch.Tensor:
+        found = self.extractor([row["samples"] for row in rows], sampling_rate=16_000, return_tensors="pt")
+        out: torch.Tensor = found["input_features"]
+        return out
+
+    def train(self, rows: Sequence[Row], minutes: float) -> int:
+        """Steps done in the time."""
+        optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-3)
+        order = torch.Generator().manual_seed(self.seed)
+        self.model.train()
+        began, steps = time.monotonic(), 0
+        while True:
+            for places in torch.randperm(len(rows), generator=order).split(BATCH):
+                if time.monotonic() - began > 60 * minutes:
+                    return steps
+                part = [rows[place] for place in places.tolist()]
+                labels = [self.tokenizer(row["text"]).input_ids[1:] for row in part]  # the model puts the start before
+                longest = max(map(len, labels))
+                padded = torch.tensor([one + [-100] * (longest - len(one)) for one in labels])
+                loss = self.model(input_features=self.inputs(part), labels=padded).loss
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                steps += 1
+
+    @torch.inference_mode()
+    def transcribe(self, rows: Sequence[Row]) -> list[str]:
+        self.model.train(False)
+        self.model.config.use_cache = True
+        texts: list[str] = []
+        for start in range(0, len(rows), BATCH):
+            tokens = self.model.generate(
+                input_features=self.inputs(rows[start : start + BATCH]), language=self.language, task="transcribe",
+                max_new_tokens=96,
+            )  # fmt: skip
+            texts += self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return texts
+
+
+def quality(options: Any, base: Base, storage: str) -> str:
+    """Markdown; trains both."""
+    recipe = load_recipe(options.recipe, [f"train.minutes={options.minutes}", f"train.seed={options.seed}"])
+    assert recipe.speech is not None
+    dataset = load_data(recipe.data, recipe.language)
+    rows, test = (
+        recording_rows(dataset, split, recipe.language, recipe.speech.fastest).rows for split in ("train", "test")
+    )
+    plain = Plain(base.folder, recipe.language[0], options.seed)
+    steps = plain.train(rows, options.minutes)
+    note(f"plain: {steps} steps")
+    texts = {"plain": plain.transcribe(test)}
+    if not options.adapter:
+        options.adapter = train(recipe, storage, use_ray=False).adapter
+    card = Registry(storage).card(options.adapter)
+    task = WhisperTask.load(base, device="cpu")
+    task.add_adapter("ours", Registry(storage).fetch(options.adapter))
+    texts |= {"base": transcribe(task, test), "ours": transcribe(task, test, "ours")}
+    scores = {name: score_transcripts(found, [row["text"] for row in test], test) for name, found in texts.items()}
+    names = {
+        "base": "base, 30 s window, untrained",
+        "plain": f"plain script, {options.minutes:g} minutes, {steps} steps",
+        "ours": f"{options.recipe}, {card.training.seconds / 60 if card.training else 0:.1f} minutes, "
+        f"{card.training.steps if card.training else 0} steps",
+    }
+    lines = [
+        f"`{options.recipe}`, seed {options.seed}, {torch.get_num_threads()} thread(s); {len(test)} held-out clips of "
+        f"{len({row['group'] for row in test})} groups (clips with more than {recipe.speech.fastest:g} characters a "
+        f"second dropped); {machine()}; data {dataset.sha256[:12]}. Command: `python tests/bench_transcribe.py`.",
+        "",
+        "| | CER | WER | loops | CER against base | CER against plain |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, title in names.items():
+        cells = [_cell(scores[name][metric]) for metric in ("cer", "wer", "looped")]
+        cells += [
+            "" if name == other else _against(scores[name]["cer"], scores[other]["cer"]) for other in ("base", "plain")
+        ]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(tally: Tally) -> str:
+    found = interval(tally.sums, FINISH[tally.metric])
+    return f"{found.value:.3f} {bracket(tally.metric, found)}" if tally.metric != "looped" else f"{found.value:.3f}"
+
+
+def _against(ours: Tally, theirs: Tally) -> str:
+    found = relative(ours.sums, theirs.sums, FINISH[ours.metric])
+    return f"{100 * found.value:+.0f} % [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
+
+
+def in_turn(rounds: int, systems: Mapping[str, Callable[[], Any]]) -> dict[str, list[float]]:
+    """Seconds of each system in each round; every system once before, for what is made at first use."""
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    for number in range(rounds + 1):
+        for name, system in systems.items():
+            began = time.monotonic()
+            system()
+            if number:
+                seconds[name].append(time.monotonic() - began)
+    return seconds
+
+
+def ratio(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -> str:
+    """How many times as fast: the median of the rounds, and their spread."""
+    found = [one / other for one, other in zip(seconds[slow], seconds[fast], strict=True)]
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+
+
+def speed(options: Any, base: Base, folder: Path) -> str:
+    """Markdown: short clips, and mixed adapters."""
+    recipe = load_recipe(options.recipe)
+    assert recipe.speech is not None
+    dataset = load_data(recipe.data, recipe.language)
+    rows = recording_rows(dataset, "test", recipe.language, recipe.speech.fastest).rows
+    task = WhisperTask.load(base, device="cpu")
+    for number in range(8):
+        task.add_adapter(f"adapter {number}", folder)
+    seconds = in_turn(
+        options.rounds,
+        {
+            "own": lambda: transcribe(task, rows, "adapter 0"),
+            "whole": lambda: transcribe(task, rows, "adapter 0", full_window=True),
+        },
+    )
+    texts = {full: transcribe(task, rows, "adapter 0", full_window=full) for full in (False, True)}
+    cer = {full: score_transcripts(found, [row["text"] for row in rows], rows)["cer"] for full, found in texts.items()}
+    length = sum(len(row["samples"]) for row in rows) / 16_000
+    requests = [
+        SpeechRequest(row["samples"], row["language"], full_window=False, max_tokens=24, ignore_eos=True)
+        for row in rows[:48]
+    ]
+
+    def batch(adapters: Sequence[str | None]) -> None:
+        chosen = [adapters[place % len(adapters)] for place in range(len(requests))]
+        for _ in task.generate([replace(one) for one in requests], chosen):
+            pass
+
+    mixed = in_turn(
+        options.rounds,
+        {
+            "base": lambda: batch([None]),
+            "one": lambda: batch(["adapter 0"]),
+            "eight": lambda: batch([f"adapter {number}" for number in range(8)]),
+        },
+    )
+    own, whole = (statistics.median(seconds[name]) for name in ("own", "whole"))
+    return "\n".join(
+        [
+            f"{len(rows)} clips, {length:.0f} seconds of speech, 16 at a time, {torch.get_num_threads()} thread(s), "
+            f"median of {options.rounds} rounds in turn; {machine()}. "
+            "Command: `python tests/bench_transcribe.py --only speed`.",
+            "",
+            "| the same adapter | seconds | real-time factor | CER |",
+            "| --- | --- | --- | --- |",
+            f"| clips at their own length | {own:.1f} | {own / length:.3f} | {_cell(cer[False])} |",
+            f"| filled up to 30 s | {whole:.1f} | {whole / length:.3f} | {_cell(cer[True])} |",
+            "",
+            f"Own length is {ratio(seconds, 'whole', 'own')} times as fast.",
+            "",
+            "48 clips, 24 tokens each: one adapter has "
+            f"{ratio(mixed, 'base', 'one')}, eight adapters in each batch {ratio(mixed, 'base', 'eight')} times the "
+            "throughput of the base alone.",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipe", default="transcribe-be")
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=("quality", "speed"))
+    parser.add_argument("--adapter", help="one that is trained already, NAME@VERSION; by default it is trained")
+    parser.add_argument("--storage", help="where it lies")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent.parent / "RESULTS.md")
+    options = parser.parse_args()
+    recipe = load_recipe(options.recipe)
+    base = find_base(recipe.base, task="transcribe")
+    scratch = tempfile.mkdtemp(prefix="kauli-bench-")
+    storage = options.storage or scratch
+    try:
+        if options.only != "speed":
+            text = quality(options, base, storage)
+            print(text)
+            update_section(options.results, f"speech-quality-{recipe.name}-{options.minutes:g}", text)
+        if options.only != "quality":
+            if not options.adapter:
+                short = load_recipe(options.recipe, ["train.minutes=2"])
+                options.adapter = train(short, storage, use_ray=False).adapter
+            text = speed(options, base, Registry(storage).fetch(options.adapter))
+            print(text)
+            update_section(options.results, f"speech-speed-{recipe.name}", text)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

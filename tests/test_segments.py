@@ -1,0 +1,194 @@
+"""Long recordings: cut at pauses, nothing said lost; what two spans both heard said once; subtitles that parse."""
+
+import html
+import re
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kauli.models.media import RATE
+from kauli.models.segments import LONGEST, Segment, Span, as_srt, as_text, as_vtt, cut, join
+
+Part = tuple[float, float]
+"""Seconds, and the height of a tone; 0 is a pause."""
+
+
+def recording(*parts: Part, noise: float = 1e-3, seed: int = 0) -> Any:
+    """Tones and pauses, on noise."""
+    tones = [height * np.sin(2 * np.pi * 300 / RATE * np.arange(round(seconds * RATE))) for seconds, height in parts]
+    sound = np.concatenate(tones)
+    return (sound + noise * np.random.default_rng(seed).standard_normal(len(sound))).astype(np.float32)
+
+
+def syllables(seconds: float, height: float) -> list[Part]:
+    """Speech rises and falls, six times a second here: no noise does that."""
+    count = max(1, round(seconds * 6))
+    return [part for _ in range(count) for part in ((seconds / count * 0.8, height), (seconds / count * 0.2, height / 30))]
+
+
+def edges(spans: list[Span]) -> list[tuple[float, float]]:
+    return [(pytest.approx(span.start, abs=0.03), pytest.approx(span.end, abs=0.03)) for span in spans]
+
+
+def test_a_short_recording_is_one_span() -> None:
+    assert cut(recording((2, 0.3), (0.5, 0), (3, 0.3)), LONGEST) == [Span(0, 5.5)]
+    assert cut(recording((4, 0.3)), 4.0) == [Span(0, 4)]
+    assert cut(recording((4.01, 0.3)), 4.01) == [Span(0, 4.01)]
+    assert cut(np.zeros(RATE, np.float32), 4.0) == [Span(0, 1)]
+    assert cut(recording((10, 0)), 28.0) == [Span(0, 10)]  # noise alone
+
+
+def test_a_long_recording_is_cut_in_its_pauses() -> None:
+    sound = recording((10, 0.3), (0.8, 0), (9, 0.3), (0.4, 0), (5, 0.3), (0.6, 0), (9, 0.3))
+    assert edges(cut(sound, 28.0)) == [(0, 25.5), (25.5, 34.8)]
+    assert edges(cut(sound, 24.0)) == [(0, 20.0), (20.0, 34.8)]
+    assert edges(cut(sound, 17.0)) == [(0, 10.4), (10.4, 25.5), (25.5, 34.8)]
+
+
+def test_the_longest_pause_of_the_last_third_is_taken() -> None:
+    sound = recording((8, 0.3), (0.9, 0), (11, 0.3), (0.7, 0), (4, 0.3), (0.4, 0), (8, 0.3))
+    assert edges(cut(sound, 28.0)) == [(0, 20.25), (20.25, 33.0)]
+
+
+def test_speech_without_a_pause_is_cut_hard_with_an_overlap() -> None:
+    assert cut(recording((70, 0.3)), 28.0) == [Span(0, 28), Span(26, 54), Span(52, 70)]
+    assert cut(recording((9, 0.3)), 4.0, overlap=1.0) == [Span(0, 4), Span(3, 7), Span(6, 9)]
+    gaps = [part for _ in range(100) for part in ((0.3, 0.3), (0.2, 0))]  # too short for pauses
+    assert cut(recording(*gaps), 28.0)[1].start == 26
+    with pytest.raises(ValueError, match="overlap"):
+        cut(recording((9, 0.3)), 2.0)
+
+
+def test_long_silence_before_and_after_speech_is_left_out() -> None:
+    assert edges(cut(recording((5, 0), (6, 0.3), (7, 0)), 28.0)) == [(4.5, 11.5)]
+    assert edges(cut(recording((0.9, 0), (6, 0.3), (0.9, 0)), 28.0)) == [(0, 7.8)]
+    sound = recording((20, 0.3), (30, 0), (20, 0.3), (40, 0))
+    assert edges(cut(sound, 28.0)) == [(0, 20.5), (49.5, 70.5)]
+    # The silence at the end begins just where a window does
+    assert edges(cut(recording((27.8, 0.3), (40, 0)), 28.0)) == [(0, 28.0)]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-3, 0.02])
+def test_pauses_are_found_in_quiet_and_in_noisy_recordings(noise: float) -> None:
+    sound = recording((10, 0.3), (0.8, 0), (10, 0.2), (0.8, 0), (10, 0.25), noise=noise)
+    assert edges(cut(sound, 28.0)) == [(0, 21.2), (21.2, 31.6)]
+    assert edges(cut(sound + np.float32(0.05), 28.0)) == [(0, 21.2), (21.2, 31.6)]  # with a constant offset
+
+
+def test_no_sample_of_speech_is_lost_and_no_span_is_too_long() -> None:
+    for seed in range(60):
+        random = np.random.default_rng(seed)
+        parts: list[Part] = []
+        while sum(seconds for seconds, _ in parts) < random.uniform(1, 120):
+            parts.append((float(random.exponential(4) + 0.1), float(10 ** random.uniform(-1.5, 0))))
+            parts.append((float(random.exponential(random.choice([0.1, 1.0, 5.0]))), 0.0))
+        parts = parts[int(random.integers(2)) :]
+        said = [piece for part in parts for piece in (syllables(*part) if part[1] else [part])]
+        sound = recording(*said, noise=float(10 ** random.uniform(-5, -3)), seed=seed)
+        longest = float(random.choice([4.0, 10.0, 28.0]))
+        spans = cut(sound, longest)
+        heard = np.zeros(len(sound), bool)
+        for span in spans:
+            assert 0 < len(span.of(sound)) <= longest * RATE
+            span.of(heard)[:] = True
+        assert all(one.start < other.start and one.end < other.end for one, other in zip(spans, spans[1:], strict=False))
+        at = 0
+        for seconds, height in said:
+            assert not height or heard[at : at + round(seconds * RATE)].all(), (seed, at / RATE, spans)
+            at += round(seconds * RATE)
+
+
+def test_ten_minutes_are_cut_in_no_time() -> None:
+    sound = recording(*[(3.1, 0.3), (0.4, 0)] * 171)
+    begin = time.process_time()
+    assert 22 <= len(cut(sound, 28.0)) <= 40
+    assert time.process_time() - begin < 0.5
+
+
+def spliced(before: str, after: str) -> str:
+    return as_text(join([before, after], [Span(0, 28), Span(26, 54)]))
+
+
+def test_words_that_both_spans_heard_are_said_once() -> None:
+    assert spliced("раз два тры чатыры пяць", "тры чатыры пяць шэсць сем") == "раз два тры чатыры пяць шэсць сем"
+    assert spliced("One, two three.", "Two three, four.") == "One, two three, four."
+    assert spliced("habari", "habari") == "habari"
+    assert spliced("ha ha ha ha", "ha ha ha yes") == "ha ha ha ha yes"
+
+
+def test_a_word_cut_in_half_is_taken_from_the_side_that_heard_it_whole() -> None:
+    assert spliced("раз два тры чатыры пя", "ва тры чатыры пяць шэсць") == "раз два тры чатыры пяць шэсць"
+    assert spliced("добры дз", "бры дзень, сябры") == "добры дзень, сябры"
+    assert spliced("the quick brown fog", "quick brown fox jumps") == "the quick brown fox jumps"
+    assert spliced("watoto wanacheza mpira", "tu wanacheza mpira uwanjani") == "watoto wanacheza mpira uwanjani"
+    assert spliced("it was one two three four", "on to three four five") == "it was one two three four five"
+
+
+def test_texts_that_share_nothing_stay_whole() -> None:
+    assert spliced("мы пайшлі ў лес.", "Потым быў дождж") == "мы пайшлі ў лес. Потым быў дождж"
+    assert spliced("a long day and", "I then went on") == "a long day and I then went on"
+    apart = [Span(0, 26), Span(26, 54)]
+    assert as_text(join(["one two", "one two"], apart)) == "one two one two"
+    # The same words, but too early to lie in the overlap
+    early = "one two three four five " + "six " * 30
+    assert spliced(early, "one two three four five") == f"{early.strip()} one two three four five"
+
+
+def test_scripts_without_spaces_are_joined_by_their_characters() -> None:
+    assert spliced("今天天气很好我们去公园", "我们去公园散步。") == "今天天气很好我们去公园散步。"
+    assert spliced("ວັນນີ້ອາກາດດີ", "ອາກາດດີຫຼາຍ") == "ວັນນີ້ອາກາດດີຫຼາຍ"
+
+
+def test_segments_keep_their_times_and_empty_ones_are_left_out() -> None:
+    spans = [Span(0, 10), Span(11, 20), Span(20, 48), Span(46, 60)]
+    found = join([" so ", "", "it goes", "it goes on"], spans)
+    assert found == [Segment(0, 10, "so"), Segment(20, 47, "it"), Segment(47, 60, "goes on")]
+    assert join(["", ""], spans[:2]) == []
+    assert as_text([]) == ""
+    nested = join(["one two three", "three"], [Span(0, 4), Span(3, 5)])
+    assert nested == [Segment(0, 3.5, "one two three")]
+
+
+NASTY = [
+    Segment(0, 1.2345, "Добры дзень, <b>сябры</b> & 'усе'"),
+    Segment(1.2345, 61.0, "a\n\nb --> c ---> d\u2028e"),
+    Segment(3599.9996, 3661.5, "12"),
+]
+
+
+def test_srt_is_written_as_players_read_it() -> None:
+    two = [Segment(1, 2.5, "Habari"), Segment(3600.007, 3661.5, "yako")]
+    assert as_srt(two) == (
+        "1\n00:00:01,000 --> 00:00:02,500\nHabari\n\n2\n01:00:00,007 --> 01:01:01,500\nyako\n"
+    )  # fmt: skip
+    assert as_srt([]) == ""
+    cues = [cue.split("\n") for cue in as_srt(NASTY).rstrip("\n").split("\n\n")]
+    assert [cue[0] for cue in cues] == ["1", "2", "3"]
+    assert [len(cue) for cue in cues] == [3, 3, 3]
+    assert [parsed(cue[1], ",") for cue in cues] == [(0, 1.234), (1.234, 61), (3600, 3661.5)]
+    assert [cue[2] for cue in cues] == ["Добры дзень, <b>сябры</b> & 'усе'", "a b -> c -> d e", "12"]
+    assert as_srt(NASTY).count("-->") == 3
+
+
+def test_vtt_is_written_as_browsers_read_it() -> None:
+    assert as_vtt([Segment(1, 2.5, "a < b")]) == "WEBVTT\n\n00:00:01.000 --> 00:00:02.500\na &lt; b\n"
+    assert as_vtt([]) == "WEBVTT\n"
+    header, *blocks = as_vtt(NASTY).rstrip("\n").split("\n\n")
+    assert header == "WEBVTT"
+    cues = [block.split("\n") for block in blocks]
+    assert [len(cue) for cue in cues] == [2, 2, 2]
+    assert [parsed(cue[0], ".") for cue in cues] == [(0, 1.234), (1.234, 61), (3600, 3661.5)]
+    assert not any(re.search("[<>]|&(?!amp;|lt;|gt;)", cue[1]) for cue in cues)
+    assert [html.unescape(cue[1]) for cue in cues] == [" ".join(segment.text.split()) for segment in NASTY]
+
+
+def parsed(line: str, point: str) -> tuple[float, float]:
+    """The times of a cue, in seconds."""
+    clock = rf"(\d\d):(\d\d):(\d\d){re.escape(point)}(\d\d\d)"
+    match = re.fullmatch(f"{clock} --> {clock}", line)
+    assert match, line
+    numbers = [int(number) for number in match.groups()]
+    begin, end = (3600 * h + 60 * m + s + ms / 1000 for h, m, s, ms in (numbers[:4], numbers[4:]))
+    return begin, end

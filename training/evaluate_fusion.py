@@ -1,0 +1,184 @@
+"""Does the picture help the speech? An adapter that sees and hears, measured with both, with either, and with noise.
+
+Metrics under noise have the prefix `noise_10db_` or `noise_0db_`: pink noise over the recording at that ratio of speech
+to noise, drawn three times for each. The baselines are the same adapter shown the recording alone (`no_image`), the
+picture alone (`no_audio`), and the recording with another's picture (`wrong_image`).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kauli.models.bases import Base, find_base
+from kauli.models.connector import Connector, PartSettings
+from kauli.models.errors import KauliError, UsageError
+from kauli.models.image_tower import ImageTower
+from kauli.models.languages import check_tag
+from kauli.models.tasks import load_task
+from kauli.training.data import Dataset
+from kauli.training.evaluate import whole_groups
+from kauli.training.evaluate_pictures import bits_by_language, by_language, describe
+from kauli.training.fused import fused_rows, recording_features, show
+from kauli.training.metrics import (
+    NOISE_LEVELS,
+    Tally,
+    chrf_signature,
+    clean,
+    noise_prefix,
+    score_generations,
+    sentence_chrf,
+)
+from kauli.training.pictures import other_pictures, with_media, without_media
+from kauli.training.recipe import Hearing
+from kauli.training.results import EvalResult, Sample, Scores
+from kauli.training.speech_metrics import NORMALISATION, score_transcripts
+
+Row = Mapping[str, Any]
+ADAPTER, BASE = "adapter", "base"
+NO_IMAGE, NO_AUDIO, WRONG_IMAGE = "no_image", "no_audio", "wrong_image"
+NOISE_SEEDS = 3
+
+
+def evaluate_fusion(
+    folder: Path,
+    base: Base,
+    dataset: Dataset,
+    languages: Sequence[str],
+    prompt: str | None,
+    *,
+    fastest: float = 25.0,
+    split: str = "test",
+    seed: int = 0,
+    scored: int | None = None,
+) -> EvalResult:
+    """Evaluate the adapter in `folder`, whose connector has a part for pictures and one for recordings.
+
+    Args:
+        folder: the adapter.
+        base: the language model; shown neither, as it can read neither.
+        dataset: with rows that have a picture, a recording and a text.
+        languages: of the rows.
+        prompt: the instruction of the recipe, None for each row's own.
+        fastest: characters a second above which a row is dropped, as in training.
+        split: of the data.
+        seed: of the intervals.
+        scored: cut the split to about so many rows of whole groups, for a quick look.
+
+    Raises:
+        UsageError: no such rows in the split. KauliError: an encoder here is not the one that the adapter was made for.
+    """
+    tags = tuple(check_tag(tag) for tag in languages)
+    connector = Connector.load(folder)
+    if connector is None or not {"image", "audio"} <= connector.settings.keys():
+        raise KauliError(f"the adapter in {folder} has no connector for both pictures and recordings.")
+    found = fused_rows(dataset, split, tags, prompt, fastest)
+    rows = found.rows
+    notes = [NORMALISATION]
+    if (said := found.said()) is not None:
+        notes.append(said)
+    if not rows:
+        raise UsageError(f"the data has no pictures with recordings in {', '.join(tags)} in its '{split}' split.")
+    if scored is not None and len(rows) > scored:
+        notes.append(f"measured on about {scored} of {len(rows)} rows")
+        rows = whole_groups(rows, scored)
+    tower, ears = _encoders(connector.settings, folder)
+    sound = connector.settings["audio"].stack
+    pictured = with_media(rows, tower, connector.settings["image"].grid)
+    task = load_task("describe", base)
+    task.add_adapter(ADAPTER, folder)
+    scores: dict[str, dict[str, dict[str, Tally]]] = {
+        name: {tag: {} for tag in tags} for name in (ADAPTER, BASE, NO_IMAGE, NO_AUDIO, WRONG_IMAGE)
+    }
+    samples: list[Sample] = []
+    for level in (None, *NOISE_LEVELS):
+        prefix = "" if level is None else noise_prefix(level)
+        both: list[Row] = []
+        for draw in range(1 if level is None else NOISE_SEEDS):
+            heard = recording_features(rows, ears, sound, level, draw)
+            both += [
+                {**row, "id": f"{row['id']} {draw}", "media": (*row["media"], one)}
+                for row, one in zip(pictured, heard, strict=True)
+            ]
+        asked: dict[str, tuple[Sequence[Row], str | None]] = {
+            ADAPTER: (both, ADAPTER),
+            NO_IMAGE: ([show(row, "audio") for row in both], ADAPTER),
+            WRONG_IMAGE: (_with_other_pictures(both), ADAPTER),
+        }
+        if level is None:
+            asked |= {NO_AUDIO: ([show(row, "image") for row in both], ADAPTER), BASE: (without_media(both), None)}
+        texts = describe(task, both, asked)
+        for name, (shown, adapter) in asked.items():
+            for tag, values in bits_by_language(task, shown, adapter).items():
+                scores[name][tag] |= {prefix + metric: value for metric, value in values.items()}
+            for tag, values in _generated(both, texts[name]).items():
+                scores[name][tag] |= {prefix + metric: value for metric, value in values.items()}
+        if level is None or level == min(NOISE_LEVELS):
+            samples += _samples(both[: len(rows)], texts, "" if level is None else f", {level:g} dB")
+    return EvalResult(
+        adapter=folder.name,
+        base=base.name,
+        languages=tags,
+        split=split,
+        seed=seed,
+        examples=len(rows),
+        groups=len({row["group"] for row in rows}),
+        generated=len(rows),
+        scores=Scores(scores[ADAPTER]),
+        base_scores=Scores(scores[BASE]),
+        baselines={name: Scores(scores[name]) for name in (NO_IMAGE, NO_AUDIO, WRONG_IMAGE)},
+        samples=tuple(samples),
+        signatures={"chrf": chrf_signature()},
+        data={"name": dataset.name, "sha256": dataset.sha256},
+        notes=tuple(notes),
+        task="describe",
+    )
+
+
+def _encoders(parts: Mapping[str, PartSettings], folder: Path) -> tuple[ImageTower, Any]:
+    from kauli.training.fused import load_ears
+
+    image, audio = parts["image"], parts["audio"]
+    tower = ImageTower.load(find_base(image.encoder, task="align", allow_noncommercial=True))
+    ears = load_ears(Hearing(encoder=audio.encoder))
+    for one, settings in ((tower, image), (ears, audio)):
+        if one.sha256 != settings.sha256:
+            raise KauliError(f"the encoder of {settings.encoder} is not the one that {folder.name} was trained with.")
+    return tower, ears
+
+
+def _with_other_pictures(rows: Sequence[Row]) -> list[Row]:
+    """Each row with its own recording and the picture of another group."""
+    wrong = other_pictures(rows)
+    return [
+        {**row, "media": (*show(other, "image")["media"], *show(row, "audio")["media"])}
+        for row, other in zip(rows, wrong, strict=True)
+    ]
+
+
+def _generated(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, dict[str, Tally]]:
+    answers = {row["id"]: clean(text) for row, text in zip(rows, texts, strict=True)}
+    out: dict[str, dict[str, Tally]] = {}
+    for tag, prefix, mine in by_language(rows):
+        predictions = [answers[row["id"]] for row in mine]
+        references = [clean(row["text"]) for row in mine]
+        written = score_generations(predictions, references, mine)
+        found = {name: written[name] for name in ("chrf", "exact")} | score_transcripts(predictions, references, mine)
+        out.setdefault(tag, {}).update({prefix + name: one for name, one in found.items()})
+    return out
+
+
+def _samples(rows: Sequence[Row], texts: Mapping[str, Sequence[str]], where: str) -> list[Sample]:
+    return [
+        Sample(
+            id=row["id"],
+            language=row["language"],
+            source=(row["source"] or "unnamed") + where,
+            prompt=f"{row['prompt'] or ''} (recording alone: {clean(texts[NO_IMAGE][place])})",
+            reference=clean(row["text"]),
+            base=clean(texts[BASE][place]) if BASE in texts else "",
+            adapter=clean(texts[ADAPTER][place]),
+            chrf=sentence_chrf(texts[ADAPTER][place], clean(row["text"])),
+            image=row["image"],
+        )
+        for place, row in enumerate(rows)
+    ]
