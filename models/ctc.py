@@ -4,13 +4,9 @@ A clip's frames are heard once, and the likeliest letter of each frame is its tr
 within a clip. Clips with different adapters share one pass: the encoder's layers are computed for all rows, an
 adapter's own part for its rows (`kauli.models.ctc_pass`), the head too.
 
-A transcript is taken as it is said (`kauli.models.letters.spoken`). A letter that a vocabulary lacks, and each letter
-of a transcript that its clip is too short for, costs `SPELLED` bits, as naming a character of Unicode does.
+A transcript is taken as it is said (`kauli.models.letters.spoken`); what that costs says `kauli.models.ctc_pass.cost`.
 """
 
-import json
-import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,40 +17,39 @@ import numpy as np
 import torch
 from peft import PeftModel
 from peft.utils import load_peft_weights, set_peft_model_state_dict
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2FeatureExtractor
 from transformers.utils.logging import disable_progress_bar
 
-from kauli.models.adapter_form import Term, read_terms
 from kauli.models.bases import Base
 from kauli.models.ctc_folder import (
     ADAPTER,
     HEAD,
-    SETTINGS,
+    Loaded,
     Settings,
     Speaker,
     built_in,
-    check_shape,
+    copy_head,
     load_model,
+    new_head,
+    read_adapter,
     read_adapter_layers,
     read_head,
     read_settings,
+    write_settings,
+    write_weights,
 )
-from kauli.models.ctc_pass import Hearing, Ticket, Voice, answer, next_part, own_frames
+from kauli.models.ctc_pass import Hearing, Ticket, Voice, answer, cost, next_part, own_frames
 from kauli.models.engine import Progress
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.letters import Letters, find_code, read_letters, spoken
+from kauli.models.letters import Letters, find_code, read_letters, tag_of
 from kauli.models.memory import keep_freed_memory
 from kauli.models.progress import note
 from kauli.models.requests import Chunk, SpeechRequest
 from kauli.models.wav2vec2 import (
-    ADAPTER_LAYER,
     CtcBatch,
     adapter_layers,
-    adapter_parameters,
-    bits,
     encode,
     fewest_samples,
     frame_count,
@@ -67,8 +62,6 @@ disable_progress_bar()  # type: ignore[no-untyped-call]
 RATE = 16_000
 SLOTS = 16
 SECONDS = 30.0
-SPELLED = math.log2(0x110000)
-"""Bits of a character that is named, since the model can't write it."""
 
 Row = Mapping[str, Any]
 """An example; this task reads `samples`, `text` and `language`."""
@@ -82,20 +75,6 @@ class Clip:
     """(n,) numpy float32 at 16 kHz."""
     tokens: list[int]
     frames: int
-    language: str
-    id: str
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """An adapter that was read."""
-
-    speaker: Speaker
-    terms: Mapping[str, Term] | None
-    """The change of its linear layers, for a LoRA."""
-    model: Any
-    """A fully fine-tuned model; None for an adapter on the base."""
-    speaks: tuple[str, ...]
 
 
 class CtcTask:
@@ -107,9 +86,9 @@ class CtcTask:
         self._bare = model
         model.train(False).requires_grad_(False)
         model.freeze_feature_encoder()  # else it asks for gradients of the sound itself
-        self._vocabularies = read_letters(base.folder, int(model.config.pad_token_id))
+        self._vocabularies = read_letters(base.folder, model.config.pad_token_id or 0)
         files = {path.name for path in base.folder.glob("adapter.*.safetensors")}
-        self._codes = [code for code in self._vocabularies if f"adapter.{code}.safetensors" in files]
+        self._codes = tuple(code for code in self._vocabularies if f"adapter.{code}.safetensors" in files)
         letters = next(iter(self._vocabularies.values()), None)
         self._own: dict[str | None, Speaker] = {None: built_in(model, letters)}
         self._before = self._own[None]
@@ -150,8 +129,10 @@ class CtcTask:
         return frame_count(self._bare.config, int(SECONDS * RATE))
 
     def speaks(self, adapter: str | None = None) -> tuple[str, ...]:
-        """The codes of the languages that the base has adapters for, or the tags that an adapter was trained on."""
-        return tuple(self._codes) if adapter is None else self._loaded[adapter].speaks
+        """The languages that the base has adapters for, or those that an adapter was trained on."""
+        if adapter is not None:
+            return self._loaded[adapter].languages
+        return tuple(dict.fromkeys(tag for code in self._codes if (tag := tag_of(code))))
 
     def mel(self, samples: Any, window: float = 0.0) -> Tensor:
         """(n,) float32: the samples as the model takes them, those over `seconds` cut. `window` is Whisper's."""
@@ -169,42 +150,17 @@ class CtcTask:
 
     def read_adapter(self, folder: Path) -> Loaded:
         """What is in a checked adapter folder, for `put_adapter`; KauliError where it doesn't fit the base."""
-        if (folder / "model.safetensors").exists():
-            settings = read_settings(folder)
-            model = load_model(folder, self._bare.dtype).to(self.device)
-            check_shape(model, self._bare, folder)
-            model.train(False).requires_grad_(False)
-            return Loaded(built_in(model, settings.letters), None, model, settings.languages)
-        if (folder / ADAPTER).exists():
-            settings = read_settings(folder)
-            speaker = read_adapter_layers(folder / ADAPTER, self._bare, settings.letters, settings.dim)
-            return Loaded(speaker, None, None, settings.languages)
-        voice = self._shared()
-        assert voice.lora is not None
-        terms = read_terms(folder, voice.lora.layers, torch.float32)
-        if not (folder / SETTINGS).is_file():  # plain PEFT, with the base's own letters
-            return Loaded(self._own[None], terms, None, ())
-        settings = read_settings(folder)
-        if settings.begins is not None and settings.begins not in self._codes:
-            raise KauliError(
-                f"the adapter in {folder} goes on from the base's own for '{settings.begins}', which {self.base.name} "
-                "has not."
-            )
-        head = read_head(folder / HEAD, self._bare, settings.letters)
-        own = self._speaker_of(settings.begins)
-        return Loaded(replace(head, attention=own.attention), terms, None, settings.languages)
+        return read_adapter(folder, self._bare, self._shared().adapters.layers, self._speaker_of)
 
     def put_adapter(self, key: str, loaded: Loaded) -> None:
         """Take an adapter under a key (such as `transcribe-be@3`)."""
         if key in self._loaded:
             raise ValueError(f"adapter {key!r} is loaded already")
         if loaded.terms is not None:
-            voice = self._shared()
-            assert voice.lora is not None
-            voice.lora.add(key, dict(loaded.terms))
+            self._shared().adapters.add(key, loaded.terms)
             loaded = replace(loaded, speaker=replace(loaded.speaker, lora=key))
         if loaded.model is not None:
-            self._voices[key] = Voice(loaded.model)
+            self._voices[key] = Voice(loaded.model, self.slots)
         self._loaded[key] = loaded
 
     def add_adapter(self, key: str, folder: Path) -> None:
@@ -216,9 +172,7 @@ class CtcTask:
         loaded = self._loaded.pop(key)
         self._voices.pop(key, None)
         if loaded.terms is not None:
-            voice = self._shared()
-            assert voice.lora is not None
-            voice.lora.remove(key)
+            self._shared().adapters.remove(key)
 
     def _shared(self) -> Voice:
         if self._voice is None:
@@ -227,10 +181,12 @@ class CtcTask:
         return self._voice
 
     def _speaker_of(self, code: str | None) -> Speaker:
-        """The base's own adapter of a language, None for the one that is built in."""
+        """The base's own adapter of a language, None for the one that is built in; KauliError where it has none."""
         if code not in self._own:
+            if code not in self._codes:
+                raise KauliError(f"{self.base.name} has no adapter.{code}.safetensors, from which the adapter goes on.")
             path = self.base.folder / f"adapter.{code}.safetensors"
-            self._own[code] = read_adapter_layers(path, self._bare, self._vocabularies[code or ""])
+            self._own[code] = read_adapter_layers(path, self._bare, self._vocabularies[code])
         return self._own[code]
 
     # Training and scoring
@@ -258,11 +214,7 @@ class CtcTask:
         for layer, module in zip(adapter_layers(self._bare), own.attention, strict=False):
             layer.adapter_layer = module
         self.letters = own.letters.with_those_of(texts)
-        head = nn.Linear(own.weight.shape[1], len(self.letters.tokens)).requires_grad_(False)
-        for value, known in ((head.weight, own.weight), (head.bias, own.bias)):
-            value.zero_()
-            value[: len(known)] = known
-        self._bare.lm_head = head.to(self.device, self._bare.dtype)
+        self._bare.lm_head = new_head(own, self.letters)
         self._bare.config.vocab_size = len(self.letters.tokens)
 
     def start_from(self, folder: Path) -> None:
@@ -287,36 +239,15 @@ class CtcTask:
             given = read_adapter_layers(folder / ADAPTER, self._bare, settings.letters, dim)
             for layer, module in zip(adapter_layers(self._bare), given.attention, strict=True):
                 layer.adapter_layer.load_state_dict(module.state_dict())  # type: ignore[union-attr]
-        with torch.no_grad():
-            for place, token in enumerate(self.letters.tokens):
-                if token in given.letters.tokens:
-                    other = given.letters.tokens.index(token)
-                    self._bare.lm_head.weight[place] = given.weight[other]
-                    self._bare.lm_head.bias[place] = given.bias[other]
+        copy_head(given, self.letters, self._bare.lm_head)
 
     def save(self, folder: Path) -> None:
         """Write what was trained: attention adapters under MMS's names, a PEFT folder with the head beside it, or the
         whole model; and in speech.json the letters.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        own = adapter_parameters(self._bare)
-        trained = {name for name, value in self._bare.named_parameters() if value.requires_grad}
-        dim = None
-        if isinstance(self.model, PeftModel):
-            self.model.save_pretrained(str(folder), save_embedding_layers=False)
-            own = {name: value for name, value in own.items() if ADAPTER_LAYER not in name}
-            save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, folder / HEAD)
-        elif trained <= own.keys():
-            dim = adapter_layers(self._bare)[0].adapter_layer.linear_1.out_features
-            save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, folder / ADAPTER)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # transformers on settings that stand in the configuration
-                self.model.save_pretrained(str(folder))
+        dim = write_weights(folder, self.model, self._bare)
         begins = self._begins if isinstance(self.model, PeftModel) else None
-        settings = Settings.of(self._speaks, self.letters, dim, begins)
-        content = json.dumps(settings.model_dump(mode="json"), ensure_ascii=False, indent=1)
-        (folder / SETTINGS).write_text(content + "\n", encoding="utf-8")
+        write_settings(folder, Settings.of(self._speaks, self.letters, dim, begins))
 
     def encode(self, rows: Sequence[Row], max_length: int | None = None) -> list[Clip]:
         """Each row's samples with its transcript's letters; a clip too short for its transcript is left out, with a
@@ -336,7 +267,7 @@ class CtcTask:
     def _clip(self, row: Row) -> Clip:
         samples = max(fewest_samples(self._bare.config), len(row["samples"]))
         frames = min(self.window, frame_count(self._bare.config, samples))
-        return Clip(row["samples"], self.letters.encode(row["text"])[0], frames, row["language"], str(row.get("id")))
+        return Clip(row["samples"], self.letters.encode(row["text"])[0], frames)
 
     def collate(self, clips: Sequence[Clip], mels: Sequence[Tensor] | None = None) -> CtcBatch:
         """A batch; `mels` take the place of the clips' own sound, say augmented."""
@@ -374,10 +305,9 @@ class CtcTask:
     def current_bits(self, rows: Sequence[Row], full_window: bool = False) -> list[tuple[float, int]]:
         """As `bits`, of the model as it stands: in training with its new letters, before with the base's own."""
         own = self._before
-        weight, bias = (
-            (self._bare.lm_head.weight, self._bare.lm_head.bias) if self._learning else (own.weight, own.bias)
-        )
-        letters = self.letters if self._learning else own.letters
+        letters, weight, bias = own.letters, own.weight, own.bias
+        if self._learning:
+            letters, weight, bias = self.letters, self._bare.lm_head.weight, self._bare.lm_head.bias
 
         def logits(part: Sequence[Row]) -> tuple[list[Tensor], list[Letters]]:
             waves = [self.mel(row["samples"]).to(self.device) for row in part]
@@ -395,10 +325,7 @@ class CtcTask:
         for start in range(0, len(order), self.slots):
             part = order[start : start + self.slots]
             for index, frames, letters in zip(part, *logits([rows[index] for index in part]), strict=True):
-                text = spoken(rows[index]["text"])
-                places, unknown = letters.encode(text)
-                found = bits(frames, places, letters.blank) + SPELLED * unknown
-                out[index] = (found if math.isfinite(found) else SPELLED * len(text), len(text.encode()))
+                out[index] = cost(frames, rows[index]["text"], letters)
         return out
 
     # Transcribing
@@ -419,8 +346,8 @@ class CtcTask:
     def submit(self, request: SpeechRequest, adapter: str | None, tokens: list[int] | None = None) -> list[Ticket]:
         """Queue a clip with an adapter; its tickets. Prompt, temperature and window of the request change nothing.
 
-        Without an adapter it is the base's own of the language, where it has one, or the one built in. Raises UsageError
-        for a clip longer than is heard at once.
+        Without an adapter it is the base's own of the language, where it has one, or the one built in. Raises
+        UsageError for a clip longer than is heard at once.
         """
         if len(request.samples) > SECONDS * RATE:
             length = len(request.samples) / RATE

@@ -5,22 +5,26 @@ and the head, by the names of MMS's own `adapter.<language>.safetensors`), a PEF
 beside it, or `model.safetensors`, every weight.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Wav2Vec2ForCTC
 from transformers.utils import logging
 
+from kauli.models.adapter_form import Term, read_terms
 from kauli.models.adapters import check_safetensors, read_json
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.letters import Letters
-from kauli.models.wav2vec2 import ADAPTER_LAYER, adapter_layers, new_adapter
+from kauli.models.wav2vec2 import ADAPTER_LAYER, adapter_layers, adapter_parameters, new_adapter
 
 SETTINGS, ADAPTER, HEAD = "speech.json", "attention_adapter.safetensors", "lm_head.safetensors"
 # What decides frames and widths: a model with every weight trained has these of its base.
@@ -71,6 +75,19 @@ class Speaker:
     """The key of the change of the linear layers."""
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """An adapter that was read."""
+
+    speaker: Speaker
+    languages: tuple[str, ...]
+    """Those that it was trained on; empty for one of plain PEFT."""
+    terms: dict[str, Term] | None = None
+    """The change of the linear layers, for a LoRA."""
+    model: Any = None
+    """For full fine-tuning, the model."""
+
+
 def load_model(folder: Path, dtype: torch.dtype) -> Any:
     """A `Wav2Vec2ForCTC`; a bare encoder (XLS-R) has a head of zeros, which is yet to be trained.
 
@@ -100,7 +117,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def check_shape(model: Any, base: Any, folder: Path) -> None:
+def _check_shape(model: Any, base: Any, folder: Path) -> None:
     """Raise KauliError unless a model with every weight trained has its base's shape."""
     for name in _SHAPE:
         mine, wanted = (getattr(one.config, name) for one in (model, base))
@@ -121,6 +138,31 @@ def built_in(model: Any, letters: Letters | None) -> Speaker:
         )
     tokens = (*letters.tokens, *["<>"] * (head.out_features - len(letters.tokens)))
     return Speaker(Letters(tokens, letters.blank, letters.space), head.weight, head.bias, attention)
+
+
+def read_adapter(
+    folder: Path, base: Any, linears: dict[str, nn.Linear], own: Callable[[str | None], Speaker]
+) -> Loaded:
+    """An adapter folder for `base`, of which `linears` may be changed and `own` are its own adapters by language.
+
+    Raises KauliError where it doesn't fit.
+    """
+    if (folder / "model.safetensors").exists():
+        settings = read_settings(folder)
+        model = load_model(folder, base.dtype).to(base.device)
+        _check_shape(model, base, folder)
+        model.train(False).requires_grad_(False)
+        return Loaded(built_in(model, settings.letters), settings.languages, model=model)
+    if (folder / ADAPTER).exists():
+        settings = read_settings(folder)
+        speaker = read_adapter_layers(folder / ADAPTER, base, settings.letters, settings.dim)
+        return Loaded(speaker, settings.languages)
+    terms = read_terms(folder, linears, torch.float32)
+    if not (folder / SETTINGS).is_file():  # plain PEFT, with the base's own letters
+        return Loaded(own(None), (), terms)
+    settings = read_settings(folder)
+    head = read_head(folder / HEAD, base, settings.letters)
+    return Loaded(replace(head, attention=own(settings.begins).attention), settings.languages, terms)
 
 
 def read_settings(folder: Path) -> Settings:
@@ -163,6 +205,47 @@ def read_adapter_layers(path: Path, model: Any, letters: Letters, dim: int | Non
         module.load_state_dict({key: tensors[name + key] for key in module.state_dict()})
         module.train(False).requires_grad_(False)
     return Speaker(letters, tensors["lm_head.weight"], tensors["lm_head.bias"], tuple(modules))
+
+
+def new_head(own: Speaker, letters: Letters) -> nn.Linear:
+    """A head for `own`'s letters and others behind them: the former at its weights, the latter at zero; frozen."""
+    head = nn.Linear(own.weight.shape[1], len(letters.tokens)).to(own.weight).requires_grad_(False)
+    for value, known in ((head.weight, own.weight), (head.bias, own.bias)):
+        value.zero_()
+        value[: len(known)] = known
+    return head
+
+
+@torch.no_grad()
+def copy_head(given: Speaker, letters: Letters, head: nn.Linear) -> None:
+    """Give the head for `letters` the weights of those that `given` knows as well."""
+    for place, token in enumerate(letters.tokens):
+        if token in given.letters.tokens:
+            other = given.letters.tokens.index(token)
+            head.weight[place], head.bias[place] = given.weight[other], given.bias[other]
+
+
+def write_weights(folder: Path, model: Any, bare: Any) -> int | None:
+    """Write what is trained of `bare`, around which `model` may be PEFT's; the inner width of attention adapters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {name: value.detach().cpu().contiguous() for name, value in adapter_parameters(bare).items()}
+    if isinstance(model, PeftModel):
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+        save_file({name: value for name, value in own.items() if ADAPTER_LAYER not in name}, folder / HEAD)
+    elif {name for name, value in bare.named_parameters() if value.requires_grad} <= own.keys():
+        save_file(own, folder / ADAPTER)
+        return int(adapter_layers(bare)[0].adapter_layer.linear_1.out_features)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers on settings that stand in the configuration
+            model.save_pretrained(str(folder))
+    return None
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Write speech.json."""
+    content = json.dumps(settings.model_dump(mode="json"), ensure_ascii=False, indent=1)
+    (folder / SETTINGS).write_text(content + "\n", encoding="utf-8")
 
 
 def _head_shapes(model: Any, letters: Letters) -> dict[str, tuple[int, ...]]:

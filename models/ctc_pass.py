@@ -1,7 +1,7 @@
-"""One pass of a CTC model over clips that wait, each with its own adapter."""
+"""One pass of a CTC model over clips that wait, each with its own adapter; what comes of it, and what it costs."""
 
+import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -11,23 +11,24 @@ from torch.nn import functional
 
 from kauli.models.ctc_folder import Speaker
 from kauli.models.engine import Progress
+from kauli.models.letters import Letters, spoken
 from kauli.models.lora_batch import LoraBatch
 from kauli.models.requests import TokenLogprob
-from kauli.models.wav2vec2 import ADAPTER_LAYER, RowAdapters, adapter_layers, best_path, encode, frame_count
+from kauli.models.wav2vec2 import ADAPTER_LAYER, RowAdapters, adapter_layers, best_path, bits, encode, frame_count
 
 PASS_FRAMES = 3000
 """Frames that one pass takes at most, padding included, unless a single clip has more."""
+SPELLED = math.log2(0x110000)
+"""Bits of a character that is named, since the model can't write it: any of Unicode's."""
 
 
 class Voice:
     """A model with what mixes adapters in it: the base, or a base whose every weight was trained."""
 
-    def __init__(self, model: Any, slots: int | None = None) -> None:
-        """`slots` is how many LoRAs one pass can mix; None for a model that takes none."""
+    def __init__(self, model: Any, slots: int) -> None:
+        """`slots` is how many LoRAs one pass can mix."""
         self.model = model
-        self.lora: LoraBatch | None = None
-        if slots is not None:
-            self.lora = LoraBatch(model, slots, lambda name: name.startswith("wav2vec2.") and ADAPTER_LAYER not in name)
+        self.adapters = LoraBatch(model, slots, lambda name: name.startswith("wav2vec2.") and ADAPTER_LAYER not in name)
         self._places = []
         for layer in adapter_layers(model):
             layer.adapter_layer = RowAdapters()
@@ -45,10 +46,7 @@ class Voice:
             runs.append((rows[0], rows[-1] + 1, speakers[order[rows[0]]]))
         for layer, place in enumerate(self._places):
             place.runs = [(start, end, speaker.attention[layer]) for start, end, speaker in runs]
-        adapters: AbstractContextManager[None] = nullcontext()
-        if self.lora is not None:
-            adapters = self.lora.apply([(speaker.lora, (end - start) * most) for start, end, speaker in runs])
-        with adapters:
+        with self.adapters.apply([(speaker.lora, (end - start) * most) for start, end, speaker in runs]):
             hidden = encode(self.model, sounds)
         out = [hidden] * len(order)
         for start, end, speaker in runs:
@@ -62,6 +60,17 @@ def own_frames(model: Any, logits: Tensor, waves: Sequence[Tensor]) -> list[Tens
     """Of logits (N, T, V) each row's own frames (F_i, V), float32."""
     counts = [frame_count(model.config, len(wave)) for wave in waves]
     return [row[:count].float() for row, count in zip(logits, counts, strict=True)]
+
+
+def cost(logits: Tensor, text: str, letters: Letters) -> tuple[float, int]:
+    """Of logits (F, V): the bits that a transcript costs as it is said (`spoken`), and its UTF-8 bytes.
+
+    A character that the vocabulary lacks costs `SPELLED` bits, and so does each one of a transcript that has no path.
+    """
+    said = spoken(text)
+    places, unknown = letters.encode(text)
+    found = bits(logits, places, letters.blank) + SPELLED * unknown
+    return found if math.isfinite(found) else SPELLED * len(said), len(said.encode())
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-Shape = Literal["llama", "gemma3", "qwen3", "clip", "whisper"]
+Shape = Literal["llama", "gemma3", "qwen3", "clip", "whisper", "wav2vec2"]
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -19,6 +19,8 @@ def build_debug(shape: Shape, out: Path) -> None:
         build_debug_clip(out)
     elif shape == "whisper":
         build_debug_whisper(out)
+    elif shape == "wav2vec2":
+        build_debug_wav2vec2(out)
     else:
         build_debug_text(shape, out)
 
@@ -101,6 +103,29 @@ def build_debug_whisper(out: Path) -> None:
         task_to_id={"translate": tokens["<|translate|>"], "transcribe": tokens["<|transcribe|>"]},
         no_timestamps_token_id=tokens["<|notimestamps|>"], is_multilingual=True,
     )  # fmt: skip
+    model.save_pretrained(out)
+
+
+def build_debug_wav2vec2(out: Path) -> None:
+    """Write a wav2vec2 CTC model (2 layers, 64 wide, 50 frames a second) with the letters a to z into `out`."""
+    import torch
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
+
+    tokens = ["<pad>", "<s>", "</s>", "<unk>", "|", "'", *(chr(place) for place in range(ord("a"), ord("z") + 1))]
+    (out / "vocab.json").write_text(json.dumps({token: place for place, token in enumerate(tokens)}), encoding="utf-8")
+    Wav2Vec2FeatureExtractor().save_pretrained(out)
+    config = Wav2Vec2Config(
+        vocab_size=len(tokens), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        # A first filter of 10 ms, where the real ones have six layers to see as much
+        conv_dim=(64, 64), conv_kernel=(160, 4), conv_stride=(80, 4), num_feat_extract_layers=2,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, feat_extract_norm="layer",
+        do_stable_layer_norm=True, mask_time_prob=0.0, layerdrop=0.0, hidden_dropout=0.0, attention_dropout=0.0,
+        activation_dropout=0.0, feat_proj_dropout=0.0, final_dropout=0.0, initializer_range=0.1, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Wav2Vec2ForCTC(config)
     model.save_pretrained(out)
 
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import regex
 
 from kauli.models.adapters import read_json
-from kauli.models.errors import KauliError
+from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import check_tag, nfc, scripts
 
 VOCABULARY, TOKENIZER = "vocab.json", "tokenizer_config.json"
@@ -108,14 +108,23 @@ def _letters(places: Any, blank: int, space: str, path: Path) -> Letters:
     return Letters(tuple(tokens), blank, space)
 
 
-def find_code(tag: str, codes: Iterable[str]) -> str | None:
-    """The code, such as `kir` or `uzb-script_latin`, under which MMS knows a language; None where it does not."""
+@cache
+def find_code(tag: str, codes: tuple[str, ...]) -> str | None:
+    """The code, such as `kir` or `uzb-script_latin`, under which MMS knows a language; None where it does not.
+
+    Raises UsageError for a tag that is none.
+    """
+    wanted = check_tag(tag).split("-")[0]
     for code in codes:
-        name, _, script = code.partition("-script_")
-        try:
-            same = check_tag(name).split("-")[0] == check_tag(tag).split("-")[0]
-        except KauliError:  # a code that is no language's
-            continue
-        if same and (not script or script.title() in scripts(tag)):
+        script = code.partition("-script_")[2].title()
+        if tag_of(code) == wanted and (not script or script in scripts(tag)):
             return code
     return None
+
+
+def tag_of(code: str) -> str | None:
+    """The language tag of such a code."""
+    try:
+        return check_tag(code.partition("-")[0]).split("-")[0]
+    except UsageError:  # of the thousand languages of MMS, some have no tag
+        return None

@@ -22,7 +22,8 @@ class Recogniser:
         kind = read_json(base.folder / "config.json").get("model_type")
         if kind not in ARCHITECTURES:
             raise UsageError(
-                f"'{base.name}' is a model of the kind '{kind}'; the task 'transcribe' takes {', '.join(ARCHITECTURES)}."
+                f"'{base.name}' is a model of the kind '{kind}'; the task 'transcribe' takes "
+                f"{', '.join(ARCHITECTURES)}."
             )
         module, _, attribute = ARCHITECTURES[kind].partition(":")
         return getattr(import_module(module), attribute).load(base, device=device, dtype=dtype, **options)

@@ -224,8 +224,9 @@ def _spliced(before: str, after: str, most: int) -> tuple[str, str]:
 def _meeting(tail: Sequence[_Unit], head: Sequence[_Unit]) -> tuple[int, int] | None:
     """The places of the unit in both that is most surely the same; None where they seem to share nothing.
 
-    The end of `tail` is aligned with the beginning of `head`: letters in common count for it, letters that differ and
-    half of those that only one side has count against it (Needleman & Wunsch 1970, with free ends).
+    The end of `tail` is aligned with the beginning of `head` (Needleman & Wunsch 1970, with free ends): words that are
+    alike count for it by their letters, words that differ count against it, and half as much each that only one side
+    has. The last word of `tail` may be the beginning of one, the first of `head` the end of one.
     """
     # Of each cell the score, and the pair on the best way to it that is most alike: (likeness, place, place).
     nothing = (0.0, -1, -1)
@@ -235,9 +236,14 @@ def _meeting(tail: Sequence[_Unit], head: Sequence[_Unit]) -> tuple[int, int] | 
     for i, left in enumerate(tail):
         above, row = row, [(0.0, nothing)]
         for j, right in enumerate(head):
-            alike = SequenceMatcher(None, left.letters, right.letters, autojunk=False).ratio()
+            one, other = left.letters, right.letters
+            if left is tail[-1]:
+                other = other[: len(one)]
+            if right is head[0]:
+                one = one[-len(other) :]
+            alike = SequenceMatcher(None, one, other, autojunk=False).ratio()
             score, best = above[j]
-            score += max(len(left.letters), len(right.letters)) * (2 * alike - 1)
+            score += max(len(one), len(other)) * (3 * alike - 2)
             ways = [
                 (score, max(best, (alike, i, j))),
                 (above[j + 1][0] - len(left.letters) / 2, above[j + 1][1]),

@@ -14,7 +14,7 @@ TASKS = {
     "text": "kauli.models.text:TextTask",
     "describe": "kauli.models.describe:DescribeTask",
     "align": "kauli.models.align:AlignTask",
-    "transcribe": "kauli.models.transcribe:WhisperTask",
+    "transcribe": "kauli.models.recogniser:Recogniser",
 }
 """Name -> module and class; a module is imported when its task is asked for, since each brings its own libraries."""
 

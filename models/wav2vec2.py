@@ -9,7 +9,7 @@ Shape letters: N clips, T frames of the longest, W width, V letters.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,7 +98,7 @@ def bits(logits: Tensor, letters: Sequence[int], blank: int) -> float:
 
 def frames_needed(letters: Sequence[int]) -> int:
     """The fewest frames in which letters can be said: one each, and a blank between two that are alike."""
-    return len(letters) + sum(one == other for one, other in zip(letters, letters[1:], strict=False))
+    return len(letters) + sum(one == other for one, other in pairwise(letters))
 
 
 def best_path(logits: Tensor, blank: int) -> list[tuple[int, float]]:

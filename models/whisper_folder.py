@@ -26,7 +26,8 @@ def check_speech(folder: Path, name: str, config: Mapping[str, Any]) -> None:
         raise UsageError(
             f"'{name}' is a model of the kind '{kind}'; the task 'transcribe' takes {', '.join(SPEECH_MODELS)}."
         )
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+    # A wav2vec2 without letters is a bare encoder, which gets them in training
+    if kind == "whisper" and not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         raise UsageError(f"'{name}' has no tokenizer (tokenizer.json or vocab.json).")
     if not (folder / "preprocessor_config.json").is_file():
         raise UsageError(f"'{name}' has no preprocessor_config.json, which says how sound becomes its input.")

@@ -6,10 +6,21 @@ from typing import Any
 
 from kauli.models.requests import TokenLogprob
 from kauli.serving.api import ApiError
+from kauli.serving.catalogue import Route
 from kauli.serving.events import Event, Failed, Piece
 
 Pieces = AsyncGenerator[tuple[int, Event]]
 """The events of several requests, each with the number of its request."""
+
+
+def route_headers(route: Route) -> dict[str, str]:
+    """Which adapter and language answer, and that a machine does."""
+    headers = {"X-Kauli-Provenance": "ai-generated"}
+    if route.adapter:
+        headers["X-Kauli-Adapter"] = route.adapter
+    if route.language:
+        headers["X-Kauli-Language"] = route.language
+    return headers
 
 
 class Shape:
@@ -56,7 +67,7 @@ class Shape:
             data = b"".join(self._event(place, opening, [], None, 0) for place in range(len(offsets)))
         async for request, event in pieces:
             if isinstance(event, Failed):
-                yield data + _sse(ApiError.of(event).body())
+                yield data + sse(ApiError.of(event).body())
                 return
             if not isinstance(event, Piece):
                 continue
@@ -72,8 +83,8 @@ class Shape:
                 yield data
                 data = b""
         if with_usage:
-            data += _sse({**self._stream_head(), "choices": [], "usage": _usage(prompt_tokens, tokens)})
-        yield data + _sse("[DONE]")
+            data += sse({**self._stream_head(), "choices": [], "usage": _usage(prompt_tokens, tokens)})
+        yield data + sse("[DONE]")
 
     def _event(
         self, place: int, delta: dict[str, str], logprobs: Sequence[TokenLogprob], finish: str | None, offset: int
@@ -81,7 +92,7 @@ class Shape:
         found = self._logprobs_of(logprobs, offset) if logprobs else None
         choice: dict[str, Any] = {"index": place, "logprobs": found, "finish_reason": finish}
         choice |= {"delta": delta} if self._chat else delta
-        return _sse({**self._stream_head(), "choices": [choice], "usage": None})
+        return sse({**self._stream_head(), "choices": [choice], "usage": None})
 
     def _stream_head(self) -> dict[str, Any]:
         return {**self._head, "object": "chat.completion.chunk" if self._chat else "text_completion"}
@@ -123,7 +134,7 @@ def _usage(prompt_tokens: Sequence[int], completion_tokens: int) -> dict[str, in
     }  # fmt: skip
 
 
-def _sse(data: dict[str, Any] | str) -> bytes:
+def sse(data: dict[str, Any] | str) -> bytes:
     """One server-sent event."""
     text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return f"data: {text}\n\n".encode()

@@ -1,11 +1,12 @@
 """The HTTP requests and errors, by OpenAI's names and shapes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from kauli.models.errors import nearest
 from kauli.models.languages import nfc
 from kauli.models.requests import MARK, Message, TextRequest
 from kauli.serving.events import Failed
@@ -44,18 +45,33 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
-class _Strict(BaseModel):
+def invalid_body(errors: Sequence[Any], known: Iterable[str]) -> ApiError:
+    """The error that pydantic's `errors` of a body stand for; `known` are the fields that it may have."""
+    first = errors[0]
+    place = [str(part) for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", "invalid_json")
+    param = ".".join(place) or None
+    if first["type"] == "extra_forbidden" and len(place) == 1:
+        return ApiError(400, f"unknown field '{place[0]}'.{nearest(place[0], known)}", "unknown_field", param)
+    message = first["msg"].removeprefix("Value error, ")
+    return ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param)
+
+
+class Strict(BaseModel):
+    """A body, or a part of one: an unknown field is an error."""
+
     model_config = ConfigDict(extra="forbid")
 
 
-class TextPart(_Strict):
+class TextPart(Strict):
     """A piece of text in a message's content."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Strict):
+class ImageUrl(Strict):
     """A picture as a data: URI; remote addresses are not fetched."""
 
     url: str
@@ -63,14 +79,14 @@ class ImageUrl(_Strict):
     """Changes nothing: a picture is always seen as its encoder sees it."""
 
 
-class ImagePart(_Strict):
+class ImagePart(Strict):
     """A picture in a message's content."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class InputAudio(_Strict):
+class InputAudio(Strict):
     """A recording: the base64 of a whole file, and its format."""
 
     data: str
@@ -78,7 +94,7 @@ class InputAudio(_Strict):
     """wav, flac, ogg, opus or mp3."""
 
 
-class AudioPart(_Strict):
+class AudioPart(Strict):
     """A recording in a message's content."""
 
     type: Literal["input_audio"]
@@ -104,7 +120,7 @@ class Spoken:
     param: str
 
 
-class ChatMessage(_Strict):
+class ChatMessage(Strict):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -117,7 +133,8 @@ class ChatMessage(_Strict):
     def _served_parts(cls, value: Any) -> Any:
         for part in value if isinstance(value, list) else []:
             if isinstance(part, dict) and part.get("type") not in ("text", "image_url", "input_audio"):
-                raise ValueError(f"content part {part.get('type')!r} is not served: text, image_url and input_audio are")
+                text = f"content part {part.get('type')!r} is not served: text, image_url and input_audio are"
+                raise ValueError(text)
         return value
 
     @model_validator(mode="after")
@@ -145,14 +162,14 @@ class ChatMessage(_Strict):
         return nfc(out)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """Whether the last chunk of a stream carries the usage."""
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class _Generation(_Strict):
+class _Generation(Strict):
     """What chat and completions have in common. Decoding is greedy unless `temperature` says otherwise."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
@@ -290,7 +307,7 @@ Inputs = str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
 """Texts, and pictures as data: URIs."""
 
 
-class _Seen(_Strict):
+class _Seen(Strict):
     """What embeddings and classification have in common."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
@@ -347,7 +364,7 @@ def check_texts(texts: Sequence[str], args: ServeArgs, param: str) -> None:
         raise ApiError(413, text, "body_too_large", param)
 
 
-class AdapterRequest(_Strict):
+class AdapterRequest(Strict):
     """The body of POST /v1/adapters."""
 
     adapter: Annotated[str, Field(min_length=1, max_length=256)]

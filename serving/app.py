@@ -1,4 +1,4 @@
-"""The service on Ray Serve: a deployment for each base and one that sees, an ingress before them.
+"""The service on Ray Serve: a deployment for each base, one that sees and one that hears, an ingress before them.
 
 Only this file knows Ray Serve.
 """
@@ -24,12 +24,12 @@ from kauli.models.cluster import start_ray
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import note
 from kauli.models.registry import Registry
-from kauli.models.requests import TextRequest
+from kauli.models.requests import SpeechRequest, TextRequest
 from kauli.serving.catalogue import Catalogue, public_name
-from kauli.serving.events import Event, Failed, Features, PictureForm, Ranked, TextBackend, Vectors
+from kauli.serving.events import Event, Failed, Features, MediaForm, Ranked, TextBackend, Vectors
 from kauli.serving.ingress import create_app
 from kauli.serving.lineup import Lineup, choose_lineup
-from kauli.serving.replicas import ImageReplica, TextReplica
+from kauli.serving.replicas import AudioReplica, ImageReplica, TextReplica
 from kauli.serving.settings import ServeArgs, load_settings, parse_settings
 
 APPLICATION = "kauli"
@@ -76,15 +76,14 @@ class _Handle:
         return results
 
 
-class HandleBackend(_Handle):
-    """A `TextBackend` behind a Ray Serve handle."""
+class _HandleGenerator(_Handle):
+    """A generator behind a Ray Serve handle."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         super().__init__(handle)
         self._stream = handle.options(method_name="stream", stream=True)
-        self._picture_form = handle.options(method_name="picture_form")
 
-    async def stream(self, request: TextRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
+    async def _events(self, request: Any, adapter: str | None, whole: bool) -> AsyncGenerator[Event]:
         """The events of one request; leaving the iteration cancels it in the replica."""
         response: Any = self._stream.remote(request, adapter, whole)
         try:
@@ -95,22 +94,70 @@ class HandleBackend(_Handle):
         finally:
             response.cancel()
 
-    async def picture_form(self, adapter: str) -> PictureForm | Failed | None:
-        """What the adapter takes for a picture; None where it takes none."""
-        return await _asked(self._picture_form, adapter)  # type: ignore[no-any-return]
+
+class _HandleEncoder(_Handle):
+    """What makes features, behind a Ray Serve handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        super().__init__(handle)
+        self._features = handle.options(method_name="features")
+
+    async def features(self, content: bytes, form: MediaForm) -> Features | Failed:
+        """A picture or a recording as the connector of an adapter wants it."""
+        return await _asked(self._features, content, form)  # type: ignore[no-any-return]
+
+    async def counts(self) -> dict[str, float]:
+        """Hits and misses of all replicas, and the mean times over all of them."""
+        found: list[dict[str, float]] = await self._all("counts")
+        total: dict[str, float] = {}
+        for count, mean in (("hits", "hit_ms"), ("misses", "miss_ms")):
+            total[count] = sum(one[count] for one in found)
+            total[mean] = round(sum(one[count] * one[mean] for one in found) / max(1, total[count]), 2)
+        return total
 
 
-class HandleImages(_Handle):
+class HandleBackend(_HandleGenerator):
+    """A `TextBackend` behind a Ray Serve handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        super().__init__(handle)
+        self._media_forms = handle.options(method_name="media_forms")
+
+    def stream(self, request: TextRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
+        """The events of one request; leaving the iteration cancels it in the replica."""
+        return self._events(request, adapter, whole)
+
+    async def media_forms(self, adapter: str) -> dict[str, MediaForm] | Failed:
+        """What the adapter takes, by kind of media."""
+        return await _asked(self._media_forms, adapter)  # type: ignore[no-any-return]
+
+
+class HandleAudio(_HandleGenerator, _HandleEncoder):
+    """An `AudioBackend` behind a Ray Serve handle."""
+
+    def __init__(self, handle: DeploymentHandle[Any]) -> None:
+        super().__init__(handle)
+        self._ask_longest = handle.options(method_name="longest")
+        self._longest: float | None = None
+
+    def stream(self, request: SpeechRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
+        """The events of one clip; leaving the iteration cancels it in the replica."""
+        return self._events(request, adapter, whole)
+
+    async def longest(self) -> float:
+        """The seconds of sound that it hears at once."""
+        if self._longest is None:
+            self._longest = float(await self._ask_longest.remote())
+        return self._longest
+
+
+class HandleImages(_HandleEncoder):
     """An `ImageBackend` behind a Ray Serve handle."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         super().__init__(handle)
-        methods = ("features", "embed", "classify", "classify_as")
+        methods = ("embed", "classify", "classify_as")
         self._methods = {name: handle.options(method_name=name) for name in methods}
-
-    async def features(self, content: bytes, form: PictureForm) -> Features | Failed:
-        """A picture as the connector of an adapter wants it."""
-        return await _asked(self._methods["features"], content, form)  # type: ignore[no-any-return]
 
     async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
         """Texts and pictures in the shared space."""
@@ -123,15 +170,6 @@ class HandleImages(_Handle):
     async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
         """How near each input is to each class."""
         return await _asked(self._methods["classify_as"], classes, inputs)  # type: ignore[no-any-return]
-
-    async def counts(self) -> dict[str, float]:
-        """Hits and misses of all replicas, and the mean times over all of them."""
-        found: list[dict[str, float]] = await self._all("counts")
-        total: dict[str, float] = {}
-        for count, mean in (("hits", "hit_ms"), ("misses", "miss_ms")):
-            total[count] = sum(one[count] for one in found)
-            total[mean] = round(sum(one[count] * one[mean] for one in found) / max(1, total[count]), 2)
-        return total
 
 
 _TOO_MANY = Failed(429, "too many requests are waiting: try again soon", "queue_full")
@@ -153,17 +191,20 @@ class Ingress:
         lineup: Lineup,
         texts: dict[str, DeploymentHandle[Any]],
         image: DeploymentHandle[Any] | None,
+        audio: DeploymentHandle[Any] | None,
     ) -> None:
         self._args = args
         self._catalogue = Catalogue(
-            Registry(args.storage), lineup.bases, args.refresh_s, aligned=lineup.aligned, tasks=lineup.tasks
-        )
+            Registry(args.storage), lineup.bases, args.refresh_s, aligned=lineup.aligned, speech=lineup.speech,
+            tasks=lineup.tasks,
+        )  # fmt: skip
         self._backends: Mapping[str, TextBackend] = {name: HandleBackend(handle) for name, handle in texts.items()}
         self._image = HandleImages(image) if image is not None else None
+        self._audio = HandleAudio(audio) if audio is not None else None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Called by Ray Serve in the replica."""
-        return create_app(self._backends, self._catalogue, self._args, self._image)
+        return create_app(self._backends, self._catalogue, self._args, self._image, self._audio)
 
 
 def build(args: ServeArgs | dict[str, Any]) -> Application:
@@ -175,23 +216,11 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
         args = parse_settings({**load_settings().model_dump(exclude_unset=True), **args})
     lineup = choose_lineup(Registry(args.storage), args)
     bases = lineup.bases
-    scaling = _scaling(args.replicas)
-    text = serve.deployment(
-        name="Text",
-        ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
-        autoscaling_config={**scaling, "target_ongoing_requests": args.max_batch},
-        # Above what the replica's own queue holds, so that the replica refuses, with a reason
-        max_ongoing_requests=args.max_queue + 2 * args.max_batch + 8,
-        max_queued_requests=args.max_queue,
-        max_constructor_retry_count=2,
-        graceful_shutdown_timeout_s=args.drain_s,
-        graceful_shutdown_wait_loop_s=0.2,
-        logging_config=_QUIET,
-    )(TextReplica)
+    text = _deployment(TextReplica, args, "Text", args.replicas, args.num_cpus, args.num_gpus, args.max_batch)
     ingress = serve.deployment(
         name="Ingress",
         ray_actor_options={"num_cpus": 0.1},
-        autoscaling_config={**scaling, "target_ongoing_requests": 128},
+        autoscaling_config={**_scaling(args.replicas), "target_ongoing_requests": 128},
         max_ongoing_requests=512,
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=args.drain_s,
@@ -201,26 +230,37 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
     texts = {
         public_name(base): text.options(name=f"Text-{_slug(public_name(base))}").bind(args, base.name) for base in bases
     }
-    image = None
+    image = audio = None
     if lineup.encoder is not None:
-        image = _image_deployment(args).bind(args, lineup.encoder.name, lineup.aligned is not None)
-    application: Application = ingress.bind(args, lineup, texts, image)
+        image = _deployment(
+            ImageReplica, args, "Image", args.image_replicas, args.image_num_cpus, args.image_num_gpus,
+            2 * args.image_batch,
+        ).bind(args, lineup.encoder.name, lineup.aligned is not None)  # fmt: skip
+    if lineup.hearing is not None:
+        audio = _deployment(
+            AudioReplica, args, "Audio", args.audio_replicas, args.audio_num_cpus, args.audio_num_gpus,
+            args.audio_batch,
+        ).bind(args, lineup.hearing.name)  # fmt: skip
+    application: Application = ingress.bind(args, lineup, texts, image, audio)
     return application
 
 
-def _image_deployment(args: ServeArgs) -> Any:
+def _deployment(
+    replica: type, args: ServeArgs, name: str, replicas: tuple[int, int], cpus: float, gpus: float, target: int
+) -> Any:
+    """A deployment that autoscales by itself, to `target` requests at each replica."""
     return serve.deployment(
-        name="Image",
-        ray_actor_options={"num_cpus": args.image_num_cpus, "num_gpus": args.image_num_gpus},
-        autoscaling_config={**_scaling(args.image_replicas), "target_ongoing_requests": 2 * args.image_batch},
+        name=name,
+        ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
+        autoscaling_config={**_scaling(replicas), "target_ongoing_requests": target},
         # Above what the replica's own queue holds, so that the replica refuses, with a reason
-        max_ongoing_requests=args.max_queue + 2 * args.image_batch + 8,
+        max_ongoing_requests=args.max_queue + 2 * target + 8,
         max_queued_requests=args.max_queue,
         max_constructor_retry_count=2,
         graceful_shutdown_timeout_s=args.drain_s,
         graceful_shutdown_wait_loop_s=0.2,
         logging_config=_QUIET,
-    )(ImageReplica)
+    )(replica)
 
 
 def _scaling(replicas: tuple[int, int]) -> dict[str, int]:

@@ -10,15 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from jinja2 import TemplateError
-
-from kauli.models.connector import Connector
 from kauli.models.engine import Progress, Ticket
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.registry import Registry
-from kauli.models.requests import DEFAULT_TOKENS, SpeechRequest, TextRequest
+from kauli.models.requests import SpeechRequest, TextRequest
 from kauli.serving.adapter_cache import Adaptable, AdapterCache
-from kauli.serving.events import Event, Failed, MediaForm, Piece, Refused, Started
+from kauli.serving.events import Event, Failed, Piece, Refused, Started
 
 HANDOVERS = 40
 """Pieces handed over in a second, of all streams together; a hand-over between processes costs milliseconds."""
@@ -248,7 +245,7 @@ class Generator(Generic[R]):
             reason = ""
         else:
             return
-        raise Refused(_unloadable(adapter, reason))
+        raise Refused(unloadable(adapter, reason))
 
     def _release(self, adapter: str) -> None:
         # In the engine's thread, behind the pass that lets go of the request; never in the pool, whose threads may all
@@ -365,8 +362,9 @@ class Generator(Generic[R]):
         if progress.finish == "failed":
             text = f"'{ticket.generation.adapter or self._task.base.name}' computes numbers that are not finite"
             job.deliver(Failed(500, text, "not_finite", "model"))
-        elif progress.finish != "cancelled" and (progress.text or progress.tokens):
-            language = getattr(ticket.generation.memory, "language", None)  # of a clip
+        elif progress.finish != "cancelled" and (progress.text or progress.tokens or progress.finish):
+            # Of a clip, which may name none, but may have been heard
+            language = getattr(getattr(ticket.generation, "memory", None), "language", None)
             job.deliver(Piece(progress.text, progress.tokens, progress.finish, index, progress.logprobs, language))
 
     def _fail(self, failed: Failed) -> None:
@@ -377,44 +375,8 @@ class Generator(Generic[R]):
         self._jobs.clear()
 
 
-class TextGenerator(Generator[TextRequest]):
-    """Answers with text: a `TextTask` behind the queue."""
-
-    probe = TextRequest.of_prompt("Hi", max_tokens=1)
-
-    async def media_forms(self, adapter: str) -> dict[str, MediaForm] | Failed:
-        """What the adapter takes, by kind of media ("image", "audio"); empty where it takes none."""
-        try:
-            reading = asyncio.to_thread(self._media_forms, adapter)
-            return await self._before(time.monotonic() + self._deadline_s, reading)
-        except Refused as refusal:
-            return refusal.failed
-        except KauliError as error:
-            return _unloadable(adapter, f": {error}")
-
-    def _media_forms(self, adapter: str) -> dict[str, MediaForm]:
-        connector = Connector.load(self._registry.fetch(adapter))
-        parts = connector.settings if connector else {}
-        return {kind: MediaForm(part.encoder, part.sha256, part.grid, part.stack) for kind, part in parts.items()}
-
-    def _tokens(self, request: TextRequest) -> list[int]:
-        try:
-            return super()._tokens(request)
-        except TemplateError as error:  # such as Gemma's, which wants users and assistants to take turns
-            text = f"the chat template of {self._task.base.name} refuses these messages: {error}"
-            raise Refused(Failed(400, text, "invalid_value", self.param)) from None
-
-    def _limited(self, request: TextRequest, tokens: list[int]) -> TextRequest:
-        room = self._task.window - len(tokens)
-        if room < (request.max_tokens or 1):
-            asked = f" and {request.max_tokens} new ones" if request.max_tokens else ""
-            text = f"the prompt has {len(tokens)} tokens{asked}; the context holds {self._task.window}"
-            param = "prompt" if request.messages is None else "messages"
-            raise Refused(Failed(400, text, "context_length_exceeded", param))
-        return replace(request, max_tokens=request.max_tokens or min(DEFAULT_TOKENS, room))
-
-
-def _unloadable(adapter: str, reason: str) -> Failed:
+def unloadable(adapter: str, reason: str) -> Failed:
+    """The answer where an adapter can't be read, for a reason that begins with a colon or is empty."""
     return Failed(503, f"adapter '{adapter}' can't be loaded{reason}", "adapter_failed", "model")
 
 

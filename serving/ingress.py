@@ -14,39 +14,48 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.models.errors import KauliError, UsageError
 from kauli.serving import pages
 from kauli.serving.access import Access
-from kauli.serving.answers import Pieces, Shape
-from kauli.serving.api import AdapterRequest, ApiError, ChatRequest, CompletionRequest
-from kauli.serving.catalogue import Adapter, Catalogue, Route, UnknownLanguage, UnknownModel
-from kauli.serving.events import Backend, Event, Failed, ImageBackend, Started, TextBackend
-from kauli.serving.pictures import Pictures
+from kauli.serving.answers import Pieces, Shape, route_headers
+from kauli.serving.api import AdapterRequest, ApiError, ChatRequest, CompletionRequest, invalid_body
+from kauli.serving.attachments import Attachments
+from kauli.serving.catalogue import Adapter, Catalogue, UnknownLanguage, UnknownModel
+from kauli.serving.events import AudioBackend, Backend, Event, Failed, ImageBackend, Started, TextBackend
 from kauli.serving.settings import ServeArgs
 from kauli.serving.shared_space import add_shared_space
+from kauli.serving.transcriptions import add_transcriptions
 
 _log = logging.getLogger(__name__)
 
 
 def create_app(
-    backends: Mapping[str, TextBackend], catalogue: Catalogue, args: ServeArgs, image: ImageBackend | None = None
+    backends: Mapping[str, TextBackend],
+    catalogue: Catalogue,
+    args: ServeArgs,
+    image: ImageBackend | None = None,
+    audio: AudioBackend | None = None,
 ) -> FastAPI:
     """The application.
 
     `backends` maps the name of each of the catalogue's bases to what generates with it; `image` sees, where the
-    service takes pictures, and has the shared space where the catalogue has an aligned base.
+    service takes pictures, and has the shared space where the catalogue has an aligned base; `audio` hears, where the
+    service takes recordings, and transcribes where the catalogue has a base for speech.
     """
     # The stock /docs page loads its scripts from another site.
     app = FastAPI(title="Kauli", version=version("kauli"), docs_url=None, redoc_url=None)
-    app.add_middleware(Access, args=args)
+    app.add_middleware(Access, args=args, hears=audio is not None)
     _add_error_handlers(app)
     _add_pages(app)
     everything: dict[str, Backend] = dict(backends)
     if image is not None:
         everything[catalogue.aligned or "encoder"] = image
+    if audio is not None:
+        everything[catalogue.speech or "speech"] = audio
     _add_adapters(app, everything, catalogue)
     add_shared_space(app, image, catalogue, args)
-    pictures = Pictures(backends, image, aligned=catalogue.aligned is not None)
+    add_transcriptions(app, audio, catalogue, args)
+    attachments = Attachments(backends, image, audio, catalogue)
     started = int(time.time())
 
     @app.get("/v1/models")
@@ -64,17 +73,17 @@ def create_app(
 
     @app.post("/v1/chat/completions", response_model=None)
     async def chat_completions(body: ChatRequest) -> JSONResponse | StreamingResponse:
-        """An answer to a conversation, plain or streamed; users may show pictures as data: URIs."""
-        return await _answer(body, backends, catalogue, args, pictures)
+        """An answer to a conversation, plain or streamed; users may show pictures as data: URIs, and speak."""
+        return await _answer(body, backends, catalogue, args, attachments)
 
     @app.post("/v1/completions", response_model=None)
     async def completions(body: CompletionRequest) -> JSONResponse | StreamingResponse:
         """How a text goes on, plain or streamed."""
-        return await _answer(body, backends, catalogue, args, pictures)
+        return await _answer(body, backends, catalogue, args, attachments)
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """200 when every base generates and the encoder sees; 503 with what is wrong."""
+        """200 when every base generates, the encoder sees and speech is heard; 503 with what is wrong."""
         problems = await asyncio.gather(*(backend.check() for backend in everything.values()))
         wrong = {name: text for name, text in zip(everything, problems, strict=True) if text}
         content: dict[str, Any] = {"status": "failing", "bases": wrong}
@@ -82,6 +91,8 @@ def create_app(
             content = {"status": "ok", "bases": list(backends)}
             if image is not None:
                 content["encoder"] = await image.counts()
+            if audio is not None:
+                content["speech"] = await audio.counts()
         return JSONResponse(content, status_code=503 if wrong else 200)
 
     return app
@@ -92,17 +103,18 @@ async def _answer(
     backends: Mapping[str, TextBackend],
     catalogue: Catalogue,
     args: ServeArgs,
-    pictures: Pictures,
+    attachments: Attachments,
 ) -> JSONResponse | StreamingResponse:
     requests = body.requests(args)
     route = await asyncio.to_thread(catalogue.route, body.model, body.language, body.allow_base)
     if route.base not in backends:
-        text = f"'{route.model}' generates no text: ask it at /v1/embeddings or /v1/classify"
+        where = "/v1/audio/transcriptions" if route.base == catalogue.speech else "/v1/embeddings or /v1/classify"
+        text = f"'{route.model}' generates no text: ask it at {where}"
         raise ApiError(400, text, "invalid_value", "model")
-    headers = _headers(route)
+    headers = route_headers(route)
     if isinstance(body, ChatRequest):
-        pictures.check_rerank(body)
-        requests[0], timing = await pictures.enter(requests[0], body, route)
+        attachments.check_rerank(body)
+        requests[0], timing = await attachments.enter(requests[0], body, route)
         headers |= {"Server-Timing": timing} if timing else {}
     streams = [backends[route.base].stream(request, route.adapter, not body.stream) for request in requests]
     try:
@@ -125,7 +137,7 @@ async def _answer(
     async with aclosing(pieces):
         whole = await shape.whole(pieces, prompt_tokens)
     if isinstance(body, ChatRequest) and body.rerank:
-        whole = await pictures.rerank(whole, body)
+        whole = await attachments.rerank(whole, body)
     return JSONResponse(whole, headers=headers)
 
 
@@ -252,15 +264,6 @@ def _aliases(adapter: Adapter, number: int) -> list[str]:
     return [alias for alias, version_ in adapter.aliases.items() if version_ == number]
 
 
-def _headers(route: Route) -> dict[str, str]:
-    headers = {"X-Kauli-Provenance": "ai-generated"}
-    if route.adapter:
-        headers["X-Kauli-Adapter"] = route.adapter
-    if route.language:
-        headers["X-Kauli-Language"] = route.language
-    return headers
-
-
 def _models(catalogue: Catalogue, started: int) -> list[dict[str, Any]]:
     bases = [
         {
@@ -301,18 +304,8 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part != "body"]
-        if first["type"] == "json_invalid":
-            return respond(ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", "invalid_json"))
-        param = ".".join(place) or None
-        if first["type"] == "extra_forbidden" and len(place) == 1:
-            hint = nearest(
-                place[0], [*ChatRequest.model_fields, "prompt", "input", "classes", "encoding_format", "dimensions"]
-            )
-            return respond(ApiError(400, f"unknown field '{place[0]}'.{hint}", "unknown_field", param))
-        message = first["msg"].removeprefix("Value error, ")
-        return respond(ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param))
+        known = [*ChatRequest.model_fields, "prompt", "input", "classes", "encoding_format", "dimensions"]
+        return respond(invalid_body(error.errors(), known))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from kauli.models.bases import Base, find_base, known_bases
 from kauli.models.cards import Card
@@ -109,7 +110,7 @@ def _choose(args: ServeArgs, setting: str, task: str, wanted: Iterable[str]) -> 
     One that only an adapter asks for and that can't be had is left out with a note.
     """
     chosen = getattr(args, setting)
-    options = {"task": task, "allow_noncommercial": args.allow_noncommercial}
+    options: dict[str, Any] = {"task": task, "allow_noncommercial": args.allow_noncommercial}
     try:
         return find_base(chosen, fetch=False, **options)
     except KauliError as error:

@@ -39,9 +39,8 @@ def docs(schema: Mapping[str, Any]) -> str:
         for verb, operation in verbs.items():
             parts.append(f"<h2><span class=verb>{verb.upper()}</span><code>{html.escape(path)}</code></h2>")
             parts.append(f"<p>{html.escape(operation.get('description', ''))}</p>")
-            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
-            if body:
-                parts.append(_fields(_resolved(body, schema), schema))
+            for kind in operation.get("requestBody", {}).get("content", {}).values():
+                parts.append(_fields(_resolved(kind["schema"], schema), schema))
     return "".join(parts)
 
 

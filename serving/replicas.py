@@ -15,8 +15,8 @@ from kauli.serving.events import Event, Failed, Features, MediaForm, Ranked, Vec
 from kauli.serving.settings import ServeArgs
 
 if TYPE_CHECKING:
-    from kauli.serving.generator import TextGenerator
     from kauli.serving.image_encoder import ImageEncoder
+    from kauli.serving.text_generator import TextGenerator
     from kauli.serving.transcriber import Transcriber
 
 
@@ -61,7 +61,7 @@ class TextReplica(_Replica):
 
     def __init__(self, args: ServeArgs, base: str) -> None:
         from kauli.models.text import TextTask
-        from kauli.serving.generator import TextGenerator
+        from kauli.serving.text_generator import TextGenerator
 
         _use_threads(args)
         found = find_base(base, allow_noncommercial=args.allow_noncommercial)
@@ -89,13 +89,13 @@ class AudioReplica(_Replica):
     _running: "Transcriber"
 
     def __init__(self, args: ServeArgs, base: str) -> None:
-        from kauli.models.transcribe import WhisperTask
+        from kauli.models.recogniser import Recogniser
         from kauli.serving.transcriber import Transcriber
 
         _use_threads(args)
         found = find_base(base, allow_noncommercial=args.allow_noncommercial, task="transcribe")
         self._running = Transcriber(
-            WhisperTask.load(found, slots=args.audio_batch), Registry(args.storage),
+            Recogniser.load(found, slots=args.audio_batch), Registry(args.storage),
             cache_bytes=args.audio_cache_bytes, max_queue=args.max_queue, max_adapters=args.max_adapters,
             deadline_s=args.deadline_s,
         )  # fmt: skip

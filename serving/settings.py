@@ -130,9 +130,7 @@ class ServeArgs(BaseModel):
             )
         for name, batch in (("max_batch", self.max_batch), ("audio_batch", self.audio_batch)):
             if self.max_adapters < batch:
-                raise ValueError(
-                    f"max_adapters {self.max_adapters} is below {name} {batch}: a batch may need as many"
-                )
+                raise ValueError(f"max_adapters {self.max_adapters} is below {name} {batch}: a batch may need as many")
         return self
 
     @property

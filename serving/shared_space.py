@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from kauli.serving.api import ApiError, ClassifyRequest, EmbeddingRequest, Picture
+from kauli.serving.attachments import picture_bytes
 from kauli.serving.catalogue import Catalogue, Route
 from kauli.serving.events import NOT_ALIGNED, Failed, ImageBackend, Ranked
-from kauli.serving.pictures import content_of
 from kauli.serving.settings import ServeArgs
 
 
@@ -87,7 +87,7 @@ def _error(failed: Failed, body: EmbeddingRequest | ClassifyRequest) -> ApiError
 
 async def _contents(inputs: Sequence[str | Picture]) -> list[str | bytes]:
     def read() -> list[str | bytes]:
-        return [content_of(one) if isinstance(one, Picture) else one for one in inputs]
+        return [picture_bytes(one) if isinstance(one, Picture) else one for one in inputs]
 
     return await asyncio.to_thread(read)
 

@@ -15,7 +15,7 @@ from kauli.models.registry import Registry
 from kauli.models.requests import TextRequest
 from kauli.models.text import TextTask
 from kauli.serving.events import Event, Failed, Piece, Started
-from kauli.serving.generator import TextGenerator
+from kauli.serving.text_generator import TextGenerator
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from kauli.models.text import TextTask
 from kauli.serving.access import Access
 from kauli.serving.catalogue import Catalogue
 from kauli.serving.events import Event, Failed, Piece, Started
-from kauli.serving.generator import TextGenerator
 from kauli.serving.ingress import create_app
 from kauli.serving.settings import ServeArgs, load_settings
+from kauli.serving.text_generator import TextGenerator
 
 HELLO = {"model": "text", "messages": [{"role": "user", "content": "Habari"}], "max_tokens": 6}
 

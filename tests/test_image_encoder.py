@@ -18,7 +18,7 @@ from kauli.models.heads import Head
 from kauli.models.image_tower import ImageTower
 from kauli.models.media import decode_image
 from kauli.models.registry import Registry
-from kauli.serving.events import NOT_ALIGNED, Failed, Features, PictureForm, Vectors
+from kauli.serving.events import NOT_ALIGNED, Failed, Features, MediaForm, Vectors
 from kauli.serving.feature_cache import FeatureCache
 from kauli.serving.image_encoder import ImageEncoder
 
@@ -40,8 +40,8 @@ def encoder(base: Base, store: Path) -> Iterator[ImageEncoder]:
     running.close()
 
 
-def form(encoder: ImageEncoder, grid: int = 1) -> PictureForm:
-    return PictureForm("debug-clip", encoder.tower_sha256, grid)
+def form(encoder: ImageEncoder, grid: int = 1) -> MediaForm:
+    return MediaForm("debug-clip", encoder.tower_sha256, grid)
 
 
 class Watched:
@@ -141,7 +141,7 @@ def test_what_is_no_picture_fails_alone(encoder: ImageEncoder, content: bytes, s
 
 
 def test_another_tower_is_refused_by_name(encoder: ImageEncoder) -> None:
-    failed = asyncio.run(encoder.features(png("red"), PictureForm("kauli-towers", "0" * 64, 1)))
+    failed = asyncio.run(encoder.features(png("red"), MediaForm("kauli-towers", "0" * 64, 1)))
     assert isinstance(failed, Failed)
     assert (failed.status, failed.code) == (503, "wrong_encoder")
     assert "kauli-towers (000000000000)" in failed.message

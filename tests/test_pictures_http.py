@@ -21,10 +21,10 @@ from kauli.models.registry import Registry
 from kauli.models.requests import MARK
 from kauli.models.text import TextTask
 from kauli.serving.catalogue import Catalogue
-from kauli.serving.generator import TextGenerator
 from kauli.serving.image_encoder import ImageEncoder
 from kauli.serving.ingress import create_app
 from kauli.serving.settings import ServeArgs
+from kauli.serving.text_generator import TextGenerator
 
 RED, BLUE = data_uri(png("red")), data_uri(png("blue"))
 QUESTION = "Ni nini?"

@@ -25,7 +25,9 @@ def recording(*parts: Part, noise: float = 1e-3, seed: int = 0) -> Any:
 def syllables(seconds: float, height: float) -> list[Part]:
     """Speech rises and falls, six times a second here: no noise does that."""
     count = max(1, round(seconds * 6))
-    return [part for _ in range(count) for part in ((seconds / count * 0.8, height), (seconds / count * 0.2, height / 30))]
+    return [
+        part for _ in range(count) for part in ((seconds / count * 0.8, height), (seconds / count * 0.2, height / 30))
+    ]
 
 
 def edges(spans: list[Span]) -> list[tuple[float, float]]:
@@ -93,7 +95,9 @@ def test_no_sample_of_speech_is_lost_and_no_span_is_too_long() -> None:
         for span in spans:
             assert 0 < len(span.of(sound)) <= longest * RATE
             span.of(heard)[:] = True
-        assert all(one.start < other.start and one.end < other.end for one, other in zip(spans, spans[1:], strict=False))
+        assert all(
+            one.start < other.start and one.end < other.end for one, other in zip(spans, spans[1:], strict=False)
+        )
         at = 0
         for seconds, height in said:
             assert not height or heard[at : at + round(seconds * RATE)].all(), (seed, at / RATE, spans)

@@ -32,18 +32,26 @@ class Lora(BaseModel):
     def attach(self, model: PreTrainedModel, reference: str) -> PeftModel:
         """The model with fresh LoRA layers, everything else frozen. `reference` is what the adapter names as its base.
 
+        The head of a CTC model is trained along: its letters may be new.
+
         Raises ValueError (from PEFT) where no module of the model has a target's name.
         """
         targets = self.targets if self.targets == "all-linear" else list(ATTENTION)
+        hears = model.config.model_type == "wav2vec2"
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT says int, and divides all the same
             lora_dropout=self.dropout,
             target_modules=list(self.targets) if isinstance(self.targets, tuple) else targets,
-            task_type=None if model.config.is_encoder_decoder else "CAUSAL_LM",
+            task_type=None if model.config.is_encoder_decoder or hears else "CAUSAL_LM",
+            # Those of a CTC model are trained as they are, or are the base's own for a language
+            exclude_modules=["lm_head", "adapter_layer.linear_1", "adapter_layer.linear_2"] if hears else None,
             base_model_name_or_path=reference,
         )
-        return get_peft_model(model, config)
+        attached = get_peft_model(model, config)
+        if hears:
+            model.lm_head.requires_grad_(True)
+        return attached
 
 
 class Full(BaseModel):
@@ -56,6 +64,26 @@ class Full(BaseModel):
     def attach(self, model: PreTrainedModel, reference: str) -> nn.Module:
         """The model itself, all its parameters trainable."""
         model.requires_grad_(True)
+        return model
+
+
+class AttentionAdapter(BaseModel):
+    """For `transcribe` on wav2vec2: a small adapter in each layer, and the head, as MMS has them for each language.
+
+    Pratap et al. 2023, arXiv 2305.13516.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["attention_adapter"] = "attention_adapter"
+    dim: int = Field(default=16, ge=1, le=1024)
+    """The adapters' inner width; MMS has 16."""
+
+    def attach(self, model: nn.Module, reference: str) -> nn.Module:
+        """The model with its adapters and its head trainable, everything else frozen. Raises UsageError for another."""
+        from kauli.models.wav2vec2 import attach_adapters  # with what only this method needs
+
+        attach_adapters(model, self.dim)
         return model
 
 
@@ -88,4 +116,4 @@ class FewShot(BaseModel):
         return self
 
 
-Method = Annotated[Lora | Full | Projection | FewShot, Field(discriminator="kind")]
+Method = Annotated[Lora | Full | AttentionAdapter | Projection | FewShot, Field(discriminator="kind")]
