@@ -29,7 +29,7 @@ class DescribeTask(TextTask):
         self.connector = Connector(parts, int(embed.embedding_dim)).to(self.device)
         for kind in parts:
             found = [(one.features, row) for row in rows for one in row["media"] if one.kind == kind]
-            found = [pair for pair in found if pair[1]["language"] == "en"] or found
+            found = [pair for pair in found if pair[1].get("language") == "en"] or found
             features, targets = [], []
             for values, row in found:
                 with torch.no_grad():

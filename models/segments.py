@@ -142,17 +142,20 @@ def as_vtt(segments: Sequence[Segment]) -> str:
 
 def _pauses(samples: Any) -> list[tuple[int, int]]:
     """Where nobody speaks for 0.3 s or more: first sample and the one behind the last."""
-    quiet = np.concatenate(([False], ~_loud(samples), [False]))
+    whole = len(samples) // _FRAME * _FRAME  # what is left over goes with the last frame
+    quiet = np.concatenate(([False], ~_loud(samples[:whole].reshape(-1, _FRAME)), [False]))
     edges = (np.flatnonzero(quiet[1:] != quiet[:-1]) * _FRAME).reshape(-1, 2).tolist()
-    return [(begin, min(stop, len(samples))) for begin, stop in edges if stop - begin >= _PAUSE]
+    pauses = [(begin, stop) for begin, stop in edges if stop - begin >= _PAUSE]
+    if pauses and pauses[-1][1] == whole:
+        pauses[-1] = (pauses[-1][0], len(samples))
+    return pauses
 
 
-def _loud(samples: Any) -> npt.NDArray[np.bool_]:
-    """For each frame of 20 ms whether it is clearly above the recording's own noise."""
-    count = -(-len(samples) // _FRAME)
+def _loud(frames: Any) -> npt.NDArray[np.bool_]:
+    """For each frame (of 20 ms) whether it is clearly above the recording's own noise."""
+    count = len(frames)
     if not count:
         return np.zeros(0, bool)
-    frames = np.pad(samples, (0, count * _FRAME - len(samples))).reshape(count, _FRAME)
     power = np.einsum("ij,ij->i", frames, frames) / _FRAME - frames.mean(1) ** 2  # a constant offset is no sound
     level = np.maximum(10 * np.log10(np.maximum(power, 1e-30)), _QUIETEST)
     noise = np.percentile(level, 5)

@@ -153,10 +153,10 @@ def test_bad_requests(client: TestClient, changes: dict[str, Any], status: int, 
 
 
 def test_other_parts_are_refused(client: TestClient) -> None:
-    content = [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]
+    content = [{"type": "video_url", "video_url": {"url": ""}}]
     response = ask(client, messages=[{"role": "user", "content": content}])
     assert response.status_code == 400
-    assert "'input_audio' is not served" in response.json()["error"]["message"]
+    assert "'video_url' is not served" in response.json()["error"]["message"]
 
 
 def test_broken_bodies_and_paths(client: TestClient) -> None:

@@ -60,6 +60,8 @@ def test_the_surface_of_a_task(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     if name == "describe":
         task.add_connector(PARTS, ROWS[name])
+    if name == "transcribe":
+        task.add_languages(["be"], {})
     task.model = Lora(rank=4, targets="all-linear").attach(task.model, task.base.reference)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW([p for p in task.trained.parameters() if p.requires_grad], lr=0.01)
     losses = []
