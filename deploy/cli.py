@@ -336,8 +336,40 @@ def generate(
 
 
 @app.command()
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings: WAV, FLAC, Ogg or MP3.")],
+    model: Annotated[str, typer.Option("--model", help="transcribe, an adapter (transcribe-be@1) or a base.")] = (
+        "transcribe"
+    ),
+    language: Annotated[str | None, typer.Option("--language", help="What is spoken [what the base hears].")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="text, subtitles (srt, vtt), or OpenAI's json, verbose_json [text]."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What was said before, or names and words that may come.")
+    ] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Write down what is said in recordings, without a service; --json tells all that is known."""
+    from kauli.deploy.recordings import check_format, rendered
+    from kauli.deploy.recordings import transcribe as transcribe_files
+
+    if as_json and form:
+        raise UsageError(f"--json and --format {form} are two forms of one result: give one of them")
+    check_format(form or "text", len(files))
+    results = transcribe_files(files, model, language, prompt, storage or default_storage())
+    if as_json:
+        show(results if len(results) > 1 else results[0])
+    else:
+        print(rendered(results, form or "text").rstrip("\n"))
+
+
+@app.command()
 def describe(
-    image: Annotated[Path, typer.Option("--image", help="A picture: PNG, JPEG, WEBP, GIF or BMP.")],
+    image: Annotated[Path | None, typer.Option("--image", help="A picture: PNG, JPEG, WEBP, GIF or BMP.")] = None,
+    audio: Annotated[Path | None, typer.Option("--audio", help="A recording: WAV, FLAC, Ogg or MP3.")] = None,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="What to ask [the instruction that the adapter was trained with].")
     ] = None,
@@ -354,11 +386,11 @@ def describe(
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Describe a picture in a language, without a service."""
-    from kauli.deploy.pictures import describe_picture
+    """Describe a picture, a recording or both in a language, without a service."""
+    from kauli.deploy.pictures import describe as describe_media
 
-    result = describe_picture(
-        image, prompt, model, language, storage or default_storage(),
+    result = describe_media(
+        image, audio, prompt, model, language, storage or default_storage(),
         max_tokens=max_tokens, temperature=temperature, seed=seed, rerank=rerank,
     )  # fmt: skip
     if as_json:
@@ -390,7 +422,8 @@ def serve(
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on [127.0.0.1, KAULI_HOST].")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port [8000, KAULI_PORT].", min=1, max=65535)] = None,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Of text, describe, embed, classify [what the storage has].")
+        str | None,
+        typer.Option("--tasks", help="Of text, describe, transcribe, embed, classify [what the storage has]."),
     ] = None,
     base: Annotated[
         list[str] | None, typer.Option("--base", help="A base to serve; the first is the default [of the adapters].")

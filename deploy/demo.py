@@ -16,9 +16,11 @@ from kauli.models.progress import bar, note
 MEASURING, SETTING_UP, ALIGNING = 2.5, 3.0, 12.0
 """Minutes on 2 cores: to measure an adapter, for all that is neither training nor measuring, to make kauli-clip."""
 RECIPES = {"sw": "text-sw", "am": "text-am"}
-DESCRIBE, CLASSIFY = "describe-multi", "head-topics"
+DESCRIBE, CLASSIFY, TRANSCRIBE = "describe-multi", "head-topics", "transcribe-be"
 PICTURES = 4
 """Held-out pictures that are described, in each language, and classified."""
+CLIPS, CLIPS_SCORED = 4, 12
+"""Held-out recordings that base and adapter transcribe, and those that are measured."""
 QUESTIONS_PER_SOURCE = 2
 ANSWER_TOKENS = 32
 GENERATED, SCORED = 12, 120
@@ -46,12 +48,13 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
 
     args = ServeArgs(storage=storage, port=port, bases=("smollm2-135m-q4",))
     choose_proxy(args)
+    from kauli.deploy.commands import table
     from kauli.serving.app import check_port, start
 
     check_port(args.host, args.port)  # before minutes of training, not after
     languages = " and ".join(display_name(tag) for tag in RECIPES)
     each = minutes + MEASURING
-    steps = _Steps(8 + len(RECIPES), SETTING_UP + ALIGNING + each * (len(RECIPES) + 1))
+    steps = _Steps(10 + len(RECIPES), SETTING_UP + ALIGNING + each * (len(RECIPES) + 2))
 
     with steps.step("Fetching the base smollm2-135m-q4 (once, about 100 MB)"):
         from kauli.models.bases import find_base
@@ -90,6 +93,10 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
     with steps.step(f"Fitting {CLASSIFY}: topics of pictures from five examples each"):
         classifying = train(load_recipe(CLASSIFY), storage)
 
+    what = f"Training {TRANSCRIBE} through Ray Train for {minutes:g} minutes: Belarusian speech, read by people"
+    with steps.step(what, left=each):
+        hearing = train(load_recipe(TRANSCRIBE, [f"train.minutes={minutes}"]), storage, scored=CLIPS_SCORED)
+
     with steps.step("Starting the service (Ray Serve)"):
         service = start(args)
     try:
@@ -100,12 +107,16 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
         with steps.step("Asking it to describe and to classify held-out pictures"):
             described = describe_all(f"{service.url}/v1", describing.adapter)
             classified = classify_all(f"{service.url}/v1", classifying.adapter)
+        with steps.step("Asking it to transcribe held-out recordings, by the base and by the adapter"):
+            heard = transcribe_all(f"{service.url}/v1", "whisper-base", hearing.adapter)
         for tag, adapter in adapters.items():
             print("; ".join(trained[tag].evaluation.notes))
             mine = [answer for answer in answers if answer.language == tag]
             print(render(adapter, base.name, card_metrics(storage, adapter), mine) + "\n", flush=True)
         print(describing.evaluation.summary() + "\n\n" + render_pictures(described) + "\n")
         print(classifying.evaluation.summary() + "\n\n" + render_pictures(classified) + "\n")
+        print(hearing.evaluation.summary() + "\n")
+        print(table(heard, ["language", "reference", "base", "adapter"]) + "\n")
         print(steps.summary(), flush=True)
         if not once:
             from kauli.deploy.commands import wait_for_stop
@@ -209,6 +220,30 @@ def classify_all(url: str, adapter: str) -> list[tuple[str, str, str]]:
     found = []
     for row, one in zip(rows, response.json()["data"], strict=True):
         found.append((row["language"], row["text"], f"{one['label']} ({one['probabilities'][0]['probability']:.2f})"))
+    return found
+
+
+def transcribe_all(url: str, base: str, adapter: str) -> list[dict[str, str]]:
+    """What base and adapter make of held-out recordings, asked through `openai`."""
+    from openai import DefaultHttpxClient, OpenAI
+
+    from kauli.training.data import load_data
+    from kauli.training.recipe import load_recipe
+
+    recipe = load_recipe(TRANSCRIBE)
+    (tag,) = recipe.language
+    columns = ["id", "group", "language", "text", "audio", "flags"]
+    rows = load_data(recipe.data, recipe.language).rows(split="test", languages=[tag], columns=columns)
+    spoken = [row for row in rows if row["audio"] and not row["flags"]]
+    http = DefaultHttpxClient(trust_env=False)
+    client = OpenAI(base_url=url, api_key="none needed on loopback", http_client=http, max_retries=0)
+    found = []
+    for row in sorted(spoken, key=lambda row: str(row["id"]))[:CLIPS]:
+        texts = {
+            name: client.audio.transcriptions.create(model=model, file=("clip.ogg", row["audio"]), language=tag).text
+            for name, model in (("base", base), ("adapter", adapter))
+        }
+        found.append({"language": tag, "reference": row["text"], **texts})
     return found
 
 

@@ -1,14 +1,21 @@
-"""Commands about pictures: describing one, and embedding pictures and texts in one space."""
+"""Commands about pictures: describing one, or a recording, or both; embedding pictures and texts in one space."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kauli.models.errors import UsageError
+from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import note
 
+if TYPE_CHECKING:
+    from kauli.models.cards import Card
+    from kauli.models.connector import PartSettings
+    from kauli.models.registry import Registry
+    from kauli.models.requests import Media
+
 ALIGNED = "kauli-clip"
+_WORDS = {"image": "pictures", "audio": "recordings"}
 _WARMTH = 0.8  # of the samples that are reranked, unless a temperature is given
 
 
@@ -28,8 +35,9 @@ def read_picture(path: Path) -> bytes:
     return content
 
 
-def describe_picture(
-    image: Path,
+def describe(
+    image: Path | None,
+    audio: Path | None,
     prompt: str | None,
     model: str,
     language: str | None,
@@ -40,55 +48,62 @@ def describe_picture(
     seed: int | None,
     rerank: int,
 ) -> dict[str, Any]:
-    """Describe one picture in this process, with the adapter that the service would choose.
+    """Describe a picture, a recording or both in this process, with the adapter that the service would choose.
 
     `prompt` None is the instruction that the adapter was trained with. With `rerank` over 1 so many answers are
     sampled, and the one nearest to the picture in the space of `kauli-clip` is taken.
     """
+    from kauli.deploy.recordings import hear, read_recording
     from kauli.models.adapters import check_base
-    from kauli.models.bases import find_base
     from kauli.models.connector import Connector
-    from kauli.models.errors import KauliError
-    from kauli.models.image_tower import ImageTower
     from kauli.models.languages import display_name
-    from kauli.models.media import decode_image
     from kauli.models.registry import Registry
-    from kauli.models.requests import NO_REPEAT, Media, TextRequest
+    from kauli.models.requests import NO_REPEAT, TextRequest
     from kauli.models.tasks import load_task
     from kauli.serving.catalogue import Catalogue, choose_bases, newest_cards
 
-    content = read_picture(image)
+    if image is None and audio is None:
+        raise UsageError("nothing to describe: give --image FILE, --audio FILE, or both")
+    if rerank > 1 and image is None:
+        raise UsageError("--rerank takes the answer nearest to a picture, and there is none: give --image FILE")
+    picture = read_picture(image) if image else None
+    samples = read_recording(audio).samples if audio else None
     registry = Registry(storage)
-    if not any(card.task == "describe" for card in newest_cards(registry)):
-        raise UsageError(f"no adapter in {storage} describes pictures. Train one: kauli train describe-multi")
+    cards = [card for card in newest_cards(registry) if card.task == "describe"]
+    if not cards:
+        raise UsageError(
+            f"no adapter in {storage} describes pictures or recordings. Train one: kauli train describe-multi"
+        )
     bases = choose_bases(registry, tasks=("describe",))
     route = Catalogue(registry, bases).route(model, language)
     if route.adapter is None:
         raise UsageError(
-            f"'{model}' takes no pictures: give --language, or an adapter of the task describe with --model. "
-            "Train one: kauli train describe-multi"
+            f"'{model}' takes no pictures or recordings: give --language, or an adapter of the task describe with "
+            "--model. Train one: kauli train describe-multi"
         )
     card = registry.card(route.adapter)
     folder = registry.fetch(route.adapter)
     base = next(one for one in bases if one.name == card.base.name or one.sha256 == card.base.sha256)
     check_base(card, base)
     connector = Connector.load(folder)
-    if connector is None or "image" not in connector.settings:
-        raise UsageError(f"{route.adapter} takes no pictures: it is an adapter of the task {card.task}.")
-    settings = connector.settings["image"]
-    tower = ImageTower.load(find_base(settings.encoder, task="align", allow_noncommercial=True))
-    if tower.sha256 != settings.sha256:
-        raise KauliError(f"the tower of {settings.encoder} is not the one that {route.adapter} was trained with.")
+    parts = connector.settings if connector else {}
+    for kind, given in (("image", image), ("audio", audio)):
+        if given is not None and kind not in parts:
+            raise UsageError(f"{route.adapter} takes no {_WORDS[kind]}: {_advice(kind, registry, cards)}")
     spoken = language or route.language or card.language[0]
     if prompt is None:
         template = (card.recipe or {}).get("prompt") or ""
         prompt = template.replace("{language}", display_name(spoken)) or None
-    note(f"{route.adapter} describes {image} ({spoken})")
-    features = tower.features([decode_image(content)], settings.grid)[0].numpy()
+    note(f"{route.adapter} describes {' and '.join(str(path) for path in (image, audio) if path)} ({spoken})")
+    media = []
+    if picture is not None:
+        media.append(_see(picture, parts["image"], route.adapter))
+    if audio is not None:
+        media.append(hear(audio, samples, parts["audio"], route.adapter))
     warmth = temperature if temperature is not None else (_WARMTH if rerank > 1 else 0.0)
     request = TextRequest.of_prompt(
         prompt,
-        (Media("image", features),),
+        tuple(media),
         max_tokens=max_tokens,
         temperature=warmth,
         seed=seed,
@@ -102,9 +117,9 @@ def describe_picture(
         for chunk in chunks:
             texts[chunk.index] += chunk.text
             tokens += chunk.tokens
-    best, similarities = 0, None
-    if rerank > 1:
-        similarities = similarity(content, texts)
+    best = 0
+    if rerank > 1 and picture is not None:
+        similarities = similarity(picture, texts)
         best = max(range(rerank), key=similarities.__getitem__)
     prompt_tokens = len(task.prompt_tokens(replace(request, n=1)))
     return {
@@ -112,6 +127,33 @@ def describe_picture(
         "language": spoken, "prompt": prompt, "reranked": rerank if rerank > 1 else None,
         "usage": {"prompt_tokens": prompt_tokens, "completion_tokens": tokens},
     }  # fmt: skip
+
+
+def _see(picture: bytes, part: "PartSettings", adapter: str) -> "Media":
+    """What an adapter's connector takes of an encoded picture."""
+    import numpy as np
+
+    from kauli.models.bases import find_base
+    from kauli.models.image_tower import ImageTower
+    from kauli.models.media import decode_image
+    from kauli.models.requests import Media
+
+    tower = ImageTower.load(find_base(part.encoder, task="align", allow_noncommercial=True))
+    if tower.sha256 != part.sha256:
+        raise KauliError(f"the tower of {part.encoder} is not the one that {adapter} was trained with.")
+    return Media("image", tower.features([decode_image(picture)], part.grid)[0].numpy().astype(np.float16))
+
+
+def _advice(kind: str, registry: "Registry", cards: "Sequence[Card]") -> str:
+    """What to ask in the place of an adapter that takes no media of this kind."""
+    from kauli.models.connector import Connector
+
+    for card in cards:
+        connector = Connector.load(registry.fetch(card.spec))
+        if connector is not None and kind in connector.settings:
+            return f"name one that does, such as --model {card.name}"
+    recipe = {"image": "describe-multi", "audio": "describe-be-fused"}[kind]
+    return f"no adapter here does. Train one: kauli train {recipe}"
 
 
 def similarity(image: bytes, texts: Sequence[str]) -> list[float]:

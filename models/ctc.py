@@ -355,7 +355,9 @@ class CtcTask:
         voice = self._voices.get(adapter or "") or self._shared()
         speaker = self._speaker(adapter, request.language)
         wave = self.mel(request.samples)
-        hearing = Hearing(wave, adapter, request.max_tokens, request.logprobs)
+        speaks = self._loaded[adapter].languages if adapter else ()
+        language = request.language or (speaks[0] if len(speaks) == 1 else None)
+        hearing = Hearing(wave, adapter, language, request.max_tokens, request.logprobs)
         frames = frame_count(self._bare.config, len(wave))
         tickets = [Ticket(hearing, voice, speaker, frames) for _ in range(request.n)]
         self._waiting += tickets

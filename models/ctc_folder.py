@@ -93,16 +93,17 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
 
     Raises KauliError where weights are missing, UsageError for a model with a convolution behind its encoder.
     """
-    verbosity = logging.get_verbosity()  # type: ignore[no-untyped-call]
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it lists the weights of pretraining that go unused
     try:
         # Its own masks and dropped layers are for pretraining, and drawn from a random state that no seed here sets
-        model, info = Wav2Vec2ForCTC.from_pretrained(
+        found: Any = Wav2Vec2ForCTC.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True,
             mask_time_prob=0.0, mask_feature_prob=0.0, layerdrop=0.0, output_loading_info=True,
         )  # fmt: skip
     finally:
-        logging.set_verbosity(verbosity)  # type: ignore[no-untyped-call]
+        logging.set_verbosity(verbosity)
+    model, info = found
     missing = {str(name) for name in info["missing_keys"]}
     if others := sorted(missing - {"lm_head.weight", "lm_head.bias"}):
         raise KauliError(f"the model in {folder} is not whole: {others[0]} is missing.")

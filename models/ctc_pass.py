@@ -79,8 +79,14 @@ class Hearing:
 
     wave: Tensor
     adapter: str | None
+    language: str | None
     max_tokens: int | None
     logprobs: int | None
+
+    @property
+    def memory(self) -> "Hearing":
+        """Itself: the service looks here for the language, as in what the engine generates."""
+        return self
 
 
 @dataclass(eq=False)

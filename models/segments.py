@@ -1,4 +1,4 @@
-"""Long recordings: cut into spans that a speech recogniser hears at once; their transcripts as one text or subtitles."""
+"""Long recordings: cut into spans that a recogniser hears at once; their transcripts as one text, or as subtitles."""
 
 import html
 import math
@@ -16,6 +16,10 @@ from kauli.models.media import RATE
 
 LONGEST = 28.0
 """Seconds of a span for Whisper, which hears 30."""
+
+Stretch = tuple[int, int]
+"""The first sample of something, and the one behind its last."""
+Floats = npt.NDArray[np.floating]
 
 _FRAME = RATE // 50
 _PAUSE = 15 * _FRAME  # 0.3 s: the stops within and between words are shorter
@@ -74,14 +78,14 @@ def cut(samples: Any, longest: float, overlap: float = 2.0) -> list[Span]:
     if not 0 <= overlap < longest:
         raise ValueError(f"spans of {longest:g} seconds can't overlap by {overlap:g}")
     most, shared = int(longest * RATE), int(overlap * RATE)
-    pauses = _pauses(samples)
+    pauses, silences = _quiet(samples)
     spoken = end = len(samples)
-    if pauses and pauses[-1][1] == end:
-        spoken, end = pauses[-1][0] + _PAUSE // 2, _without_silence(pauses[-1], end)
+    if silences and silences[-1][1] == end:
+        spoken, end = silences[-1][0] + _PAUSE // 2, _without_silence(silences, end)
     spans: list[Span] = []
     start = heard = 0
     while True:
-        start = next((max(start, stop - _kept(stop - start)) for begin, stop in pauses if begin <= start < stop), start)
+        start = next((stop - _kept(stop - start) for begin, stop in silences if begin <= start < stop), start)
         if spoken - start <= most:
             return [*spans, Span(start / RATE, min(end, start + most) / RATE)]
         pause = _best_pause(pauses, start, start + most, heard)
@@ -91,7 +95,7 @@ def cut(samples: Any, longest: float, overlap: float = 2.0) -> list[Span]:
             start = heard - shared
         else:
             heard = sum(pause) // 2
-            spans.append(Span(start / RATE, _without_silence(pause, heard) / RATE))
+            spans.append(Span(start / RATE, _without_silence(silences, heard) / RATE))
             start = heard
 
 
@@ -140,30 +144,46 @@ def as_vtt(segments: Sequence[Segment]) -> str:
     return "\n".join(["WEBVTT\n", *cues])
 
 
-def _pauses(samples: Any) -> list[tuple[int, int]]:
-    """Where nobody speaks for 0.3 s or more: first sample and the one behind the last."""
-    whole = len(samples) // _FRAME * _FRAME  # what is left over goes with the last frame
-    quiet = np.concatenate(([False], ~_loud(samples[:whole].reshape(-1, _FRAME)), [False]))
-    edges = (np.flatnonzero(quiet[1:] != quiet[:-1]) * _FRAME).reshape(-1, 2).tolist()
-    pauses = [(begin, stop) for begin, stop in edges if stop - begin >= _PAUSE]
-    if pauses and pauses[-1][1] == whole:
-        pauses[-1] = (pauses[-1][0], len(samples))
-    return pauses
+def _quiet(samples: Any) -> tuple[list[Stretch], list[Stretch]]:
+    """The pauses, where a recording may be cut, and among them the silences, which may be left out.
+
+    They differ in recordings that were edited: digital silence says nothing of how loud other pauses are.
+    """
+    level = _level(samples)
+    if not len(level):
+        return [], []
+    loudest = min(50, -(-len(level) // 2))  # a second, so that a click doesn't count as speech
+    speech = float(np.partition(level, len(level) - loudest)[len(level) - loudest])
+    silence = _limit(level, speech)
+    heard = level[level > _QUIETEST]
+    pause = max(silence, _limit(heard, speech)) if len(heard) else silence
+    return _stretches(level <= pause, len(samples)), _stretches(level <= silence, len(samples))
 
 
-def _loud(frames: Any) -> npt.NDArray[np.bool_]:
-    """For each frame (of 20 ms) whether it is clearly above the recording's own noise."""
-    count = len(frames)
-    if not count:
-        return np.zeros(0, bool)
+def _level(samples: Any) -> Floats:
+    """Of each frame of 20 ms, in dB of full scale."""
+    frames = samples[: len(samples) // _FRAME * _FRAME].reshape(-1, _FRAME)
     power = np.einsum("ij,ij->i", frames, frames) / _FRAME - frames.mean(1) ** 2  # a constant offset is no sound
-    level = np.maximum(10 * np.log10(np.maximum(power, 1e-30)), _QUIETEST)
-    noise = np.percentile(level, 5)
-    loudest = min(50, -(-count // 2))  # a second, so that a click doesn't count as speech
-    speech = np.partition(level, count - loudest)[count - loudest]
+    level: Floats = np.maximum(10 * np.log10(np.maximum(power, 1e-30)), _QUIETEST)
+    return level
+
+
+def _limit(level: Floats, speech: float) -> float:
+    """The level up to which frames are quiet."""
+    noise = float(np.percentile(level, 5))
     if speech - noise < _LEAST_RANGE:
-        return np.ones(count, bool)
-    return level > max(noise + _SHARE_OF_RANGE * (speech - noise), speech - _BELOW_SPEECH)
+        return -math.inf
+    return max(noise + _SHARE_OF_RANGE * (speech - noise), speech - _BELOW_SPEECH)
+
+
+def _stretches(quiet: npt.NDArray[np.bool_], count: int) -> list[Stretch]:
+    """Those of 0.3 s and more among the frames of `count` samples."""
+    framed = np.concatenate(([False], quiet, [False]))
+    edges = (np.flatnonzero(framed[1:] != framed[:-1]) * _FRAME).reshape(-1, 2).tolist()
+    found = [(begin, stop) for begin, stop in edges if stop - begin >= _PAUSE]
+    if found and found[-1][1] == len(quiet) * _FRAME:
+        found[-1] = (found[-1][0], count)  # with what is less than a frame
+    return found
 
 
 def _kept(silence: int) -> int:
@@ -171,12 +191,12 @@ def _kept(silence: int) -> int:
     return _KEPT_SILENCE if silence > _LONG_SILENCE else silence
 
 
-def _without_silence(pause: tuple[int, int], end: int) -> int:
-    """Where a span ends that goes up to `end`, in a pause."""
-    return pause[0] + _kept(end - pause[0])
+def _without_silence(silences: Sequence[Stretch], end: int) -> int:
+    """Where a span ends that would go up to `end`."""
+    return next((begin + _kept(end - begin) for begin, stop in silences if begin < end <= stop), end)
 
 
-def _best_pause(pauses: Sequence[tuple[int, int]], start: int, stop: int, heard: int) -> tuple[int, int] | None:
+def _best_pause(pauses: Sequence[Stretch], start: int, stop: int, heard: int) -> Stretch | None:
     """Of the pauses in a window, which may go on behind it, the longest of the last third that has any.
 
     Up to `heard` the window before this one was heard already.
@@ -214,12 +234,8 @@ def _spliced(before: str, after: str, most: int) -> tuple[str, str]:
     if meeting is None:
         return before, after
     left, right = tail[meeting[0]], head[meeting[1]]
-    cut_left, cut_right = left is tail[-1], right is head[0]
-    if cut_left and cut_right:
-        keep_left = len(left.letters) >= len(right.letters)
-    else:
-        keep_left = cut_right
-    if keep_left:
+    # The last word of the one and the first of the other may be cut in half
+    if right is head[0] and (left is not tail[-1] or len(left.letters) >= len(right.letters)):
         return before[: left.end], after[right.end :].strip()
     return before[: left.start].strip(), after[right.start :]
 

@@ -122,13 +122,13 @@ def adapter_layers(model: Any) -> list[Any]:
 
 def new_adapter(model: Any, dim: int) -> nn.Module:
     """A layer's adapter that changes nothing yet: its second matrix is zero."""
-    module: nn.Module = Wav2Vec2AttnAdapterLayer(
-        SimpleNamespace(adapter_attn_dim=dim, hidden_size=model.config.hidden_size)
-    )
-    nn.init.normal_(module.linear_1.weight, std=model.config.initializer_range)  # type: ignore[union-attr,arg-type]
-    for value in (module.linear_1.bias, module.linear_2.weight, module.linear_2.bias):  # type: ignore[union-attr]
-        nn.init.zeros_(value)  # type: ignore[arg-type]
-    return module.to(model.device, model.dtype)
+    shape = SimpleNamespace(adapter_attn_dim=dim, hidden_size=model.config.hidden_size)
+    module: Any = Wav2Vec2AttnAdapterLayer(shape)  # type: ignore[no-untyped-call]
+    nn.init.normal_(module.linear_1.weight, std=model.config.initializer_range)
+    for value in (module.linear_1.bias, module.linear_2.weight, module.linear_2.bias):
+        nn.init.zeros_(value)
+    out: nn.Module = module.to(model.device, model.dtype)
+    return out
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from speech_adapters import publish_transcribe
 
 from kauli.models.bases import find_base
 from kauli.models.errors import UsageError
@@ -41,6 +42,9 @@ def test_shipped_settings_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> N
         ("tasks: [speak]", "task 'speak' can't be served"),
         ("replicas: [2, 1]", "fewest, most"),
         ("max_adapters: 2", "below max_batch"),
+        ("audio_batch: 64", "below audio_batch"),
+        ("audio_replicas: [2, 1]", "fewest, most"),
+        ("max_recording: 2", "Did you mean 'max_recordings'"),
         ("key_hashes: [secret]", "KAULI_API_KEYS"),
         ("- 1", "key: value"),
         ("a: [", "no readable YAML"),
@@ -115,6 +119,30 @@ def test_aliases_and_new_adapters_are_seen(storage: Path, tmp_path: Path, publis
     assert fresh.route("text-ka").adapter == "text-ka@1"
     assert fresh.route("text-ka@2").adapter == "text-ka@2"
     assert fresh.route("text", "ka").adapter == "text-ka@1"
+
+
+def test_routes_of_transcripts(tmp_path: Path) -> None:
+    registry = Registry(str(tmp_path))
+    publish_transcribe(tmp_path, "transcribe-be", "be", 1)
+    publish_transcribe(tmp_path, "transcribe-ky", "ky", 2)
+    catalogue = Catalogue(registry, [find_base("debug")], speech=find_base("debug", task="transcribe"))
+
+    def route(*words: Any) -> tuple[str, str | None, str | None]:
+        found = catalogue.route(*words)
+        return found.base, found.adapter, found.language
+
+    assert route("transcribe") == ("debug-whisper", None, None)  # which hears what is spoken
+    assert route("transcribe", "be-tarask") == ("debug-whisper", "transcribe-be@1", "be")
+    assert route("transcribe-ky") == ("debug-whisper", "transcribe-ky@1", "ky")
+    assert route("debug-whisper", "tt") == ("debug-whisper", None, "tt")
+    assert route("transcribe", "tt", True) == ("debug-whisper", None, "tt")
+    with pytest.raises(UnknownLanguage, match=r"task 'transcribe' serves 'tt'. Served: be, ky.*allow_base"):
+        catalogue.route("transcribe", "tt")
+    with pytest.raises(UnknownModel, match=r"needs a speech recogniser.*kauli fetch whisper-base"):
+        Catalogue(registry, [find_base("debug")]).route("transcribe-be")
+    other = Catalogue(registry, [], speech=find_base("debug-wav2vec2", task="transcribe"))
+    with pytest.raises(UnknownModel, match=r"needs the base 'debug-whisper'.*set speech: debug-whisper"):
+        other.route("transcribe-be")
 
 
 def test_an_adapter_of_a_base_that_is_not_served(storage: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from picture_adapters import publish_describe, publish_head
+from speech_adapters import publish_hearing, publish_transcribe
 
 from kauli.models.errors import UsageError
 from kauli.models.registry import Registry
@@ -15,6 +16,7 @@ from kauli.serving.lineup import Lineup, choose_lineup
 from kauli.serving.settings import ServeArgs
 
 Names = tuple[tuple[str, ...], list[str], str | None, str | None]
+Heard = tuple[tuple[str, ...], str | None, str | None]
 
 
 @pytest.fixture
@@ -30,6 +32,11 @@ def chosen(storage: Path, **settings: Any) -> Lineup:
 def names(lineup: Lineup) -> Names:
     encoder, aligned = (base.name if base else None for base in (lineup.encoder, lineup.aligned))
     return lineup.tasks, [base.name for base in lineup.bases], encoder, aligned
+
+
+def heard(lineup: Lineup) -> Heard:
+    hearing, speech = (base.name if base else None for base in (lineup.hearing, lineup.speech))
+    return lineup.tasks, hearing, speech
 
 
 def test_text_adapters_alone_need_no_encoder(storage: Path, publish: Callable[..., str]) -> None:
@@ -59,12 +66,36 @@ def test_towers_that_were_only_joined_describe_and_do_not_embed(storage: Path, m
         chosen(storage, tasks=["text", "embed"])
 
 
+def test_transcribe_adapters_bring_their_base(storage: Path, publish: Callable[..., str]) -> None:
+    publish(storage, "text-sw", "sw", 1)
+    assert heard(chosen(storage)) == (("text",), None, None)
+    publish_transcribe(storage, "transcribe-be", "be", 1)
+    assert heard(chosen(storage)) == (("text", "transcribe"), "debug-whisper", "debug-whisper")
+    assert names(chosen(storage))[1:] == (["debug-text"], None, None)
+    assert heard(chosen(storage, tasks=["text"])) == (("text",), None, None)
+    alone = chosen(storage, tasks=["transcribe"])
+    assert (alone.bases, heard(alone)) == ((), (("transcribe",), "debug-whisper", "debug-whisper"))
+
+
+def test_adapters_that_hear_bring_the_encoder_that_they_name(storage: Path) -> None:
+    publish_hearing(storage, "describe-sw", "sw", 1)
+    tasks = ("text", "describe", "transcribe", "embed", "classify")
+    assert heard(chosen(storage)) == (tasks, "debug-whisper", "debug-whisper")
+    assert heard(chosen(storage, tasks=["describe"])) == (("describe",), "debug-whisper", None)
+    assert heard(chosen(storage, tasks=["text", "embed"], bases=["debug"])) == (("text", "embed"), None, None)
+
+
 def test_what_the_settings_name_and_is_missing_is_an_error(storage: Path, publish: Callable[..., str]) -> None:
     publish(storage, "text-sw", "sw", 1)
     with pytest.raises(UsageError, match="task describe needs an encoder"):
         chosen(storage, tasks=["describe"])
+    with pytest.raises(UsageError, match=r"task transcribe needs a speech recogniser.*kauli fetch whisper-base"):
+        chosen(storage, tasks=["transcribe"])
+    assert heard(chosen(storage, tasks=["transcribe"], speech="debug-whisper"))[1:] == ("debug-whisper",) * 2
     with pytest.raises(UsageError, match="kauli-nowhere"):
         chosen(storage, encoder="kauli-nowhere")
+    with pytest.raises(UsageError, match="whisper-nowhere"):
+        chosen(storage, tasks=["transcribe"], speech="whisper-nowhere")
     assert names(chosen(storage, encoder="debug-clip"))[2:] == ("debug-clip", "debug-clip")
 
 
@@ -77,3 +108,5 @@ def test_a_service_of_one_task_answers_that_alone(storage: Path) -> None:
     for model in ("text", "describe", "classify", "describe-sw"):
         with pytest.raises(UnknownModel, match="is not served here: embed"):
             catalogue.route(model)
+    with pytest.raises(UnknownModel, match="no speech recogniser is served"):
+        catalogue.route("transcribe")

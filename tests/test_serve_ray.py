@@ -1,5 +1,6 @@
 """One real run of the service on Ray Serve, asked through the real `openai` client."""
 
+import base64
 import os
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import torch
 from openai import DefaultHttpxClient, OpenAI
 from picture_adapters import CLASSES, data_uri, described_here, large_png, png, publish_describe, publish_head
+from speech_adapters import encoded, publish_hearing, publish_transcribe, said_here, transcribed_here, wav, words
 
 from kauli.models.align import AlignTask
 from kauli.models.bases import find_base
@@ -25,6 +27,7 @@ from kauli.models.errors import UsageError
 from kauli.models.media import decode_image
 from kauli.models.registry import Registry
 from kauli.models.requests import MARK, TextRequest
+from kauli.models.segments import as_text
 from kauli.models.text import TextTask
 from kauli.serving.app import Service, start
 from kauli.serving.settings import ServeArgs
@@ -51,6 +54,8 @@ def storage(publish: Publish, tmp_path_factory: pytest.TempPathFactory) -> Itera
             [decode_image(png(colour)) for colour in ("red", "blue")]
         )
         publish_head(folder, "topic-sw", "sw", shots, torch.tensor([0, 1]))
+        publish_transcribe(folder, "transcribe-be", "be", 3)
+        publish_hearing(folder, "describe-be", "be", 4)
         yield folder
 
 
@@ -131,6 +136,45 @@ def test_pictures_and_texts_in_one_space(client: OpenAI, service: Service) -> No
     assert labels == [CLASSES[1], CLASSES[0]]
     assert http.get("/health").json()["encoder"]["misses"] >= 2
     assert {"debug-clip", "topic-sw", "describe-sw"} <= {model.id for model in client.models.list()}
+
+
+def test_recordings_are_transcribed_as_in_this_process(client: OpenAI, storage: Path, service: Service) -> None:
+    create: Any = client.audio.transcriptions.create
+    long = encoded(words(4))
+    for content in (wav(0.5), long):
+        expected = as_text(transcribed_here(storage, "transcribe-be@1", content, language="be"))
+        file = ("clip.wav", content)
+        assert create(file=file, model="transcribe", language="be").text == expected
+        events = list(create(file=file, model="transcribe-be", stream=True))
+        assert "".join(event.delta for event in events[:-1]) == events[-1].text == expected
+    verbose = create(file=("long.wav", long), model="transcribe-be", response_format="verbose_json")
+    assert (verbose.language, verbose.duration, len(verbose.segments) > 1) == ("be", 8.0, True)
+    base = create(file=("clip.wav", wav(0.5)), model="debug-whisper", language="tt")
+    assert base.text == as_text(transcribed_here(storage, None, wav(0.5), language="tt"))
+    with pytest.raises(openai.BadRequestError, match="this is a picture"):
+        create(file=("clip.wav", png("red")), model="transcribe", language="be")
+    with pytest.raises(openai.NotFoundError, match="kauli train transcribe-be --set language=sw"):
+        create(file=("clip.wav", wav(0.5)), model="transcribe", language="sw")
+    with pytest.raises(openai.APIStatusError, match="26,"):
+        create(file=("clip.wav", wav(0.5) + bytes(26_300_000)), model="transcribe", language="be")
+    assert "hits" in httpx.get(f"{service.url}/health", trust_env=False).json()["speech"]
+
+
+def test_a_recording_and_a_picture_are_answered_as_in_this_process(client: OpenAI, storage: Path) -> None:
+    audio = {"data": base64.b64encode(wav(0.5)).decode(), "format": "wav"}
+    content: Any = [
+        {"type": "input_audio", "input_audio": audio},
+        {"type": "image_url", "image_url": {"url": data_uri(png("red"))}},
+        {"type": "text", "text": "Ni nini?"},
+    ]
+    found = client.chat.completions.create(
+        model="describe", messages=[{"role": "user", "content": content}], max_tokens=12,
+        extra_body={"language": "be", "ignore_eos": True},
+    )  # fmt: skip
+    expected, tokens = said_here(storage, "describe-be@1", f"{MARK}{MARK}Ni nini?", [wav(0.5), png("red")])
+    assert found.choices[0].message.content == expected
+    assert found.usage is not None
+    assert found.usage.prompt_tokens == tokens
 
 
 def test_errors_reach_the_client(client: OpenAI, service: Service) -> None:

@@ -13,7 +13,7 @@ from kauli.models.languages import display_name
 from kauli.models.progress import note
 from kauli.models.store import Store, open_store
 from kauli.training.intervals import Array, Interval, difference, interval
-from kauli.training.metrics import FINISH, METRICS, Tally, merge
+from kauli.training.metrics import FINISH, METRICS, SYNTHETIC, Tally, merge
 from kauli.training.recipe import Recipe
 from kauli.training.results import Scores, bracket, columns, defined, figure, scores_from_json
 from kauli.training.train import train
@@ -84,7 +84,8 @@ class CompareResult:
     @property
     def metrics(self) -> list[str]:
         """The metrics that all recipes have, in the usual order."""
-        return [name for name in (*METRICS, ENGLISH) if all(name in line.sums for line in self.lines)]
+        ordered = (*METRICS, ENGLISH, *(SYNTHETIC + name for name in METRICS))
+        return [name for name in ordered if all(name in line.sums for line in self.lines)]
 
     def difference(self, line: Line, metric: str) -> Interval:
         """The recipe minus the first recipe, paired by seed and group."""
@@ -243,21 +244,28 @@ def _line(name: str, cells: Sequence[Cell], languages: list[str], metrics: Seque
 
 def _tallies(scores: Scores, languages: list[str], metrics: Sequence[str]) -> dict[str, Tally]:
     english = {ENGLISH: merge(list(scores.english.values()))} if scores.english else {}
-    return {name: one for name, one in scores.total(languages).items() if name in metrics} | english
+    total = scores.total(languages)
+    return {name: one for name, one in total.items() if name.removeprefix(SYNTHETIC) in metrics} | english
 
 
 def _check_same_rows(lines: Sequence[Line], store: Store) -> None:
     """Bytes by group are a fingerprint of the test rows: they are the text's, not the system's."""
-    if any("bits_per_byte" not in line.sums for line in lines):
-        return  # a task without texts to predict; its rows' number is checked by whoever pairs them
-    first = lines[0].sums["bits_per_byte"][:, :, 1]
-    for line in lines:
-        sizes = line.sums["bits_per_byte"][:, :, 1]
-        if sizes.shape != first.shape or not np.array_equal(sizes, first):
-            raise KauliError(
-                f"{line.name} and {lines[0].name} were scored on different test rows, so they can't be compared: "
-                f"their data differ, or changed between the runs. Finished cells lie in {store.uri}: delete the old."
-            )
+    for metric in ("bits_per_byte", SYNTHETIC + "bits_per_byte"):
+        sizes = [line.sums[metric][:, :, 1] if metric in line.sums else None for line in lines]
+        # in no line: a task without texts to predict; its rows' number is checked by whoever pairs them
+        for line, size in zip(lines, sizes, strict=True):
+            if not _same(size, sizes[0]):
+                raise KauliError(
+                    f"{line.name} and {lines[0].name} were scored on different test rows, so they can't be compared: "
+                    f"their data differ, or changed between the runs. Finished cells lie in {store.uri}: delete the "
+                    "old."
+                )
+
+
+def _same(one: Array | None, other: Array | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
 
 
 def _labels(recipes: Sequence[Recipe]) -> list[str]:
@@ -269,7 +277,7 @@ def _labels(recipes: Sequence[Recipe]) -> list[str]:
 
 
 def _plain(metric: str) -> str:
-    return "bits_per_byte" if metric == ENGLISH else metric
+    return "bits_per_byte" if metric == ENGLISH else metric.removeprefix(SYNTHETIC)
 
 
 def _finish(metric: str) -> Callable[[Array], Array]:

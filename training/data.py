@@ -18,6 +18,7 @@ from kauli.training import starter
 from kauli.training.concepts import short_hash
 from kauli.training.foreign import SUFFIXES, import_rows
 from kauli.training.parquet import SCHEMA, write_parquet
+from kauli.training.synthetic_speech import ESPEAK, espeak_files
 from kauli.training.topics import TOPICS, topic_files
 
 SPLITS = ("train", "validation", "test")
@@ -75,16 +76,19 @@ class Dataset:
 
 
 def load_data(name: str, languages: Sequence[str] | None = None) -> Dataset:
-    """The data set `starter`, or the one at a path or URI, in the given languages (None: all that it has).
+    """A data set in the given languages (None: all that it has), by its name or a path or URI.
 
-    Missing starter files are built. Anything else is checked row by row first: what is wrong with it is one
-    `UsageError` that lists up to ten problems with their row numbers.
+    The names are `starter`, `starter-topics` and `starter-espeak`, whose missing files are built. Anything else is
+    checked row by row first: what is wrong with it is one `UsageError` that lists up to ten problems with their row
+    numbers.
     """
     wanted = None if languages is None else list(dict.fromkeys(check_tag(language) for language in languages))
     if name == "starter":
         return _load_starter(wanted)
     if name == TOPICS:
         return Dataset(name, *topic_files(wanted))
+    if name == ESPEAK:
+        return Dataset(name, *espeak_files(wanted))
     path = _local_copy(name)
     own = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if own and all(file.suffix == ".parquet" and starter.is_starter_file(file) for file in own):
@@ -132,7 +136,7 @@ def _local_copy(name: str) -> Path:
         if not path.exists():
             raise UsageError(
                 f"no data at '{name}': give `starter`, or a file or folder of {', '.join(SUFFIXES)}."
-                f"{nearest(name, ['starter'])}"
+                f"{nearest(name, ['starter', TOPICS, ESPEAK])}"
             )
         return path
     try:
