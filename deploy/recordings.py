@@ -195,9 +195,10 @@ def _transcribed(task: Any, recordings: Sequence[Sequence["SpeechRequest"]], ada
 
     found = [_Heard([""] * len(spans), spans[0].language) for spans in recordings]
     firsts = [(number, 0) for number, heard in enumerate(found) if heard.language is None]
-    others = [(number, at) for number, spans in enumerate(recordings) for at in range(len(spans))]
-    with bar("Transcribing", len(others)) as advance:
-        for places in (firsts, [place for place in others if place not in set(firsts)]):
+    every = [(number, at) for number, spans in enumerate(recordings) for at in range(len(spans))]
+    others = sorted(set(every) - set(firsts))
+    with bar("Transcribing", len(every)) as advance:
+        for places in (firsts, others):
             tickets: dict[Any, tuple[int, int]] = {}
             for number, at in places:
                 request = replace(recordings[number][at], language=found[number].language)

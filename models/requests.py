@@ -50,6 +50,7 @@ class TextRequest:
     no_repeat: int = 0
     """No run of so many tokens stands twice in an answer; 0: any may."""
     n: int = 1
+    """One transcript; there for the service, which counts answers."""
     """How many answers."""
     logprobs: int | None = None
     """None: none; k: the log probabilities of the chosen tokens and of the k likeliest at each place."""
@@ -112,3 +113,4 @@ class SpeechRequest:
     logprobs: int | None = None
     ignore_eos: bool = False
     n: int = 1
+    """One transcript; there for the service, which counts answers."""

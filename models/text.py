@@ -31,6 +31,7 @@ from kauli.models.memory import keep_freed_memory
 from kauli.models.packing import ATTENTION, FEATURE, Batch, Document, Features, pack
 from kauli.models.requests import DEFAULT_TOKENS, MARK, Chunk, Media, TextRequest
 from kauli.models.sampling import Sampling
+from kauli.models.streams import stream
 from kauli.models.tokens import TokenBytes
 
 # Raised inside peft, which asks transformers by an old name; nobody can do anything about it.
@@ -405,25 +406,7 @@ class TextTask:
 
         A row ends early when `cancelled(row)` says so before a pass. Raises UsageError as `submit` does.
         """
-        rows: dict[Ticket, tuple[int, int]] = {}
-        try:
-            for row, (request, adapter) in enumerate(zip(requests, adapters, strict=True)):
-                rows |= {ticket: (row, index) for index, ticket in enumerate(self.submit(request, adapter))}
-            while rows:
-                for ticket, (row, _) in rows.items():
-                    ticket.cancelled = cancelled is not None and cancelled(row)
-                chunks = []
-                for ticket, progress in self.step():
-                    row, index = rows[ticket]
-                    chunks.append(Chunk(row, progress.text, progress.tokens, progress.finish, index, progress.logprobs))
-                    if progress.finish:
-                        del rows[ticket]
-                yield chunks
-        finally:  # whoever leaves in the middle takes the rest along
-            for ticket in rows:
-                ticket.cancelled = True
-            if rows:
-                self.step()
+        return stream(self, requests, adapters, cancelled)
 
     def _engine(self) -> Engine:
         if self._shared is None:

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,25 +31,16 @@ from transformers.utils.logging import disable_progress_bar
 from kauli.models.adapter_form import read_terms
 from kauli.models.adapters import read_json
 from kauli.models.bases import Base
-from kauli.models.engine import Engine, Generation, Part, Progress, Ticket
+from kauli.models.engine import Generation, Part, Progress, Ticket
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import nfc
-from kauli.models.lora_batch import LoraBatch
 from kauli.models.memory import keep_freed_memory
 from kauli.models.requests import Chunk, SpeechRequest
 from kauli.models.sampling import Sampling
+from kauli.models.streams import stream
 from kauli.models.tokens import TokenBytes
-from kauli.models.whisper import (
-    Memory,
-    SlotDecoder,
-    SpeechBatch,
-    decode,
-    encode,
-    encoder_side,
-    frame_count,
-    memories,
-    packed_losses,
-)
+from kauli.models.voice import LANGUAGE, Hearing, Voice
+from kauli.models.whisper import SpeechBatch, frame_count, packed_losses
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -57,11 +48,8 @@ RATE = 16_000
 SLOTS = 16
 NO_REPEAT = 16
 """Tokens: no run of so many stands twice in a transcript. An untrained base repeats a short clip's word without end."""
-ENCODED_FRAMES = 3000
-"""Frames that one pass of the encoder takes at most, unless a single clip has more."""
 SETTINGS, LANGUAGES = "speech.json", "languages.safetensors"
 _TOKENS_AT_REST, _TOKENS_A_SECOND = 16, 40  # room for the fastest speech in a script of three tokens a letter
-_LANGUAGE = -1  # among a prompt's tokens: the embedding of a language that has no token
 
 Row = Mapping[str, Any]
 """An example; this task reads `samples`, `text` and `language`."""
@@ -84,15 +72,6 @@ class Clip:
         return max(1, len(self.samples) // 320)
 
 
-@dataclass
-class Hearing:
-    """A clip on its way through the encoder."""
-
-    mel: Tensor | None
-    language: str | None
-    layers: Memory | None = None
-
-
 @dataclass(frozen=True)
 class Loaded:
     """An adapter that was read."""
@@ -103,17 +82,6 @@ class Loaded:
     """Embeddings (W,) of languages that the base has no token for."""
     speaks: tuple[str, ...]
     """The languages that it was trained on; empty for an adapter of plain PEFT, which heard the whole window."""
-
-
-@dataclass
-class _Voice:
-    """A model with what runs it: the base with all adapters, or a base whose every weight was trained."""
-
-    model: Any
-    encoding: LoraBatch
-    decoding: LoraBatch
-    engine: Engine
-    waiting: dict[Ticket, Hearing] = field(default_factory=dict)
 
 
 class WhisperTask:
@@ -138,8 +106,8 @@ class WhisperTask:
         self._before = names.get("<|startofprev|>")
         silent = set(getattr(settings, "suppress_tokens", None) or []) | set(range(self.end, model.config.vocab_size))
         self._silent = sorted(silent - {self.end})
-        self._voice: _Voice | None = None
-        self._full: dict[str, _Voice] = {}
+        self._voice: Voice | None = None
+        self._full: dict[str, Voice] = {}
         self._loaded: dict[str, Loaded] = {}
         self.languages = nn.ParameterDict()
         """Embeddings in training, of languages that the base has no token for."""
@@ -195,13 +163,9 @@ class WhisperTask:
         out: Tensor = found["input_features"][0]
         return out
 
-    @torch.inference_mode()
     def frames(self, mels: Sequence[Tensor]) -> list[Tensor]:
         """The bare encoder's frames (F, W) of each spectrogram, float32 on the CPU."""
-        voice = self._shared()
-        with voice.encoding.apply([(None, sum(map(frame_count, mels)))]):
-            packed = encode(voice.model.get_encoder(), [mel.to(self.device) for mel in mels])
-        return [part.float().cpu() for part in packed[0].split([frame_count(mel) for mel in mels])]
+        return [part.float().cpu() for part in self._shared().frames(mels)]
 
     # Adapters
 
@@ -253,20 +217,14 @@ class WhisperTask:
             voice.encoding.remove(key)
             voice.decoding.remove(key)
 
-    def _shared(self) -> _Voice:
+    def _shared(self) -> Voice:
         if self._voice is None:
             assert not isinstance(self.model, PeftModel), "a task in training does not transcribe"
             self._voice = self._new_voice(self.model)
         return self._voice
 
-    def _new_voice(self, model: Any) -> _Voice:
-        encoding = LoraBatch(model, self.slots, encoder_side)
-        decoding = LoraBatch(model, self.slots, lambda name: not encoder_side(name))
-        decoder = SlotDecoder(model, self.slots, self._silent).to(self.device)
-        engine = Engine(
-            decoder, self.token_bytes, frozenset({self.end}), decoding, slots=self.slots, context=self.window
-        )
-        return _Voice(model, encoding, decoding, engine)
+    def _new_voice(self, model: Any) -> Voice:
+        return Voice(model, self.token_bytes, self._silent, self.slots, self._start, self._language_tokens)
 
     # Training and scoring
 
@@ -355,7 +313,7 @@ class WhisperTask:
         return SpeechBatch(
             tuple(mels if mels is not None else (self.mel(clip.samples) for clip in clips)),
             torch.tensor([token for clip in clips for token in clip.tokens]),
-            tuple(clip.language for clip in clips if _LANGUAGE in clip.tokens),
+            tuple(clip.language for clip in clips if LANGUAGE in clip.tokens),
             torch.cat([torch.arange(len(clip.tokens)) for clip in clips]),
             tuple(len(clip.tokens) for clip in clips),
             torch.tensor(positions),
@@ -424,7 +382,7 @@ class WhisperTask:
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do."""
-        return any(voice.engine.busy for voice in self._voices())
+        return any(voice.busy for voice in self._voices())
 
     def prompt_tokens(self, request: SpeechRequest) -> list[int]:
         """The tokens before the transcript; -1 for a language without a token, or one that is yet to be heard."""
@@ -435,7 +393,7 @@ class WhisperTask:
         start = [self._start]
         if self._language_tokens:
             token = self._token_of(request.language) if request.language else None
-            start += [_LANGUAGE if token is None else token, self._transcribe]
+            start += [LANGUAGE if token is None else token, self._transcribe]
         return [*before, *start, *([self._plain] if self._plain is not None else [])]
 
     def _whole(self, adapter: str | None) -> bool:
@@ -459,14 +417,14 @@ class WhisperTask:
         prompt = tokens or self.prompt_tokens(request)
         voice = self._full.get(adapter or "") or self._shared()
         parts: list[Part] = [prompt]
-        if language and _LANGUAGE in prompt:
+        if language and LANGUAGE in prompt:
             extra = self._loaded[adapter].languages if adapter else {}
             if language not in extra:
                 raise UsageError(
                     f"{adapter or self.base.name} does not know the language '{language}': name one of "
                     f"{', '.join(sorted({*self._language_tokens, *extra}))}."
                 )
-            at = prompt.index(_LANGUAGE)
+            at = prompt.index(LANGUAGE)
             parts = [prompt[:at], extra[language][None], prompt[at + 1 :]]
         full = self._whole(adapter) if request.full_window is None else request.full_window
         room = _TOKENS_AT_REST + int(_TOKENS_A_SECOND * len(request.samples) / RATE)
@@ -480,65 +438,11 @@ class WhisperTask:
             logprobs=request.logprobs,
             memory=Hearing(self.mel(request.samples, self.seconds * full), language),
         )
-        tickets = [voice.engine.submit(replace(generation, index=index)) for index in range(request.n)]
-        voice.waiting |= {ticket: generation.memory for ticket in tickets}
-        return tickets
+        return [voice.submit(generation)]
 
-    @torch.inference_mode()
     def step(self) -> list[tuple[Ticket, Progress]]:
         """One pass of everything that is queued: the encoder for clips that come in, then the decoder for all."""
-        found = []
-        for voice in self._voices():
-            if voice.engine.busy:
-                self._listen(voice)
-                found += voice.engine.step()
-        return found
-
-    def _listen(self, voice: _Voice) -> None:
-        """Take the clips that get a slot at the next step through the encoder, all at once."""
-        coming = voice.engine.coming()
-        hearings = {id(one): (ticket, one) for ticket in coming if (one := voice.waiting.pop(ticket)).layers is None}
-        voice.waiting = {ticket: one for ticket, one in voice.waiting.items() if not ticket.cancelled}
-        parts: list[list[tuple[Ticket, Hearing]]] = []
-        room = 0
-        for ticket, hearing in hearings.values():
-            count = frame_count(hearing.mel)  # type: ignore[arg-type]
-            if not parts or count > room:
-                parts.append([])
-                room = max(ENCODED_FRAMES, count)
-            parts[-1].append((ticket, hearing))
-            room -= count
-        for part in parts:
-            self._hear(voice, part)
-
-    def _hear(self, voice: _Voice, part: Sequence[tuple[Ticket, Hearing]]) -> None:
-        mels = [hearing.mel.to(self.device) for _, hearing in part if hearing.mel is not None]
-        counts = [frame_count(mel) for mel in mels]
-        keys = [ticket.generation.adapter for ticket, _ in part]
-        with voice.encoding.apply(list(zip(keys, counts, strict=True))):
-            frames = encode(voice.model.get_encoder(), mels)
-            layers = memories(voice.model.get_decoder(), frames, counts)
-        for (ticket, hearing), memory in zip(part, layers, strict=True):
-            hearing.mel, hearing.layers = None, memory
-            if hearing.language is None and self._language_tokens:
-                hearing.language = self._heard(voice, memory, ticket.generation.adapter)
-                ticket.tokens[ticket.tokens.index(_LANGUAGE)] = self._language_tokens[hearing.language]
-
-    def _heard(self, voice: _Voice, memory: Memory, adapter: str | None) -> str:
-        """The language that the decoder names after its start token (section 2.3 of the paper)."""
-        decoder = voice.model.get_decoder()
-        embedded = decoder.embed_tokens(torch.tensor([[self._start]], device=self.device))
-
-        def look(layer: int, query: Tensor) -> Tensor:
-            keys, values = (one[None].transpose(1, 2) for one in memory[layer])
-            out = nn.functional.scaled_dot_product_attention(query.transpose(1, 2), keys, values)
-            return out.transpose(1, 2)
-
-        with voice.decoding.apply([(adapter, 1)]):
-            hidden = decode(decoder, embedded, torch.zeros(1, dtype=torch.long), lambda layer, q, k, v: v, look)
-            logits = voice.model.proj_out(hidden[0, 0])
-        names = list(self._language_tokens)
-        return names[int(logits[torch.tensor(list(self._language_tokens.values()), device=self.device)].argmax())]
+        return [found for voice in self._voices() if voice.busy for found in voice.step()]
 
     def generate(
         self,
@@ -547,27 +451,9 @@ class WhisperTask:
         cancelled: Callable[[int], bool] | None = None,
     ) -> Iterator[list[Chunk]]:
         """Transcribe clips together, each with its own adapter; yields the chunks of each pass."""
-        rows: dict[Ticket, tuple[int, int]] = {}
-        try:
-            for row, (request, adapter) in enumerate(zip(requests, adapters, strict=True)):
-                rows |= {ticket: (row, index) for index, ticket in enumerate(self.submit(request, adapter))}
-            while rows:
-                for ticket, (row, _) in rows.items():
-                    ticket.cancelled = cancelled is not None and cancelled(row)
-                chunks = []
-                for ticket, progress in self.step():
-                    row, index = rows[ticket]
-                    chunks.append(Chunk(row, progress.text, progress.tokens, progress.finish, index, progress.logprobs))
-                    if progress.finish:
-                        del rows[ticket]
-                yield chunks
-        finally:
-            for ticket in rows:
-                ticket.cancelled = True
-            if rows:
-                self.step()
+        return stream(self, requests, adapters, cancelled)
 
-    def _voices(self) -> list[_Voice]:
+    def _voices(self) -> list[Voice]:
         return [*([self._voice] if self._voice else []), *self._full.values()]
 
 

@@ -5,6 +5,7 @@ Only this file knows Ray Serve.
 
 import asyncio
 import logging
+import math
 import os
 import re
 import socket
@@ -33,6 +34,7 @@ from kauli.serving.replicas import AudioReplica, ImageReplica, TextReplica
 from kauli.serving.settings import ServeArgs, load_settings, parse_settings
 
 APPLICATION = "kauli"
+_INGRESS_CPUS = 0.1
 _QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -214,12 +216,14 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
     """
     if not isinstance(args, ServeArgs):
         args = parse_settings({**load_settings().model_dump(exclude_unset=True), **args})
-    lineup = choose_lineup(Registry(args.storage), args)
-    bases = lineup.bases
+    return _application(args, choose_lineup(Registry(args.storage), args))
+
+
+def _application(args: ServeArgs, lineup: Lineup) -> Application:
     text = _deployment(TextReplica, args, "Text", args.replicas, args.num_cpus, args.num_gpus, args.max_batch)
     ingress = serve.deployment(
         name="Ingress",
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": _INGRESS_CPUS},
         autoscaling_config={**_scaling(args.replicas), "target_ongoing_requests": 128},
         max_ongoing_requests=512,
         max_constructor_retry_count=2,
@@ -227,9 +231,8 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
         graceful_shutdown_wait_loop_s=0.2,
         logging_config=_QUIET,
     )(serve.ingress()(Ingress))
-    texts = {
-        public_name(base): text.options(name=f"Text-{_slug(public_name(base))}").bind(args, base.name) for base in bases
-    }
+    names = {public_name(base): base.name for base in lineup.bases}
+    texts = {shown: text.options(name=f"Text-{_slug(shown)}").bind(args, name) for shown, name in names.items()}
     image = audio = None
     if lineup.encoder is not None:
         image = _deployment(
@@ -261,6 +264,14 @@ def _deployment(
         graceful_shutdown_wait_loop_s=0.2,
         logging_config=_QUIET,
     )(replica)
+
+
+def _cpus(args: ServeArgs, lineup: Lineup) -> int:
+    """Logical CPUs for the fewest replicas of all deployments."""
+    wanted = [args.replicas[0] * args.num_cpus for _ in lineup.bases]
+    wanted += [args.image_replicas[0] * args.image_num_cpus] if lineup.encoder else []
+    wanted += [args.audio_replicas[0] * args.audio_num_cpus] if lineup.hearing else []
+    return math.ceil(sum(wanted) + args.replicas[0] * _INGRESS_CPUS)
 
 
 def _scaling(replicas: tuple[int, int]) -> dict[str, int]:
@@ -296,9 +307,10 @@ def start(args: ServeArgs, address: str | None = None) -> Service:
         raise UsageError(
             f"proxy '{args.proxy}' and RAY_SERVE_ENABLE_HA_PROXY in the environment disagree: `kauli serve` sets both"
         )
-    application = build(args)
-    # At least four logical CPUs: they are a ledger, not threads, and a small machine can hold several bases too.
-    connected = start_ray(address, cpus=max(4, os.cpu_count() or 1))
+    lineup = choose_lineup(Registry(args.storage), args)
+    application = _application(args, lineup)
+    # As many logical CPUs as are asked for: they are a ledger, not threads, and a small machine can hold several bases.
+    connected = start_ray(address, cpus=max(4, os.cpu_count() or 1, _cpus(args, lineup)))
     service = Service(args, connected, joined=address is not None)
     try:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)

@@ -67,6 +67,7 @@ class Transcript:
         """
         until = time.monotonic() + self._deadline_s
         await self._read(content, limits)
+        del content
         work = asyncio.create_task(self._hear_all(whole=not stream))
         work.add_done_callback(lambda done: self._changed.set())
         sent = ""

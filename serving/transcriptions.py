@@ -80,30 +80,23 @@ def add_transcriptions(app: FastAPI, audio: AudioBackend | None, catalogue: Cata
             if route.base != catalogue.speech:
                 text = f"'{route.model}' transcribes nothing: ask the model transcribe, or {catalogue.speech}"
                 raise ApiError(400, text, "invalid_value", "model")
-            if in_hand.locked():
-                text = f"{args.max_queue} recordings are in hand already: try again soon"
-                raise ApiError(429, text, "queue_full")
-            content = await upload.read()
+            asked = SpeechRequest(
+                None, route.language, form.prompt, temperature=form.temperature, seed=form.seed,
+                logprobs=0 if form.response_format == "verbose_json" else None,
+            )  # fmt: skip
+            transcript = Transcript(audio, asked, route.adapter, args.deadline_s)
+            pieces = _held(in_hand, upload, transcript, limits, form.stream)
+            if form.stream:
+                first = await anext(pieces)  # decides the status, which a stream has to send before its text
+                headers = _headers(route, transcript) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+                events = _streamed(first, pieces, transcript)
+                return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+            async with aclosing(pieces):
+                async for _ in pieces:
+                    pass
+            return _answer(transcript, form, _headers(route, transcript))
         finally:
             await upload.close()
-        request_ = SpeechRequest(
-            None, route.language, form.prompt, temperature=form.temperature, seed=form.seed,
-            logprobs=0 if form.response_format == "verbose_json" else None,
-        )  # fmt: skip
-        transcript = Transcript(audio, request_, route.adapter, args.deadline_s)
-        pieces = _held(in_hand, transcript.pieces(content, limits, form.stream))
-        del content
-        if form.stream:
-            first = await anext(pieces)  # decides the status, which a stream has to send before its text
-            headers = route_headers(route) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-            return StreamingResponse(
-                _streamed(first, pieces, transcript), media_type="text/event-stream", headers=headers
-            )
-        async with aclosing(pieces):
-            async for _ in pieces:
-                pass
-        heard = Route(route.base, route.adapter, transcript.language)
-        return _answer(transcript, form, route_headers(heard))
 
 
 async def _read_form(request: Request) -> tuple[TranscriptionForm, UploadFile]:
@@ -144,9 +137,13 @@ async def _read_form(request: Request) -> tuple[TranscriptionForm, UploadFile]:
     return form, upload
 
 
-async def _held(in_hand: asyncio.Semaphore, pieces: AsyncGenerator[str]) -> AsyncGenerator[str]:
-    """`pieces`, counted among the recordings in hand until they end."""
-    async with in_hand, aclosing(pieces):
+async def _held(
+    in_hand: asyncio.Semaphore, upload: UploadFile, transcript: Transcript, limits: AudioLimits, stream: bool
+) -> AsyncGenerator[str]:
+    """The transcript's pieces; the recording is in hand until they end."""
+    if in_hand.locked():
+        raise ApiError(429, "too many recordings are in hand already: try again soon", "queue_full")
+    async with in_hand, aclosing(transcript.pieces(await upload.read(), limits, stream)) as pieces:
         async for piece in pieces:
             yield piece
 
@@ -167,6 +164,10 @@ async def _streamed(first: str, pieces: AsyncGenerator[str], transcript: Transcr
     if transcript.language:
         done["languages"] = [{"code": transcript.language}]
     yield sse(done | {"usage": _usage(transcript)}) + sse("[DONE]")
+
+
+def _headers(route: Route, transcript: Transcript) -> dict[str, str]:
+    return route_headers(Route(route.base, route.adapter, transcript.language))
 
 
 def _answer(transcript: Transcript, form: TranscriptionForm, headers: dict[str, str]) -> Response:

@@ -37,7 +37,7 @@ from kauli.training.train import train
 
 PITCHES = {letter: 250 * 2 ** (place / 2) for place, letter in enumerate("abdeimoў")}
 TEXTS = ("mama ab", "ba dodo", "ami be", "dado mi", "bibi", "eda oma", "mo be ada", "abide mў")
-METHODS = {
+METHODS: dict[str, tuple[Any, float]] = {
     "attention": (AttentionAdapter(), 0.02),
     "lora": (Lora(rank=8, targets="all-linear"), 0.01),
     "full": (Full(), 0.005),
@@ -160,7 +160,8 @@ def test_a_base_is_loaded_by_its_architecture(base: Base) -> None:
 
 
 def test_losses_are_those_of_transformers(base: Base) -> None:
-    task, model = load(base), Wav2Vec2ForCTC.from_pretrained(base.folder)
+    task = load(base)
+    model: Any = Wav2Vec2ForCTC.from_pretrained(base.folder)
     rows = ROWS[:4]
     batch = task.collate(task.encode(rows))
     values = torch.nn.utils.rnn.pad_sequence(list(batch.waves), batch_first=True)
@@ -362,7 +363,7 @@ def mms(base: Base, tmp_path: Path) -> Base:
     content = {code: {name: at for at, name in enumerate(["<pad>", "|", *text])} for code, text in letters.items()}
     (folder / "vocab.json").write_text(json.dumps(content))
     (folder / "tokenizer_config.json").write_text(json.dumps({"target_lang": "eng"}))
-    model = Wav2Vec2ForCTC.from_pretrained(folder)
+    model: Any = Wav2Vec2ForCTC.from_pretrained(folder)
     for code, vocabulary in content.items():
         model.lm_head = torch.nn.Linear(64, len(vocabulary))
         for value in model._get_adapters().values():
@@ -375,7 +376,8 @@ def mms(base: Base, tmp_path: Path) -> Base:
 def test_the_languages_of_an_mms_are_heard_by_their_own_adapters(mms: Base) -> None:
     task = load(mms)
     assert task.speaks() == ("en", "sw")
-    model = Wav2Vec2ForCTC.from_pretrained(mms.folder).eval()
+    model: Any = Wav2Vec2ForCTC.from_pretrained(mms.folder)
+    model.eval()
     rows = [{**ROWS[0], "text": "mama ab", "language": tag} for tag in ("sw", "en", "be")]
     found = task.bits([{**row, "text": "ab ba"} for row in rows], None)
     model.load_adapter("swh")
@@ -459,7 +461,8 @@ def test_attention_adapters_are_refused_where_they_have_no_place(base: Base, mms
 def recipe(data: str, **changes: Any) -> Recipe:
     content = {
         "name": "transcribe-x", "task": "transcribe", "base": "debug-wav2vec2", "language": "be", "data": data,
-        "method": {"kind": "attention_adapter"}, "speech": {}, "augment": [{"kind": "gain"}, {"kind": "noise", "p": 0.1}],
+        "method": {"kind": "attention_adapter"}, "speech": {},
+        "augment": [{"kind": "gain"}, {"kind": "noise", "p": 0.1}],
         "train": {"steps": 75, "batch_tokens": 300, "max_length": 100, "validate_every": 25, "learning_rate": 0.02},
     }  # fmt: skip
     return Recipe.model_validate({**content, **changes})

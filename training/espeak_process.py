@@ -36,6 +36,7 @@ def speak(library: ctypes.CDLL, data: str, text: str, voice: str, settings: dict
     rate: int = library.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), _DONT_EXIT)
     if rate <= 0:  # its buffer for the path holds 160 bytes
         return 0, f"it can't read its data in {data}; install it anew, in a shorter path".encode()
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # it begins at the clock otherwise: breath differs every second
     library.espeak_SetSynthCallback(heard)
     if library.espeak_SetVoiceByName(voice.encode()):
         return 0, f"it lacks the voice {voice}".encode()

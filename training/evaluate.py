@@ -125,8 +125,10 @@ def evaluate_adapter(
         from kauli.training.evaluate_speech import FASTEST, evaluate_speech
 
         speech = (card.recipe or {}).get("speech") or {}
-        fastest = speech.get("fastest", FASTEST)
-        return evaluate_speech(folder, base, dataset, card.language, fastest=fastest, split=split, scored=scored)
+        fastest, related = speech.get("fastest", FASTEST), speech.get("related")
+        return evaluate_speech(
+            folder, base, dataset, card.language, fastest=fastest, related=related, split=split, scored=scored
+        )
     if card.task == "align" and card.method.get("kind") == "head":
         from kauli.training.head_training import evaluate_head
 

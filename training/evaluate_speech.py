@@ -35,6 +35,7 @@ def evaluate_speech(
     languages: Sequence[str],
     *,
     fastest: float = FASTEST,
+    related: Mapping[str, Sequence[str]] | None = None,
     split: str = "test",
     limit: int | None = None,
     seed: int = 0,
@@ -48,13 +49,14 @@ def evaluate_speech(
         dataset: with recordings.
         languages: of the rows.
         fastest: characters a second above which a row is dropped, as in training.
+        related: a language that the base does not know -> its relatives, the first of which the base is asked for.
         split: of the data.
         limit: for all tasks' sake; every recording is transcribed.
         seed: of the intervals.
         scored: cut the split to about so many rows of whole groups, for a quick look.
 
     Raises:
-        UsageError: no recordings in the split.
+        UsageError: no recordings in the split, or a language that the base does not know and no relatives of it.
     """
     tags = tuple(check_tag(tag) for tag in languages)
     found = recording_rows(dataset, split, tags, fastest)
@@ -72,10 +74,14 @@ def evaluate_speech(
     if folder is not None:
         task.add_adapter(ADAPTER, folder)
         asked = {ADAPTER: (ADAPTER, None), "base": asked["base"], "whole_window": (ADAPTER, True)}
-    texts = {name: transcribe(task, rows, *how) for name, how in asked.items()}
-    systems = {}
+    instead = _substitutes(task, tags, related or {})
+    notes += [f"{base.name} does not know {tag} and was asked for {other}" for tag, other in instead.items()]
+    for_base: list[Row] = [{**row, "language": instead.get(row["language"], row["language"])} for row in rows]
+    texts, systems = {}, {}
     for name, (adapter, full) in asked.items():
-        systems[name] = _scores(rows, texts[name], task.bits(rows, adapter, full_window=full))
+        given = for_base if adapter is None else rows
+        texts[name] = transcribe(task, given, adapter, full)
+        systems[name] = _scores(rows, texts[name], task.bits(given, adapter, full_window=full))
     main = ADAPTER if folder is not None else "base"
     if fault := collapsed(texts[main], [str(row["text"]) for row in rows]):
         notes.append(f"NOT SOUND: {fault}")
@@ -119,6 +125,13 @@ def check_transcripts(folder: Path, base: Base, rows: Sequence[Row]) -> str | No
     task = load_task("transcribe", base)
     task.add_adapter(ADAPTER, folder)
     return collapsed(transcribe(task, rows, ADAPTER), [str(row["text"]) for row in rows])
+
+
+def _substitutes(task: Any, tags: Sequence[str], related: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The language to ask the base for in place of one that it has no word for."""
+    known = task.speaks()
+    unknown = [tag for tag in tags if tag not in known and tag.split("-")[0] not in known]
+    return {tag: related[tag][0] for tag in unknown if related.get(tag)}
 
 
 def _scores(rows: Sequence[Row], texts: Sequence[str], bits: Sequence[tuple[float, int]]) -> Scores:

@@ -64,7 +64,7 @@ def fuse(recipe: Recipe, hearing: Hearing, examples: Examples, device: str) -> t
     rows = []
     for place, row in enumerate(train):
         view, number = divmod(place, len(examples.train))
-        rows.append(show({**row, "media": (*row["media"], changed[view][number])}, _parts_of(row, view, hearing.alone)))
+        rows.append(show({**row, "media": (*row["media"], changed[view][number])}, _parts_of(row, view, hearing)))
     validation = with_media(examples.validation, tower, fusion.grid)
     heard = recording_features(examples.validation, ears, hearing.stack)
     validation = [{**row, "media": (*row["media"], one)} for row, one in zip(validation, heard, strict=True)]
@@ -147,9 +147,9 @@ def _cached(
     return [known[row["recording"]] for row in rows]
 
 
-def _parts_of(row: Mapping[str, Any], view: int, alone: float) -> Shown:
+def _parts_of(row: Mapping[str, Any], view: int, hearing: Hearing) -> Shown:
     """What a view shows: its first both, later ones by chance, the same at every call."""
     chance = view_seed(f"{row['id']} shown", view) / 2**63
-    if view == 0 or chance >= alone:
+    if view == 0 or chance >= hearing.unseen + hearing.unheard:
         return "both"
-    return "audio" if chance < alone / 2 else "image"
+    return "audio" if chance < hearing.unseen else "image"

@@ -75,10 +75,19 @@ class Hearing(Strict):
     """So many frames, of 20 ms each, stand in the prompt as one feature."""
     inner: int = Field(default=1024, ge=1)
     """The width of the connector's hidden layer."""
-    alone: float = Field(default=0.4, ge=0, le=1)
-    """The share of the views, behind each row's first, that show either the picture or the recording alone."""
+    unseen: float = Field(default=0.5, ge=0, le=1)
+    """The share of the views, behind each row's first, that give the recording without the picture."""
+    unheard: float = Field(default=0.1, ge=0, le=1)
+    """The share of those views that give the picture without the recording."""
     fastest: float = Field(default=25.0, gt=0)
     """Characters a second; a row whose text is longer can't be what is said, and is dropped with a note."""
+
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.unseen + self.unheard > 1:
+            raise ValueError("unseen and unheard are shares of the same views: together at most 1")
+        return self
 
 
 class Fusion(Strict):

@@ -69,6 +69,8 @@ def synthesise(text: str, language: str, seed: int) -> Samples:
     samples. Raises `UsageError` for a language without a voice and for a text in which nothing can be said.
     """
     (samples,) = _spoken([_request(text, language, seed)])
+    if not samples.any():
+        raise UsageError(f"nothing in '{text[:60]}' can be spoken: give a text with letters.")
     return samples
 
 
@@ -82,7 +84,7 @@ def spoken_rows(language: str, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Rows of SCHEMA for texts of these rows of one language, at most MOST_ROWS of them, in turn from each source.
 
     Taken are texts of 2 to 25 words and up to 120 characters which are written in letters of the language's script and
-    marks alone, each once. `audio` is a FLAC; there is neither prompt nor image.
+    marks alone, each once, unless nothing of them is heard. `audio` is a FLAC; there is neither prompt nor image.
     """
     chosen = _chosen(language, rows)
     keys = [short_hash(row["id"], row["text"]) for row in chosen]
@@ -90,11 +92,13 @@ def spoken_rows(language: str, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     spoken = []
     with bar(f"Speaking {language}", len(chosen)) as advance:
         for row, key, samples in zip(chosen, keys, _spoken(requests), strict=True):
+            advance()
+            if not samples.any():  # of a word without vowels, for instance
+                continue
             own = {"id": f"{language}-espeak-{key}", "source": f"espeak/{row['source']}", "synthetic": True}
             kept = {name: row[name] for name in ("group", "text", "licence", "split")}
             own |= {"language": language, "audio": _flac(samples)}
             spoken.append(dict.fromkeys(SCHEMA.names) | kept | own)
-            advance()
     return spoken
 
 
@@ -134,9 +138,10 @@ def _make(language: str, origin: Path, path: Path, stamp: bytes) -> None:
 
 
 def _stamp_of(starter_file: Path) -> bytes:
-    code = (files("kauli.training") / "synthetic_speech.py").read_text(encoding="utf-8")
+    names = ("synthetic_speech.py", "espeak_process.py")
+    code = [(files("kauli.training") / name).read_text(encoding="utf-8") for name in names]
     origin = pq.read_schema(starter_file).metadata[starter.STAMP].decode()
-    return short_hash(origin, code, version("espeakng-loader")).encode()
+    return short_hash(origin, *code, version("espeakng-loader")).encode()
 
 
 def _chosen(language: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -214,13 +219,13 @@ def _spoken(requests: Sequence[_Request]) -> Iterator[Samples]:
         with subprocess.Popen(command, stdin=asked, stdout=PIPE, stderr=DEVNULL) as process:
             assert process.stdout is not None
             try:
-                for text, *_ in requests:
-                    yield _answer(process.stdout, text)
+                for _ in requests:
+                    yield _answer(process.stdout)
             finally:
                 process.kill()
 
 
-def _answer(stream: IO[bytes], text: str) -> Samples:
+def _answer(stream: IO[bytes]) -> Samples:
     header = stream.read(HEADER.size)
     if len(header) < HEADER.size:
         raise KauliError("eSpeak can't be loaded: install its package espeakng-loader anew.")
@@ -228,7 +233,4 @@ def _answer(stream: IO[bytes], text: str) -> Samples:
     content = stream.read(size)
     if not rate:
         raise KauliError(f"eSpeak failed: {content.decode()}.")
-    wave = np.frombuffer(content, np.int16)
-    if not wave.any():
-        raise UsageError(f"nothing in '{text[:60]}' can be spoken: give a text with letters.")
-    return resampled([wave.astype(np.float32) / 32768], rate, RATE)
+    return resampled([np.frombuffer(content, np.int16).astype(np.float32) / 32768], rate, RATE)
