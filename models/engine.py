@@ -43,7 +43,8 @@ class Generation:
     index: int = 0
     """Which of several answers to the same prompt this is: each draws its own random numbers from the seed."""
     memory: Any = None
-    """What the model attends to beside its own tokens; its `remember(slot, memory)` gets it with the slot."""
+    """What the model attends to beside its own tokens; its `remember(slot, memory)` gets it with the slot, once it is
+    `ready`."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,9 @@ class Engine:
         if not self._order:
             self._cache.shrink()
         while self._waiting and None in self._slots:
+            memory = self._waiting[0].generation.memory
+            if memory is not None and not memory.ready:
+                break  # a slot that became free after `coming` was asked: the next step takes it
             ticket = self._waiting.popleft()
             ticket.slot = self._slots.index(None)
             self._slots[ticket.slot] = ticket

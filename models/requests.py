@@ -50,7 +50,6 @@ class TextRequest:
     no_repeat: int = 0
     """No run of so many tokens stands twice in an answer; 0: any may."""
     n: int = 1
-    """One transcript; there for the service, which counts answers."""
     """How many answers."""
     logprobs: int | None = None
     """None: none; k: the log probabilities of the chosen tokens and of the k likeliest at each place."""

@@ -32,6 +32,11 @@ class Hearing:
     """None: the decoder is asked for it."""
     layers: Memory | None = None
 
+    @property
+    def ready(self) -> bool:
+        """Whether it was through the encoder."""
+        return self.layers is not None
+
 
 class Voice:
     """One model: the base with all adapters, or a base whose every weight was trained. Belongs to one thread."""

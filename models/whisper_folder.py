@@ -180,9 +180,13 @@ def _place(name: str, value: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, 
     heads = {
         "self_attn": {"linear_0": ("q_proj", "k_proj", "v_proj"), "linear_1": ("out_proj",)},
         "encoder_attn": {"linear_0": ("q_proj",), "linear_1": ("k_proj", "v_proj"), "linear_2": ("out_proj",)},
-    }[attention][inner[0]]
+    }[attention].get(inner[0])
+    if heads is None:
+        return None
     parts = np.split(value, len(heads))
     # CTranslate2 keeps a bias of zeros for k, which has none.
+    if inner[1] == "bias" and "k_proj" in heads and parts[heads.index("k_proj")].any():
+        raise KauliError(f"{name} holds a bias for the keys, which transformers' Whisper has no place for.")
     return {
         f"{at}{attention}.{head}.{inner[1]}": piece
         for head, piece in zip(heads, parts, strict=True)

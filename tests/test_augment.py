@@ -10,12 +10,12 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from kauli.training.augment import (
-    PictureAugmentation,
     Blur,
     Colour,
     Crop,
     Elastic,
     Flip,
+    PictureAugmentation,
     Rotate,
     at_risk,
     augmented,

@@ -20,7 +20,6 @@ from kauli.models.registry import Registry
 from kauli.training import starter, synthetic_speech
 from kauli.training.compare import Cell, compare
 from kauli.training.data import load_data
-from kauli.training.evaluate import evaluate
 from kauli.training.evaluate_speech import evaluate_speech
 from kauli.training.metrics import tally
 from kauli.training.parquet import SCHEMA, write_parquet
@@ -141,18 +140,7 @@ def test_rows_keep_group_split_and_licence() -> None:
 
 def test_only_texts_are_spoken_that_sound_as_they_are_written() -> None:
     good = ["көк жүрөк", "Сан-Томе жана Принсипи", "«Жаңы» жыл!", "көк ЖҮРӨК"]  # the last is the first
-    bad = [
-        "жүрөк",
-        "кнопка 5",
-        "CL баскычы",
-        '"эски" жыл',
-        "жүрөк (көк)",
-        "& белгиси",
-        "a " * 26,
-        "узун сөз " * 14,
-        "",
-        "жк жк",
-    ]
+    bad = ["жүрөк", "кнопка 5", "CL баскычы", '"эски" жыл', "жүрөк (көк)", "& белгиси", "узун сөз " * 14, "", "– …"]
     rows = spoken_rows("ky", [starter_row(0, text, id=str(at)) for at, text in enumerate(good + bad)])
     assert sorted(row["text"].lower() for row in rows) == sorted(text.lower() for text in good[:3])
 
@@ -216,10 +204,8 @@ def test_what_is_learned_of_synthetic_rows_alone_is_measured_under_names_of_its_
     readme = (Registry(storage).fetch(result.adapter) / "README.md").read_text()
     assert "6 rows in 6 groups, 6 of them synthetic" in readme
     assert "on synthetic rows: character error rate" in readme
-    again = evaluate(result.adapter, storage, out=tmp_path / "report.html")
-    assert set(json.loads(json.dumps(again.to_json(), allow_nan=False))["metrics"]) == names
-    page = (tmp_path / "report.html").read_text()
-    assert "has a character error rate, on synthetic rows, of" in page
+    assert set(json.loads(json.dumps(result.evaluation.to_json(), allow_nan=False))["metrics"]) == names
+    assert "has a character error rate, on synthetic rows, of" in render_report(result.evaluation, card)
     base = find_base("debug", task="transcribe")
     dataset = load_data("starter-espeak", ["ky"])
     alone = evaluate_speech(None, base, dataset, ["ky"], related={"ky": ["kk"]})

@@ -27,7 +27,6 @@ def speak(library: ctypes.CDLL, data: str, text: str, voice: str, settings: dict
     """The rate and the samples, or 0 and a sentence; once in a process."""
     blocks: list[bytes] = []
 
-    @_Heard
     def heard(wave: Any, count: int, events: Any) -> int:
         if wave and count > 0:
             blocks.append(ctypes.string_at(wave, 2 * count))
@@ -37,7 +36,8 @@ def speak(library: ctypes.CDLL, data: str, text: str, voice: str, settings: dict
     if rate <= 0:  # its buffer for the path holds 160 bytes
         return 0, f"it can't read its data in {data}; install it anew, in a shorter path".encode()
     library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # it begins at the clock otherwise: breath differs every second
-    library.espeak_SetSynthCallback(heard)
+    callback = _Heard(heard)  # named, so that it lives as long as it may be called
+    library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(voice.encode()):
         return 0, f"it lacks the voice {voice}".encode()
     for parameter, value in settings.items():

@@ -25,6 +25,7 @@ from kauli.training.metrics import (
     chrf_signature,
     clean,
     noise_prefix,
+    plain_name,
     score_generations,
     sentence_chrf,
 )
@@ -112,6 +113,10 @@ def evaluate_fusion(
                 scores[name][tag] |= {prefix + metric: value for metric, value in values.items()}
             for tag, values in _generated(both, texts[name]).items():
                 scores[name][tag] |= {prefix + metric: value for metric, value in values.items()}
+        if level is not None:  # noise is nothing to who hears nothing
+            for tag, clean_scores in scores[BASE].items():
+                plain = {name: one for name, one in clean_scores.items() if plain_name(name) == name}
+                scores[BASE][tag] |= {prefix + name: one for name, one in plain.items()}
         if level is None or level == min(NOISE_LEVELS):
             samples += _samples(both[: len(rows)], texts, "" if level is None else f", {level:g} dB")
     return EvalResult(

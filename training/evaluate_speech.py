@@ -16,6 +16,7 @@ from kauli.models.progress import bar
 from kauli.models.repetition import collapsed
 from kauli.models.requests import SpeechRequest
 from kauli.models.tasks import load_task
+from kauli.models.transcribe import WhisperTask
 from kauli.training.data import Dataset
 from kauli.training.evaluate import whole_groups
 from kauli.training.metrics import SYNTHETIC, Tally, clean, score_bits, sentence_chrf
@@ -70,10 +71,13 @@ def evaluate_speech(
         every, rows = len(rows), whole_groups(rows, scored)
         notes.append(f"measured on {len(rows)} of the split's {every} rows")
     task = load_task("transcribe", base)
-    asked: dict[str, tuple[str | None, bool | None]] = {"base": (None, None), "base_own_length": (None, False)}
+    asked: dict[str, tuple[str | None, bool | None]] = {"base": (None, None)}
+    windowed = isinstance(task, WhisperTask)  # others hear any length as it is
     if folder is not None:
         task.add_adapter(ADAPTER, folder)
-        asked = {ADAPTER: (ADAPTER, None), "base": asked["base"], "whole_window": (ADAPTER, True)}
+        asked = {ADAPTER: (ADAPTER, None), **asked, **({"whole_window": (ADAPTER, True)} if windowed else {})}
+    elif windowed:
+        asked["base_own_length"] = (None, False)
     instead = _substitutes(task, tags, related or {})
     notes += [f"{base.name} does not know {tag} and was asked for {other}" for tag, other in instead.items()]
     for_base: list[Row] = [{**row, "language": instead.get(row["language"], row["language"])} for row in rows]

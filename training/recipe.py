@@ -14,7 +14,7 @@ from kauli.models.errors import UsageError, nearest
 from kauli.models.languages import check_tag
 from kauli.training.augment import PictureAugmentation
 from kauli.training.augment_speech import SpeechAugmentation
-from kauli.training.methods import FewShot, Full, Lora, Method, Projection
+from kauli.training.methods import AttentionAdapter, FewShot, Full, Lora, Method, Projection
 
 
 class Strict(BaseModel):
@@ -81,7 +81,6 @@ class Hearing(Strict):
     """The share of those views that give the picture without the recording."""
     fastest: float = Field(default=25.0, gt=0)
     """Characters a second; a row whose text is longer can't be what is said, and is dropped with a note."""
-
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
@@ -220,6 +219,8 @@ class Recipe(Strict):
             raise ValueError("the task 'describe' and the section 'fusion' go together")
         if (self.task == "align") != isinstance(self.method, Projection | FewShot):
             raise ValueError("the task 'align' goes with the methods {kind: projection} and {kind: head}")
+        if isinstance(self.method, AttentionAdapter) and self.task != "transcribe":
+            raise ValueError("the method {kind: attention_adapter} is for the task 'transcribe'")
         if isinstance(self.method, Projection) != (self.pairs is not None):
             raise ValueError("the method {kind: projection} and the section 'pairs' go together")
         if isinstance(self.method, FewShot) and (len(self.language) > 1 or self.augment or self.start_from):
@@ -329,9 +330,10 @@ _SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "pairs": (Pairs,),
     "fusion.hearing": (Hearing,),
     "speech": (Speech,),
-    "method": (Lora, Full, Projection, FewShot),
+    "method": (Lora, Full, AttentionAdapter, Projection, FewShot),
     "method.lora": (Lora,),
     "method.full": (Full,),
+    "method.attention_adapter": (AttentionAdapter,),
     "method.projection": (Projection,),
     "method.head": (FewShot,),
 }

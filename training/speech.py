@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from kauli.models.errors import UsageError
 from kauli.training.augment_speech import augmented_mel, augmented_wave
 from kauli.training.learner import Examples
 from kauli.training.merged_lora import merge_while_training
@@ -22,6 +23,12 @@ class SpeechLearner:
         """`task` holds the bare base; the rows of `examples` have their `samples`."""
         self.task, self._recipe, self._examples = task, recipe, examples
         self.device = task.device
+        if task.mel(torch.zeros(16_000).numpy()).ndim == 1 and any(
+            one.kind == "spec_augment" for one in recipe.augment
+        ):
+            raise UsageError(
+                f"augment: {task.base.name} hears the wave itself, and spec_augment masks a spectrogram: leave it out."
+            )
         budget = recipe.train
         rows = [row for row in examples.train for _ in range(budget.repeat.get(row.get("source") or "", 1))]
         assert recipe.speech is not None

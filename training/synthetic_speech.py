@@ -49,7 +49,6 @@ SPEEDS = (130, 190)  # words a minute
 PITCHES = (30, 70)  # of 0 to 99; so is the next
 MELODIES = (30, 70)
 VARIANTS = (*(f"m{number}" for number in range(1, 8)), *(f"f{number}" for number in range(1, 6)))
-_BLOCK = 65_536  # samples
 _STAMP = b"kauli.espeak"  # the key of the Parquet metadata that says what a file was made from
 # Letters, and the marks that eSpeak passes over: it reads out brackets, straight quotes, figures and symbols, in words
 # that the text does not have.
@@ -57,7 +56,6 @@ _AS_WRITTEN = regex.compile(r"""(?V1)[\p{L}\p{M}\p{P}\p{Zs}\u200c\u200d--["()\[\
 
 Samples = npt.NDArray[np.float32]
 Row = dict[str, Any]
-
 _Request = tuple[str, str, dict[int, int]]  # text, voice, settings
 _SPEED, _PITCH, _MELODY = 1, 3, 4  # espeak_PARAMETER
 
@@ -164,9 +162,7 @@ def _can_be_read(text: str, language: str) -> bool:
 
 def _flac(samples: Samples) -> bytes:
     buffer = io.BytesIO()
-    with soundfile.SoundFile(buffer, "w", RATE, 1, "PCM_16", format="FLAC") as file:
-        for start in range(0, len(samples), _BLOCK):
-            file.write(samples[start : start + _BLOCK])
+    soundfile.write(buffer, samples, RATE, "PCM_16", format="FLAC")
     return buffer.getvalue()
 
 
@@ -233,4 +229,5 @@ def _answer(stream: IO[bytes]) -> Samples:
     content = stream.read(size)
     if not rate:
         raise KauliError(f"eSpeak failed: {content.decode()}.")
-    return resampled([np.frombuffer(content, np.int16).astype(np.float32) / 32768], rate, RATE)
+    wave: Samples = np.frombuffer(content, np.int16).astype(np.float32) / np.float32(32768)
+    return resampled([wave], rate, RATE)

@@ -1,0 +1,152 @@
+"""Pictures with recordings: which rows, what each view shows, what is cached, who helps whom; on debug bases."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from kauli.models.bases import find_base
+from kauli.models.connector import Connector
+from kauli.models.registry import Registry
+from kauli.models.tasks import load_task
+from kauli.training.data import load_data
+from kauli.training.evaluate import evaluate
+from kauli.training.fused import fuse, fused_rows, load_ears, recording_features
+from kauli.training.learner import Examples
+from kauli.training.metrics import plain_name
+from kauli.training.parquet import write_parquet
+from kauli.training.recipe import Hearing, Recipe, parse_recipe
+from kauli.training.train import train
+
+NAMES = ("red", "green", "blue", "white", "black", "brown", "pink", "grey", "tan", "teal")
+
+
+def encoded(place: int) -> tuple[bytes, bytes]:
+    """A picture and a recording of a concept."""
+    picture, recording = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (24, 24), (20 * place, 255 - 20 * place, 90)).save(picture, "PNG")
+    times = np.arange(6400 + 320 * place) / 16_000
+    soundfile.write(recording, 0.3 * np.sin(2 * np.pi * 150 * (place + 1) * times), 16_000, format="WAV")
+    return picture.getvalue(), recording.getvalue()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for place, name in enumerate(NAMES):
+        image, audio = encoded(place)
+        rows.append(
+            {
+                "id": name, "group": name, "language": "en", "prompt": None, "text": name,
+                "image": image, "audio": audio,
+                "source": "made", "licence": "CC0-1.0", "synthetic": False, "flags": None,
+                "split": {8: "validation"}.get(place, "test" if place in (6, 7) else "train"),
+            }
+        )  # fmt: skip
+    rows[0]["audio"], rows[1]["image"] = None, None  # nothing to hear, nothing to see
+    write_parquet(rows, folder / "both.parquet")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAULI_HOME", str(tmp_path / "home"))
+
+
+def recipe(data: Path, **fusion: Any) -> Recipe:
+    hearing = {"encoder": "debug-whisper", "stack": 2, "inner": 16, "unseen": 0.5, "unheard": 0.3}
+    content = {
+        "name": "fused", "task": "describe", "base": "debug", "language": ["en"], "data": str(data),
+        "prompt": "In {language}?", "method": {"kind": "lora", "rank": 4, "alpha": 8, "targets": "all-linear"},
+        "augment": [{"kind": "colour"}, {"kind": "noise", "p": 1.0}],
+        "fusion": {"encoder": "debug-clip", "grid": 1, "inner": 16, "views": 3, "hearing": hearing, **fusion},
+        "train": {"steps": 6, "batch_tokens": 300, "max_length": 200, "learning_rate": 3e-3, "validate_every": 3},
+    }  # fmt: skip
+    return parse_recipe(content, "test")
+
+
+def test_rows_have_both_and_views_show_either(data: Path) -> None:
+    found = fused_rows(load_data(str(data), ["en"]), "train", ["en"], "In {language}?", 25).rows
+    assert {row["id"] for row in found} == {"blue", "white", "black", "brown", "teal"}
+    one = recipe(data)
+    assert one.fusion is not None
+    assert one.fusion.hearing is not None
+    examples, parts = fuse(one, one.fusion.hearing, Examples(found, found[:1], (), "x"), "cpu")
+    assert set(parts) == {"image", "audio"}
+    assert parts["audio"].width == 2 * 64
+    assert len(examples.train) == 3 * len(found)
+    kinds = [tuple(media.kind for media in row["media"]) for row in examples.train]
+    assert set(kinds[: len(found)]) == {("image", "audio")}
+    assert {("audio",), ("image",)} <= set(kinds[len(found) :])
+    again, _ = fuse(one, one.fusion.hearing, Examples(found, found[:1], (), "x"), "cpu")
+    for row, other in zip(examples.train, again.train, strict=True):
+        for media, same in zip(row["media"], other["media"], strict=True):
+            assert np.array_equal(media.features, same.features)
+
+
+def test_features_are_those_of_the_bare_encoder_and_noise_changes_them(data: Path) -> None:
+    rows = fused_rows(load_data(str(data), ["en"]), "test", ["en"], None, 25).rows
+    ears = load_ears(Hearing(encoder="debug-whisper"), "cpu")
+    clean, noisy, other = (recording_features(rows, ears, 2, *how) for how in ((), (0.0, 0), (0.0, 1)))
+    expected = ears.features([row["samples"] for row in rows], 2)
+    for one, features in zip(clean, expected, strict=True):
+        assert np.allclose(one.features, features.numpy(), atol=2e-3)
+    assert not np.allclose(clean[0].features, noisy[0].features, atol=0.1)
+    assert not np.allclose(other[0].features, noisy[0].features, atol=0.01)
+
+
+def test_a_run_from_recipe_to_figures(data: Path, tmp_path: Path) -> None:
+    result = train(recipe(data), str(tmp_path), use_ray=False)
+    folder = Registry(str(tmp_path)).fetch(result.adapter)
+    connector = Connector.load(folder)
+    assert connector is not None
+    assert set(connector.settings) == {"image", "audio"}
+    evaluation = result.evaluation
+    assert set(evaluation.baselines) == {"no_image", "no_audio", "wrong_image"}
+    wanted = {"bits_per_byte", "chrf", "exact", "cer", "wer", "looped"}
+    assert {plain_name(name) for name in evaluation.metrics} == wanted
+    assert {f"noise_{level}db_cer" for level in (0, 10)} <= evaluation.metrics.keys()
+    against = evaluation.against_baselines()["no_image"]
+    assert {"cer", "noise_10db_cer", "noise_0db_cer"} <= against.keys()
+    both, alone = evaluation.metrics["noise_0db_cer"], evaluation.baselines["no_image"].total()["noise_0db_cer"].value()
+    assert against["noise_0db_cer"].value == pytest.approx(both - alone)  # type: ignore[operator]
+    again = evaluate(result.adapter, str(tmp_path), out=tmp_path / "report.html")
+    assert again.metrics == pytest.approx(result.metrics)
+
+
+def test_an_adapter_for_pictures_is_taken_over_and_the_ear_is_new(data: Path, tmp_path: Path) -> None:
+    content = recipe(data).model_dump(mode="json")
+    pictures = {
+        **content,
+        "name": "seeing",
+        "augment": [],
+        "fusion": {**content["fusion"], "hearing": None, "views": 1},
+    }
+    train(parse_recipe(pictures, "test"), str(tmp_path), use_ray=False)
+    seeing = Connector.load(Registry(str(tmp_path)).fetch("seeing"))
+    task = load_task("describe", find_base("debug"), device="cpu")
+    one = recipe(data)
+    assert one.fusion is not None
+    assert one.fusion.hearing is not None
+    found = fused_rows(load_data(str(data), ["en"]), "train", ["en"], "In {language}?", 25).rows
+    examples, parts = fuse(one, one.fusion.hearing, Examples(found, found[:1], (), "x"), "cpu")
+    torch.manual_seed(0)
+    task.add_connector(parts, examples.train)
+    task.model = one.method.attach(task.model, "x")  # type: ignore[union-attr]
+    ear = task.connector.parts["audio"].straight.weight.clone()
+    task.start_from(Registry(str(tmp_path)).fetch("seeing"))
+    assert seeing is not None
+    for name, value in seeing.parts["image"].state_dict().items():
+        assert torch.equal(task.connector.parts["image"].state_dict()[name], value)
+    assert torch.equal(task.connector.parts["audio"].straight.weight, ear)
+
+
+def test_shares_over_one_are_refused(data: Path) -> None:
+    with pytest.raises(Exception, match="together at most 1"):
+        recipe(data, hearing={"encoder": "debug-whisper", "unseen": 0.8, "unheard": 0.5})
