@@ -68,6 +68,8 @@ def _usage(card: "Card") -> str:
     command = f'kauli generate "..." --model {card.spec} --language {language}'
     if card.task == "describe":
         command = f"kauli describe --image picture.png --model {card.spec} --language {language}"
+    if card.task == "transcribe":
+        return _speech_usage(card, language)
     if _is_full(card):
         title, load = "plain transformers", ""
         python = "model = AutoModelForCausalLM.from_pretrained(folder)"
@@ -85,6 +87,20 @@ def _usage(card: "Card") -> str:
     code = f'{load}from transformers import AutoModelForCausalLM\n\nfolder = "..."  # where this page lies\n{python}'
     ways = f"With kauli:\n\n{_fenced(command, 'sh')}\n\nWith {title}:\n\n{_fenced(code, 'python')}"
     return f"## Use\n\n{ways}{template}"
+
+
+def _speech_usage(card: "Card", language: str) -> str:
+    ways = f"With kauli:\n\n{_fenced(f'kauli transcribe clip.ogg --model {card.spec} --language {language}', 'sh')}"
+    if card.method.get("kind") == "lora":
+        python = (
+            "from peft import PeftModel\nfrom transformers import WhisperForConditionalGeneration\n\n"
+            'folder = "..."  # where this page lies\n'
+            f'base = WhisperForConditionalGeneration.from_pretrained("{card.base.reference}")\n'
+            "model = PeftModel.from_pretrained(base, folder)"
+        )
+        heard = "clips filled up to 30 seconds; it was trained on clips at their own length, as kauli hears them"
+        ways += f"\n\nWith plain PEFT on a Whisper ({heard}):\n\n{_fenced(python, 'python')}"
+    return f"## Use\n\n{ways}"
 
 
 def _data(card: "Card") -> str:
