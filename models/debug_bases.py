@@ -82,13 +82,12 @@ def build_debug_whisper(out: Path) -> None:
     names = ["<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
     tokens = {"<|endoftext|>": end, "<|startoftranscript|>": start, **languages}
     tokens |= {name: after + place for place, name in enumerate(names)}
-    tokenizer = WhisperTokenizer(  # type: ignore[no-untyped-call]
-        vocab=vocabulary | {"<|endoftext|>": end}, merges=[], pad_token="<|endoftext|>"
-    )
+    tokenizer = WhisperTokenizer(vocab=vocabulary | {"<|endoftext|>": end}, merges=[], pad_token="<|endoftext|>")
     tokenizer.add_tokens([AddedToken(name, special=True) for name in sorted(tokens, key=tokens.__getitem__)])
     assert all(tokenizer.convert_tokens_to_ids(name) == place for name, place in tokens.items())
     tokenizer.save_pretrained(out)
-    WhisperFeatureExtractor(feature_size=16, chunk_length=4).save_pretrained(out)
+    sound = WhisperFeatureExtractor(feature_size=16, chunk_length=4)  # type: ignore[no-untyped-call]
+    sound.save_pretrained(out)
     config = WhisperConfig(
         vocab_size=len(tokenizer), d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, num_mel_bins=16, max_source_positions=200,
@@ -98,7 +97,7 @@ def build_debug_whisper(out: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = WhisperForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=end, pad_token_id=end, decoder_start_token_id=start, max_length=128, lang_to_id=languages,
         task_to_id={"translate": tokens["<|translate|>"], "transcribe": tokens["<|transcribe|>"]},
         no_timestamps_token_id=tokens["<|notimestamps|>"], is_multilingual=True,

@@ -194,7 +194,7 @@ def _buckets(groups: Sequence[Sequence[int]], lengths: Sequence[int], starts: Se
 def in_buckets(tokens: Tensor, buckets: Buckets) -> list[Tensor]:
     """Tokens of a pack (T, ...) -> one (N, L, ...) for each bucket; filled-up places hold a document's first token."""
     laid: Tensor = _ToBuckets.apply(tokens, buckets.positions, buckets.inverse)
-    parts = laid.split([N * L for N, L in buckets.shapes])
+    parts = torch.split(laid, [N * L for N, L in buckets.shapes])
     return [part.unflatten(0, shape) for part, shape in zip(parts, buckets.shapes, strict=True)]
 
 
@@ -207,7 +207,7 @@ def out_of_buckets(parts: Sequence[Tensor], buckets: Buckets) -> Tensor:
 def true_places(buckets: Buckets) -> list[Tensor]:
     """(N, L) bool for each bucket: where a token lies, rather than what a short document is filled up with."""
     places = torch.arange(len(buckets.positions), device=buckets.positions.device)
-    parts = (buckets.inverse[buckets.positions] == places).split([N * L for N, L in buckets.shapes])
+    parts = torch.split(buckets.inverse[buckets.positions] == places, [N * L for N, L in buckets.shapes])
     return [part.unflatten(0, shape) for part, shape in zip(parts, buckets.shapes, strict=True)]
 
 

@@ -98,7 +98,7 @@ class Voice:
         counts = [frame_count(mel) for mel in mels]
         with torch.inference_mode(), self.encoding.apply([(None, sum(counts))]):
             packed = encode(self.model.get_encoder(), [mel.to(self._device) for mel in mels])
-        return list(packed[0].split(counts))
+        return list(torch.split(packed[0], counts))
 
     def _hear(self, tickets: Sequence[Ticket]) -> None:
         hearings = [ticket.generation.memory for ticket in tickets]

@@ -57,7 +57,9 @@ def encode(encoder: Any, mels: Sequence[Tensor]) -> Tensor:
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         parts = [in_buckets(one, buckets) for one in (query, key, value)]
         out = [
-            functional.scaled_dot_product_attention(*(one.transpose(1, 2) for one in (q, k, v)), attn_mask=mask)
+            functional.scaled_dot_product_attention(
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
+            )
             for q, k, v, mask in zip(*parts, masks, strict=True)
         ]
         return out_of_buckets([one.transpose(1, 2) for one in out], buckets)
@@ -217,7 +219,8 @@ class SlotDecoder(nn.Module):
         """(1, T, W) -> an object with `logits` (1, K, vocabulary) of the tokens to keep."""
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return slot_pass.attend(layer, *(one.transpose(1, 2) for one in (query, key, value)), None, None)
+            q, k, v = (one.transpose(1, 2) for one in (query, key, value))
+            return slot_pass.attend(layer, q, k, v, None, None)
 
         def look(layer: int, query: Tensor) -> Tensor:
             return slot_pass.attend_memory(layer, query.transpose(1, 2), self._memory)

@@ -85,13 +85,14 @@ def convert_whisper(model: Path, tokenizer: Path, settings: Path, out: Path) -> 
         {"format": "pt"},
     )
     config.save_pretrained(out)
-    text = WhisperTokenizer(tokenizer_file=str(tokenizer), pad_token="<|endoftext|>")  # type: ignore[no-untyped-call]
+    text = WhisperTokenizer(tokenizer_file=str(tokenizer), pad_token="<|endoftext|>")
     text.save_pretrained(out)
-    WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(out)
+    sound = WhisperFeatureExtractor(feature_size=config.num_mel_bins)  # type: ignore[no-untyped-call]
+    sound.save_pretrained(out)
     known = text.get_vocab()
     names = {token: place for token, place in known.items() if token.startswith("<|") and token.endswith("|>")}
     said = json.loads(settings.read_text(encoding="utf-8"))
-    GenerationConfig(
+    GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=50257, pad_token_id=50257, decoder_start_token_id=50258, max_length=config.max_target_positions,
         suppress_tokens=said["suppress_ids"], begin_suppress_tokens=said["suppress_ids_begin"],
         lang_to_id={token: place for token, place in names.items() if place in set(said["lang_ids"])},

@@ -18,7 +18,7 @@ from kauli.models.media import content_key
 from kauli.models.progress import bar
 from kauli.models.requests import Media
 from kauli.models.sources import file_lock
-from kauli.training.augment import PictureAugmentation, view_seed
+from kauli.training.augment import view_seed
 from kauli.training.augment_speech import SpeechAugmentation, augmented_wave, with_noise
 from kauli.training.data import Dataset
 from kauli.training.learner import Examples
@@ -54,13 +54,11 @@ def fuse(recipe: Recipe, hearing: Hearing, examples: Examples, device: str) -> t
     fusion = recipe.fusion
     assert fusion is not None
     tower, ears = load_tower(fusion, device), load_ears(hearing, device)
-    pictured = [one for one in recipe.augment if isinstance(one, PictureAugmentation)]
-    spoken = [one for one in recipe.augment if isinstance(one, SpeechAugmentation)]
-    train = with_media(examples.train, tower, fusion.grid, pictured, fusion.views)
+    train = with_media(examples.train, tower, fusion.grid, recipe.picture_augment, fusion.views)
     clean = recording_features(examples.train, ears, hearing.stack)
     changed: list[Sequence[Media]] = [clean]
     for view in range(1, fusion.views):
-        changed.append(_augmented(examples.train, ears, hearing.stack, spoken, view))
+        changed.append(_augmented(examples.train, ears, hearing.stack, recipe.speech_augment, view))
     rows = []
     for place, row in enumerate(train):
         view, number = divmod(place, len(examples.train))

@@ -121,7 +121,7 @@ class PairLearner:
         self.lengths = [1] * (len(rows) * self._pairs.views)
         numbers = {group: number for number, group in enumerate(sorted({row["group"] for row in rows}))}
         self._groups = torch.tensor([numbers[row["group"]] for row in rows])
-        views = [picture_features(task, rows, recipe.augment, view) for view in range(self._pairs.views)]
+        views = [picture_features(task, rows, recipe.picture_augment, view) for view in range(self._pairs.views)]
         self._features = {"image": torch.cat(views), "text": text_features(task, rows)}
         validation = examples.validation
         self._validation = {"image": picture_features(task, validation), "text": text_features(task, validation)}

@@ -249,6 +249,16 @@ class Recipe(Strict):
             raise ValueError("start_from needs a method with adapter weights, 'full' has none")
         return self
 
+    @property
+    def picture_augment(self) -> tuple[PictureAugmentation, ...]:
+        """Those of `augment` that change pictures."""
+        return tuple(one for one in self.augment if isinstance(one, PictureAugmentation))
+
+    @property
+    def speech_augment(self) -> tuple[SpeechAugmentation, ...]:
+        """Those of `augment` that change recordings."""
+        return tuple(one for one in self.augment if isinstance(one, SpeechAugmentation))
+
     def sha256(self, *, with_seed: bool = True) -> str:
         """The hash of all that decides the result; without the seed, the key that `kauli compare` groups by."""
         content = self.model_dump(mode="json")

@@ -105,7 +105,7 @@ def work(job: Job, session: Session, threads: int | None = None) -> None:
         parts = {"image": part_settings(recipe.fusion, tower)}
         examples = replace(
             examples,
-            train=with_media(examples.train, tower, grid, recipe.augment, views),
+            train=with_media(examples.train, tower, grid, recipe.picture_augment, views),
             validation=with_media(examples.validation, tower, grid),
             replay=with_media(examples.replay, tower, grid) if examples.replay else (),
         )

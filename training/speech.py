@@ -83,7 +83,7 @@ class SpeechLearner:
         """The clip as the model's input, augmented where there is a seed."""
         if seed is None:
             return self.task.mel(clip.samples)  # type: ignore[no-any-return]
-        augment: Any = self._recipe.augment
+        augment = self._recipe.speech_augment
         samples = augmented_wave(torch.as_tensor(clip.samples), augment, seed)
         return augmented_mel(self.task.mel(samples.numpy()), augment, seed)
 

@@ -23,7 +23,7 @@ from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import bar, note
 from kauli.models.registry import Registry
 from kauli.models.store import Store, open_store
-from kauli.training.augment import PictureAugmentation, warn_of_risk
+from kauli.training.augment import warn_of_risk
 from kauli.training.checkpoint import Progress
 from kauli.training.data import Dataset, load_data
 from kauli.training.evaluate import GENERATED, english_rows, evaluate_adapter
@@ -88,8 +88,8 @@ def train(
     examples = _examples(recipe, dataset)
     folder = _run_folder(runs, recipe, examples, restart)
     job = Job(recipe, examples, storage, folder, _start(registry, recipe, base))
-    pictured = [one for one in recipe.augment if isinstance(one, PictureAugmentation)]
-    if pictured and (warning := warn_of_risk(with_own_prompts(examples.train), pictured)):
+    changes = recipe.picture_augment
+    if changes and (warning := warn_of_risk(with_own_prompts(examples.train), changes)):
         note(warning)
     note(f"Training {recipe.name}: {len(examples.train)} examples, base {base.name}, run {folder}")
     with _progress(runs, f"{folder}/{METRICS}"):
