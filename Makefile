@@ -35,6 +35,7 @@ bench: setup
 	.venv/bin/kauli fetch kauli-clip
 	$(PYTHON) tests/bench_pictures.py --results RESULTS.md
 	$(PYTHON) tests/bench_align.py --results RESULTS.md
+	$(PYTHON) tests/bench_transcribe.py --results RESULTS.md
 
 results: setup
 	$(PYTHON) tests/bench_quality.py

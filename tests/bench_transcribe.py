@@ -184,6 +184,7 @@ def speed(options: Any, base: Base, folder: Path) -> str:
     )
     texts = {full: transcribe(task, rows, "adapter 0", full_window=full) for full in (False, True)}
     cer = {full: score_transcripts(found, [row["text"] for row in rows], rows)["cer"] for full, found in texts.items()}
+    bare = score_transcripts(transcribe(task, rows, None, False), [row["text"] for row in rows], rows)
     length = sum(len(row["samples"]) for row in rows) / 16_000
     requests = [
         SpeechRequest(row["samples"], row["language"], full_window=False, max_tokens=24, ignore_eos=True)
@@ -216,6 +217,9 @@ def speed(options: Any, base: Base, folder: Path) -> str:
             f"| filled up to 30 s | {whole:.1f} | {whole / length:.3f} | {_cell(cer[True])} |",
             "",
             f"Own length is {ratio(seconds, 'whole', 'own')} times as fast.",
+            "",
+            f"The untrained base hears nothing right at their own length: CER {bare['cer'].value():.2f}, "
+            f"{100 * bare['looped'].value():.0f} % of its transcripts are loops.",
             "",
             "48 clips, 24 tokens each: one adapter has "
             f"{ratio(mixed, 'base', 'one')}, eight adapters in each batch {ratio(mixed, 'base', 'eight')} times the "
