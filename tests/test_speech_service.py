@@ -232,9 +232,9 @@ async def transcribe(backend: Any, content: bytes, stream: bool, **options: Any)
     return [piece async for piece in transcript.pieces(content, AudioLimits(), stream)], transcript
 
 
-@pytest.mark.parametrize("samples", [words(8), sound(9)], ids=["pauses", "none"])
+@pytest.mark.parametrize(("samples", "least"), [(words(8), 2), (sound(9), 1)], ids=["pauses", "none"])
 def test_a_long_recording_is_heard_in_spans_and_streams_what_it_says_whole(
-    storage: Path, transcriber: Transcriber, samples: Any
+    storage: Path, transcriber: Transcriber, samples: Any, least: int
 ) -> None:
     content = encoded(samples)
     pieces, whole = asyncio.run(transcribe(transcriber, content, False, language="be"))
@@ -242,7 +242,8 @@ def test_a_long_recording_is_heard_in_spans_and_streams_what_it_says_whole(
     assert pieces == [as_text(transcribed_here(storage, None, content, language="be"))]
     streamed, _ = asyncio.run(transcribe(transcriber, content, True, language="be"))
     assert "".join(streamed) == pieces[0]
-    assert len([piece for piece in streamed if piece]) > 1
+    # Where spans overlap, their text is certain only when both have ended, which may be at the same time.
+    assert len([piece for piece in streamed if piece]) >= least
 
 
 class Scripted:
