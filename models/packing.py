@@ -195,7 +195,7 @@ def in_buckets(tokens: Tensor, buckets: Buckets) -> list[Tensor]:
     """Tokens of a pack (T, ...) -> one (N, L, ...) for each bucket; filled-up places hold a document's first token."""
     laid: Tensor = _ToBuckets.apply(tokens, buckets.positions, buckets.inverse)
     parts = torch.split(laid, [N * L for N, L in buckets.shapes])
-    return [torch.unflatten(part, 0, shape) for part, shape in zip(parts, buckets.shapes, strict=True)]
+    return [part.view(*shape, *part.shape[1:]) for part, shape in zip(parts, buckets.shapes, strict=True)]
 
 
 def out_of_buckets(parts: Sequence[Tensor], buckets: Buckets) -> Tensor:
@@ -208,7 +208,7 @@ def true_places(buckets: Buckets) -> list[Tensor]:
     """(N, L) bool for each bucket: where a token lies, rather than what a short document is filled up with."""
     places = torch.arange(len(buckets.positions), device=buckets.positions.device)
     parts = torch.split(buckets.inverse[buckets.positions] == places, [N * L for N, L in buckets.shapes])
-    return [torch.unflatten(part, 0, shape) for part, shape in zip(parts, buckets.shapes, strict=True)]
+    return [part.view(*shape, *part.shape[1:]) for part, shape in zip(parts, buckets.shapes, strict=True)]
 
 
 class _ToBuckets(torch.autograd.Function):
