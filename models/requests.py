@@ -110,6 +110,8 @@ class SpeechRequest:
     """Whether the clip is filled up with silence to the base's whole window, or heard at its own length; None: at its
     own length by adapters that were trained so, else in the whole window."""
     logprobs: int | None = None
+    """None: none; k: the log probabilities of the chosen tokens and of the k likeliest at each place."""
     ignore_eos: bool = False
+    """Whether it goes on to `max_tokens`, for measurements."""
     n: int = 1
     """One transcript; there for the service, which counts answers."""

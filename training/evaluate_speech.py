@@ -38,7 +38,6 @@ def evaluate_speech(
     fastest: float = FASTEST,
     related: Mapping[str, Sequence[str]] | None = None,
     split: str = "test",
-    limit: int | None = None,
     seed: int = 0,
     scored: int | None = None,
 ) -> EvalResult:
@@ -52,7 +51,6 @@ def evaluate_speech(
         fastest: characters a second above which a row is dropped, as in training.
         related: a language that the base does not know -> its relatives, the first of which the base is asked for.
         split: of the data.
-        limit: for all tasks' sake; every recording is transcribed.
         seed: of the intervals.
         scored: cut the split to about so many rows of whole groups, for a quick look.
 
