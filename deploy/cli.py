@@ -1,40 +1,21 @@
 """The `kauli` command: every function here parses, calls one function and prints its result.
 
-stdout holds the result alone, notes and progress go to stderr. Exit code 0, 1 (failed) or 2 (wrong use).
+`kauli adapters ...` is in `kauli.deploy.adapters`, what all commands share in `kauli.deploy.terminal`.
 Heavy imports stand inside the functions, so that `kauli --help` answers at once.
 """
 
-import errno
-import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from kauli.models.errors import KauliError, UsageError
+from kauli.deploy import adapters
+from kauli.deploy.terminal import Command, Json, Storage, hint, show, split_list
+from kauli.models.errors import UsageError
 from kauli.models.home import default_storage
 
 DEFAULT_BASE = "smollm2-135m-q4"
-
-
-class Command(TyperGroup):
-    """A group whose commands fail with one line on stderr instead of a traceback."""
-
-    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own context type is private
-        """Run the command; a `KauliError` or a full or forbidden disk ends it with a message and an exit code."""
-        try:
-            return super().invoke(ctx)
-        except KauliError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-            raise typer.Exit(error.exit_code) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            where = f": {error.filename}" if error.filename else ""
-            print(f"error: {error.strerror}{where}", file=sys.stderr, flush=True)
-            raise typer.Exit(1) from None
 
 
 # Plain text help: Rich panels cost 0.2 s at every start.
@@ -43,15 +24,9 @@ app = typer.Typer(
     help="Train small adapters for languages that have little data, measure them, and serve them.",
 )  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build the starter data, or check your own.")
-adapters_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, add, promote and remove adapters.")
 app.add_typer(data_app, name="data")
-app.add_typer(adapters_app, name="adapters")
+app.add_typer(adapters.app, name="adapters")
 
-Storage = Annotated[
-    str | None,
-    typer.Option("--storage", help="Folder or URI of adapters and runs [KAULI_STORAGE, else KAULI_HOME/store]."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AcceptTerms = Annotated[bool, typer.Option("--accept-terms", help="Accept the terms of a base that asks for it.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; the value is YAML.")
@@ -61,24 +36,6 @@ Overrides = Annotated[
 def main() -> None:
     """Entry point of the `kauli` script."""
     app(prog_name="kauli")
-
-
-def show(result: Any) -> None:
-    """Print `result` as JSON on stdout."""
-    print(json.dumps(result, ensure_ascii=False, indent=2, default=str))
-
-
-def hint(text: str) -> None:
-    """Print the next step to stderr."""
-    print(f"Next: {text}", file=sys.stderr, flush=True)
-
-
-def split_list(text: str, option: str) -> list[str]:
-    """`"sw, am"` as `["sw", "am"]`; an empty list is wrong use."""
-    items = [item.strip() for item in text.split(",") if item.strip()]
-    if not items:
-        raise UsageError(f"{option} is empty: give one or more, separated by commas, e.g. {option} sw,am")
-    return list(dict.fromkeys(items))
 
 
 @app.command()
@@ -217,101 +174,6 @@ def compare(
         print(result.summary())
 
 
-@adapters_app.command("list")
-def adapters_list(storage: Storage = None, as_json: Json = False) -> None:
-    """List the registry's adapters with their versions, languages, bases and aliases."""
-    from kauli.deploy.commands import adapter_rows, table
-    from kauli.models.registry import Registry
-
-    where = storage or default_storage()
-    rows = adapter_rows(Registry(where))
-    if as_json:
-        show(rows)
-    elif rows:
-        print(table(rows, ["adapter", "aliases", "task", "language", "base", "licence", "bits_per_byte", "base_bits"]))
-    if rows:
-        hint("kauli adapters show NAME, or kauli serve")
-    else:
-        print(f"No adapters in {where}.", file=sys.stderr)
-        hint("kauli train text-sw")
-
-
-@adapters_app.command("show")
-def adapters_show(
-    adapter: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")], storage: Storage = None, as_json: Json = False
-) -> None:
-    """Print an adapter's model card."""
-    from kauli.models.adapters import render_readme
-    from kauli.models.registry import Registry
-
-    card = Registry(storage or default_storage()).card(adapter)
-    if as_json:
-        show(card.model_dump(mode="json"))
-    else:
-        print(render_readme(card))
-
-
-@adapters_app.command("add")
-def adapters_add(
-    folder: Annotated[Path, typer.Argument(help="A folder saved by PEFT (safetensors).")],
-    name: Annotated[str, typer.Option("--name", help="Name in the registry.")],
-    language: Annotated[str, typer.Option("--language", help="BCP-47 tags separated by commas.")],
-    base: Annotated[str, typer.Option("--base", help="The base that it was trained on.")],
-    accept_base: Annotated[
-        bool, typer.Option("--accept-base", help="Take it although it names another base; the card records this.")
-    ] = False,
-    storage: Storage = None,
-    as_json: Json = False,
-) -> None:
-    """Publish an adapter that was made by plain PEFT."""
-    from kauli.deploy.commands import add_adapter
-
-    published = add_adapter(
-        folder, name, split_list(language, "--language"), base, storage or default_storage(), accept_base
-    )
-    adapter = f"{published.name}@{published.version}"
-    if as_json:
-        show({"adapter": adapter, "path": published.uri})
-    else:
-        print(f"{adapter}  {published.uri}")
-    hint(f"kauli generate 'Habari' --model {adapter}")
-
-
-@adapters_app.command("promote")
-def adapters_promote(
-    adapter: Annotated[str, typer.Argument(metavar="NAME@VERSION")],
-    alias: Annotated[str, typer.Argument(help="prod, or any other word.")],
-    storage: Storage = None,
-    as_json: Json = False,
-) -> None:
-    """Point an alias to a version; `prod` is what a bare NAME means."""
-    from kauli.models.registry import Registry
-
-    registry = Registry(storage or default_storage())
-    if "@" not in adapter:
-        raise UsageError(f"'{adapter}' names no version: say which one, e.g. {adapter}@1 or {adapter}@latest")
-    name, version = registry.resolve(adapter)
-    registry.set_alias(name, version, alias)
-    if as_json:
-        show({"adapter": f"{name}@{version}", "aliases": registry.aliases(name)})
-    else:
-        print(f"{name}@{alias} -> {name}@{version}")
-
-
-@adapters_app.command("remove")
-def adapters_remove(
-    adapter: Annotated[str, typer.Argument(metavar="NAME@VERSION")], storage: Storage = None, as_json: Json = False
-) -> None:
-    """Remove a version that no alias points to (NAME@3), or an alias (NAME@prod: its version stays)."""
-    from kauli.models.registry import Registry
-
-    Registry(storage or default_storage()).remove(adapter)
-    if as_json:
-        show({"removed": adapter})
-    else:
-        print(f"removed {adapter}")
-
-
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to say to the model; `-` reads stdin.")],
@@ -346,6 +208,9 @@ def transcribe(
         str | None,
         typer.Option("--format", help="text, subtitles (srt, vtt), or OpenAI's json, verbose_json [text]."),
     ] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="When each word was said, too: for --json and --format verbose_json.")
+    ] = False,
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="What was said before, or names and words that may come.")
     ] = None,
@@ -359,7 +224,10 @@ def transcribe(
     if as_json and form:
         raise UsageError(f"--json and --format {form} are two forms of one result: give one of them")
     check_format(form or "text", len(files))
-    results = transcribe_files(files, model, language, prompt, storage or default_storage())
+    if words and not as_json and form != "verbose_json":
+        raise UsageError(f"--words has no place in {form or 'text'}: add --json or --format verbose_json")
+    words = words or form in ("srt", "vtt")
+    results = transcribe_files(files, model, language, prompt, storage or default_storage(), words)
     if as_json:
         show(results if len(results) > 1 else results[0])
     else:

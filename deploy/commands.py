@@ -1,77 +1,15 @@
-"""What the commands do beyond one call: tables, an adapter from outside, generation, the running service."""
+"""What the commands do beyond one call: bringing a base, generating text, the running service."""
 
 import signal
 import threading
 import time
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kauli.models.progress import note
 
 if TYPE_CHECKING:
     from kauli.models.bases import Base
-    from kauli.models.registry import Published, Registry
     from kauli.serving.settings import ServeArgs
-
-
-def adapter_rows(registry: "Registry") -> list[dict[str, Any]]:
-    """One row for each version in the registry, names in order, newest versions first."""
-    rows = []
-    for name in registry.names():
-        aliases = registry.aliases(name)
-        for version in reversed(registry.versions(name)):
-            card = registry.card(f"{name}@{version}")
-            rows.append(
-                {
-                    "adapter": f"{name}@{version}",
-                    "aliases": [alias for alias, number in aliases.items() if number == version],
-                    "task": card.task,
-                    "language": card.language,
-                    "base": card.base.name,
-                    "licence": card.licence,
-                    "created": card.created,
-                    "bits_per_byte": card.metrics.get("bits_per_byte"),
-                    "base_bits": (card.base_metrics or {}).get("bits_per_byte"),
-                }
-            )
-    return rows
-
-
-def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as aligned text; lists are joined by commas, None is a dash, floats have three decimals."""
-    lines = [list(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
-def _cell(value: Any) -> str:
-    if value is None or value == []:
-        return "-"
-    if isinstance(value, list):
-        return ",".join(str(item) for item in value)
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def add_adapter(
-    folder: Path, name: str, languages: Sequence[str], base: str, storage: str, accept_base: bool
-) -> "Published":
-    """Publish a folder made by plain PEFT; the folder itself is not changed."""
-    import tempfile
-
-    from kauli.models.bases import find_base
-    from kauli.models.languages import check_tag
-    from kauli.models.plain_peft import from_peft
-    from kauli.models.registry import Registry
-
-    tags = [check_tag(tag) for tag in languages]
-    found = find_base(base, allow_noncommercial=True)
-    with tempfile.TemporaryDirectory(prefix="kauli-add-") as scratch:
-        out = Path(scratch) / "adapter"
-        card = from_peft(folder, out, name=name, language=tags, base=found, accept_base=accept_base)
-        return Registry(storage).publish(out, card)
 
 
 def bring_base(name: str, accept_terms: bool) -> "Base":

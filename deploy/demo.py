@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kauli.models.errors import KauliError
+from kauli.models.image_format import media_type
 from kauli.models.languages import display_name
-from kauli.models.media import media_type
 from kauli.models.progress import bar, note
 
 MEASURING, SETTING_UP, ALIGNING = 2.5, 3.0, 12.0
@@ -48,7 +48,7 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
 
     args = ServeArgs(storage=storage, port=port, bases=("smollm2-135m-q4",))
     choose_proxy(args)
-    from kauli.deploy.commands import table
+    from kauli.deploy.terminal import table
     from kauli.serving.app import check_port, start
 
     check_port(args.host, args.port)  # before minutes of training, not after
@@ -254,7 +254,7 @@ def data_uri(image: bytes) -> str:
 
 def render_pictures(found: Sequence[tuple[str, str, str]]) -> str:
     """Pictures by their references, and what was said of them."""
-    from kauli.deploy.commands import table
+    from kauli.deploy.terminal import table
 
     rows = [{"language": tag, "reference": _line(text, 48), "answer": _line(answer, 80)} for tag, text, answer in found]
     return table(rows, ["language", "reference", "answer"])
@@ -276,7 +276,7 @@ def card_metrics(storage: str, adapter: str) -> list[dict[str, Any]]:
 
 def render(adapter: str, base: str, metrics: list[dict[str, Any]], answers: Sequence[Answer]) -> str:
     """The demo's result as text."""
-    from kauli.deploy.commands import table
+    from kauli.deploy.terminal import table
 
     lines = [f"{adapter} beside its base {base}, on held-out test rows", ""]
     lines += [table(metrics, ["metric", "base", "adapter", "95 % interval"]), ""]

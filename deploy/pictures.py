@@ -185,7 +185,7 @@ def cosine_table(found: Sequence[dict[str, Any]]) -> str:
     """The cosines of all pairs as a table; a single input is its first numbers."""
     import numpy as np
 
-    from kauli.deploy.commands import table
+    from kauli.deploy.terminal import table
 
     names = [one.get("text") or Path(one["image"]).name for one in found]
     rows = np.array([one["embedding"] for one in found])

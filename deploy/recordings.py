@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from kauli.models.connector import PartSettings
     from kauli.models.media import Recording
     from kauli.models.registry import Registry
-    from kauli.models.requests import Media, SpeechRequest
+    from kauli.models.requests import Media, SpeechRequest, Word
+    from kauli.models.segments import Segment
     from kauli.serving.catalogue import Route
 
 SPEECH = "whisper-base"
@@ -28,6 +29,7 @@ class _Heard:
     """What was heard in the spans of a recording."""
 
     texts: list[str]
+    words: list[tuple["Word", ...]]
     language: str | None
     cut_off: list[int] = field(default_factory=list)
     """The spans whose text went on beyond what the base writes at once."""
@@ -57,12 +59,12 @@ def read_recording(path: Path) -> "Recording":
 
 
 def transcribe(
-    files: Sequence[Path], model: str, language: str | None, prompt: str | None, storage: str
+    files: Sequence[Path], model: str, language: str | None, prompt: str | None, storage: str, words: bool = False
 ) -> list[dict[str, Any]]:
     """Transcribe recordings in this process, all together, with the adapter that the service would choose.
 
     Where none serves the language it is the base alone; without a language the base hears which it is. Long recordings
-    are cut at pauses. A result's segments are the parts that were heard at once.
+    are cut at pauses. A result's segments are the parts that were heard at once, with their `words` if wanted.
     """
     from kauli.models.adapters import check_base
     from kauli.models.registry import Registry
@@ -82,14 +84,14 @@ def transcribe(
     total = sum(recording.seconds for recording in recordings)
     note(f"{route.model} transcribes {total:.1f} s{f' ({route.language})' if route.language else ''}")
     requests = [
-        [SpeechRequest(span.of(recording.samples), route.language, prompt) for span in parts]
+        [SpeechRequest(span.of(recording.samples), route.language, prompt, words=words) for span in parts]
         for recording, parts in zip(recordings, spans, strict=True)
     ]
     results = []
     for path, recording, parts, heard in zip(
         files, recordings, spans, _transcribed(task, requests, route.adapter), strict=True
     ):
-        segments = join(heard.texts, parts)
+        segments = join(heard.texts, parts, heard.words if words else ())
         if not segments:
             note(f"{path}: no words were heard")
         for at in heard.cut_off:
@@ -98,7 +100,7 @@ def transcribe(
             {
                 "file": str(path), "text": as_text(segments), "model": route.model, "base": route.base,
                 "adapter": route.adapter, "language": heard.language, "seconds": round(recording.seconds, 3),
-                "segments": [asdict(segment) for segment in segments], "warnings": list(recording.warnings),
+                "segments": [_as_dict(segment, words) for segment in segments], "warnings": list(recording.warnings),
             }
         )  # fmt: skip
     return results
@@ -134,14 +136,19 @@ def choose_recogniser(registry: "Registry", model: str, language: str | None) ->
 
 
 def rendered(results: Sequence[dict[str, Any]], form: str) -> str:
-    """Transcripts in one of `FORMATS`; of several files one line for each, or a JSON list."""
-    from kauli.models.segments import Segment, as_srt, as_vtt
+    """Transcripts in one of `FORMATS`; of several files one line for each, or a JSON list. Subtitles need words."""
+    from kauli.models.requests import Word
+    from kauli.models.segments import Segment
+    from kauli.models.subtitles import as_srt, as_vtt, cues
 
-    segments = [Segment(**one) for one in results[0]["segments"]]
-    if form == "srt":
-        return as_srt(segments)
-    if form == "vtt":
-        return as_vtt(segments)
+    if form in ("srt", "vtt"):
+        shown = cues(
+            [
+                Segment(**{**one, "words": tuple(Word(**word) for word in one["words"])})
+                for one in results[0]["segments"]
+            ]
+        )
+        return as_srt(shown) if form == "srt" else as_vtt(shown)
     if form == "text":
         return "\n".join(f"{one['file']}\t{one['text']}" if len(results) > 1 else one["text"] for one in results)
     several = [{**({"file": one["file"]} if len(results) > 1 else {}), **_openai(one, form)} for one in results]
@@ -183,17 +190,29 @@ def _openai(result: dict[str, Any], form: str) -> dict[str, Any]:
     if form == "json":
         return {"text": result["text"]}
     segments = [{"id": number, **segment} for number, segment in enumerate(result["segments"])]
+    words = [
+        {"word": word["text"], "start": word["start"], "end": word["end"]}
+        for segment in segments
+        for word in segment.pop("words", ())
+    ]
     return {
         "task": "transcribe", "language": result["language"], "duration": result["seconds"], "text": result["text"],
-        "segments": segments, "warnings": result["warnings"],
+        "segments": segments, **({"words": words} if words else {}), "warnings": result["warnings"],
     }  # fmt: skip
+
+
+def _as_dict(segment: "Segment", words: bool) -> dict[str, Any]:
+    found = asdict(segment)
+    if not words:
+        del found["words"]
+    return found
 
 
 def _transcribed(task: Any, recordings: Sequence[Sequence["SpeechRequest"]], adapter: str | None) -> list[_Heard]:
     """The spans of all recordings, side by side; the language that is heard in a recording's first is that of all."""
     from kauli.models.progress import bar
 
-    found = [_Heard([""] * len(spans), spans[0].language) for spans in recordings]
+    found = [_Heard([""] * len(spans), [()] * len(spans), spans[0].language) for spans in recordings]
     firsts = [(number, 0) for number, heard in enumerate(found) if heard.language is None]
     every = [(number, at) for number, spans in enumerate(recordings) for at in range(len(spans))]
     others = sorted(set(every) - set(firsts))
@@ -211,6 +230,7 @@ def _transcribed(task: Any, recordings: Sequence[Sequence["SpeechRequest"]], ada
                     if progress.finish is None:
                         continue
                     advance()
+                    heard.words[at] = progress.words
                     # Only Whisper hears which language it is
                     memory = getattr(ticket.generation, "memory", None)
                     heard.language = heard.language or getattr(memory, "language", None)

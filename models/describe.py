@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from kauli.models.connector import Connector, PartSettings
-from kauli.models.languages import nfc
 from kauli.models.text import Row, TextTask
 
 
@@ -33,7 +32,7 @@ class DescribeTask(TextTask):
             features, targets = [], []
             for values, row in found:
                 with torch.no_grad():
-                    tokens = embed(torch.tensor(self._plain_tokens(nfc(row["text"])), device=self.device)).float()
+                    tokens = embed(torch.tensor(self.prompts.text_tokens(row["text"]), device=self.device)).float()
                 many = torch.as_tensor(values).float().to(self.device)
                 if kind == "audio":
                     features.append(many)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kauli.models.lora_batch import LoraBatch, Segment
-from kauli.models.requests import TokenLogprob
+from kauli.models.requests import TokenLogprob, Word
 from kauli.models.sampling import Draw, Sampling, choose
 from kauli.models.slots import SlotCache, SlotPass, Span
 from kauli.models.tokens import TextStream, TokenBytes
@@ -56,6 +56,8 @@ class Progress:
     finish: str | None = None
     """None, or "stop" (end token or stop string), "length" (`max_tokens` or the context), "cancelled", "failed"."""
     logprobs: tuple[TokenLogprob, ...] = ()
+    words: tuple[Word, ...] = ()
+    """Of the last progress of a transcript whose words were asked for."""
 
 
 @dataclass(eq=False)
@@ -120,8 +122,9 @@ class Engine:
         return max(0, self._slots.count(None) - len(self._waiting))
 
     def coming(self) -> list[Ticket]:
-        """The requests that get a slot at the next step."""
-        return [ticket for ticket in self._waiting if not ticket.cancelled][: self._slots.count(None)]
+        """The requests that get a slot at the next step, those of one adapter side by side."""
+        coming = [ticket for ticket in self._waiting if not ticket.cancelled][: self._slots.count(None)]
+        return sorted(coming, key=lambda ticket: ticket.generation.adapter or "")
 
     def uses(self, adapter: str) -> bool:
         """Whether a request with this adapter waits or runs."""
@@ -159,18 +162,18 @@ class Engine:
         """One pass: what it added to each answer. A cancelled request ends here, and its slot is free at once."""
         ended = self._drop_cancelled()
         self._admit()
-        answering = self._in_order([ticket for ticket in self._order if not ticket.reading])
-        spans = [(ticket, Span(ticket.slot, ticket.done, ticket.done + 1)) for ticket in answering]
+        answering = [
+            (ticket, Span(ticket.slot, ticket.done, ticket.done + 1)) for ticket in self._order if not ticket.reading
+        ]
         reading = self._pieces()
-        if not spans and not reading:
+        if not answering and not reading:
             return ended
-        self._cache.reserve(max(span.end for _, span in [*spans, *reading]))
-        logits = self._forward(spans, reading)
-        for ticket, span in reading:
+        self._sort(answering, reading)
+        self._cache.reserve(max(span.end for _, span in [*answering, *reading]))
+        logits = self._forward(answering, reading)
+        for ticket, span in [*answering, *reading]:
             ticket.done = span.end
-        complete = [*answering, *(ticket for ticket, _ in reading if not ticket.reading)]
-        for ticket in answering:
-            ticket.done += 1
+        complete = [ticket for ticket, _ in [*answering, *reading] if not ticket.reading]
         return ended + self._choose(complete, logits)
 
     def _drop_cancelled(self) -> list[tuple[Ticket, Progress]]:
@@ -223,12 +226,12 @@ class Engine:
                 room -= end - ticket.done
         return pieces
 
-    def _in_order(self, tickets: list[Ticket]) -> list[Ticket]:
+    def _sort(self, *parts: list[tuple[Ticket, Span]]) -> None:
         """By the places of their adapters, those without one last: `kauli.models.lora_batch` is fastest so."""
-        keys = {ticket.generation.adapter: None for ticket in tickets if ticket.generation.adapter is not None}
-        places = self._lora.arrange([key for key in keys if key]) if self._lora is not None else {}
-        last = len(self._slots)
-        return sorted(tickets, key=lambda ticket: (places.get(ticket.generation.adapter or "", last), ticket.slot))
+        keys = {ticket.generation.adapter: None for part in parts for ticket, _ in part}
+        places = self._lora.arrange([key for key in keys if key is not None]) if self._lora is not None else {}
+        for part in parts:
+            part.sort(key=lambda one: (places.get(one[0].generation.adapter or "", len(self._slots)), one[0].slot))
 
     def _forward(self, answering: list[tuple[Ticket, Span]], reading: list[tuple[Ticket, Span]]) -> Tensor:
         """Logits (rows, vocabulary) of each answering row and each prompt read to its end."""
@@ -263,7 +266,7 @@ class Engine:
             inputs["logits_to_keep"] = torch.tensor([0], device=self._device)
         adapters: AbstractContextManager[None] = nullcontext()
         if self._lora is not None:
-            adapters = self._lora.apply(segments, len(answering), kept_segments or [(segments[0][0], 1)])
+            adapters = self._lora.apply(segments, len(answering) or len(ids), kept_segments or [(segments[0][0], 1)])
         with adapters:
             logits: Tensor = self._model(**inputs).logits[0]
         return logits.float()

@@ -51,7 +51,7 @@ class Selection:
     even: bool = False
     """Whether each of those places has the same number of these tokens, in the order of the places."""
     mask: Tensor | None = None
-    """Where they are uneven, (high - low, 1, together): 1 where a token belongs to the place."""
+    """Where they are uneven, (together, high - low, 1): 1 where a token belongs to the place."""
     rows: Tensor | None = None
     """(T,): each token's place, P for the base's; for the scales and biases."""
     places: frozenset[int] = frozenset()
@@ -67,7 +67,8 @@ class Group:
         """The places whose adapter has terms here."""
         self.active = False
         """Whether a token of the selection has such an adapter."""
-        self.A = torch.zeros(places, len(layers), 0, layers[0].in_features, device=device, dtype=dtype)
+        # Transposed: a product of few tokens reads it once, from end to end, in up to half the time.
+        self.A = torch.zeros(places, layers[0].in_features, len(layers), 0, device=device, dtype=dtype)
         self._seen: Tensor | None = None
         self._first: tuple[Tensor, ...] = ()
         self._later: list[tuple[Tensor, ...]] = []
@@ -79,25 +80,25 @@ class Group:
     @property
     def rank(self) -> int:
         """R: the rank that a place holds."""
-        return self.A.shape[2]
+        return self.A.shape[3]
 
     def widen(self, rank: int) -> None:
         """Make room for adapters of a higher rank; what the places hold is lost."""
         for place in list(self.filled):
             self.clear(place)
-        self.A = self.A.new_zeros(self.places, len(self.layers), rank, self.A.shape[3])
+        self.A = self.A.new_zeros(*self.A.shape[:3], rank)
         for layer in self.layers:
             layer.B = layer.B.new_zeros(self.places, rank, layer.out_features)
         self.prepare()
 
     def prepare(self) -> None:
         """Cut out of the stacks what the selection needs: views, made once for many passes."""
-        selection, (_, G, R, features) = self.selection, self.A.shape
+        selection = self.selection
         low, high = selection.low, selection.high
         later = [run for run in selection.runs if run.start >= selection.together]
-        A = self.A[low:high]
-        self._A = A.view(high - low, G * R, features).mT if selection.even else A.view(-1, features)
-        self._run_A = [(run.start, run.end, self.A[run.place].view(G * R, features).t()) for run in later]
+        A = self.A.flatten(2)  # (P, in, G x R)
+        self._A = A[low:high]
+        self._run_A = [(run.start, run.end, A[run.place]) for run in later]
         for layer in self.layers:
             B = layer.B[low:high]
             layer.first_B = B if selection.even else B.view(-1, layer.out_features)
@@ -110,7 +111,7 @@ class Group:
             if term is not None:
                 self.filled.add(place)
                 rank = len(term.A)
-                self.A[place, layer.index, :rank] = term.A
+                self.A[place, :, layer.index, :rank] = term.A.t()
                 layer.B[place, :rank] = term.B.t()
                 for name in VECTORS:
                     layer.set_vector(name, place, getattr(term, name))
@@ -130,34 +131,34 @@ class Group:
         if self._seen is input:
             return
         selection, R = self.selection, self.rank
-        x = input.reshape(-1, self.A.shape[3])
+        x = input.reshape(-1, self.A.shape[1])
         x = x if x.dtype is self.A.dtype else x.to(self.A.dtype)
         if selection.together:
-            first = x if selection.together == len(x) else x[: selection.together]
+            first, places = x[: selection.together], len(self._A)
             if selection.even:  # (places, tokens each, R)
-                product = torch.bmm(first.view(len(self._A), -1, first.shape[1]), self._A)
+                product = torch.bmm(first.view(places, -1, x.shape[1]), self._A)
                 self._first = torch.split(product, R, dim=2)
             else:  # (together, places x R), masked
                 assert selection.mask is not None
-                G, places = len(self.layers), selection.high - selection.low
-                product = torch.mm(self._A, first.t()).view(places, G, R, -1)
-                masked = product.new_empty(G, places, R, selection.together)
-                torch.mul(product.transpose(0, 1), selection.mask, out=masked)
-                self._first = masked.view(G, places * R, -1).mT.unbind()
+                product = torch.bmm(first.expand(places, -1, -1), self._A).view(places, len(first), -1, R)
+                masked = product.new_empty(len(self.layers), len(first), places, R)
+                torch.mul(product.permute(2, 1, 0, 3), selection.mask, out=masked)
+                self._first = masked.flatten(2).unbind()
         self._later = [torch.split(torch.mm(x[start:end], A), R, dim=1) for start, end, A in self._run_A]
         self._seen = input
 
-    def add(self, layer: "AdaptedLinear", y: Tensor) -> None:
-        """Add B A x to y (T, out) in place."""
+    def add(self, layer: "AdaptedLinear", y: Tensor) -> Tensor:
+        """y + B A x, (T, out); y is overwritten."""
         selection = self.selection
-        if selection.together:
-            first = y if selection.together == len(y) else y[: selection.together]
-            if selection.even:
-                first.view(len(layer.first_B), -1, y.shape[1]).baddbmm_(self._first[layer.index], layer.first_B)
-            else:
-                first.addmm_(self._first[layer.index], layer.first_B)
+        if selection.even:
+            y = y.contiguous()  # in columns a batched product is twice as slow
+            first = y[: selection.together].view(len(layer.first_B), -1, y.shape[1])
+            first.baddbmm_(self._first[layer.index], layer.first_B)
+        elif selection.together:
+            y[: selection.together].addmm_(self._first[layer.index], layer.first_B)
         for (start, end, B), products in zip(layer.run_B, self._later, strict=True):
             y[start:end].addmm_(products[layer.index], B)
+        return y
 
     def rest(self) -> None:
         """Add nothing any more, and let go of the last input."""
@@ -195,24 +196,17 @@ class AdaptedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        group = self.group
-        adapted = group is not None and group.active
-        tokens = input.numel() // self.in_features
-        skinny = tokens in _SKINNY and input.device.type == "cpu" and not torch.is_grad_enabled()
-        if not adapted and not skinny:
-            return functional.linear(input, self.weight, self.bias)
-        x = input.reshape(tokens, self.in_features)
+        adapted = self.group is not None and self.group.active
+        x = input.reshape(-1, self.in_features)
         if adapted and "input_scale" in self.vectors:
             x = (x * self.vectors["input_scale"][self.selection.rows]).to(x.dtype)
-        y = torch.mm(self.weight, x.t()).t() if skinny else functional.linear(x, self.weight, self.bias)
-        if skinny and self.bias is not None:
-            y = y + self.bias
+        y = _linear(x, self.weight, self.bias)
         if adapted:
-            y = self._adapted(y.contiguous(), input)
-        elif self.split:  # elsewhere it costs more than it saves to put each token's numbers side by side
-            y = y.contiguous()
+            y = self._adapted(y, input)
         if adapted and "bias" in self.vectors:
             y = y + self.vectors["bias"][self.selection.rows]
+        if self.split:  # elsewhere it costs more than it saves to put each token's numbers side by side
+            y = y.contiguous()
         y = y if y.dtype is input.dtype else y.to(input.dtype)
         return y.view(*input.shape[:-1], self.out_features)
 
@@ -223,8 +217,16 @@ class AdaptedLinear(nn.Linear):
         y = y if y.dtype is self.B.dtype else y.to(self.B.dtype)
         if group.rank:
             group.multiply(input)
-            group.add(self, y)
+            y = group.add(self, y)
         return y * self.vectors["scale"][self.selection.rows] if "scale" in self.vectors else y
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `functional.linear` of x (T, in), but laid out column by column where T is small and that is faster."""
+    if len(x) not in _SKINNY or x.device.type != "cpu" or torch.is_grad_enabled():
+        return functional.linear(x, weight, bias)
+    y = torch.mm(weight, x.t()).t()
+    return y if bias is None else y + bias
 
 
 Segment = tuple[str | None, int]
@@ -328,8 +330,8 @@ class LoraBatch:
     ) -> Iterator[None]:
         """Passes in this context compute their tokens, in order, with the adapters of `segments`.
 
-        The first `together` tokens are many rows' single ones. `kept` are the tokens that reach the output layer, by
-        default all.
+        The first `together` tokens, a few of each adapter, may be computed with all their adapters at once. `kept` are
+        the tokens that reach the output layer, by default all.
         """
         state = (*segments, together, *(kept or ()))
         if state != self._state:
@@ -377,9 +379,9 @@ class LoraBatch:
             if even or together * (len(places) - 1) <= _DENSE_TOKENS * len(first):
                 selection.low, selection.high, selection.together, selection.even = low, high, together, even
             if selection.together and not selection.even:
-                mask = torch.zeros(high - low, 1, together, dtype=self._dtype)
+                mask = torch.zeros(together, high - low, 1, dtype=self._dtype)
                 for run in first:
-                    mask[run.place - low, 0, run.start : run.end] = 1
+                    mask[run.start : run.end, run.place - low] = 1
                 selection.mask = mask.to(self._device)
         if any(layer.vectors for layer in self._layers.values()):
             rows = torch.full((start,), self.places)

@@ -52,8 +52,9 @@ def from_peft(
     exceptions = _check_reference(config.get("base_model_name_or_path"), folder, base, accept_base)
     shapes = check_safetensors(folder / ADAPTER_WEIGHTS)
     config["base_model_name_or_path"] = base.reference
-    config["task_type"] = "CAUSAL_LM"
-    config["auto_mapping"] = None  # it would name classes to import; the task type says all that is needed
+    # PEFT knows no task type of speech recognisers: by SEQ_2_SEQ_LM it would give them `input_ids`
+    config["task_type"] = None if base.task == "transcribe" else "CAUSAL_LM"
+    config["auto_mapping"] = None  # it would name classes to import, and kauli's tasks know their own
     config["inference_mode"] = True
     check_fit(config, shapes, base, folder)
     _check_numbers(folder / ADAPTER_WEIGHTS)
@@ -93,7 +94,7 @@ def check_fit(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: 
     Nothing is loaded: the base is built on torch's meta device from its configuration.
     """
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSpeechSeq2Seq
 
     started = config.get("init_lora_weights")
     if isinstance(started, str) and started.lower().startswith(_CHANGED_BASE):
@@ -101,12 +102,19 @@ def check_fit(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: 
             f"{folder / ADAPTER_CONFIG}: an adapter begun with init_lora_weights='{started}' fits a changed base. "
             "Save it with peft's `path_initial_model_for_weight_conversion` first."
         )
+    kind: Any = AutoModelForSpeechSeq2Seq if base.task == "transcribe" else AutoModelForCausalLM
     building: dict[str, Any] = {"base_model_name_or_path": None}
     if config["peft_type"] == "LORA":
         building["init_lora_weights"] = False  # values do not matter, only shapes
     try:
+        shape = AutoConfig.from_pretrained(base.folder)
+        if shape.model_type == "wav2vec2":
+            raise KauliError(
+                f"{folder} can't be added for {base.name}: plain PEFT does not keep the letters that such an adapter "
+                "writes. Make one with `kauli train`."
+            )
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.folder))  # type: ignore[no-untyped-call]
+            model = kind.from_config(shape)
             settings = PeftConfig.from_peft_type(**{**config, **building})  # type: ignore[no-untyped-call]
             adapted = get_peft_model(model, settings, low_cpu_mem_usage=True)
             made = get_peft_model_state_dict(adapted, save_embedding_layers=False)

@@ -80,6 +80,15 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word of a transcript with its punctuation, and when it was said: seconds from the beginning of the clip."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Some text of answer `index` to request `row`, whole characters only; its last chunk says why it ended."""
 
@@ -90,6 +99,8 @@ class Chunk:
     """None, or "stop" (end token or stop string), "length" (`max_tokens` or the context), "cancelled", "failed"."""
     index: int = 0
     logprobs: tuple[TokenLogprob, ...] = ()
+    words: tuple[Word, ...] = ()
+    """Of the last chunk of a transcript whose words were asked for: all of them."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,8 @@ class SpeechRequest:
     own length by adapters that were trained so, else in the whole window."""
     logprobs: int | None = None
     """None: none; k: the log probabilities of the chosen tokens and of the k likeliest at each place."""
+    words: bool = False
+    """Whether the words' times are asked for, for which Whisper's decoder reads the transcript once more."""
     ignore_eos: bool = False
     """Whether it goes on to `max_tokens`, for measurements."""
     n: int = 1

@@ -1,9 +1,8 @@
-"""Long recordings: cut into spans that a recogniser hears at once; their transcripts as one text, or as subtitles."""
+"""Long recordings: cut into spans that a recogniser hears at once; their transcripts as one text with its words."""
 
-import html
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -13,6 +12,7 @@ import regex
 
 from kauli.models.languages import nfc
 from kauli.models.media import RATE
+from kauli.models.requests import Word
 
 LONGEST = 28.0
 """Seconds of a span for Whisper, which hears 30."""
@@ -38,7 +38,13 @@ _UNSPACED = (
     r"\p{Script=Han}\p{Script=Hiragana}\p{Script=Katakana}\p{Script=Thai}\p{Script=Lao}\p{Script=Khmer}"
     r"\p{Script=Myanmar}\p{Script=Tibetan}"
 )
-_UNIT = regex.compile(rf"(?=[{_UNSPACED}])\X|[^\s{_UNSPACED}]+")
+# Python counts the separators of ASCII as white space, regex does not
+_UNIT = regex.compile(rf"(?=[{_UNSPACED}])\X|[^\s\x1c-\x1f{_UNSPACED}]+")
+_SILENT = regex.compile(r"[\p{P}\p{S}\p{C}]+")
+_WORD = regex.compile(rf"(?=[{_UNSPACED}])\X(?:(?![\p{{Ps}}\p{{Pi}}])\p{{P}})*|[^\s\x1c-\x1f{_UNSPACED}]+")
+_OPENING = regex.compile(r"[\p{Ps}\p{Pi}¿¡]")
+_DASH = regex.compile(r"\p{Pd}")
+_SENTENCE_END = regex.compile(r"[\p{Sentence_Terminal}…]\W*$")
 _JOINED = regex.compile(rf"[{_UNSPACED}\u3000-\u303f\uff00-\uff65]")
 
 
@@ -61,6 +67,8 @@ class Segment:
     start: float
     end: float
     text: str
+    words: tuple[Word, ...] = ()
+    """Those of the text in its order, if their times were asked for, in seconds of the recording."""
 
 
 def cut(samples: Any, longest: float, overlap: float = 2.0) -> list[Span]:
@@ -99,49 +107,83 @@ def cut(samples: Any, longest: float, overlap: float = 2.0) -> list[Span]:
             start = heard
 
 
-def join(texts: Sequence[str], spans: Sequence[Span]) -> list[Segment]:
+def join(texts: Sequence[str], spans: Sequence[Span], words: Sequence[Sequence[Word]] = ()) -> list[Segment]:
     """The transcripts of a recording's spans as segments that don't overlap; an empty one gives none.
 
     What two overlapping spans both heard is said once. There a span's last word and the next one's first may be cut in
     half and so heard wrongly: the words that are alike on both sides decide where the one goes over into the other.
+
+    Args:
+        texts: one for each span.
+        spans: in their order.
+        words: each text's words (`word_spans`) with their times in the span, if they were asked for; a segment gets
+            those of what is left of its text.
     """
     said = [nfc(text).strip() for text in texts]
+    kept = [(0, len(text)) for text in said]
     times = [(span.start, span.end) for span in spans]
     for at in range(1, len(said)):
         (begin, end), (start, stop) = times[at - 1], times[at]
         if start < end:
-            said[at - 1], said[at] = _spliced(said[at - 1], said[at], math.ceil((end - start) * _UNITS_A_SECOND))
+            first, last = kept[at - 1]
+            cut_at, goes_on = _splice(said[at - 1][first:last], said[at], math.ceil((end - start) * _UNITS_A_SECOND))
+            kept[at - 1], kept[at] = (first, first + cut_at), (goes_on, len(said[at]))
             times[at - 1], times[at] = (begin, (start + end) / 2), ((start + end) / 2, stop)
-    return [Segment(*time, text) for time, text in zip(times, said, strict=True) if text]
+    found = []
+    for at, (text, (first, last)) in enumerate(zip(said, kept, strict=True)):
+        if text[first:last].strip():
+            ours = _kept_words(words[at], text, first, last, spans[at]) if words else ()
+            found.append(Segment(*times[at], text[first:last].strip(), ours))
+    return found
+
+
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the words of a text begin and end; they are all of it but white space.
+
+    They are what stands between spaces, and single characters (grapheme clusters) of scripts without spaces.
+    Punctuation belongs to the word before it, or to the one behind it where it opens something, as a dash between
+    sentences does.
+    """
+    found: list[tuple[int, int]] = []
+    opened: int | None = None
+    for match in _WORD.finditer(text):
+        start, end = match.span()
+        if _SILENT.fullmatch(match[0]):
+            opens = not found or opened is not None or _OPENING.match(match[0])
+            if opens or (_DASH.match(match[0]) and ends_sentence(text[slice(*found[-1])])):
+                opened = start if opened is None else opened
+            else:
+                found[-1] = (found[-1][0], end)
+        else:
+            found.append((start if opened is None else opened, end))
+            opened = None
+    if opened is not None:  # nothing is behind it
+        found.append((found.pop()[0] if found else opened, len(text.rstrip())))
+    return found
+
+
+def ends_sentence(word: str) -> bool:
+    """Whether a sentence is over behind this word; quotation marks and brackets may close behind its full stop."""
+    return _SENTENCE_END.search(word) is not None
 
 
 def as_text(segments: Sequence[Segment]) -> str:
     """The segments as one line."""
     text = ""
     for segment in segments:
-        line = _one_line(segment.text)
-        both = _JOINED.fullmatch(text[-1:]) and _JOINED.fullmatch(line[:1])
-        text += line if not text or both else f" {line}"
+        line = " ".join(segment.text.split())
+        text += f" {line}" if text and spaced_apart(text, line) else line
     return text
 
 
-def as_srt(segments: Sequence[Segment]) -> str:
-    """The segments as SubRip subtitles."""
-    # Nothing can be escaped in this format
-    lines = [regex.sub("-{2,}>", "->", _one_line(segment.text)) for segment in segments]
-    times = [f"{_clock(segment.start, ',')} --> {_clock(segment.end, ',')}" for segment in segments]
-    cues = [f"{number}\n{time}\n{line}\n" for number, (time, line) in enumerate(zip(times, lines, strict=True), 1)]
-    return "\n".join(cues)
+def spaced_apart(text: str, other: str) -> bool:
+    """Whether a space goes between these two; not between characters of a script that has none."""
+    return not (_JOINED.fullmatch(text[-1:]) and _JOINED.fullmatch(other[:1]))
 
 
-def as_vtt(segments: Sequence[Segment]) -> str:
-    """The segments as WebVTT subtitles (W3C, WebVTT: The Web Video Text Tracks Format, section 4.1)."""
-    cues = [
-        f"{_clock(segment.start, '.')} --> {_clock(segment.end, '.')}\n"
-        f"{html.escape(_one_line(segment.text), quote=False)}\n"
-        for segment in segments
-    ]
-    return "\n".join(["WEBVTT\n", *cues])
+def pauses(samples: Any) -> list[tuple[float, float]]:
+    """Where nobody speaks for 0.3 s and more, in seconds, of samples (n,)."""
+    return [(begin / RATE, end / RATE) for begin, end in _quiet(samples)[0]]
 
 
 def _quiet(samples: Any) -> tuple[list[Stretch], list[Stretch]]:
@@ -227,17 +269,35 @@ def _units(text: str) -> list[_Unit]:
     return found
 
 
-def _spliced(before: str, after: str, most: int) -> tuple[str, str]:
-    """Both texts without what they share: up to `most` units at the end of the one and the beginning of the other."""
+def _splice(before: str, after: str, most: int) -> tuple[int, int]:
+    """Where the one text is to end and the other to begin, so that neither has what they share.
+
+    They share up to `most` units at the end of the one and the beginning of the other.
+    """
     tail, head = _units(before)[-most:], _units(after)[:most]
     meeting = _meeting(tail, head)
     if meeting is None:
-        return before, after
+        return len(before), 0
     left, right = tail[meeting[0]], head[meeting[1]]
     # The last word of the one and the first of the other may be cut in half
     if right is head[0] and (left is not tail[-1] or len(left.letters) >= len(right.letters)):
-        return before[: left.end], after[right.end :].strip()
-    return before[: left.start].strip(), after[right.start :]
+        return left.end, right.end
+    return left.start, right.start
+
+
+def _kept_words(words: Sequence[Word], text: str, first: int, last: int, span: Span) -> tuple[Word, ...]:
+    """Those of a text's words of which something lies between `first` and `last`, with that part and their times."""
+    found = []
+    place = 0
+    for word in words:
+        said = nfc(word.text)
+        begin = text.index(said, place)
+        place = begin + len(said)
+        part = text[max(begin, first) : min(place, last)].strip()
+        if part:
+            start, end = (min(round(span.start + at, 3), span.end) for at in (word.start, word.end))
+            found.append(replace(word, text=part, start=start, end=end))
+    return tuple(found)
 
 
 def _meeting(tail: Sequence[_Unit], head: Sequence[_Unit]) -> tuple[int, int] | None:
@@ -271,13 +331,3 @@ def _meeting(tail: Sequence[_Unit], head: Sequence[_Unit]) -> tuple[int, int] | 
             row.append(max(ways, key=lambda way: way[0]))
     score, (_, i, j) = max(row, key=lambda cell: cell[0])
     return (i, j) if score >= _LEAST_EVIDENCE else None
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _clock(seconds: float, point: str) -> str:
-    milliseconds = round(seconds * 1000)
-    minutes, rest = divmod(milliseconds, 60_000)
-    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"

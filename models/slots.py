@@ -101,6 +101,7 @@ class SlotMemory:
         for own, pair in zip(self._layers, layers, strict=True):
             for whole, part in zip(own, pair, strict=True):
                 whole[slot, :count] = part
+                whole[slot, count:] = 0  # what a longer one left need not be finite
         self.lengths[slot] = count
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
@@ -135,7 +136,7 @@ class SlotPass:
         self._spans = list(prompts)
         self._chunks = [(chunks, rows.to(device)) for chunks, rows in _like_long(prompts, self._decoding)]
         self._masks: dict[tuple[int | None, int | None], Tensor] = {}
-        self._seen: dict[tuple[SlotMemory, int], Tensor] = {}
+        self._seen: dict[SlotMemory, Tensor] = {}
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
@@ -156,21 +157,15 @@ class SlotPass:
         queries = query[0].transpose(0, 1)  # (T, H, D)
         out = torch.empty_like(queries)
         if self._decoding:
-            longest = max(memory.lengths[slot] for slot in self._slots.tolist())
-            rows = slice(0, self._high) if self._whole else self._slots
-            if (memory, longest) not in self._seen:
-                lengths = torch.tensor(memory.lengths, device=keys.device)[rows]
-                seen = torch.arange(longest, device=keys.device) < lengths[:, None]
-                self._seen[memory, longest] = torch.zeros(
-                    seen.shape, dtype=keys.dtype, device=keys.device
-                ).masked_fill_(~seen, float("-inf"))[:, None, None]
+            seen = self._memory_mask(memory, keys.dtype)
+            longest = seen.shape[-1]
             attended = functional.scaled_dot_product_attention(
-                queries[: self._decoding, :, None],
-                keys[rows, :longest].transpose(1, 2),
-                values[rows, :longest].transpose(1, 2),
-                attn_mask=self._seen[memory, longest],
+                self._by_slot(queries[: self._decoding])[:, :, None],
+                keys[: self._high, :longest].transpose(1, 2),
+                values[: self._high, :longest].transpose(1, 2),
+                attn_mask=seen,
             )
-            out[: self._decoding] = attended[:, :, 0]
+            out[: self._decoding] = self._in_order(attended[:, :, 0])
         first = self._decoding
         for span in self._spans:
             last, length = first + span.end - span.start, memory.lengths[span.slot]
@@ -187,17 +182,25 @@ class SlotPass:
         self, queries: Tensor, keys: Tensor, values: Tensor, scaling: float | None, window: int | None
     ) -> Tensor:
         """queries (decoding, H, D), one for each slot that decodes."""
-        H, D = queries.shape[1:]
-        if not self._whole:
-            queries = queries.new_zeros(self._high, H, D).index_copy_(0, self._slots, queries)
+        queries = self._by_slot(queries)
         attended = functional.scaled_dot_product_attention(
             # The heads that share keys stand as queries of one head: nothing is repeated.
-            queries.view(len(queries), keys.shape[2], -1, D),
+            queries.view(len(queries), keys.shape[2], -1, queries.shape[2]),
             keys[: self._high, : self._length].transpose(1, 2),
             values[: self._high, : self._length].transpose(1, 2),
             attn_mask=self._mask(window, self._at[:, None], self._length, None),
             scale=scaling,
-        ).flatten(1, 2)
+        )
+        return self._in_order(attended.flatten(1, 2))
+
+    def _by_slot(self, queries: Tensor) -> Tensor:
+        """(decoding, H, D) -> (high, H, D) in the order of the slots: keys are read in place, however tokens stand."""
+        if self._whole:
+            return queries
+        return queries.new_zeros(self._high, *queries.shape[1:]).index_copy_(0, self._slots, queries)
+
+    def _in_order(self, attended: Tensor) -> Tensor:
+        """(high, H, D) -> (decoding, H, D), back in the order of the pass."""
         return attended if self._whole else attended[self._slots]
 
     def _prefill(
@@ -229,6 +232,17 @@ class SlotPass:
         )
         # Filled-up places hold the same as the last token's own, so that writing them twice changes nothing.
         out[indices] = attended.transpose(1, 2)
+
+    def _memory_mask(self, memory: SlotMemory, dtype: torch.dtype) -> Tensor:
+        """(high, 1, 1, longest): 0 where a slot's memory is, else minus infinity; made once a pass."""
+        if memory not in self._seen:
+            lengths = self._at.new_tensor(memory.lengths[: self._high])
+            longest = int(lengths[self._slots].max())
+            # Slots that don't decode now look at their first place, so that no softmax is over nothing.
+            seen = torch.arange(longest, device=lengths.device) < lengths.clamp(min=1)[:, None]
+            mask = torch.zeros(seen.shape, dtype=dtype, device=lengths.device)
+            self._seen[memory] = mask.masked_fill_(~seen, float("-inf"))[:, None, None]
+        return self._seen[memory]
 
     def _mask(self, window: int | None, positions: Tensor, length: int, group: int | None) -> Tensor:
         """(N, 1, L, length): 0 where a token at `positions` (N, L) looks, else minus infinity; made once a pass."""

@@ -1,7 +1,7 @@
 """The text task: a causal language model and its adapters, from examples to loss and from requests to streamed text.
 
-This file owns how a conversation becomes tokens, for training, evaluation and serving alike. An adapter with a
-connector takes media in its prompts as well (`kauli.models.describe` trains such).
+How a conversation becomes tokens is in `kauli.models.prompts`. An adapter with a connector takes media in its prompts
+as well (`kauli.models.describe` trains such).
 """
 
 import math
@@ -29,7 +29,8 @@ from kauli.models.languages import nfc
 from kauli.models.lora_batch import LoraBatch
 from kauli.models.memory import keep_freed_memory
 from kauli.models.packing import ATTENTION, FEATURE, Batch, Document, Features, pack
-from kauli.models.requests import DEFAULT_TOKENS, MARK, Chunk, Media, TextRequest
+from kauli.models.prompts import Prompts
+from kauli.models.requests import DEFAULT_TOKENS, Chunk, Media, TextRequest
 from kauli.models.sampling import Sampling
 from kauli.models.streams import stream
 from kauli.models.tokens import TokenBytes
@@ -37,9 +38,6 @@ from kauli.models.tokens import TokenBytes
 # Raised inside peft, which asks transformers by an old name; nobody can do anything about it.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading: two seconds are over before it is read
-
-PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-"""For a base without a chat template: each message on a line of its own, the answer after the last."""
 
 SLOTS = 16
 """Answers generated at a time, unless the caller says otherwise."""
@@ -80,7 +78,6 @@ class TextTask:
     ) -> None:
         self.base = base
         self.tokenizer = tokenizer
-        self.template: str = base.template or tokenizer.chat_template or PLAIN_TEMPLATE
         self.token_bytes = TokenBytes(tokenizer)
         self.model: PreTrainedModel | PeftModel = model
         model.train(False)
@@ -96,6 +93,7 @@ class TextTask:
         if end is None:
             raise UsageError(f"base '{base.name}' has no end token in its tokenizer: it can't be trained to stop.")
         self.end = int(end)
+        self.prompts = Prompts(tokenizer, base.template, self.end)
         configured = model.generation_config.eos_token_id if model.generation_config else None
         others = configured if isinstance(configured, list) else [configured]
         self.ends = frozenset({self.end, *(int(token) for token in others if token is not None)})
@@ -184,62 +182,9 @@ class TextTask:
             self._lora = LoraBatch(self.model, self.slots)
         return self._lora
 
-    def _fill(self, name: str, folder: Path) -> None:
-        """Set the weights of PEFT's adapter `name`; KauliError where a tensor is missing or too many."""
-        weights = load_peft_weights(str(folder), device=str(self.device))
-        try:
-            result: Any = set_peft_model_state_dict(self.model, weights, adapter_name=name)
-        except RuntimeError as error:  # a shape that is not that of its place
-            raise KauliError(f"the adapter in {folder} does not fit base '{self.base.name}': {error}") from error
-        lost = [tensor for tensor in result.missing_keys if f".{name}." in tensor] + list(result.unexpected_keys)
-        if lost:
-            raise KauliError(
-                f"the adapter in {folder} does not fit base '{self.base.name}': tensor {lost[0]} has no counterpart."
-            )
-
-    # Tokens
-
     def prompt_tokens(self, request: TextRequest) -> list[int]:
-        """The tokens before the answer, `FEATURE` where those of media belong; never empty.
-
-        Raises UsageError where the marks in the text are not as many as the media.
-        """
-        if request.messages is None:
-            return self._document_start() + self._marked_tokens(request.prompt or "", request.media)
-        text = self.tokenizer.apply_chat_template(
-            [{"role": message.role, "content": nfc(message.content)} for message in request.messages],
-            chat_template=self.template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        # What the tokenizer puts before any text, such as Gemma's <bos>
-        start: list[int] = self.tokenizer("").input_ids
-        tokens = self._marked_tokens(str(text), request.media)
-        return tokens if tokens[: len(start)] == start else start + tokens
-
-    def _marked_tokens(self, text: str, media: Sequence[Media]) -> list[int]:
-        if not media:
-            return self._plain_tokens(text.replace(MARK, ""))
-        first, *others = text.split(MARK)
-        if len(others) != len(media):
-            raise UsageError(f"{len(media)} pictures or recordings are given, and the text has {len(others)} marks.")
-        tokens = self._plain_tokens(first)
-        for one, piece in zip(media, others, strict=True):
-            tokens += [FEATURE] * len(one.features) + self._plain_tokens(piece)
-        return tokens
-
-    def _plain_tokens(self, text: str) -> list[int]:
-        tokens: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids if text else []
-        return tokens
-
-    def _document_start(self) -> list[int]:
-        """What stands before a text without a prompt: the tokenizer's own start, or the separator of pretraining."""
-        start: list[int] = self.tokenizer("").input_ids
-        if start:
-            return start
-        separator = self.tokenizer.convert_tokens_to_ids("<|endoftext|>")
-        unknown = separator is None or separator == self.tokenizer.unk_token_id
-        return [separator if isinstance(separator, int) and not unknown else self.end]
+        """The tokens before the answer; see `kauli.models.prompts.Prompts.tokens`."""
+        return self.prompts.tokens(request)
 
     # Training and scoring
 
@@ -251,9 +196,19 @@ class TextTask:
     def start_from(self, folder: Path) -> None:
         """Give the adapter in training the weights of an adapter folder of the same kind and shape.
 
-        Of a connector the kinds of media that both have are taken over.
+        Of a connector the kinds of media that both have are taken over. Raises KauliError where a tensor is missing or
+        too many.
         """
-        self._fill("default", folder)
+        weights = load_peft_weights(str(folder), device=str(self.device))
+        try:
+            result: Any = set_peft_model_state_dict(self.model, weights, adapter_name="default")
+        except RuntimeError as error:  # a shape that is not that of its place
+            raise KauliError(f"the adapter in {folder} does not fit base '{self.base.name}': {error}") from error
+        lost = [name for name in result.missing_keys if ".default." in name] + list(result.unexpected_keys)
+        if lost:
+            raise KauliError(
+                f"the adapter in {folder} does not fit base '{self.base.name}': tensor {lost[0]} has no counterpart."
+            )
         theirs = Connector.load(folder)
         if self.connector is None or theirs is None:
             return
@@ -276,19 +231,7 @@ class TextTask:
     def encode(self, rows: Sequence[Row], max_length: int | None = None) -> list[Document]:
         """The tokens of each row: prompt, answer, end token; cut to `max_length` (default: the context)."""
         limit = min(max_length or self.context, self.context)
-        documents = []
-        for row in rows:
-            media = tuple(row.get("media") or ())
-            prompt = self.prompt_tokens(TextRequest.of_prompt(row["prompt"], media))
-            answer = [*self._plain_tokens(nfc(row["text"])), self.end]
-            if len(prompt) > limit // 2 and len(prompt) + len(answer) > limit:
-                if media:
-                    text = f"row {row.get('id')}: with its picture the prompt has {len(prompt)} tokens"
-                    raise UsageError(f"{text}, too many beside an answer in {limit}: raise train.max_length.")
-                prompt = prompt[-(limit // 2) :]  # a long prompt gives way: at least half of the room is the answer's
-            tokens = prompt + answer
-            documents.append(Document(tokens[:limit], len(prompt), len(tokens) <= limit, media))
-        return documents
+        return [self.prompts.document(row, limit) for row in rows]
 
     def collate(self, documents: Sequence[Document]) -> Batch:
         """Packed without attention between documents; shapes at `kauli.models.packing.Batch`."""
@@ -320,7 +263,7 @@ class TextTask:
     ) -> list[tuple[float, int]]:
         documents = self.encode(rows)
         if not isinstance(model, Fused) and any(document.media for document in documents):
-            raise UsageError(f"{adapter or self.base.name} takes no pictures: it has no connector.")
+            raise UsageError(f"{adapter or self.base.name} takes no pictures or recordings: it has no connector.")
         bits = [0.0] * len(rows)
         for part in _parts([len(document.tokens) for document in documents], pack_tokens):
             batch = pack([documents[index] for index in part]).to(self.device)

@@ -5,42 +5,33 @@ decoder, are one pass: frames in one row through the encoder, tokens in one row 
 generates text (`kauli.models.engine`).
 """
 
-import json
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from peft import PeftModel
-from peft.utils import load_peft_weights, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-    WhisperTokenizer,
-)
+from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from kauli.models.adapter_form import read_terms
-from kauli.models.adapters import read_json
 from kauli.models.bases import Base
 from kauli.models.engine import Generation, Part, Progress, Ticket
-from kauli.models.errors import KauliError, UsageError
+from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
 from kauli.models.memory import keep_freed_memory
 from kauli.models.requests import Chunk, SpeechRequest
 from kauli.models.sampling import Sampling
+from kauli.models.segments import pauses
 from kauli.models.streams import stream
 from kauli.models.tokens import TokenBytes
-from kauli.models.voice import LANGUAGE, Hearing, Voice
-from kauli.models.whisper import SpeechBatch, frame_count, packed_losses
+from kauli.models.voice import Hearing, Voice
+from kauli.models.whisper import LANGUAGE, Clip, SpeechBatch, Trained, frame_count, packed, packed_losses
+from kauli.models.whisper_adapter import Loaded, begin_from, load_model, read_adapter, write_adapter
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -48,40 +39,10 @@ RATE = 16_000
 SLOTS = 16
 NO_REPEAT = 16
 """Tokens: no run of so many stands twice in a transcript. An untrained base repeats a short clip's word without end."""
-SETTINGS, LANGUAGES = "speech.json", "languages.safetensors"
 _TOKENS_AT_REST, _TOKENS_A_SECOND = 16, 40  # room for the fastest speech in a script of three tokens a letter
 
 Row = Mapping[str, Any]
 """An example; this task reads `samples`, `text` and `language`."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """An example as it is learned: its sound, and its transcript's tokens behind the prompt."""
-
-    samples: Any
-    """(n,) numpy float32 at 16 kHz."""
-    tokens: list[int]
-    answer_start: int
-    language: str
-    id: str
-
-    @property
-    def frames(self) -> int:
-        """About so many frames of the encoder."""
-        return max(1, len(self.samples) // 320)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """An adapter that was read."""
-
-    weights: Any
-    """Its terms by layer, or a fully fine-tuned model."""
-    languages: dict[str, Tensor]
-    """Embeddings (W,) of languages that the base has no token for."""
-    speaks: tuple[str, ...]
-    """The languages that it was trained on; empty for an adapter of plain PEFT, which heard the whole window."""
 
 
 class WhisperTask:
@@ -120,7 +81,7 @@ class WhisperTask:
         dtype = dtype or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
         if device == "cpu":
             keep_freed_memory()
-        model = _load_model(base.folder, dtype).to(device)
+        model = load_model(base.folder, dtype).to(device)
         model.name_or_path = base.reference
         tokenizer = WhisperTokenizer.from_pretrained(base.folder, local_files_only=True)
         extractor = WhisperFeatureExtractor.from_pretrained(base.folder, local_files_only=True)
@@ -176,23 +137,8 @@ class WhisperTask:
 
     def read_adapter(self, folder: Path) -> Loaded:
         """What is in a checked adapter folder, for `put_adapter`; KauliError where it doesn't fit the base."""
-        speaks: tuple[str, ...] = ()
-        languages: dict[str, Tensor] = {}
-        if (folder / SETTINGS).is_file():
-            speaks = tuple(read_json(folder / SETTINGS).get("languages", ()))
-        if (folder / LANGUAGES).is_file():
-            languages = load_file(folder / LANGUAGES, device=str(self.device))
-            width = self.model.config.d_model
-            for tag, value in languages.items():
-                if value.shape != (width,) or not value.isfinite().all():
-                    raise KauliError(f"the embedding of '{tag}' in {folder} is not {width} finite numbers.")
-        if (folder / "model.safetensors").exists():
-            model: Any = _load_model(folder, self.model.dtype).to(self.device)
-            model.train(False)
-            return Loaded(model, languages, speaks)
         voice = self._shared()
-        terms = read_terms(folder, {**voice.encoding.layers, **voice.decoding.layers}, torch.float32)
-        return Loaded(terms, languages, speaks)
+        return read_adapter(folder, self.model, {**voice.encoding.layers, **voice.decoding.layers})
 
     def put_adapter(self, key: str, loaded: Loaded) -> None:
         """Take an adapter under a key (such as `transcribe-be@3`)."""
@@ -232,7 +178,7 @@ class WhisperTask:
     @property
     def trained(self) -> nn.Module:
         """What training computes with: called with a `SpeechBatch` it returns the losses (A,) of its tokens."""
-        return _Trained(self.model, self.languages)
+        return Trained(self.model, self.languages)
 
     def add_languages(
         self, tags: Sequence[str], related: Mapping[str, Sequence[str]], texts: Sequence[str] = ()
@@ -261,32 +207,11 @@ class WhisperTask:
 
     def start_from(self, folder: Path) -> None:
         """Give the adapter in training the weights of an adapter folder of the same kind and shape."""
-        weights = load_peft_weights(str(folder), device=str(self.device))
-        try:
-            result: Any = set_peft_model_state_dict(self.model, weights, adapter_name="default")
-        except RuntimeError as error:
-            raise KauliError(f"the adapter in {folder} does not fit base '{self.base.name}': {error}") from error
-        if result.unexpected_keys:
-            raise KauliError(f"the adapter in {folder} does not fit: {result.unexpected_keys[0]} has no counterpart.")
-        if (folder / LANGUAGES).is_file():
-            for tag, value in load_file(folder / LANGUAGES).items():
-                if tag in self.languages:
-                    self.languages[tag].data.copy_(value)
+        begin_from(folder, self.model, self.languages)
 
     def save(self, folder: Path) -> None:
         """Write the adapter in training as a PEFT folder, or the whole model's weights after full fine-tuning."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SETTINGS).write_text(json.dumps({"languages": list(self._speaks)}) + "\n", encoding="utf-8")
-        if len(self.languages):
-            save_file(
-                {tag: value.detach().cpu().contiguous() for tag, value in self.languages.items()}, folder / LANGUAGES
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transformers on generation settings that stand in the configuration
-            if isinstance(self.model, PeftModel):
-                self.model.save_pretrained(str(folder), save_embedding_layers=False)
-            else:
-                self.model.save_pretrained(str(folder))
+        write_adapter(folder, self.model, self.languages, self._speaks)
 
     def encode(self, rows: Sequence[Row], max_length: int | None = None) -> list[Clip]:
         """Each row's samples with the tokens of prompt, transcript and end; a transcript too long for the base is cut.
@@ -301,27 +226,19 @@ class WhisperTask:
             clips.append(Clip(row["samples"], tokens, len(prompt), row["language"], str(row.get("id"))))
         return clips
 
+    def joined(self, clips: Sequence[Clip]) -> Clip:
+        """Clips of one language as one: their sounds and their transcripts, one after another."""
+        if len(clips) == 1:
+            return clips[0]
+        first = clips[0]
+        answers = [token for clip in clips for token in clip.tokens[clip.answer_start :] if token != self.end]
+        tokens = [*first.tokens[: first.answer_start], *answers, self.end]
+        return replace(first, samples=np.concatenate([clip.samples for clip in clips]), tokens=tokens)
+
     def collate(self, clips: Sequence[Clip], mels: Sequence[Tensor] | None = None) -> SpeechBatch:
         """A batch; `mels` take the place of the clips' own spectrograms, say augmented ones."""
-        positions, ids, owners, ends, start = [], [], [], [], 0
-        for index, clip in enumerate(clips):
-            for offset in range(clip.answer_start, len(clip.tokens)):
-                positions.append(start + offset - 1)
-                ids.append(clip.tokens[offset])
-                owners.append(index)
-                ends.append(clip.tokens[offset] == self.end and offset == len(clip.tokens) - 1)
-            start += len(clip.tokens)
-        return SpeechBatch(
-            tuple(mels if mels is not None else (self.mel(clip.samples) for clip in clips)),
-            torch.tensor([token for clip in clips for token in clip.tokens]),
-            tuple(clip.language for clip in clips if LANGUAGE in clip.tokens),
-            torch.cat([torch.arange(len(clip.tokens)) for clip in clips]),
-            tuple(len(clip.tokens) for clip in clips),
-            torch.tensor(positions),
-            torch.tensor(ids),
-            torch.tensor(owners),
-            torch.tensor(ends),
-        )
+        found = mels if mels is not None else [self.mel(clip.samples) for clip in clips]
+        return packed(clips, found, self.end)
 
     def terms(self, clip: Clip) -> int:
         """How many losses a clip has: its transcript's tokens and the end token."""
@@ -372,7 +289,9 @@ class WhisperTask:
             sums = torch.zeros(len(part), dtype=torch.float64, device=self.device).index_add(0, owners, found)
             for index, value in zip(part, sums.tolist(), strict=True):
                 bits[index] = value
-        return [(value, len(nfc(row["text"]).strip().encode())) for value, row in zip(bits, rows, strict=True)]
+        # Of what is left of a transcript that was cut; the space before it is no part of it
+        sizes = [sum(len(self.token_bytes(token)) for token in clip.tokens[clip.answer_start :]) - 1 for clip in clips]
+        return list(zip(bits, sizes, strict=True))
 
     # Transcribing
 
@@ -437,7 +356,12 @@ class WhisperTask:
                 temperature=request.temperature, seed=request.seed, ignore_eos=request.ignore_eos, no_repeat=NO_REPEAT
             ),
             logprobs=request.logprobs,
-            memory=Hearing(self.mel(request.samples, self.seconds * full), language),
+            memory=Hearing(
+                self.mel(request.samples, self.seconds * full),
+                language,
+                len(request.samples) / RATE,
+                pauses(request.samples) if request.words else None,
+            ),
         )
         return [voice.submit(generation)]
 
@@ -456,21 +380,3 @@ class WhisperTask:
 
     def _voices(self) -> list[Voice]:
         return [*([self._voice] if self._voice else []), *self._full.values()]
-
-
-class _Trained(nn.Module):
-    """The model and the languages' embeddings, as one module with one forward."""
-
-    def __init__(self, model: nn.Module, languages: nn.ParameterDict) -> None:
-        super().__init__()
-        self.model, self.languages = model, languages
-
-    def forward(self, batch: SpeechBatch) -> Tensor:
-        """The losses (A,) of a batch's tokens in nats."""
-        return packed_losses(self.model, batch, self.languages.__getitem__)
-
-
-def _load_model(folder: Path, dtype: torch.dtype) -> Any:
-    return WhisperForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True, use_safetensors=True
-    )

@@ -4,8 +4,9 @@ What the batch mixes is the adapters' choice alone: frames of many clips are one
 transcripts one row for the decoder, each with its own clip's adapter.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,13 +15,23 @@ from torch.nn import functional
 
 from kauli.models.engine import Engine, Generation, Progress, Ticket
 from kauli.models.lora_batch import LoraBatch
+from kauli.models.requests import Word
 from kauli.models.tokens import TokenBytes
-from kauli.models.whisper import Memory, SlotDecoder, decode, encode, encoder_side, frame_count, memories
+from kauli.models.whisper import (
+    FRAMES_PER_SECOND,
+    LANGUAGE,
+    Memory,
+    SlotDecoder,
+    decode,
+    encode,
+    encoder_side,
+    frame_count,
+    memories,
+)
+from kauli.models.word_times import alignment_heads, look_weights, outside_pauses, token_frames, token_pieces, words_of
 
 ENCODED_FRAMES = 3000
 """Frames that one pass of the encoder takes at most, unless a single clip has more."""
-LANGUAGE = -1
-"""Among a prompt's tokens: the place of a language that is yet to be heard, or has no token."""
 
 
 @dataclass
@@ -30,6 +41,10 @@ class Hearing:
     mel: Tensor | None
     language: str | None
     """None: the decoder is asked for it."""
+    seconds: float
+    """The clip's own, without what fills the window."""
+    pauses: Sequence[tuple[float, float]] | None = None
+    """Those in the clip, in seconds, if the times of its words are asked for."""
     layers: Memory | None = None
 
     @property
@@ -54,7 +69,8 @@ class Voice:
         self.model = model
         self.encoding = LoraBatch(model, slots, encoder_side)
         self.decoding = LoraBatch(model, slots, lambda name: not encoder_side(name))
-        self._start, self._languages = start, languages
+        self._start, self._languages, self._token_bytes = start, languages, token_bytes
+        self._heads = alignment_heads(model)
         self._device = next(model.parameters()).device
         self._engine = Engine(
             SlotDecoder(model, slots, silent).to(self._device),
@@ -76,7 +92,7 @@ class Voice:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Ticket, Progress]]:
-        """One pass: the encoder for clips that come in, then the decoder for all."""
+        """One pass: the encoder for clips that come in, then the decoder for all; the words of what is finished."""
         parts: list[list[Ticket]] = []
         room = 0
         for ticket in self._engine.coming():
@@ -91,7 +107,12 @@ class Voice:
             room -= count
         for part in parts:
             self._hear(part)
-        return self._engine.step()
+        return [
+            (ticket, replace(progress, words=self._words(ticket)))
+            if ticket.generation.memory.pauses is not None and progress.finish in ("stop", "length")
+            else (ticket, progress)
+            for ticket, progress in self._engine.step()
+        ]
 
     def frames(self, mels: Sequence[Tensor]) -> list[Tensor]:
         """The bare encoder's frames (F, W) of each spectrogram."""
@@ -129,3 +150,22 @@ class Voice:
             logits = self.model.proj_out(hidden[0, 0])
         names = list(self._languages)
         return names[int(logits[torch.tensor(list(self._languages.values()), device=self._device)].argmax())]
+
+    def _words(self, ticket: Ticket) -> tuple[Word, ...]:
+        """The words of a finished transcript, from where the decoder looks when it reads it at once."""
+        hearing: Hearing = ticket.generation.memory
+        answer = [token for token in ticket.answer if self._token_bytes(token)]
+        if not answer or hearing.layers is None:
+            return ()
+        decoder = self.model.get_decoder()
+        tokens = [*ticket.tokens, *answer]
+        embedded = decoder.embed_tokens(torch.tensor([tokens], device=self._device))
+        for at, part in ticket.embeddings:
+            embedded[0, at : at + len(part)] = part.to(embedded)
+        frames = min(len(hearing.layers[0][0]), math.ceil(hearing.seconds * FRAMES_PER_SECOND))
+        with self.decoding.apply([(ticket.generation.adapter, len(tokens))]):
+            # A token begins where the one before it, which predicts it, begins to look at it
+            weights = look_weights(decoder, embedded, hearing.layers, self._heads, frames, first=len(ticket.tokens) - 1)
+        times = [min(frame / FRAMES_PER_SECOND, hearing.seconds) for frame in token_frames(weights)]
+        words = words_of(token_pieces(answer, times, self._token_bytes))
+        return outside_pauses(words, hearing.pauses or ())

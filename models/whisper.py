@@ -17,6 +17,8 @@ from kauli.models.packing import Buckets, in_buckets, into_buckets, out_of_bucke
 from kauli.models.slots import SlotMemory, SlotPass
 
 FRAMES_PER_SECOND = 50
+LANGUAGE = -1
+"""Among a prompt's tokens: the place of a language that is yet to be heard, or has no token."""
 MEMORY_LAYERS = ("k_proj", "v_proj")
 """Layers of the decoder that read the encoder's frames instead of the decoder's tokens."""
 
@@ -126,13 +128,30 @@ def _dropped(layer: Any, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Clip:
+    """An example as it is learned: its sound, and its transcript's tokens behind the prompt."""
+
+    samples: Any
+    """(n,) numpy float32 at 16 kHz."""
+    tokens: list[int]
+    answer_start: int
+    language: str
+    id: str
+
+    @property
+    def frames(self) -> int:
+        """About so many frames of the encoder."""
+        return max(1, len(self.samples) // 320)
+
+
+@dataclass(frozen=True)
 class SpeechBatch:
     """Clips and their transcripts, packed; N clips, T decoder tokens, A of them learned."""
 
     mels: tuple[Tensor, ...]
     """N times (M, 2 F_i) float32."""
     input_ids: Tensor
-    """(T,) int64; -1 where a language's own embedding stands."""
+    """(T,) int64; `LANGUAGE` where a language's own embedding stands."""
     languages: tuple[str, ...]
     """Of those embeddings, in their order."""
     position_ids: Tensor
@@ -152,6 +171,29 @@ class SpeechBatch:
         """The same batch on another device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return SpeechBatch(**{**vars(self), **moved, "mels": tuple(mel.to(device) for mel in self.mels)})
+
+
+def packed(clips: Sequence[Clip], mels: Sequence[Tensor], end: int) -> SpeechBatch:
+    """Clips with their spectrograms as a batch; `end` is the end token."""
+    positions, ids, owners, ends, start = [], [], [], [], 0
+    for index, clip in enumerate(clips):
+        for offset in range(clip.answer_start, len(clip.tokens)):
+            positions.append(start + offset - 1)
+            ids.append(clip.tokens[offset])
+            owners.append(index)
+            ends.append(clip.tokens[offset] == end and offset == len(clip.tokens) - 1)
+        start += len(clip.tokens)
+    return SpeechBatch(
+        tuple(mels),
+        torch.tensor([token for clip in clips for token in clip.tokens]),
+        tuple(clip.language for clip in clips if LANGUAGE in clip.tokens),
+        torch.cat([torch.arange(len(clip.tokens)) for clip in clips]),
+        tuple(len(clip.tokens) for clip in clips),
+        torch.tensor(positions),
+        torch.tensor(ids),
+        torch.tensor(owners),
+        torch.tensor(ends),
+    )
 
 
 def packed_losses(model: Any, batch: SpeechBatch, languages: Callable[[str], Tensor]) -> Tensor:
@@ -190,6 +232,18 @@ def packed_losses(model: Any, batch: SpeechBatch, languages: Callable[[str], Ten
     hidden = decode(decoder, embedded[None], batch.position_ids, attend, look)
     logits = model.proj_out(hidden[0, batch.answer_positions])
     return functional.cross_entropy(logits.float(), batch.answer_ids, reduction="none")
+
+
+class Trained(nn.Module):
+    """A model in training and the embeddings of languages that it has no token for, as one module with one forward."""
+
+    def __init__(self, model: nn.Module, languages: nn.ParameterDict) -> None:
+        super().__init__()
+        self.model, self.languages = model, languages
+
+    def forward(self, batch: SpeechBatch) -> Tensor:
+        """The losses (A,) of a batch's tokens in nats."""
+        return packed_losses(self.model, batch, self.languages.__getitem__)
 
 
 class SlotDecoder(nn.Module):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kauli.models.media import MediaError, read_data_uri, read_input_audio
+from kauli.models.media import MediaError
 from kauli.models.requests import NO_REPEAT, Media, TextRequest
 from kauli.serving.api import ApiError, ChatRequest, Picture, Spoken
 from kauli.serving.catalogue import Catalogue, Route, hearing_base
@@ -23,6 +23,7 @@ from kauli.serving.events import (
     MediaForm,
     TextBackend,
 )
+from kauli.serving.payloads import read_data_uri, read_input_audio
 
 _WORDS = {"image": "pictures", "audio": "recordings"}
 

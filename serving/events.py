@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kauli.models.requests import SpeechRequest, TextRequest, TokenLogprob
+from kauli.models.requests import SpeechRequest, TextRequest, TokenLogprob, Word
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Piece:
     logprobs: tuple[TokenLogprob, ...] = ()
     language: str | None = None
     """Of a transcript: what was asked for, or what was heard."""
+    words: tuple[Word, ...] = ()
+    """Of the last piece of a transcript whose words were asked for: all of them."""
 
 
 @dataclass(frozen=True)

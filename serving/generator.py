@@ -365,7 +365,11 @@ class Generator(Generic[R]):
         elif progress.finish != "cancelled" and (progress.text or progress.tokens or progress.finish):
             # Of a clip, which may name none, but may have been heard
             language = getattr(getattr(ticket.generation, "memory", None), "language", None)
-            job.deliver(Piece(progress.text, progress.tokens, progress.finish, index, progress.logprobs, language))
+            job.deliver(
+                Piece(
+                    progress.text, progress.tokens, progress.finish, index, progress.logprobs, language, progress.words
+                )
+            )
 
     def _fail(self, failed: Failed) -> None:
         for job in set(self._jobs.values()):

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 
 from kauli.models.media import AudioLimits, MediaError, Recording, decode_audio
-from kauli.models.requests import SpeechRequest, TokenLogprob
+from kauli.models.requests import SpeechRequest, TokenLogprob, Word
 from kauli.models.segments import LONGEST, Segment, Span, as_text, cut, join
 from kauli.serving.api import ApiError
 from kauli.serving.events import AudioBackend, Failed, Piece, Started
@@ -28,6 +28,7 @@ class _Said:
 
     text: str = ""
     tokens: tuple[TokenLogprob, ...] = ()
+    words: tuple[Word, ...] = ()
     language: str | None = None
     whole: bool = False
 
@@ -52,8 +53,9 @@ class Transcript:
 
     @property
     def segments(self) -> list[Segment]:
-        """The whole transcript; complete when `pieces` has ended."""
-        return join([said.text for said in self._said], self.spans)
+        """The whole transcript, with its words if the request wants them; complete when `pieces` has ended."""
+        words = [said.words for said in self._said] if self._request.words else ()
+        return join([said.text for said in self._said], self.spans, words)
 
     def tokens(self, segment: Segment) -> tuple[TokenLogprob, ...]:
         """Those of the span that a segment came from, if log probabilities were asked for."""
@@ -130,6 +132,7 @@ class Transcript:
                         if isinstance(event, Piece):
                             said.text += event.text
                             said.tokens += event.logprobs
+                            said.words += event.words
                             said.language = event.language
                             said.whole = event.finish is not None
                         self._changed.set()

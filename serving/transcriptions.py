@@ -12,13 +12,15 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
-from kauli.models.media import AudioLimits, MediaError, check_audio_type
+from kauli.models.media import AudioLimits, MediaError
 from kauli.models.requests import SpeechRequest
-from kauli.models.segments import Segment, as_srt, as_text, as_vtt
+from kauli.models.segments import Segment, as_text
+from kauli.models.subtitles import as_srt, as_vtt, cues
 from kauli.serving.answers import route_headers, sse
 from kauli.serving.api import ApiError, Strict, invalid_body
 from kauli.serving.catalogue import Catalogue, Route
 from kauli.serving.events import NO_SPEECH, AudioBackend
+from kauli.serving.payloads import check_audio_type
 from kauli.serving.settings import ServeArgs
 from kauli.serving.transcript import Transcript
 
@@ -39,6 +41,7 @@ class TranscriptionForm(Strict):
     temperature: Annotated[float, Field(ge=0, le=1)] = 0.0
     stream: bool = False
     timestamp_granularities: tuple[str, ...] = ()
+    """Of verbose_json: segment, which is what is heard at once, word, or both; none: segment."""
     chunking_strategy: Literal["auto"] | None = None
     """Changes nothing: long recordings are cut at pauses in any case."""
     # Ours
@@ -48,10 +51,10 @@ class TranscriptionForm(Strict):
 
     @field_validator("timestamp_granularities")
     @classmethod
-    def _segments_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for one in value:
-            if one != "segment":
-                raise ValueError(f"timestamps of '{one}' are not made: leave it out, or give segment")
+            if one not in ("segment", "word"):
+                raise ValueError(f"timestamps of '{one}' are not made: give word or segment, or leave it out")
         return value
 
     @model_validator(mode="after")
@@ -61,6 +64,11 @@ class TranscriptionForm(Strict):
         if self.timestamp_granularities and self.response_format != "verbose_json":
             raise ValueError("timestamp_granularities are for response_format verbose_json")
         return self
+
+    @property
+    def words(self) -> bool:
+        """Whether the answer needs the times of words, which take some time themselves."""
+        return self.response_format in ("srt", "vtt") or "word" in self.timestamp_granularities
 
 
 def add_transcriptions(app: FastAPI, audio: AudioBackend | None, catalogue: Catalogue, args: ServeArgs) -> None:
@@ -82,7 +90,7 @@ def add_transcriptions(app: FastAPI, audio: AudioBackend | None, catalogue: Cata
                 raise ApiError(400, text, "invalid_value", "model")
             asked = SpeechRequest(
                 None, route.language, form.prompt, temperature=form.temperature, seed=form.seed,
-                logprobs=0 if form.response_format == "verbose_json" else None,
+                logprobs=0 if form.response_format == "verbose_json" else None, words=form.words,
             )  # fmt: skip
             transcript = Transcript(audio, asked, route.adapter, args.deadline_s)
             pieces = _held(in_hand, upload, transcript, limits, form.stream)
@@ -94,7 +102,7 @@ def add_transcriptions(app: FastAPI, audio: AudioBackend | None, catalogue: Cata
             async with aclosing(pieces):
                 async for _ in pieces:
                     pass
-            return _answer(transcript, form, _headers(route, transcript))
+            return await asyncio.to_thread(_answer, transcript, form, _headers(route, transcript))
         finally:
             await upload.close()
 
@@ -176,16 +184,24 @@ def _answer(transcript: Transcript, form: TranscriptionForm, headers: dict[str, 
         case "text":
             return PlainTextResponse(as_text(segments) + "\n", headers=headers)
         case "srt":
-            return PlainTextResponse(as_srt(segments), headers=headers, media_type="application/x-subrip")
+            return PlainTextResponse(as_srt(cues(segments)), headers=headers, media_type="application/x-subrip")
         case "vtt":
-            return PlainTextResponse(as_vtt(segments), headers=headers, media_type="text/vtt")
+            return PlainTextResponse(as_vtt(cues(segments)), headers=headers, media_type="text/vtt")
     content: dict[str, Any] = {"text": as_text(segments), "usage": _usage(transcript)}
     if form.response_format == "verbose_json":
         content |= {
             "task": "transcribe", "language": transcript.language, "duration": round(transcript.recording.seconds, 3),
-            "segments": [_segment(at, one, transcript, form.temperature) for at, one in enumerate(segments)],
             "warnings": list(transcript.recording.warnings),
         }  # fmt: skip
+        asked = form.timestamp_granularities or ("segment",)
+        if "segment" in asked:
+            content["segments"] = [_segment(at, one, transcript, form.temperature) for at, one in enumerate(segments)]
+        if "word" in asked:
+            content["words"] = [
+                {"word": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
+                for segment in segments
+                for word in segment.words
+            ]
     return JSONResponse(content, headers=headers)
 
 

@@ -19,7 +19,7 @@ from kauli.models.image_tower import ImageTower
 from kauli.models.media import RATE, decode_audio, decode_image
 from kauli.models.plain_peft import from_peft
 from kauli.models.registry import Registry
-from kauli.models.requests import NO_REPEAT, Media, Message, SpeechRequest, TextRequest
+from kauli.models.requests import NO_REPEAT, Media, Message, SpeechRequest, TextRequest, Word
 from kauli.models.segments import Segment, cut, join
 from kauli.models.text import TextTask
 from kauli.models.transcribe import WhisperTask
@@ -122,10 +122,12 @@ def transcribed_here(storage: Path, spec: str | None, content: bytes, **options:
     spans = cut(samples, task.seconds)
     requests = [SpeechRequest(span.of(samples), **options) for span in spans]
     texts = [""] * len(spans)
+    words: list[tuple[Word, ...]] = [()] * len(spans)
     for step in task.generate(requests, [spec] * len(spans)):
         for chunk in step:
             texts[chunk.row] += chunk.text
-    return join(texts, spans)
+            words[chunk.row] = chunk.words
+    return join(texts, spans, words if options.get("words") else ())
 
 
 @cache

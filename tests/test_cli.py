@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,14 +11,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, WhisperForConditionalGeneration
 from typer.testing import CliRunner, Result
 
 from kauli.deploy.cli import app
 from kauli.models.bases import find_base
+from kauli.models.plain_peft import from_peft
+from kauli.models.registry import Registry
+from kauli.models.tasks import load_task
 
 
 def run(*words: str, **options: Any) -> Result:
@@ -160,11 +165,66 @@ def test_adapters(store: str, plain: Path) -> None:
     fails(2, "language", *add(plain, language="am"), *where)
 
 
+def test_adapters_are_listed_with_the_main_figure_of_their_task(plain: Path, tmp_path: Path) -> None:
+    read = from_peft(plain, tmp_path / "ours", name="text-sw", language="sw", base=find_base("debug"))
+    told = {
+        "text": ({"bits_per_byte": 2.5, "chrf": 30.0}, ["bits_per_byte", "2.500", "5.000"]),
+        "transcribe": ({"bits_per_byte": 2.5, "cer": 0.25, "synthetic_cer": 0.1}, ["cer", "0.250", "0.500"]),
+        "transcribe-made": (
+            {"synthetic_bits_per_byte": 2.5, "synthetic_cer": 0.2},
+            ["synthetic_cer", "0.200", "0.400"],
+        ),
+        "align": ({"accuracy": 0.6, "macro_f1": 0.4}, ["macro_f1", "0.400", "0.800"]),
+        "unmeasured-text": ({}, ["bits_per_byte", "-", "-"]),
+    }
+    for name, (metrics, _) in told.items():
+        task = next(task for task in ("text", "transcribe", "align") if task in name)
+        base = {metric: 2 * value for metric, value in metrics.items()}
+        card = read.model_copy(update={"name": name, "task": task, "metrics": metrics, "base_metrics": base})
+        Registry(str(tmp_path)).publish(tmp_path / "ours", card)
+    lines = run("adapters", "list", "--storage", str(tmp_path)).stdout.splitlines()
+    assert lines[0].split()[-3:] == ["metric", "score", "base_score"]
+    assert {line.split("@")[0]: line.split()[-3:] for line in lines[1:]} == {
+        name: row for name, (_, row) in told.items()
+    }
+
+
 def test_adapters_of_an_empty_storage(tmp_path: Path) -> None:
     result = run("adapters", "list", "--storage", str(tmp_path))
     assert (result.exit_code, result.stdout) == (0, "")
     assert "kauli train" in result.stderr
     assert run("adapters", "list", "--json", "--storage", str(tmp_path)).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_adapter_of_a_whisper_is_added_for_transcribe(named: bool, tmp_path: Path) -> None:
+    base = find_base("debug", task="transcribe")
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration.from_pretrained(base.folder)
+    model = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="SEQ_2_SEQ_LM"))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=1.0)
+    model.save_pretrained(tmp_path / "plain")
+    shutil.copytree(base.folder, tmp_path / "base")
+    shown = base.name if named else str(tmp_path / "base")
+    where = ["--storage", str(tmp_path), *([] if named else ["--accept-base"])]
+    result = run(*add(tmp_path / "plain", "transcribe-be", "be", shown), *where)
+    assert result.exit_code == 0, result.stderr
+    assert "Next: kauli transcribe" in result.stderr
+    assert Registry(str(tmp_path)).card("transcribe-be@1").task == "transcribe"
+    task = load_task("transcribe", base, device="cpu")
+    task.add_adapter("theirs", Registry(str(tmp_path)).fetch("transcribe-be@1"))
+    row = {"samples": np.sin(np.arange(16_000) / 9).astype(np.float32), "text": "добры дзень", "language": "be"}
+    (ours, _), (bare, _) = (task.bits([row], key)[0] for key in ("theirs", None))
+    assert ours != pytest.approx(bare, rel=1e-3)
+
+
+def test_an_adapter_of_a_base_that_takes_none_from_plain_peft_is_refused(plain: Path, tmp_path: Path) -> None:
+    where = ["--accept-base", "--storage", str(tmp_path)]
+    fails(1, "does not keep the letters", *add(plain, base="debug-wav2vec2"), *where)
+    fails(2, "is for the task align", *add(plain, base="debug-clip"), *where)
 
 
 def test_adapters_that_are_refused(plain: Path, tmp_path: Path) -> None:

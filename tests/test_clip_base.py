@@ -9,7 +9,8 @@ from test_pairs import rows
 
 from kauli.models import bases
 from kauli.models.align import AlignTask
-from kauli.models.bases import BaseCard, find_base
+from kauli.models.base_card import BaseCard
+from kauli.models.bases import find_base
 from kauli.models.errors import UsageError
 from kauli.training import clip_base
 from kauli.training.clip_base import make_base

@@ -167,8 +167,14 @@ def test_who_has_no_connector_refuses_a_picture(tmp_path: Path) -> None:
     for key in (None, "reads"):
         with pytest.raises(UsageError, match="takes no images: it has no connector"):
             task.submit(TextRequest.of_prompt("what?", picture(0)), key)
-        with pytest.raises(UsageError, match="takes no pictures"):
+        with pytest.raises(UsageError, match="takes no pictures or recordings: it has no connector"):
             task.bits(rows(2), key)
+
+
+def test_a_prompt_whose_media_leave_no_room_for_the_text_is_refused() -> None:
+    task = load_task("describe", find_base("debug"), device="cpu")
+    with pytest.raises(UsageError, match=r"row 7: with its picture or recording the prompt has \d+ tokens"):
+        task.encode([{**rows(1)[0], "id": 7}], max_length=12)
 
 
 def test_a_connector_of_another_width_is_refused(tmp_path: Path) -> None:

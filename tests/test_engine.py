@@ -22,6 +22,7 @@ from kauli.models.engine import Engine, Generation, Part, Ticket
 from kauli.models.lora_batch import LoraBatch
 from kauli.models.requests import TokenLogprob
 from kauli.models.sampling import Sampling
+from kauli.models.slots import SlotCache, SlotMemory, SlotPass, Span
 from kauli.models.tokens import TokenBytes
 
 BASES = ["debug", "debug-gemma", "debug-qwen"]
@@ -390,3 +391,19 @@ def test_streams_give_whole_characters_and_stop_strings_are_never_shown() -> Non
         assert (answer.text, answer.finish) == (shown, "stop")
     (cut,) = ask(engine, [Generation([[5]], None, 13, stop=("ለዓለም! éx",))])
     assert cut.text == text.encode()[:13].decode(errors="ignore")  # what was held back comes at the end
+
+
+def test_each_token_attends_to_the_memory_of_its_own_slot_and_to_nothing_that_lay_there_before() -> None:
+    chance = torch.Generator().manual_seed(0)
+    memory, cache = SlotMemory(4), SlotCache(4, 16, torch.device("cpu"))
+    memory.put(2, [(torch.full((9, 2, 8), float("nan")),) * 2])  # longer, and not finite
+    held = {slot: tuple(torch.randn(2, count, 2, 8, generator=chance)) for slot, count in ((0, 5), (2, 3), (3, 7))}
+    for slot, (keys, values) in held.items():
+        memory.put(slot, [(keys, values)])
+    decoding, prompts = [Span(3, 4, 5), Span(0, 2, 3)], [Span(2, 0, 2)]  # slot 1 is empty
+    query = torch.randn(1, 2, 4, 8, generator=chance)
+    out = SlotPass(cache, decoding, prompts, torch.float32).attend_memory(0, query, memory)
+    for token, slot in enumerate([3, 0, 2, 2]):
+        keys, values = (one.transpose(0, 1) for one in held[slot])
+        weights = torch.softmax(query[0, :, token, None] @ keys.mT / 8**0.5, -1)
+        torch.testing.assert_close(out[0, token], (weights @ values)[:, 0])

@@ -9,18 +9,24 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from speech_adapters import publish_hearing
 
 from kauli.models.bases import find_base
 from kauli.models.connector import Connector
+from kauli.models.errors import UsageError
 from kauli.models.registry import Registry
 from kauli.models.tasks import load_task
-from kauli.training.data import load_data
+from kauli.training.data import Dataset, load_data
 from kauli.training.evaluate import evaluate
+from kauli.training.evaluate_fusion import evaluate_fusion
+from kauli.training.evaluate_pictures import NO_OTHER
+from kauli.training.evaluate_speech import FASTEST
 from kauli.training.fused import fuse, fused_rows, load_ears, recording_features
 from kauli.training.learner import Examples
 from kauli.training.metrics import plain_name
 from kauli.training.parquet import write_parquet
 from kauli.training.recipe import Hearing, Recipe, parse_recipe
+from kauli.training.results import EvalResult
 from kauli.training.train import train
 
 NAMES = ("red", "green", "blue", "white", "black", "brown", "pink", "grey", "tan", "teal")
@@ -35,20 +41,25 @@ def encoded(place: int) -> tuple[bytes, bytes]:
     return picture.getvalue(), recording.getvalue()
 
 
+def row(place: int, **changes: Any) -> dict[str, Any]:
+    image, audio = encoded(place)
+    return {
+        "id": NAMES[place], "group": NAMES[place], "language": "en", "prompt": None, "text": NAMES[place],
+        "image": image, "audio": audio,
+        "source": "made", "licence": "CC0-1.0", "synthetic": False, "flags": None, "split": "test", **changes,
+    }  # fmt: skip
+
+
+def written(rows: list[dict[str, Any]], folder: Path) -> Dataset:
+    write_parquet(rows, folder / "both.parquet")
+    return load_data(str(folder), ["en"])
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    rows = []
-    for place, name in enumerate(NAMES):
-        image, audio = encoded(place)
-        rows.append(
-            {
-                "id": name, "group": name, "language": "en", "prompt": None, "text": name,
-                "image": image, "audio": audio,
-                "source": "made", "licence": "CC0-1.0", "synthetic": False, "flags": None,
-                "split": {8: "validation"}.get(place, "test" if place in (6, 7) else "train"),
-            }
-        )  # fmt: skip
+    splits = ["train"] * 6 + ["test"] * 2 + ["validation", "train"]
+    rows = [row(place, split=split) for place, split in enumerate(splits)]
     rows[0]["audio"], rows[1]["image"] = None, None  # nothing to hear, nothing to see
     write_parquet(rows, folder / "both.parquet")
     return folder
@@ -90,6 +101,14 @@ def test_rows_have_both_and_views_show_either(data: Path) -> None:
             assert np.array_equal(media.features, same.features)
 
 
+def test_only_pictured_rows_are_read_and_counted(tmp_path: Path) -> None:
+    rows = [row(place, image=None, audio=b"RIFF and no more") for place in range(4)]
+    rows += [row(place) for place in range(4, 8)] + [row(8, text="far too long to be said in so short a time")]
+    found = fused_rows(written(rows, tmp_path), "test", ["en"], None, 25)
+    assert {one["id"] for one in found.rows} == set(NAMES[4:8])
+    assert dict(found.dropped) == {"with more than 25 characters a second": 1}
+
+
 def test_features_are_those_of_the_bare_encoder_and_noise_changes_them(data: Path) -> None:
     rows = fused_rows(load_data(str(data), ["en"]), "test", ["en"], None, 25).rows
     ears = load_ears(Hearing(encoder="debug-whisper"), "cpu")
@@ -118,6 +137,43 @@ def test_a_run_from_recipe_to_figures(data: Path, tmp_path: Path) -> None:
     assert against["noise_0db_cer"].value == pytest.approx(both - alone)  # type: ignore[operator]
     again = evaluate(result.adapter, str(tmp_path), out=tmp_path / "report.html")
     assert again.metrics == pytest.approx(result.metrics)
+
+
+def measured(rows: list[dict[str, Any]], tmp_path: Path, fastest: float = FASTEST) -> EvalResult:
+    """What an adapter of random weights is found to do."""
+    storage = tmp_path / "store"
+    folder = Registry(str(storage)).fetch(publish_hearing(storage, "fused-en", "en", 1))
+    data = written(rows, tmp_path)
+    return evaluate_fusion(folder, find_base("debug"), data, ["en"], "Say it:", fastest=fastest)
+
+
+def test_noise_changes_nothing_for_who_hears_nothing(tmp_path: Path) -> None:
+    rows = [row(place, synthetic=place > 1) for place in range(3)]
+    found = measured(rows, tmp_path)
+    assert found.base_scores is not None
+    for deaf in (found.base_scores, found.baselines["no_audio"]):
+        figures = deaf.total()
+        assert figures.keys() == found.metrics.keys()
+        for name in ("cer", "synthetic_cer", "bits_per_byte", "synthetic_bits_per_byte"):
+            assert figures[f"noise_0db_{name}"].value() == figures[name].value()
+    assert "noise_10db_synthetic_cer" in found.differences
+    clean, noisy = found.samples[: len(rows)], found.samples[len(rows) :]
+    assert [one.id for one in clean] == [one.id for one in noisy] == sorted(NAMES[:3])
+    assert {one.source for one in clean} == {"made"}
+    assert {one.source for one in noisy} == {"made, 0 dB"}
+    assert any(one.base for one in clean)
+    assert [one.base for one in clean] == [one.base for one in noisy]
+
+
+def test_pictures_of_one_group_are_not_wrong_for_each_other(tmp_path: Path) -> None:
+    found = measured([row(place, group="one") for place in range(2)], tmp_path)
+    assert set(found.baselines) == {"no_image", "no_audio"}
+    assert found.notes.count(NO_OTHER) == 1
+
+
+def test_where_all_were_dropped_the_error_says_why(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no pictures with recordings in en.*; 2 of 2 recordings dropped .* than 1 "):
+        measured([row(0), row(1)], tmp_path, fastest=1)
 
 
 def test_an_adapter_for_pictures_is_taken_over_and_the_ear_is_new(data: Path, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_several_answers_and_logprobs(generator: TextGenerator) -> None:
 
 def test_a_prompt_that_the_template_refuses(storage: Path) -> None:
     task = TextTask.load(find_base("debug"))
-    task.template = "{{ raise_exception('only users may speak') }}"
+    task.prompts.template = "{{ raise_exception('only users may speak') }}"
     generator = TextGenerator(task, Registry(str(storage)))
     event = asyncio.run(collect(generator, TextRequest.of_prompt("Hi"), None))[0]
     generator.close()

@@ -1,6 +1,5 @@
 """Untrusted bytes become an upright RGB picture, or one clear refusal."""
 
-import base64
 import io
 import resource
 import struct
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageFile
 
-from kauli.models.media import ImageLimits, MediaError, content_key, decode_image, read_data_uri
+from kauli.models.media import ImageLimits, MediaError, content_key, decode_image
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 LIMITS = ImageLimits()
@@ -53,12 +52,6 @@ def with_orientation(orientation: int) -> Image.Exif:
 def refusal(data: bytes, limits: ImageLimits = LIMITS) -> str:
     with pytest.raises(MediaError) as caught:
         decode_image(data, limits)
-    return str(caught.value)
-
-
-def uri_refusal(uri: str, limits: ImageLimits = LIMITS) -> str:
-    with pytest.raises(MediaError) as caught:
-        read_data_uri(uri, limits)
     return str(caught.value)
 
 
@@ -297,61 +290,5 @@ def test_what_is_no_allowed_picture_is_named_and_so_is_what_is_allowed(data: byt
     assert "PNG, JPEG, WEBP, GIF or BMP" in message
 
 
-def test_a_picture_and_its_key_come_through_a_data_uri() -> None:
-    data = encoded(noise())
-    text = base64.b64encode(data).decode()
-    assert read_data_uri(f"data:image/png;base64,{text}") == data
-    assert read_data_uri(f"DATA:Image/PNG;name=a.png;Base64,{text}") == data
-    jpeg = encoded(noise(), "JPEG")
-    assert read_data_uri(f"data:image/jpg;base64,{base64.b64encode(jpeg).decode()}") == jpeg
+def test_a_picture_has_its_hash_for_a_key() -> None:
     assert content_key(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "https://example.org/cow.png",
-        "HTTP://example.org/cow.png",
-        "ftp://example.org/cow.png",
-        "file:///etc/passwd",
-        "/etc/passwd",
-        "",
-        "data",
-    ],
-)
-def test_nothing_is_fetched(uri: str) -> None:
-    message = uri_refusal(uri)
-    assert "remote pictures are not fetched: send a data: URI" in message
-    assert uri in message
-
-
-@pytest.mark.parametrize(
-    ("uri", "reason"),
-    [
-        ("data:image/png,AAAA", "must begin like 'data:image/png;base64,'"),
-        ("data:image/png;base64", "must begin like"),
-        ("data:image/png;base64;charset=utf-8,AAAA", "must begin like"),
-        ("data:;base64,AAAA", "no media type of a picture"),
-        ("data:text/html;base64,AAAA", "'text/html' is no media type of a picture"),
-        ("data:image/svg+xml;base64,AAAA", "an SVG drawing"),
-        ("data:image/png;base64,AA\nAA", "not valid base64"),
-        ("data:image/png;base64,AAAAA", "not valid base64"),
-        ("data:image/png;base64,AA-_", "not valid base64"),
-        ("data:image/png;base64,ÄÄÄÄ", "not valid base64"),
-        ("data:image/png;base64,", "the picture is empty"),
-        ("data:image/png;base64,PHN2Zy8+", "an SVG drawing"),
-    ],
-)
-def test_what_is_wrong_with_a_data_uri_is_said(uri: str, reason: str) -> None:
-    assert reason in uri_refusal(uri)
-
-
-def test_a_declared_type_that_the_bytes_contradict_is_refused() -> None:
-    text = base64.b64encode(encoded(noise(), "GIF")).decode()
-    assert "says image/png, and its bytes are a GIF picture" in uri_refusal(f"data:image/png;base64,{text}")
-
-
-def test_the_size_of_a_data_uri_is_checked_before_it_is_decoded() -> None:
-    limits = ImageLimits(max_bytes=30)
-    assert "30 are allowed" in uri_refusal("data:image/png;base64," + "!" * 41, limits)
-    assert "not valid base64" in uri_refusal("data:image/png;base64," + "!" * 40, limits)

@@ -11,6 +11,7 @@ from kauli.training.metrics import (
     METRICS,
     chrf_signature,
     merge,
+    plain_name,
     score_bits,
     score_generations,
     sentence_chrf,
@@ -107,6 +108,11 @@ def test_sums_survive_json() -> None:
         back = tally_from_json(name, json.loads(json.dumps(one.to_json())))
         assert back.groups == one.groups
         assert back.value() == one.value()
+
+
+@pytest.mark.parametrize("prefix", ["", "synthetic_", "new_pictures_synthetic_", "noise_10db_", "noise_0db_synthetic_"])
+def test_a_plain_name_has_none_of_the_prefixes_that_stand_together(prefix: str) -> None:
+    assert plain_name(prefix + "cer") == "cer"
 
 
 def test_every_metric_can_be_finished() -> None:

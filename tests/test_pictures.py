@@ -13,7 +13,7 @@ from kauli.models.registry import Registry
 from kauli.training.augment import Flip
 from kauli.training.data import Dataset, load_data
 from kauli.training.evaluate import evaluate
-from kauli.training.evaluate_pictures import evaluate_pictures
+from kauli.training.evaluate_pictures import NO_OTHER, evaluate_pictures
 from kauli.training.parquet import write_parquet
 from kauli.training.pictures import other_pictures, picture_rows, with_media
 from kauli.training.recipe import Recipe, parse_recipe
@@ -138,6 +138,9 @@ def test_train_publish_measure_and_measure_again(data: Path, tmp_path: Path) -> 
     nearest, frequent = (found["baselines"][name]["new_pictures_chrf"] for name in ("nearest", "most_frequent"))
     assert nearest > frequent
     assert "bits_per_byte" not in found["baselines"]["nearest"]
+    # The test split has one concept alone, whose pictures are not wrong for each other
+    assert set(found["baselines"]["wrong_image"]) == {f"new_pictures_{name}" for name in names}
+    assert [text for text in found["notes"] if "wrong_image" in text] == [f"test: {NO_OTHER}"]
     assert found["wrong_image_gain"]["new_pictures_bits_per_byte"]["interval"] is not None
     folder = Registry(storage).fetch(result.adapter)
     files = {path.name for path in folder.iterdir()}

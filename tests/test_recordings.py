@@ -1,6 +1,5 @@
 """Untrusted bytes become one channel of sound at 16 kHz, or one clear refusal."""
 
-import base64
 import io
 import resource
 import struct
@@ -12,15 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from kauli.models.media import (
-    RATE,
-    AudioLimits,
-    MediaError,
-    Recording,
-    check_audio_type,
-    decode_audio,
-    read_input_audio,
-)
+from kauli.models.media import RATE, AudioLimits, MediaError, Recording, decode_audio
 from kauli.models.resample import Array, resampled
 
 LIMITS = AudioLimits()
@@ -391,44 +382,3 @@ def test_damaged_files_are_a_recording_or_refused(kind: str, codec: str) -> None
             continue
         assert np.abs(recording.samples).max() <= 1
         assert len(recording.samples) >= 0.1 * RATE - 1
-
-
-def test_input_audio_comes_through_as_the_bytes_of_its_format() -> None:
-    for kind, codec, formats in (
-        ("WAV", "PCM_16", ("wav", "WAV")),
-        ("MP3", "MPEG_LAYER_III", ("mp3",)),
-        ("FLAC", "PCM_16", ("flac",)),
-        ("OGG", "OPUS", ("ogg", "opus")),
-    ):
-        data = encoded(sine(), kind, codec)
-        for format in formats:
-            assert read_input_audio(base64.b64encode(data).decode(), format) == data
-
-
-def test_input_audio_that_is_not_what_it_says_is_refused() -> None:
-    wav = base64.b64encode(encoded(sine())).decode()
-    for data, format, reason in (
-        (wav, "mp3", "the input_audio says 'mp3', and its bytes are WAV"),
-        (wav, "m4a", "'m4a' is no format of input_audio: wav, flac, ogg, opus, mp3 are read"),
-        (f"data:audio/wav;base64,{wav}", "wav", "no address and no data: URI ('data:audio/wav;base64,"),
-        ("https://example.org/a.wav", "wav", "no address and no data: URI ('https://example.org/a.wav'"),
-        (wav[:-1], "wav", "must be the base64 of a whole file"),
-        ("", "wav", "the recording is empty"),
-        (base64.b64encode(b"%PDF-1.7").decode(), "wav", "a PDF"),
-    ):
-        with pytest.raises(MediaError) as caught:
-            read_input_audio(data, format)
-        assert reason in str(caught.value)
-    with pytest.raises(MediaError, match="30,000 bytes, 1,000 are allowed"):
-        read_input_audio("A" * 40_000, "wav", AudioLimits(max_bytes=1000))
-
-
-def test_an_upload_that_says_it_is_no_sound_is_refused() -> None:
-    for kind in (None, "", "audio/wav", "Audio/MPEG; codecs=mp3", "video/ogg", "application/octet-stream"):
-        check_audio_type(kind)
-    for kind in ("image/png", "text/html; charset=utf-8", "application/json", "video/mp4"):
-        with pytest.raises(MediaError) as caught:
-            check_audio_type(kind)
-        assert f"the upload's content type is '{kind.partition(';')[0]}': send a WAV, FLAC, Ogg or MP3" in str(
-            caught.value
-        )

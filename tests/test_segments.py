@@ -1,7 +1,5 @@
-"""Long recordings: cut at pauses, nothing said lost; what two spans both heard said once; subtitles that parse."""
+"""Long recordings: cut at pauses, nothing said lost; what two spans both heard said once, with its words."""
 
-import html
-import re
 import time
 from itertools import pairwise
 from typing import Any
@@ -10,7 +8,8 @@ import numpy as np
 import pytest
 
 from kauli.models.media import RATE
-from kauli.models.segments import LONGEST, Segment, Span, as_srt, as_text, as_vtt, cut, join
+from kauli.models.requests import Word
+from kauli.models.segments import LONGEST, Segment, Span, as_text, cut, join, word_spans
 
 Part = tuple[float, float]
 """Seconds, and the height of a tone; 0 is a pause."""
@@ -161,44 +160,27 @@ def test_segments_keep_their_times_and_empty_ones_are_left_out() -> None:
     assert nested == [Segment(0, 3.5, "one two three")]
 
 
-NASTY = [
-    Segment(0, 1.2345, "Добры дзень, <b>сябры</b> & 'усе'"),
-    Segment(1.2345, 61.0, "a\n\nb --> c ---> d\u2028e"),
-    Segment(3599.9996, 3661.5, "12"),
-]
+def test_words_are_found_in_any_script() -> None:
+    def words(text: str) -> list[str]:
+        return [text[start:end] for start, end in word_spans(text)]
+
+    assert words(" Добры дзень,  сябры! ") == ["Добры", "дзень,", "сябры!"]
+    assert words("мама — тата") == ["мама —", "тата"]
+    assert words("— Так. — Не. ( so ) ?! x «") == ["— Так.", "— Не.", "( so ) ?!", "x «"]
+    assert words("今天（好）。ok ไทย") == ["今", "天", "（好）。", "ok", "ไ", "ท", "ย"]
+    assert words("...") == ["..."]
+    assert words(" \n\x1c ") == []
 
 
-def test_srt_is_written_as_players_read_it() -> None:
-    two = [Segment(1, 2.5, "Habari"), Segment(3600.007, 3661.5, "yako")]
-    assert as_srt(two) == (
-        "1\n00:00:01,000 --> 00:00:02,500\nHabari\n\n2\n01:00:00,007 --> 01:01:01,500\nyako\n"
-    )  # fmt: skip
-    assert as_srt([]) == ""
-    cues = [cue.split("\n") for cue in as_srt(NASTY).rstrip("\n").split("\n\n")]
-    assert [cue[0] for cue in cues] == ["1", "2", "3"]
-    assert [len(cue) for cue in cues] == [3, 3, 3]
-    assert [parsed(cue[1], ",") for cue in cues] == [(0, 1.234), (1.234, 61), (3600, 3661.5)]
-    assert [cue[2] for cue in cues] == ["Добры дзень, <b>сябры</b> & 'усе'", "a b -> c -> d e", "12"]
-    assert as_srt(NASTY).count("-->") == 3
-
-
-def test_vtt_is_written_as_browsers_read_it() -> None:
-    assert as_vtt([Segment(1, 2.5, "a < b")]) == "WEBVTT\n\n00:00:01.000 --> 00:00:02.500\na &lt; b\n"
-    assert as_vtt([]) == "WEBVTT\n"
-    header, *blocks = as_vtt(NASTY).rstrip("\n").split("\n\n")
-    assert header == "WEBVTT"
-    cues = [block.split("\n") for block in blocks]
-    assert [len(cue) for cue in cues] == [2, 2, 2]
-    assert [parsed(cue[0], ".") for cue in cues] == [(0, 1.234), (1.234, 61), (3600, 3661.5)]
-    assert not any(re.search("[<>]|&(?!amp;|lt;|gt;)", cue[1]) for cue in cues)
-    assert [html.unescape(cue[1]) for cue in cues] == [" ".join(segment.text.split()) for segment in NASTY]
-
-
-def parsed(line: str, point: str) -> tuple[float, float]:
-    """The times of a cue, in seconds."""
-    clock = rf"(\d\d):(\d\d):(\d\d){re.escape(point)}(\d\d\d)"
-    match = re.fullmatch(f"{clock} --> {clock}", line)
-    assert match, line
-    numbers = [int(number) for number in match.groups()]
-    begin, end = (3600 * h + 60 * m + s + ms / 1000 for h, m, s, ms in (numbers[:4], numbers[4:]))
-    return begin, end
+def test_words_go_where_their_text_goes() -> None:
+    texts = ["раз два тры чаты", "ва тры чатыры пяць"]
+    words = [[Word(word, at, at + 0.5) for at, word in enumerate(text.split())] for text in texts]
+    one, other = join(texts, [Span(10, 14), Span(13, 17)], words)
+    assert (one.text, other.text) == ("раз два тры", "чатыры пяць")
+    assert one.words == (Word("раз", 10, 10.5), Word("два", 11, 11.5), Word("тры", 12, 12.5))
+    assert other.words == (Word("чатыры", 15, 15.5), Word("пяць", 16, 16.5))
+    # A full stop that the next span's text doesn't have
+    (alone, rest) = join(["好的。", "的再见"], [Span(0, 4), Span(3, 7)], [
+        [Word("好", 0, 1), Word("的。", 1, 2)], [Word("的", 0, 1), Word("再", 1, 2), Word("见", 2, 3)],
+    ])  # fmt: skip
+    assert "".join(word.text for word in (*alone.words, *rest.words)) == alone.text + rest.text

@@ -1,6 +1,9 @@
 """Recordings from recipe to registry on the debug base: what is dropped, learned, measured, promoted, held back."""
 
 import json
+import math
+from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from kauli.models.registry import Registry
 from kauli.models.tasks import load_task
 from kauli.training.data import load_data
 from kauli.training.evaluate import evaluate
+from kauli.training.evaluate_speech import evaluate_speech
 from kauli.training.learner import Examples
 from kauli.training.recipe import Recipe
 from kauli.training.recordings import recording_rows
@@ -61,6 +65,12 @@ def test_recordings_that_can_not_be_of_their_text_are_dropped_and_it_is_said(dat
     assert said is not None
     assert said.startswith("2 of 60 recordings dropped (")
     assert all(row["samples"].dtype == np.float32 and "audio" not in row for row in found.rows)
+
+
+def test_where_all_were_dropped_the_error_says_why(data: str) -> None:
+    base = find_base("debug", task="transcribe")
+    with pytest.raises(UsageError, match=r"no transcribed recordings in be.*dropped \(100 % .*: .* than 1 characters"):
+        evaluate_speech(None, base, load_data(data, ["be"]), ["be"], fastest=1)
 
 
 def test_a_run_is_published_and_measured_again_alike(data: str, tmp_path: Path) -> None:
@@ -144,11 +154,43 @@ def test_views_are_new_at_each_step_and_the_same_when_it_is_taken_up_again() -> 
     assert any(one.shape != two.shape or not torch.equal(one, two) for one, two in zip(first, other, strict=True))
 
 
-def test_one_worker_two_workers_and_small_packs_have_the_same_gradient() -> None:
+def test_clips_are_joined_in_new_pairs_each_once_with_both_transcripts() -> None:
+    made = learner(augment=[], speech={"joined": 0.5})
+    heard = set()
+    for step in permutations(range(4)):
+        (batch, weight), *others = made.batches(step, 0, 1)
+        assert (weight, others) == (1.0, [])
+        texts = []
+        for clip, mel in enumerate(batch.mels):
+            answer = batch.answer_ids[(batch.answer_document == clip) & ~batch.answer_ends]
+            texts.append(made.task.tokenizer.decode(answer).split())
+            wanted = sum(len(made.clips[WORDS.index(word)].samples) for word in texts[-1])
+            assert mel.shape[1] == 2 * math.ceil(wanted / 320)
+        assert sorted(word for words in texts for word in words) == sorted(WORDS)
+        order = " ".join(WORDS[place] for place in step)
+        assert all(" ".join(words) in order for words in texts)
+        assert batch.answer_ends.sum() == len(texts)
+        assert made.terms(step) == len(batch.answer_ids)
+        heard |= {tuple(words) for words in texts}
+    assert {1, 2, 3, 4} >= {len(words) for words in heard} >= {1, 2, 3}
+    assert len([words for words in heard if len(words) == 2]) > 6
+
+
+def test_clips_of_two_languages_or_too_long_together_are_not_joined() -> None:
+    made = learner(speech={"joined": 0.99})
+    seconds = [len(clip.samples) / 16_000 for clip in made.clips]
+    made.clips[1] = replace(made.clips[1], language="ru")
+    made.task.model.config.max_source_positions = int(50 * (seconds[0] + seconds[2]))  # the speed may be 0.9
+    for step in permutations(range(4)):
+        assert all(len(batch.mels) == 4 for batch, _ in made.batches(step, 0, 1))
+
+
+@pytest.mark.parametrize("joined", [0.0, 0.6])
+def test_one_worker_two_workers_and_small_packs_have_the_same_gradient(joined: float) -> None:
     gradients = []
     for world, micro in ((1, 2048), (2, 2048), (1, 300)):
         train_keys = {"steps": 1, "batch_tokens": 400, "micro_tokens": micro, "max_length": 300}
-        made = learner(augment=[], train=train_keys)
+        made = learner(augment=[], train=train_keys, speech={"joined": joined})
         parameters = [p for p in made.trained.parameters() if p.requires_grad]
         module, terms = made.objective(), made.terms([0, 1, 2, 3])
         for rank in range(world):

@@ -32,7 +32,8 @@ from kauli.models.bases import find_base
 from kauli.models.media import RATE
 from kauli.models.registry import Registry
 from kauli.models.requests import MARK
-from kauli.models.segments import as_srt, as_text, as_vtt
+from kauli.models.segments import as_text
+from kauli.models.subtitles import as_srt, as_vtt, cues
 from kauli.models.text import TextTask
 from kauli.models.transcribe import WhisperTask
 from kauli.serving.access import Access
@@ -144,13 +145,14 @@ def test_the_base_hears_the_language_where_none_is_named(house: House, client: T
 
 
 def test_every_format_of_a_long_recording(house: House, client: TestClient) -> None:
-    segments = transcribed_here(house.storage, "transcribe-be@1", LONG, language="be")
+    segments = transcribed_here(house.storage, "transcribe-be@1", LONG, language="be", words=True)
     assert len(segments) > 1
+    shown = cues(segments)
     texts = {form: hear(client, LONG, response_format=form) for form in ("json", "text", "srt", "vtt", "verbose_json")}
     assert texts["json"].json()["text"] == as_text(segments)
     assert texts["text"].text == as_text(segments) + "\n"
-    assert texts["srt"].text == as_srt(segments)
-    assert texts["vtt"].text == as_vtt(segments)
+    assert texts["srt"].text == as_srt(shown)
+    assert texts["vtt"].text == as_vtt(shown)
     assert texts["vtt"].headers["content-type"].startswith("text/vtt")
     verbose = texts["verbose_json"].json()
     assert (verbose["task"], verbose["language"], verbose["duration"]) == ("transcribe", "be", 6.0)
@@ -159,6 +161,20 @@ def test_every_format_of_a_long_recording(house: House, client: TestClient) -> N
     found = [(one["id"], one["start"], one["end"], one["text"]) for one in verbose["segments"]]
     assert found == [(at, round(one.start, 3), round(one.end, 3), one.text) for at, one in enumerate(segments)]
     assert all(one["avg_logprob"] < 0 and one["tokens"] for one in verbose["segments"])
+    assert "words" not in verbose
+
+
+def test_words_have_their_times_when_they_are_asked_for(house: House, client: TestClient) -> None:
+    segments = transcribed_here(house.storage, "transcribe-be@1", LONG, language="be", words=True)
+    expected = [{"word": one.text, "start": one.start, "end": one.end} for part in segments for one in part.words]
+    words = hear(client, LONG, response_format="verbose_json", **{"timestamp_granularities[]": "word"}).json()
+    assert words["words"] == expected
+    assert "segments" not in words
+    assert "".join("".join(one["word"] for one in expected).split()) == "".join(words["text"].split())
+    assert all(0 <= one["start"] <= one["end"] <= 6.0 for one in expected)
+    both = hear(client, LONG, response_format="verbose_json", **{"timestamp_granularities[]": ["word", "segment"]})
+    assert both.json()["words"] == expected
+    assert len(both.json()["segments"]) == len(segments)
 
 
 def test_warnings_of_the_recording_reach_the_client(client: TestClient) -> None:
@@ -298,7 +314,8 @@ def test_recordings_that_are_refused(client: TestClient, content: bytes, words: 
         ({"response_format": "xml"}, 400, "invalid_value", "response_format", "verbose_json"),
         ({"temperature": "2"}, 400, "invalid_value", "temperature", "less than or equal to 1"),
         ({"stream": "true", "response_format": "srt"}, 400, "invalid_value", None, "response_format json"),
-        ({"timestamp_granularities[]": "word"}, 400, "invalid_value", "timestamp_granularities", "'word'"),
+        ({"timestamp_granularities[]": "letter"}, 400, "invalid_value", "timestamp_granularities", "'letter'"),
+        ({"timestamp_granularities[]": "word"}, 400, "invalid_value", None, "verbose_json"),
         ({"timestamp_granularities[]": "segment"}, 400, "invalid_value", None, "verbose_json"),
         ({"langage": "be"}, 400, "unknown_field", "langage", "Did you mean 'language'"),
         ({"include[]": "logprobs"}, 400, "unknown_field", "include[]", "unknown field"),
@@ -539,8 +556,12 @@ def test_the_openai_client_transcribes_in_every_way(house: House, user: openai.O
     )
     assert (verbose.text, verbose.language, verbose.duration) == (expected, "be", 0.5)
     assert [(one.id, one.start, one.text) for one in verbose.segments] == [(0, 0.0, expected)]
-    for form in ("text", "srt", "vtt"):
-        assert expected in create(file=file, model="transcribe-be", response_format=form)
+    timed = create(file=file, model="transcribe-be", response_format="verbose_json", timestamp_granularities=["word"])
+    assert "".join("".join(one.word for one in timed.words).split()) == "".join(expected.split())
+    assert all(0 <= one.start <= one.end <= 0.5 for one in timed.words)
+    assert create(file=file, model="transcribe-be", response_format="text").strip() == expected
+    for form in ("srt", "vtt"):
+        assert expected.split()[0] in create(file=file, model="transcribe-be", response_format=form)
     events = list(create(file=file, model="transcribe", language="be", stream=True))
     assert "".join(event.delta for event in events[:-1]) == events[-1].text == expected
     assert [event.type for event in events[-2:]] == ["transcript.text.delta", "transcript.text.done"]
@@ -554,10 +575,10 @@ def test_the_openai_client_gets_errors_as_its_own(user: openai.OpenAI) -> None:
         create(file=("clip.wav", CLIP), model="whisper-1")
     with pytest.raises(openai.BadRequestError, match="silent"):
         create(file=("clip.wav", encoded(np.zeros(RATE))), model="transcribe", stream=True)
-    with pytest.raises(openai.BadRequestError, match="'word'"):
+    with pytest.raises(openai.BadRequestError, match="'letter'"):
         create(
             file=("clip.wav", CLIP), model="transcribe", response_format="verbose_json",
-            timestamp_granularities=["word"],
+            timestamp_granularities=["letter"],
         )  # fmt: skip
 
 

@@ -14,8 +14,9 @@ from kauli.models.audio_tower import WINDOW, AudioTower
 from kauli.models.bases import find_base
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import SpeechRequest
-from kauli.models.transcribe import LANGUAGES, RATE, WhisperTask
+from kauli.models.transcribe import RATE, WhisperTask
 from kauli.models.whisper import frame_count
+from kauli.models.whisper_adapter import LANGUAGES
 from kauli.training.methods import Full, Lora
 
 TEXTS = ("слон", "жаба на лузе", "кот", "птушка", "рака", "мора", "дом", "лес")
@@ -62,6 +63,15 @@ def texts_of(task: WhisperTask, requests: list[SpeechRequest], keys: list[str | 
         for chunk in chunks:
             texts[chunk.row] += chunk.text
     return texts
+
+
+def test_a_transcript_beyond_the_window_counts_as_far_as_it_is_read() -> None:
+    task = whisper()
+    (row,) = rows()[:1]
+    found = task.bits([{**row, "text": text} for text in ("слон", "а" * 200, "а" * 2000)], None)
+    assert found[0][1] == len("слон".encode())
+    assert found[1] == pytest.approx(found[2])
+    assert found[1][1] <= 2 * task.window
 
 
 def test_in_the_whole_window_encoder_and_loss_are_those_of_transformers() -> None:

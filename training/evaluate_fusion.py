@@ -17,19 +17,19 @@ from kauli.models.languages import check_tag
 from kauli.models.tasks import load_task
 from kauli.training.data import Dataset
 from kauli.training.evaluate import whole_groups
-from kauli.training.evaluate_pictures import bits_by_language, by_language, describe
-from kauli.training.fused import fused_rows, recording_features, show
+from kauli.training.evaluate_pictures import NO_OTHER, bits_by_language, by_language, describe, wrong_pictures
+from kauli.training.evaluate_speech import FASTEST
+from kauli.training.fused import fused_rows, load_ears, recording_features, show
 from kauli.training.metrics import (
     NOISE_LEVELS,
     Tally,
     chrf_signature,
     clean,
     noise_prefix,
-    plain_name,
     score_generations,
     sentence_chrf,
 )
-from kauli.training.pictures import other_pictures, with_media, without_media
+from kauli.training.pictures import with_media, without_media
 from kauli.training.recipe import Hearing
 from kauli.training.results import EvalResult, Sample, Scores
 from kauli.training.speech_metrics import NORMALISATION, score_transcripts
@@ -47,7 +47,7 @@ def evaluate_fusion(
     languages: Sequence[str],
     prompt: str | None,
     *,
-    fastest: float = 25.0,
+    fastest: float = FASTEST,
     split: str = "test",
     seed: int = 0,
     scored: int | None = None,
@@ -73,12 +73,11 @@ def evaluate_fusion(
     if connector is None or not {"image", "audio"} <= connector.settings.keys():
         raise KauliError(f"the adapter in {folder} has no connector for both pictures and recordings.")
     found = fused_rows(dataset, split, tags, prompt, fastest)
-    rows = found.rows
-    notes = [NORMALISATION]
-    if (said := found.said()) is not None:
-        notes.append(said)
+    rows, said = found.rows, found.said()
     if not rows:
-        raise UsageError(f"the data has no pictures with recordings in {', '.join(tags)} in its '{split}' split.")
+        text = f"the data has no pictures with recordings in {', '.join(tags)} in its '{split}' split"
+        raise UsageError(f"{text}; {said}." if said else f"{text}.")
+    notes = [NORMALISATION, *([said] if said else [])]
     if scored is not None and len(rows) > scored:
         notes.append(f"measured on about {scored} of {len(rows)} rows")
         rows = whole_groups(rows, scored)
@@ -91,6 +90,7 @@ def evaluate_fusion(
         name: {tag: {} for tag in tags} for name in (ADAPTER, BASE, NO_IMAGE, NO_AUDIO, WRONG_IMAGE)
     }
     samples: list[Sample] = []
+    of_base: Sequence[str] = ()
     for level in (None, *NOISE_LEVELS):
         prefix = "" if level is None else noise_prefix(level)
         both: list[Row] = []
@@ -103,22 +103,25 @@ def evaluate_fusion(
         asked: dict[str, tuple[Sequence[Row], str | None]] = {
             ADAPTER: (both, ADAPTER),
             NO_IMAGE: ([show(row, "audio") for row in both], ADAPTER),
-            WRONG_IMAGE: (_with_other_pictures(both), ADAPTER),
         }
+        if (wrong := wrong_pictures(both)) is not None:
+            asked[WRONG_IMAGE] = (_beside(wrong, both), ADAPTER)
+        elif level is None:
+            notes.append(NO_OTHER)
         if level is None:
             asked |= {NO_AUDIO: ([show(row, "image") for row in both], ADAPTER), BASE: (without_media(both), None)}
         texts = describe(task, both, asked)
+        of_base = texts.get(BASE, of_base)
         for name, (shown, adapter) in asked.items():
             for tag, values in bits_by_language(task, shown, adapter).items():
                 scores[name][tag] |= {prefix + metric: value for metric, value in values.items()}
             for tag, values in _generated(both, texts[name]).items():
                 scores[name][tag] |= {prefix + metric: value for metric, value in values.items()}
-        if level is not None:  # noise is nothing to who hears nothing
-            for tag, clean_scores in scores[BASE].items():
-                plain = {name: one for name, one in clean_scores.items() if plain_name(name) == name}
-                scores[BASE][tag] |= {prefix + name: one for name, one in plain.items()}
         if level is None or level == min(NOISE_LEVELS):
-            samples += _samples(both[: len(rows)], texts, "" if level is None else f", {level:g} dB")
+            samples += _samples(rows, {**texts, BASE: of_base}, "" if level is None else f", {level:g} dB")
+    for name in (BASE, NO_AUDIO):  # noise is nothing to who hears nothing
+        for values in scores[name].values():
+            values |= {noise_prefix(level) + metric: one for level in NOISE_LEVELS for metric, one in values.items()}
     return EvalResult(
         adapter=folder.name,
         base=base.name,
@@ -130,7 +133,9 @@ def evaluate_fusion(
         generated=len(rows),
         scores=Scores(scores[ADAPTER]),
         base_scores=Scores(scores[BASE]),
-        baselines={name: Scores(scores[name]) for name in (NO_IMAGE, NO_AUDIO, WRONG_IMAGE)},
+        baselines={
+            name: Scores(scores[name]) for name in (NO_IMAGE, NO_AUDIO, WRONG_IMAGE) if any(scores[name].values())
+        },
         samples=tuple(samples),
         signatures={"chrf": chrf_signature()},
         data={"name": dataset.name, "sha256": dataset.sha256},
@@ -140,8 +145,6 @@ def evaluate_fusion(
 
 
 def _encoders(parts: Mapping[str, PartSettings], folder: Path) -> tuple[ImageTower, Any]:
-    from kauli.training.fused import load_ears
-
     image, audio = parts["image"], parts["audio"]
     tower = ImageTower.load(find_base(image.encoder, task="align", allow_noncommercial=True))
     ears = load_ears(Hearing(encoder=audio.encoder))
@@ -151,12 +154,11 @@ def _encoders(parts: Mapping[str, PartSettings], folder: Path) -> tuple[ImageTow
     return tower, ears
 
 
-def _with_other_pictures(rows: Sequence[Row]) -> list[Row]:
-    """Each row with its own recording and the picture of another group."""
-    wrong = other_pictures(rows)
+def _beside(pictures: Sequence[Row], recordings: Sequence[Row]) -> list[Row]:
+    """Rows with the pictures of some and the recordings of others."""
     return [
         {**row, "media": (*show(other, "image")["media"], *show(row, "audio")["media"])}
-        for row, other in zip(rows, wrong, strict=True)
+        for row, other in zip(recordings, pictures, strict=True)
     ]
 
 
@@ -173,6 +175,7 @@ def _generated(rows: Sequence[Row], texts: Sequence[str]) -> dict[str, dict[str,
 
 
 def _samples(rows: Sequence[Row], texts: Mapping[str, Sequence[str]], where: str) -> list[Sample]:
+    """One for each row, with the first of its texts; `where` tells a row's samples apart."""
     return [
         Sample(
             id=row["id"],
@@ -180,7 +183,7 @@ def _samples(rows: Sequence[Row], texts: Mapping[str, Sequence[str]], where: str
             source=(row["source"] or "unnamed") + where,
             prompt=f"{row['prompt'] or ''} (recording alone: {clean(texts[NO_IMAGE][place])})",
             reference=clean(row["text"]),
-            base=clean(texts[BASE][place]) if BASE in texts else "",
+            base=clean(texts[BASE][place]),
             adapter=clean(texts[ADAPTER][place]),
             chrf=sentence_chrf(texts[ADAPTER][place], clean(row["text"])),
             image=row["image"],

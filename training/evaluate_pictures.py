@@ -42,6 +42,7 @@ from kauli.training.results import EvalResult, Sample, Scores
 Row = Mapping[str, Any]
 ADAPTER, BASE, NO_IMAGE, WRONG_IMAGE = "adapter", "base", "no_image", "wrong_image"
 NEAREST, MOST_FREQUENT = "nearest", "most_frequent"
+NO_OTHER = f"all pictures are of one group, so that none is wrong for another: {WRONG_IMAGE} is left out"
 MAX_TOKENS = 48
 SCORED_AT_ONCE = 64
 ALIGNED = "kauli-clip"
@@ -134,9 +135,11 @@ def evaluate_pictures(
     scores |= {name: _empty(tags) for name in (NEAREST, MOST_FREQUENT)}
     samples: list[Sample] = []
     for one in sets:
-        shown: dict[str, Sequence[Row]] = {
-            NO_IMAGE: without_media(one.rows), WRONG_IMAGE: other_pictures(one.rows), ADAPTER: one.rows
-        }  # fmt: skip
+        shown: dict[str, Sequence[Row]] = {NO_IMAGE: without_media(one.rows), ADAPTER: one.rows}
+        if (wrong := wrong_pictures(one.rows)) is not None:
+            shown[WRONG_IMAGE] = wrong
+        elif key:
+            notes.append(f"{one.prefix.rstrip('_') or split}: {NO_OTHER}")
         asked: dict[str, tuple[Sequence[Row], str | None]] = {BASE: (shown[NO_IMAGE], None)}
         if key:
             asked |= {name: (rows, key) for name, rows in shown.items()}
@@ -162,7 +165,11 @@ def evaluate_pictures(
         generated=sum(len(one.chosen) for one in sets),
         scores=systems[ADAPTER] if key else systems[BASE],
         base_scores=systems[BASE] if key else None,
-        baselines={name: systems[name] for name in (NO_IMAGE, WRONG_IMAGE, NEAREST, MOST_FREQUENT) if name in systems},
+        baselines={
+            name: systems[name]
+            for name in (NO_IMAGE, WRONG_IMAGE, NEAREST, MOST_FREQUENT)
+            if any(scores.get(name, {}).values())
+        },
         samples=tuple(samples),
         signatures={"chrf": chrf_signature()},
         data={"name": dataset.name, "sha256": dataset.sha256},
@@ -181,6 +188,15 @@ def choose(rows: Sequence[Row], limit: int) -> list[Row]:
         turns[row["language"]] += 1
     order = sorted(range(len(ordered)), key=places.__getitem__)
     return [ordered[index] for index in order[:limit]]
+
+
+def wrong_pictures(rows: Sequence[Row]) -> list[dict[str, Any]] | None:
+    """The rows with the picture of another group; None where all pictures are of one, and each row would keep its own.
+
+    `rows` have their `media`.
+    """
+    wrong = other_pictures(rows)
+    return None if any(one["image"] == row["image"] for one, row in zip(wrong, rows, strict=True)) else wrong
 
 
 def request_for(row: Row) -> TextRequest:

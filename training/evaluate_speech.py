@@ -27,6 +27,7 @@ from kauli.training.speech_metrics import NORMALISATION, score_transcripts
 Row = Mapping[str, Any]
 ADAPTER = "adapter"
 FASTEST = 25.0
+"""Characters a second, where no recipe says another limit."""
 
 
 def evaluate_speech(
@@ -60,11 +61,11 @@ def evaluate_speech(
     tags = tuple(check_tag(tag) for tag in languages)
     found = recording_rows(dataset, split, tags, fastest)
     rows: list[Row] = list(found.rows)
+    said = found.said()
     if not rows:
-        raise UsageError(f"the data has no transcribed recordings in {', '.join(tags)} in its '{split}' split.")
-    notes = [NORMALISATION]
-    if (said := found.said()) is not None:
-        notes.append(said)
+        text = f"the data has no transcribed recordings in {', '.join(tags)} in its '{split}' split"
+        raise UsageError(f"{text}; {said}." if said else f"{text}.")
+    notes = [NORMALISATION, *([said] if said else [])]
     if scored is not None and len(rows) > scored:
         every, rows = len(rows), whole_groups(rows, scored)
         notes.append(f"measured on {len(rows)} of the split's {every} rows")

@@ -22,7 +22,6 @@ from kauli.training.augment import view_seed
 from kauli.training.augment_speech import SpeechAugmentation, augmented_wave, with_noise
 from kauli.training.data import Dataset
 from kauli.training.learner import Examples
-from kauli.training.parquet import SCHEMA
 from kauli.training.pictures import load_tower, part_settings, store_features, with_media
 from kauli.training.recipe import Hearing, Recipe
 from kauli.training.recordings import Recorded, recording_rows
@@ -38,15 +37,14 @@ def fused_rows(dataset: Dataset, split: str, languages: Sequence[str], prompt: s
 
     Rows get a `picture` and a `recording`, the SHA-256 of their bytes.
     """
-    found = recording_rows(dataset, split, languages, fastest, SCHEMA.names)
-    rows = [row for row in found.rows if row["image"]]
-    for row in rows:
+    found = recording_rows(dataset, split, languages, fastest, pictured=True)
+    for row in found.rows:
         row["picture"] = content_key(row["image"])
         row["recording"] = hashlib.sha256(row["samples"].tobytes()).hexdigest()
         row["own_prompt"] = row["prompt"]
         if prompt is not None:
             row["prompt"] = prompt.replace("{language}", display_name(row["language"])) or None
-    return replace(found, rows=rows)
+    return found
 
 
 def fuse(recipe: Recipe, hearing: Hearing, examples: Examples, device: str) -> tuple[Examples, dict[str, PartSettings]]:

@@ -42,8 +42,9 @@ def noise_prefix(level: int) -> str:
     return f"noise_{level}db_"
 
 
-PREFIXES = (f"{NEW_PICTURES}_", SYNTHETIC, *map(noise_prefix, NOISE_LEVELS))
-"""Of metrics on a second test set (pictures of known concepts), on synthetic rows, and under noise."""
+PREFIXES = (f"{NEW_PICTURES}_", *map(noise_prefix, NOISE_LEVELS), SYNTHETIC)
+"""Of metrics on a second test set (pictures of known concepts), under noise, and on synthetic rows: in the order in
+which they stand before a name."""
 
 
 def plain_name(metric: str) -> str:

@@ -38,9 +38,9 @@ class Recorded:
 
 
 def recording_rows(
-    dataset: Dataset, split: str | None, languages: Sequence[str], fastest: float, columns: Sequence[str] = COLUMNS
+    dataset: Dataset, split: str | None, languages: Sequence[str], fastest: float, *, pictured: bool = False
 ) -> Recorded:
-    """The rows with a recording and a text, decoded to `samples` (n,) at 16 kHz.
+    """The rows with a recording and a text, decoded to `samples` (n,) at 16 kHz; `pictured`: and with a picture.
 
     Dropped are recordings that can't be read, are longer than 30 seconds, or too short for their transcript: more than
     `fastest` characters a second are longer than anyone reads, so that the recording is not of the whole text.
@@ -48,8 +48,10 @@ def recording_rows(
     kept: list[Row] = []
     dropped: Counter[str] = Counter()
     letters = 0
-    rows = dataset.rows(split=split, languages=list(languages), columns=list(columns))
+    columns = SCHEMA.names if pictured else COLUMNS
+    rows = dataset.rows(split=split, languages=list(languages), columns=columns)
     rows = [row for row in rows if row["audio"] and (row["text"] or "").strip()]
+    rows = [row for row in rows if row["image"]] if pictured else rows
     with bar("Reading recordings", len(rows)) as advance:
         for row in rows:
             advance()

@@ -13,8 +13,8 @@ from jinja2 import Environment, StrictUndefined
 
 from kauli.models.cards import Card, write_atomically
 from kauli.models.errors import UsageError
+from kauli.models.image_format import media_type
 from kauli.models.languages import display_name
-from kauli.models.media import media_type
 from kauli.training.compare import CompareResult
 from kauli.training.figures import dumbbells, learning_curve
 from kauli.training.intervals import Interval, interval

@@ -1,6 +1,8 @@
 """What the train loop needs to know of speech: clips, augmented anew each time, and the losses of their transcripts."""
 
+import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kauli.models.errors import UsageError
+from kauli.models.media import RATE
 from kauli.training.augment_speech import augmented_mel, augmented_wave
 from kauli.training.learner import Examples
 from kauli.training.merged_lora import merge_while_training
@@ -23,9 +26,7 @@ class SpeechLearner:
         """`task` holds the bare base; the rows of `examples` have their `samples`."""
         self.task, self._recipe, self._examples = task, recipe, examples
         self.device = task.device
-        if task.mel(torch.zeros(16_000).numpy()).ndim == 1 and any(
-            one.kind == "spec_augment" for one in recipe.augment
-        ):
+        if task.mel(torch.zeros(RATE).numpy()).ndim == 1 and any(one.kind == "spec_augment" for one in recipe.augment):
             raise UsageError(
                 f"augment: {task.base.name} hears the wave itself, and spec_augment masks a spectrogram: leave it out."
             )
@@ -37,6 +38,7 @@ class SpeechLearner:
         self.clips = [clip for clip in clips if self._weight(clip) <= budget.max_length]
         self.cut = len(clips) - len(self.clips)
         self.lengths = [self._weight(clip) for clip in self.clips]
+        self._slowest = min([1.0, *(min(one.factors) for one in recipe.augment if one.kind == "speed")])
 
     def attach(self, start: Path | None) -> None:
         task, method = self.task, self._recipe.method
@@ -62,30 +64,50 @@ class SpeechLearner:
         return [{"params": list(parameters.values()), "full": self._recipe.train.learning_rate, "begins": 0.0}]
 
     def terms(self, step: Sequence[int]) -> int:
-        return sum(self.task.terms(self.clips[index]) for index in step)
+        return sum(self.task.terms(self.task.joined([self.clips[at] for at in heard])) for heard in self._heard(step))
 
     def batches(self, step: Sequence[int], rank: int, world: int) -> list[tuple[Any, float]]:
-        share = share_out(step, self.lengths, world)[rank]
-        packs = micro_batches(share, self.lengths, self._recipe.train.micro_tokens)
-        weighted = [(indices, 1.0) for indices in packs] or [([step[0]], 0.0)]
+        heard = self._heard(step)
+        lengths = [sum(self.lengths[at] for at in places) for places in heard]
+        share = share_out(range(len(heard)), lengths, world)[rank]
+        packs = micro_batches(share, lengths, self._recipe.train.micro_tokens)
+        weighted = [(numbers, 1.0) for numbers in packs] or [([0], 0.0)]
         # The loop has seeded torch for this step and rank: a run that goes on hears the same views.
-        seeds = torch.randint(0, 2**62, (len(self.clips),)).tolist() if self._recipe.augment else []
-        return [
-            (self._batch([(self.clips[index], seeds[index] if seeds else None) for index in indices]), weight)
-            for indices, weight in weighted
-        ]
+        seeds = torch.randint(0, 2**62, (len(self.clips),)).tolist()
+        return [(self._batch([heard[number] for number in numbers], seeds), weight) for numbers, weight in weighted]
 
-    def _batch(self, clips: Sequence[tuple[Any, int | None]]) -> Any:
-        mels = [self._heard(clip, seed) for clip, seed in clips]
-        return self.task.collate([clip for clip, _ in clips], mels).to(self.device)
+    def _heard(self, step: Sequence[int]) -> list[tuple[int, ...]]:
+        """The clips of a step, those together that are heard as one: alike on all ranks, each clip once."""
+        assert self._recipe.speech is not None
+        chance = self._recipe.speech.joined
+        draw = random.Random(f"{self._recipe.train.seed} {list(step)}")
+        heard: list[tuple[int, ...]] = []
+        for place in step:
+            if heard and draw.random() < chance and self._fit([*heard[-1], place]):
+                heard[-1] += (place,)
+            else:
+                heard.append((place,))
+        return heard
 
-    def _heard(self, clip: Any, seed: int | None) -> Tensor:
-        """The clip as the model's input, augmented where there is a seed."""
-        if seed is None:
-            return self.task.mel(clip.samples)  # type: ignore[no-any-return]
+    def _fit(self, places: Sequence[int]) -> bool:
+        """Whether the base can hear these clips at once, at their slowest."""
+        clips = [self.clips[place] for place in places]
+        seconds = sum(len(clip.samples) for clip in clips) / RATE / self._slowest
+        alike = len({clip.language for clip in clips}) == 1
+        return alike and seconds <= self.task.seconds and len(self.task.joined(clips).tokens) <= self.task.window
+
+    def _batch(self, heard: Sequence[Sequence[int]], seeds: Sequence[int]) -> Any:
+        """Each clip augmented by itself, then those that are heard as one joined."""
         augment = self._recipe.speech_augment
-        samples = augmented_wave(torch.as_tensor(clip.samples), augment, seed)
-        return augmented_mel(self.task.mel(samples.numpy()), augment, seed)
+        clips, mels = [], []
+        for places in heard:
+            parts = []
+            for place in places:
+                samples = augmented_wave(torch.as_tensor(self.clips[place].samples), augment, seeds[place])
+                parts.append(replace(self.clips[place], samples=samples.numpy()))
+            clips.append(self.task.joined(parts))
+            mels.append(augmented_mel(self.task.mel(clips[-1].samples), augment, seeds[places[0]]))
+        return self.task.collate(clips, mels).to(self.device)
 
     def validate(self, rank: int, world: int, bare: bool) -> Tensor:
         """Bits and bytes of the validation transcripts; a bare base hears its full window, which it was made for."""
