@@ -1,5 +1,6 @@
 """The model card that a stranger reads: `README.md`, rendered from the adapter's `card.json`."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ _MEANING = {
     "cer": "character error rate (lower is better)",
     "wer": "word error rate (lower is better)",
 }
+_PREFIXES = re.compile(r"(new_pictures_)?(?:noise_(\d+)db_)?(synthetic_)?")
 
 
 def render_readme(card: "Card") -> str:
@@ -183,9 +185,16 @@ def _languages(tags: Sequence[str]) -> str:
 
 
 def _meaning(metric: str) -> str:
-    synthetic = metric.startswith("synthetic_")
-    name = metric.removeprefix("synthetic_")
-    return ("on synthetic rows: " if synthetic else "") + _MEANING.get(name, name)
+    found = _PREFIXES.match(metric)
+    assert found is not None  # each part of it may be absent
+    new, noise, synthetic = found.groups()
+    where = [
+        *(["on new pictures of known concepts"] if new else []),
+        *([f"with speech in noise at {noise} dB"] if noise else []),
+        *(["on synthetic rows"] if synthetic else []),
+    ]
+    name = metric[found.end() :]
+    return (f"{', '.join(where)}: " if where else "") + _MEANING.get(name, name)
 
 
 def _number(value: float | None) -> str:

@@ -137,6 +137,9 @@ def test_a_run_from_recipe_to_figures(data: Path, tmp_path: Path) -> None:
     assert against["noise_0db_cer"].value == pytest.approx(both - alone)  # type: ignore[operator]
     again = evaluate(result.adapter, str(tmp_path), out=tmp_path / "report.html")
     assert again.metrics == pytest.approx(result.metrics)
+    page, readme = (tmp_path / "report.html").read_text(), (folder / "README.md").read_text()
+    assert all(f"Character error rate (speech in noise at {level} dB)" in page for level in (0, 10))
+    assert all(f"with speech in noise at {level} dB: character error rate" in readme for level in (0, 10))
 
 
 def measured(rows: list[dict[str, Any]], tmp_path: Path, fastest: float = FASTEST) -> EvalResult:

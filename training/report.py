@@ -18,7 +18,15 @@ from kauli.models.languages import display_name
 from kauli.training.compare import CompareResult
 from kauli.training.figures import dumbbells, learning_curve
 from kauli.training.intervals import Interval, interval
-from kauli.training.metrics import LOWER_IS_BETTER, NEW_PICTURES, SPEECH, SYNTHETIC, plain_name
+from kauli.training.metrics import (
+    LOWER_IS_BETTER,
+    NEW_PICTURES,
+    NOISE_LEVELS,
+    SPEECH,
+    SYNTHETIC,
+    noise_prefix,
+    plain_name,
+)
 from kauli.training.results import FEW_GROUPS, EvalResult, Sample, Scores, bracket, figure, paired
 
 SHOWN = 12
@@ -49,7 +57,11 @@ LABELS = {
     "looped": ("Loops", "Lower is better. Transcripts that repeat themselves without end."),
     "script_share": ("Letters in the right script", "Of all letters in the answers, those of the language's script."),
 }
-SETS = {NEW_PICTURES: "new pictures of known concepts", SYNTHETIC: "synthetic rows"}
+SETS = {
+    NEW_PICTURES: "new pictures of known concepts",
+    **{noise_prefix(level): f"speech in noise at {level} dB" for level in NOISE_LEVELS},
+    SYNTHETIC: "synthetic rows",
+}
 DESCRIPTIVE = frozenset({"distinct_2", "self_bleu"})  # neither end is good in itself
 
 
