@@ -69,7 +69,7 @@ def transcribe(
     from kauli.models.adapters import check_base
     from kauli.models.registry import Registry
     from kauli.models.requests import SpeechRequest
-    from kauli.models.segments import LONGEST, as_text, cut, join
+    from kauli.models.segments import LONGEST, LONGEST_LEARNED, as_text, cut, join
     from kauli.models.tasks import load_task
 
     registry = Registry(storage)
@@ -80,7 +80,8 @@ def transcribe(
         folder = registry.fetch(route.adapter)
         check_base(registry.card(route.adapter), base)
         task.add_adapter(route.adapter, folder)
-    spans = [cut(recording.samples, min(LONGEST, task.seconds)) for recording in recordings]
+    longest = min(LONGEST_LEARNED if route.adapter else LONGEST, task.seconds)
+    spans = [cut(recording.samples, longest) for recording in recordings]
     total = sum(recording.seconds for recording in recordings)
     note(f"{route.model} transcribes {total:.1f} s{f' ({route.language})' if route.language else ''}")
     requests = [

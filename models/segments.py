@@ -14,8 +14,8 @@ from kauli.models.languages import nfc
 from kauli.models.media import RATE
 from kauli.models.requests import Word
 
-LONGEST = 28.0
-"""Seconds of a span for Whisper, which hears 30."""
+LONGEST, LONGEST_LEARNED = 28.0, 15.0
+"""Seconds of a span for Whisper, which hears 30; for an adapter, which learned from clips that are seldom as long."""
 
 Stretch = tuple[int, int]
 """The first sample of something, and the one behind its last."""

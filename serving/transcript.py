@@ -12,7 +12,7 @@ import numpy as np
 
 from kauli.models.media import AudioLimits, MediaError, Recording, decode_audio
 from kauli.models.requests import SpeechRequest, TokenLogprob, Word
-from kauli.models.segments import LONGEST, Segment, Span, as_text, cut, join
+from kauli.models.segments import LONGEST, LONGEST_LEARNED, Segment, Span, as_text, cut, join
 from kauli.serving.api import ApiError
 from kauli.serving.events import AudioBackend, Failed, Piece, Started
 
@@ -98,7 +98,7 @@ class Transcript:
             large = len(content) > limits.max_bytes
             status, code = (413, "body_too_large") if large else (400, "invalid_audio")
             raise ApiError(status, str(error), code, "file") from None
-        longest = min(LONGEST, await self._audio.longest())
+        longest = min(LONGEST if self._adapter is None else LONGEST_LEARNED, await self._audio.longest())
         self.spans = await asyncio.to_thread(cut, self.recording.samples, longest)
         self._said = [_Said() for _ in self.spans]
 

@@ -3,7 +3,8 @@
 quality: a plain Hugging Face + peft script (LoRA r=8 on q and v, batches of 16 clips cut or padded to 4 seconds, AdamW
 at 1e-3) and the recipe get the same rows, minutes and threads, one after the other; both are scored on the untouched
 test groups, and the untrained base beside them with the 30 seconds that it was made for. speed: the recipe's adapter
-transcribes the test clips at their own length and filled up to 30 seconds, in turn. mixed: batches of 16 clips with the
+transcribes the test clips at their own length and filled up to 30 seconds, in turn. long: recordings of twelve test
+clips in a row, by how they are cut. mixed: batches of 16 clips with the
 base alone and with eight adapters, in turn, the same number of tokens each.
 """
 
@@ -17,14 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 from kauli.models.bases import Base, find_base
+from kauli.models.media import RATE
 from kauli.models.progress import note
 from kauli.models.registry import Registry
 from kauli.models.requests import SpeechRequest
+from kauli.models.segments import LONGEST, LONGEST_LEARNED, as_text, cut, join
 from kauli.models.transcribe import WhisperTask
 from kauli.training.data import load_data
 from kauli.training.evaluate_speech import transcribe
@@ -58,7 +62,7 @@ class Plain:
         self.language, self.seed = language, seed
 
     def inputs(self, rows: Sequence[Row]) -> torch.Tensor:
-        found = self.extractor([row["samples"] for row in rows], sampling_rate=16_000, return_tensors="pt")
+        found = self.extractor([row["samples"] for row in rows], sampling_rate=RATE, return_tensors="pt")
         out: torch.Tensor = found["input_features"]
         return out
 
@@ -138,6 +142,46 @@ def quality(options: Any, base: Base, storage: str) -> str:
     return "\n".join(lines)
 
 
+def long_recordings(options: Any, base: Base, folder: Path) -> str:
+    """Markdown: recordings of twelve test clips in a row, cut as the service does it, and as a whole."""
+    recipe = load_recipe(options.recipe)
+    assert recipe.speech is not None
+    clips = recording_rows(load_data(recipe.data, recipe.language), "test", recipe.language, recipe.speech.fastest).rows
+    rows = [_in_a_row(clips[start : start + 12]) for start in range(0, len(clips), 12)]
+    task = WhisperTask.load(base, device="cpu")
+    task.add_adapter("ours", folder)
+    lengths = [len(row["samples"]) / RATE for row in rows]
+    lines = [
+        f"`{options.recipe}`, {len(rows)} recordings of {min(lengths):.0f} to {max(lengths):.0f} seconds: twelve test "
+        f"clips in a row, half a second of quiet behind each; {machine()}. "
+        "Command: `python tests/bench_transcribe.py --only long`.",
+        "",
+        "| cut at pauses to at most | base: CER | WER | adapter: CER | WER |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for longest in (7.0, LONGEST_LEARNED, LONGEST):
+        cells = []
+        for key in (None, "ours"):
+            texts = []
+            for row in rows:
+                spans = cut(row["samples"], longest)
+                parts = [{**row, "samples": span.of(row["samples"])} for span in spans]
+                texts.append(as_text(join(transcribe(task, parts, key), spans)))
+            scores = score_transcripts(texts, [row["text"] for row in rows], rows)
+            cells += [f"{scores[metric].value():.3f}" for metric in ("cer", "wer")]
+        lines.append(f"| {longest:g} s | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _in_a_row(clips: Sequence[Row]) -> Row:
+    quiet = np.random.default_rng(0).normal(0, 1e-4, RATE // 2).astype(np.float32)
+    return {
+        **clips[0],
+        "samples": np.concatenate([part for clip in clips for part in (clip["samples"], quiet)]),
+        "text": " ".join(clip["text"] for clip in clips),
+    }
+
+
 def _cell(tally: Tally) -> str:
     found = interval(tally.sums, FINISH[tally.metric])
     return f"{found.value:.3f} {bracket(tally.metric, found)}" if tally.metric != "looped" else f"{found.value:.3f}"
@@ -185,7 +229,7 @@ def speed(options: Any, base: Base, folder: Path) -> str:
     texts = {full: transcribe(task, rows, "adapter 0", full_window=full) for full in (False, True)}
     cer = {full: score_transcripts(found, [row["text"] for row in rows], rows)["cer"] for full, found in texts.items()}
     bare = score_transcripts(transcribe(task, rows, None, False), [row["text"] for row in rows], rows)
-    length = sum(len(row["samples"]) for row in rows) / 16_000
+    length = sum(len(row["samples"]) for row in rows) / RATE
     requests = [
         SpeechRequest(row["samples"], row["language"], full_window=False, max_tokens=24, ignore_eos=True)
         for row in rows[:48]
@@ -234,7 +278,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", choices=("quality", "speed"))
+    parser.add_argument("--only", choices=("quality", "speed", "long"))
     parser.add_argument("--adapter", help="one that is trained already, NAME@VERSION; by default it is trained")
     parser.add_argument("--storage", help="where it lies")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent.parent / "RESULTS.md")
@@ -244,17 +288,18 @@ def main() -> None:
     scratch = tempfile.mkdtemp(prefix="kauli-bench-")
     storage = options.storage or scratch
     try:
-        if options.only != "speed":
+        if options.only in (None, "quality"):
             text = quality(options, base, storage)
             print(text)
             update_section(options.results, f"speech-quality-{recipe.name}-{options.minutes:g}", text)
-        if options.only != "quality":
-            if not options.adapter:
-                short = load_recipe(options.recipe, ["train.minutes=2"])
-                options.adapter = train(short, storage, use_ray=False).adapter
-            text = speed(options, base, Registry(storage).fetch(options.adapter))
-            print(text)
-            update_section(options.results, f"speech-speed-{recipe.name}", text)
+        if options.only != "quality" and not options.adapter:
+            short = load_recipe(options.recipe, ["train.minutes=2"])
+            options.adapter = train(short, storage, use_ray=False).adapter
+        for kind, measure in (("long", long_recordings), ("speed", speed)):
+            if options.only in (None, kind):
+                text = measure(options, base, Registry(storage).fetch(options.adapter))
+                print(text)
+                update_section(options.results, f"speech-{kind}-{recipe.name}", text)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -283,6 +283,21 @@ def test_words_that_two_spans_share_are_said_once_in_a_stream_too() -> None:
     assert "".join(streamed) == as_text(transcript.segments) == "one two three four five six seven"
 
 
+@pytest.mark.parametrize(("adapter", "longest"), [(None, 28.0), ("transcribe-be@1", 15.0)])
+def test_an_adapter_hears_less_at_once_than_the_base(adapter: str | None, longest: float) -> None:
+    class Patient(Scripted):
+        async def longest(self) -> float:
+            return 30.0
+
+    async def hear() -> list[float]:
+        transcript = Transcript(Patient("a"), SpeechRequest(None, "be"), adapter, 30.0)  # type: ignore[arg-type]
+        async for _ in transcript.pieces(encoded(words(20)), AudioLimits(), False):
+            pass
+        return [span.end - span.start for span in transcript.spans]
+
+    assert 2 / 3 * longest < max(asyncio.run(hear())) <= longest
+
+
 def test_letters_wait_for_their_marks() -> None:
     streamed, _ = asyncio.run(transcribe(Scripted(" e\u0301\u0323a \u0438\u0306 "), wav(1), True, language="be"))
     assert "".join(streamed) == "\u1eb9\u0301a \u0439"

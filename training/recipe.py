@@ -138,9 +138,9 @@ class Speech(Strict):
     """A language that the base has no token for -> languages that it knows, at whose mean its embedding begins."""
     fastest: float = Field(default=25.0, gt=0)
     """Characters a second; a row whose transcript is longer can't be what is said, and is dropped with a note."""
-    joined: float = Field(default=0.0, ge=0, lt=1)
+    joined: float = Field(default=0.5, ge=0, lt=1)
     """The chance that a clip is heard as one with the next of its step and language, and its transcript with that
-    one's. The pairs are new in each epoch, so that few sentences are not learned by heart."""
+    one's. An adapter that learned from single sentences alone ends behind the first one that it hears."""
 
 
 Augmentation = PictureAugmentation | SpeechAugmentation
