@@ -232,8 +232,9 @@ def begin_from(folder: Path, model: Any, bare: Any, letters: Letters) -> None:
             result: Any = set_peft_model_state_dict(model, weights, adapter_name="default")
         except RuntimeError as error:
             raise KauliError(f"the adapter in {folder} does not fit the base: {error}") from error
-        if result.unexpected_keys:
-            raise KauliError(f"the adapter in {folder} does not fit: {result.unexpected_keys[0]} has no counterpart.")
+        lost = [name for name in result.missing_keys if ".default." in name] + list(result.unexpected_keys)
+        if lost:
+            raise KauliError(f"the adapter in {folder} does not fit: {lost[0]} has no counterpart.")
     else:
         dim = adapter_layers(bare)[0].adapter_layer.linear_1.out_features
         given = read_adapter_layers(folder / ADAPTER, bare, settings.letters, dim)

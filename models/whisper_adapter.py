@@ -70,8 +70,9 @@ def begin_from(folder: Path, model: Any, languages: nn.ParameterDict) -> None:
         result: Any = set_peft_model_state_dict(model, weights, adapter_name="default")
     except RuntimeError as error:
         raise KauliError(f"the adapter in {folder} does not fit the base: {error}") from error
-    if result.unexpected_keys:
-        raise KauliError(f"the adapter in {folder} does not fit: {result.unexpected_keys[0]} has no counterpart.")
+    lost = [name for name in result.missing_keys if ".default." in name] + list(result.unexpected_keys)
+    if lost:
+        raise KauliError(f"the adapter in {folder} does not fit: {lost[0]} has no counterpart.")
     if (folder / LANGUAGES).is_file():
         for tag, value in load_file(folder / LANGUAGES).items():
             if tag in languages:

@@ -296,3 +296,11 @@ def test_a_tower_hears_the_recording_alone_and_each_as_if_alone() -> None:
     frames = ears.task.frames([ears.task.mel(recordings[0], WINDOW)])[0][:25]
     assert torch.allclose(found[0][0], frames[:4].flatten(), atol=1e-5)
     assert not found[0][-1, 64:].any()  # the last feature has one frame, and zeros behind it
+
+
+def test_training_does_not_start_from_an_adapter_of_fewer_layers(tmp_path: Path) -> None:
+    folder = adapter(tmp_path, 1, r".*\.(q_proj|v_proj)")
+    task = whisper()
+    task.model = Lora(rank=4, alpha=8, targets="all-linear").attach(task.model, task.base.reference)
+    with pytest.raises(KauliError, match="has no counterpart"):
+        task.start_from(folder)
