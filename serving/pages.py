@@ -25,7 +25,7 @@ _STYLE = (
 
 def home() -> str:
     """The page at `/`: ask a model in a language, and see the answer come."""
-    return files("kauli.serving").joinpath("home.html").read_text("utf-8")
+    return files("kauli.serving.http").joinpath("home.html").read_text("utf-8")
 
 
 def docs(schema: Mapping[str, Any]) -> str:

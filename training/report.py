@@ -74,7 +74,7 @@ def render_report(result: EvalResult, card: Card | None = None, profile: str = "
         profile: of the data, a table in plain text (`kauli.training.profile.render`).
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string((files("kauli.training") / "report.html").read_text(encoding="utf-8"))
+    template = environment.from_string((files("kauli.training.evaluation") / "report.html").read_text(encoding="utf-8"))
     training = card.training if card else None
     ours = _by_source(result.scores, result.seed)
     theirs = _by_source(result.base_scores, result.seed) if result.base_scores else {}
