@@ -30,12 +30,12 @@ check: setup
 	cd build/check && MYPYPATH=. ../../$(PYTHON) -m mypy --config-file ../../pyproject.toml -p kauli.models -p kauli.training -p kauli.serving -p kauli.deploy
 
 bench: setup
-	$(PYTHON) tests/bench_training.py --examples 48 --results RESULTS.md
-	$(PYTHON) tests/bench_serving.py --results RESULTS.md
+	$(PYTHON) tests/bench/training.py --examples 48 --results RESULTS.md
+	$(PYTHON) tests/bench/serving.py --results RESULTS.md
 	.venv/bin/kauli fetch kauli-clip
-	$(PYTHON) tests/bench_pictures.py --results RESULTS.md
-	$(PYTHON) tests/bench_align.py --results RESULTS.md
-	$(PYTHON) tests/bench_transcribe.py --results RESULTS.md
+	$(PYTHON) tests/bench/pictures.py --results RESULTS.md
+	$(PYTHON) tests/bench/align.py --results RESULTS.md
+	$(PYTHON) tests/bench/transcribe.py --results RESULTS.md
 
 results: setup
-	$(PYTHON) tests/bench_quality.py
+	$(PYTHON) tests/bench/quality.py

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from kauli.models.bases import Base
+from kauli.models.bases.find import Base
 
 TASKS = {
-    "text": "kauli.models.text:TextTask",
-    "describe": "kauli.models.describe:DescribeTask",
-    "align": "kauli.models.align:AlignTask",
-    "transcribe": "kauli.models.recogniser:Recogniser",
+    "text": "kauli.models.text.task:TextTask",
+    "describe": "kauli.models.text.describe:DescribeTask",
+    "align": "kauli.models.vision.align:AlignTask",
+    "transcribe": "kauli.models.speech.task:Recogniser",
 }
 """Name -> module and class; a module is imported when its task is asked for, since each brings its own libraries."""
 

@@ -21,17 +21,17 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
+from kauli.models.adapters.registry import Registry
 from kauli.models.cluster import start_ray
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import note
-from kauli.models.registry import Registry
 from kauli.models.requests import SpeechRequest, TextRequest
-from kauli.serving.catalogue import Catalogue, public_name
 from kauli.serving.events import Event, Failed, Features, MediaForm, Ranked, TextBackend, Vectors
-from kauli.serving.ingress import create_app
-from kauli.serving.lineup import Lineup, choose_lineup
+from kauli.serving.http.app import create_app
 from kauli.serving.replicas import AudioReplica, ImageReplica, TextReplica
+from kauli.serving.routing import Catalogue, public_name
 from kauli.serving.settings import ServeArgs, load_settings, parse_settings
+from kauli.serving.topology import Lineup, choose_lineup
 
 APPLICATION = "kauli"
 _INGRESS_CPUS = 0.1

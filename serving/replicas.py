@@ -8,16 +8,16 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from kauli.models.bases import find_base
-from kauli.models.registry import Registry
+from kauli.models.adapters.registry import Registry
+from kauli.models.bases.find import find_base
 from kauli.models.requests import SpeechRequest, TextRequest
 from kauli.serving.events import Event, Failed, Features, MediaForm, Ranked, Vectors
 from kauli.serving.settings import ServeArgs
 
 if TYPE_CHECKING:
-    from kauli.serving.image_encoder import ImageEncoder
-    from kauli.serving.text_generator import TextGenerator
-    from kauli.serving.transcriber import Transcriber
+    from kauli.serving.workers.image_encoder import ImageEncoder
+    from kauli.serving.workers.text import TextGenerator
+    from kauli.serving.workers.transcriber import Transcriber
 
 
 class _Replica:
@@ -60,8 +60,8 @@ class TextReplica(_Replica):
     _running: "TextGenerator"
 
     def __init__(self, args: ServeArgs, base: str) -> None:
-        from kauli.models.text import TextTask
-        from kauli.serving.text_generator import TextGenerator
+        from kauli.models.text.task import TextTask
+        from kauli.serving.workers.text import TextGenerator
 
         _use_threads(args)
         found = find_base(base, allow_noncommercial=args.allow_noncommercial)
@@ -89,8 +89,8 @@ class AudioReplica(_Replica):
     _running: "Transcriber"
 
     def __init__(self, args: ServeArgs, base: str) -> None:
-        from kauli.models.recogniser import Recogniser
-        from kauli.serving.transcriber import Transcriber
+        from kauli.models.speech.task import Recogniser
+        from kauli.serving.workers.transcriber import Transcriber
 
         _use_threads(args)
         found = find_base(base, allow_noncommercial=args.allow_noncommercial, task="transcribe")
@@ -125,7 +125,7 @@ class ImageReplica(_Replica):
     _running: "ImageEncoder"
 
     def __init__(self, args: ServeArgs, base: str, aligned: bool) -> None:
-        from kauli.serving.image_encoder import ImageEncoder
+        from kauli.serving.workers.image_encoder import ImageEncoder
 
         _use_threads(args)
         found = find_base(base, allow_noncommercial=args.allow_noncommercial, task="align")

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from kauli.models.errors import UsageError, nearest
-from kauli.models.home import default_storage
+from kauli.models.paths import default_storage
 
 TASKS = ("text", "describe", "transcribe", "embed", "classify")
 """What this service can serve: `describe` is chat about pictures and recordings, the last two are the shared space's

@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from kauli.models.bases import Base, find_base
-from kauli.models.plain_peft import from_peft
-from kauli.models.registry import Registry
+from kauli.models.adapters.peft_import import from_peft
+from kauli.models.adapters.registry import Registry
+from kauli.models.bases.find import Base, find_base
 
 Publish = Callable[[Path, str, str, int], str]
 

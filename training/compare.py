@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from kauli.models.adapters.store import Store, open_store
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import display_name
 from kauli.models.progress import note
-from kauli.models.store import Store, open_store
-from kauli.training.intervals import Array, Interval, difference, interval
-from kauli.training.metrics import FINISH, METRICS, SYNTHETIC, Tally, merge
+from kauli.training.evaluation.intervals import Array, Interval, difference, interval
+from kauli.training.evaluation.results import Scores, bracket, columns, defined, figure, scores_from_json
+from kauli.training.evaluation.scorers import FINISH, METRICS, SYNTHETIC, Tally, merge
 from kauli.training.recipe import Recipe
-from kauli.training.results import Scores, bracket, columns, defined, figure, scores_from_json
 from kauli.training.train import train
 
 ENGLISH = "english_bits_per_byte"

@@ -1,7 +1,7 @@
 """What of a base is trained: the one table of method kinds. A new kind is a class here and a line in `Method`.
 
 Each kind is a frozen pydantic model (its YAML keys) with `attach`, which turns a loaded base into a trainable model
-and saves in the form that `kauli.models.text` applies.
+and saves in the form that `kauli.models.text.task` applies.
 """
 
 from typing import Annotated, Literal, Self
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from transformers import PreTrainedModel
 
-from kauli.models.heads import HeadKind
+from kauli.models.vision.heads import HeadKind
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"]
 """What the modules of attention are called; a model has the last one under one of its two names."""
@@ -81,7 +81,7 @@ class AttentionAdapter(BaseModel):
 
     def attach(self, model: nn.Module, reference: str) -> nn.Module:
         """The model with its adapters and its head trainable, everything else frozen. Raises UsageError for another."""
-        from kauli.models.wav2vec2 import attach_adapters  # with what only this method needs
+        from kauli.models.speech.ctc_model import attach_adapters  # with what only this method needs
 
         attach_adapters(model, self.dim)
         return model
@@ -95,12 +95,12 @@ class Projection(BaseModel):
     kind: Literal["projection"] = "projection"
 
     def attach(self, model: nn.Module, reference: str) -> nn.Module:
-        """The projections themselves (`kauli.models.projections`), all their parameters trainable."""
+        """The projections themselves (`kauli.models.vision.projections`), all their parameters trainable."""
         return model.requires_grad_(True)
 
 
 class FewShot(BaseModel):
-    """For `align`: a classifier on frozen embeddings, from a few pictures of each class (`kauli.models.heads`)."""
+    """For `align`: a classifier on frozen embeddings, from a few pictures a class (`kauli.models.vision.heads`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

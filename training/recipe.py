@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kauli.models.errors import UsageError, nearest
 from kauli.models.languages import check_tag
-from kauli.training.augment import PictureAugmentation
-from kauli.training.augment_speech import SpeechAugmentation
+from kauli.training.augment.audio import SpeechAugmentation
+from kauli.training.augment.image import PictureAugmentation
 from kauli.training.methods import AttentionAdapter, FewShot, Full, Lora, Method, Projection
 
 

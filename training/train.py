@@ -16,26 +16,26 @@ from typing import Any
 
 import psutil
 
-from kauli.models.adapters import check_base
-from kauli.models.bases import Base, find_base
-from kauli.models.cards import Attribution, BaseReference, Card, DataReference, Training, Validation, write_card
+from kauli.models.adapters.card import Attribution, BaseReference, Card, DataReference, Training, Validation, write_card
+from kauli.models.adapters.folder import check_base
+from kauli.models.adapters.registry import Registry
+from kauli.models.adapters.store import Store, open_store
+from kauli.models.bases.find import Base, find_base
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import bar, note
-from kauli.models.registry import Registry
-from kauli.models.store import Store, open_store
-from kauli.training.augment import warn_of_risk
-from kauli.training.checkpoint import Progress
-from kauli.training.data import Dataset, load_data
-from kauli.training.evaluate import GENERATED, english_rows, evaluate_adapter
-from kauli.training.evaluate_speech import check_transcripts
-from kauli.training.fused import fused_rows
-from kauli.training.learner import Examples
+from kauli.training.augment.image import warn_of_risk
+from kauli.training.data.dataset import Dataset, load_data
+from kauli.training.evaluation.results import EvalResult
+from kauli.training.evaluation.run import GENERATED, english_rows, evaluate_adapter
+from kauli.training.evaluation.speech import check_transcripts
+from kauli.training.features.fusion import fused_rows
+from kauli.training.features.pictures import picture_rows, with_own_prompts
+from kauli.training.features.recordings import recording_rows
+from kauli.training.loop.checkpoint import Progress
+from kauli.training.loop.session import METRICS, NOTES, Job, check_precision, train_here
 from kauli.training.methods import FewShot
-from kauli.training.pictures import picture_rows, with_own_prompts
 from kauli.training.recipe import Recipe
-from kauli.training.recordings import recording_rows
-from kauli.training.results import EvalResult
-from kauli.training.session import METRICS, NOTES, Job, check_precision, train_here
+from kauli.training.tasks.text import Examples
 
 VALIDATION_BYTES = 4_000
 """How much text the validations during training score: enough to choose by, small beside the training itself."""
@@ -130,7 +130,7 @@ def _train_head(
     recipe: Recipe, base: Base, dataset: Dataset, registry: Registry, draft: Card, promote: bool
 ) -> TrainResult:
     """A head is fitted in seconds, here, once the pictures' features are there: without Ray, without checkpoints."""
-    from kauli.training.head_training import fit_head
+    from kauli.training.tasks.head import fit_head
 
     note(f"Fitting {recipe.name} on {base.name}")
     began = time.monotonic()
@@ -159,7 +159,9 @@ def _train_head(
 
 def _fit(job: Job, use_ray: bool) -> Path:
     if use_ray:
-        from kauli.training.run import train_on_ray  # Ray takes seconds to import, and not every caller trains on it
+        from kauli.training.loop.ray import (
+            train_on_ray,  # Ray takes seconds to import, and not every caller trains on it
+        )
 
         return train_on_ray(job)
     if job.recipe.scale.workers != 1:

@@ -1,0 +1,184 @@
+"""The commands `kauli adapters ...`: what the registry holds, taking an adapter from outside, aliases, removal."""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kauli.deploy.cli.terminal import Json, Storage, hint, show, split_list, table
+from kauli.models.errors import UsageError
+from kauli.models.paths import default_storage
+
+if TYPE_CHECKING:
+    from kauli.models.adapters.card import Card
+    from kauli.models.adapters.registry import Published, Registry
+    from kauli.models.bases.find import Base
+
+MAIN_METRICS = {
+    "text": ("bits_per_byte",),
+    "describe": ("bits_per_byte",),
+    "transcribe": ("cer",),
+    "align": ("macro_f1", "i2t_r10"),  # of a head, and of a projection
+}
+"""Task -> the first of these that an adapter has is shown in the list."""
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, add, promote and remove adapters.")
+
+
+@app.command("list")
+def adapters_list(storage: Storage = None, as_json: Json = False) -> None:
+    """List the registry's adapters with their versions, languages, bases and aliases."""
+    from kauli.models.adapters.registry import Registry
+
+    where = storage or default_storage()
+    rows = _rows(Registry(where))
+    if as_json:
+        show(rows)
+    elif rows:
+        columns = ["adapter", "aliases", "task", "language", "base", "licence", "metric", "score", "base_score"]
+        print(table(rows, columns))
+    if rows:
+        hint("kauli adapters show NAME, or kauli serve")
+    else:
+        print(f"No adapters in {where}.", file=sys.stderr)
+        hint("kauli train text-sw")
+
+
+@app.command("show")
+def adapters_show(
+    adapter: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")], storage: Storage = None, as_json: Json = False
+) -> None:
+    """Print an adapter's model card."""
+    from kauli.models.adapters.folder import render_readme
+    from kauli.models.adapters.registry import Registry
+
+    card = Registry(storage or default_storage()).card(adapter)
+    if as_json:
+        show(card.model_dump(mode="json"))
+    else:
+        print(render_readme(card))
+
+
+@app.command("add")
+def adapters_add(
+    folder: Annotated[Path, typer.Argument(help="A folder saved by PEFT (safetensors).")],
+    name: Annotated[str, typer.Option("--name", help="Name in the registry.")],
+    language: Annotated[str, typer.Option("--language", help="BCP-47 tags separated by commas.")],
+    base: Annotated[str, typer.Option("--base", help="The base that it was trained on.")],
+    accept_base: Annotated[
+        bool, typer.Option("--accept-base", help="Take it although it names another base; the card records this.")
+    ] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Publish an adapter that was made by plain PEFT."""
+    from kauli.models.languages import check_tag
+
+    tags = [check_tag(tag) for tag in split_list(language, "--language")]  # before a base is fetched
+    found = _base_of(base)
+    published = _publish(folder, name, tags, found, storage or default_storage(), accept_base)
+    adapter = f"{published.name}@{published.version}"
+    if as_json:
+        show({"adapter": adapter, "path": published.uri})
+    else:
+        print(f"{adapter}  {published.uri}")
+    hint(f"kauli {'transcribe clip.ogg' if found.task == 'transcribe' else 'generate Habari'} --model {adapter}")
+
+
+@app.command("promote")
+def adapters_promote(
+    adapter: Annotated[str, typer.Argument(metavar="NAME@VERSION")],
+    alias: Annotated[str, typer.Argument(help="prod, or any other word.")],
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Point an alias to a version; `prod` is what a bare NAME means."""
+    from kauli.models.adapters.registry import Registry
+
+    registry = Registry(storage or default_storage())
+    if "@" not in adapter:
+        raise UsageError(f"'{adapter}' names no version: say which one, e.g. {adapter}@1 or {adapter}@latest")
+    name, version = registry.resolve(adapter)
+    registry.set_alias(name, version, alias)
+    if as_json:
+        show({"adapter": f"{name}@{version}", "aliases": registry.aliases(name)})
+    else:
+        print(f"{name}@{alias} -> {name}@{version}")
+
+
+@app.command("remove")
+def adapters_remove(
+    adapter: Annotated[str, typer.Argument(metavar="NAME@VERSION")], storage: Storage = None, as_json: Json = False
+) -> None:
+    """Remove a version that no alias points to (NAME@3), or an alias (NAME@prod: its version stays)."""
+    from kauli.models.adapters.registry import Registry
+
+    Registry(storage or default_storage()).remove(adapter)
+    if as_json:
+        show({"removed": adapter})
+    else:
+        print(f"removed {adapter}")
+
+
+def _rows(registry: "Registry") -> list[dict[str, Any]]:
+    """One row for each version in the registry, names in order, newest versions first."""
+    rows = []
+    for name in registry.names():
+        aliases = registry.aliases(name)
+        for version in reversed(registry.versions(name)):
+            card = registry.card(f"{name}@{version}")
+            metric = _main_metric(card)
+            rows.append(
+                {
+                    "adapter": f"{name}@{version}",
+                    "aliases": [alias for alias, number in aliases.items() if number == version],
+                    "task": card.task,
+                    "language": card.language,
+                    "base": card.base.name,
+                    "licence": card.licence,
+                    "created": card.created,
+                    "metric": metric,
+                    "score": card.metrics.get(metric),
+                    "base_score": (card.base_metrics or {}).get(metric),
+                }
+            )
+    return rows
+
+
+def _main_metric(card: "Card") -> str:
+    """By what adapters of its task are told apart, on synthetic rows where no others were measured."""
+    from kauli.training.evaluation.scorers import SYNTHETIC
+
+    names = MAIN_METRICS.get(card.task, ("bits_per_byte",))
+    measured = [prefix + name for prefix in ("", SYNTHETIC) for name in names if prefix + name in card.metrics]
+    return measured[0] if measured else names[0]
+
+
+def _base_of(name: str) -> "Base":
+    """The base called `name`, of whichever task it is that plain PEFT makes adapters for."""
+    from kauli.models.adapters.folder import read_json
+    from kauli.models.bases.find import find_base, known_bases
+    from kauli.models.bases.whisper_import import SPEECH_MODELS
+
+    card = known_bases().get(name)
+    if card is not None:
+        return find_base(name, allow_noncommercial=True, task="transcribe" if "transcribe" in card.tasks else "text")
+    found = find_base(name, allow_noncommercial=True)  # a Whisper passes, since its architecture generates text
+    if read_json(found.folder / "config.json").get("model_type") in SPEECH_MODELS:
+        return find_base(name, allow_noncommercial=True, task="transcribe")
+    return found
+
+
+def _publish(
+    folder: Path, name: str, tags: Sequence[str], base: "Base", storage: str, accept_base: bool
+) -> "Published":
+    """Publish a folder made by plain PEFT; the folder itself is not changed."""
+    from kauli.models.adapters.peft_import import from_peft
+    from kauli.models.adapters.registry import Registry
+
+    with tempfile.TemporaryDirectory(prefix="kauli-add-") as scratch:
+        out = Path(scratch) / "adapter"
+        card = from_peft(folder, out, name=name, language=tags, base=base, accept_base=accept_base)
+        return Registry(storage).publish(out, card)

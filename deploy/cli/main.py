@@ -1,0 +1,325 @@
+"""The `kauli` command: every function here parses, calls one function and prints its result.
+
+`kauli adapters ...` is in `kauli.deploy.cli.adapters`, what all commands share in `kauli.deploy.cli.terminal`.
+Heavy imports stand inside the functions, so that `kauli --help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kauli.deploy.cli import adapters
+from kauli.deploy.cli.terminal import Command, Json, Storage, hint, show, split_list
+from kauli.models.errors import UsageError
+from kauli.models.paths import default_storage
+
+DEFAULT_BASE = "smollm2-135m-q4"
+
+
+# Plain text help: Rich panels cost 0.2 s at every start.
+app = typer.Typer(
+    cls=Command, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    help="Train small adapters for languages that have little data, measure them, and serve them.",
+)  # fmt: skip
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build the starter data, or check your own.")
+app.add_typer(data_app, name="data")
+app.add_typer(adapters.app, name="adapters")
+
+AcceptTerms = Annotated[bool, typer.Option("--accept-terms", help="Accept the terms of a base that asks for it.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; the value is YAML.")
+]
+
+
+def main() -> None:
+    """Entry point of the `kauli` script."""
+    app(prog_name="kauli")
+
+
+@app.command()
+def fetch(
+    bases: Annotated[list[str] | None, typer.Argument(metavar="[BASE]...", help="Names, hub ids or folders.")] = None,
+    accept_terms: AcceptTerms = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Bring bases to this machine, check them, and print the folder of each."""
+    from kauli.deploy.cli.commands import bring_base
+
+    found = [bring_base(name, accept_terms) for name in bases or [DEFAULT_BASE]]
+    if as_json:
+        show([{"name": b.name, "folder": str(b.folder), "sha256": b.sha256, "licence": b.licence} for b in found])
+    else:
+        for base in found:
+            print(base.folder)
+    hint("kauli data build --languages sw")
+
+
+@data_app.command("build")
+def data_build(
+    languages: Annotated[str, typer.Option("--languages", help="BCP-47 tags separated by commas, e.g. sw,am.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write to [KAULI_HOME/data/starter].")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Build the starter data set of some languages from open packages."""
+    from kauli.models.languages import check_tag
+    from kauli.training.data.starter import build
+
+    tags = [check_tag(tag) for tag in split_list(languages, "--languages")]
+    folder = build(tags, out)
+    if as_json:
+        show({"folder": str(folder), "languages": tags})
+    else:
+        print(folder)
+    hint(f"kauli data check {folder}" if out else f"kauli train text-{tags[0]}")
+
+
+@data_app.command("check")
+def data_check(
+    path: Annotated[str, typer.Argument(help="A data set: `starter`, a file, a folder or a URI.")],
+    languages: Annotated[str | None, typer.Option("--languages", help="Only these languages [all].")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help=f"Measure its tokenizer too [{DEFAULT_BASE} if fetched].")
+    ] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Profile a data set: rows, groups, splits, scripts, lengths, leaks, licences, and how a base's tokenizer fits."""
+    from kauli.models.bases.find import find_base, local_bases
+    from kauli.models.languages import check_tag
+    from kauli.training.data.dataset import load_data
+    from kauli.training.data.profile import profile, render
+
+    tags = [check_tag(tag) for tag in split_list(languages, "--languages")] if languages is not None else None
+    base = base or (DEFAULT_BASE if DEFAULT_BASE in local_bases() else None)
+    folder = find_base(base, allow_noncommercial=True).folder if base else None
+    result = profile(load_data(path, tags), folder)
+    if as_json:
+        show(result)
+    else:
+        print(render(result))
+    hint(f"kauli train text-sw --set data={path} --set language=TAG --set name=NAME")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe by name (text-sw) or a YAML file.")],
+    overrides: Overrides = None,
+    accept_terms: AcceptTerms = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget the checkpoints of a cut-off run.")] = False,
+    no_ray: Annotated[bool, typer.Option("--no-ray", help="Train in this process, with one worker.")] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Train an adapter by a recipe, measure it on held-out data, and publish it; a run that was cut off goes on."""
+    from kauli.training.recipe import load_recipe
+    from kauli.training.train import train as run_training
+
+    result = run_training(
+        load_recipe(recipe, overrides or []), storage or default_storage(),
+        accept_terms=accept_terms, restart=restart, use_ray=not no_ray,
+    )  # fmt: skip
+    if as_json:
+        fields = {"adapter": result.adapter, "path": str(result.path)}
+        show({**fields, "metrics": dict(result.metrics), "aliases": list(result.aliases)})
+    else:
+        aliases = f" ({', '.join(result.aliases)})" if result.aliases else ""
+        print(f"{result.adapter}{aliases}  {result.path}")
+    hint(f"kauli eval {result.adapter} --out report.html")
+
+
+@app.command("eval")
+def evaluate(
+    adapter: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="An adapter, e.g. text-sw@latest.")],
+    data: Annotated[str | None, typer.Option("--data", help="Other data than the adapter was trained on.")] = None,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
+    out: Annotated[Path | None, typer.Option("--out", help="Write a report to look at (one HTML file).")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Generate for at most this many rows.")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Measure an adapter beside its base on held-out rows, with 95 % intervals."""
+    if split not in ("train", "validation", "test"):
+        raise UsageError(f"split '{split}' is unknown: use train, validation or test")
+    from kauli.training.evaluation.run import evaluate as run_evaluation
+
+    result = run_evaluation(adapter, storage or default_storage(), data=data, split=split, out=out, limit=limit)
+    if as_json:
+        show(result.to_json())
+    else:
+        print(result.summary())
+    hint(f"open {out}" if out else f"kauli adapters promote {adapter.split('@')[0]}@VERSION prod; kauli serve")
+
+
+@app.command()
+def compare(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes; the first is the reference.")],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each recipe.")] = 5,
+    overrides: Overrides = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Train recipes over the same seeds and print their differences with 95 % intervals; finished runs are kept."""
+    from kauli.training.compare import compare as run_comparison
+    from kauli.training.recipe import load_recipe
+
+    loaded = [load_recipe(name, overrides or []) for name in recipes]
+    result = run_comparison(loaded, seeds, storage or default_storage())
+    if as_json:
+        show(result.to_json())
+    else:
+        print(result.summary())
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to say to the model; `-` reads stdin.")],
+    model: Annotated[str, typer.Option("--model", help="text, an adapter (text-sw@1) or a base.")] = "text",
+    language: Annotated[str | None, typer.Option("--language", help="Choose the adapter by language.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="At most this many new tokens.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=5.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="For temperatures above 0.")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Generate text with an adapter or a base, without a service."""
+    from kauli.deploy.cli.commands import generate_text
+
+    result = generate_text(
+        sys.stdin.read() if prompt == "-" else prompt, model, language, storage or default_storage(),
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stream=not as_json,
+    )  # fmt: skip
+    if as_json:
+        show(result)
+
+
+@app.command()
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings: WAV, FLAC, Ogg or MP3.")],
+    model: Annotated[str, typer.Option("--model", help="transcribe, an adapter (transcribe-be@1) or a base.")] = (
+        "transcribe"
+    ),
+    language: Annotated[str | None, typer.Option("--language", help="What is spoken [what the base hears].")] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="text, subtitles (srt, vtt), or OpenAI's json, verbose_json [text]."),
+    ] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="When each word was said, too: for --json and --format verbose_json.")
+    ] = False,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What was said before, or names and words that may come.")
+    ] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Write down what is said in recordings, without a service; --json tells all that is known."""
+    from kauli.deploy.cli.recordings import check_format, rendered
+    from kauli.deploy.cli.recordings import transcribe as transcribe_files
+
+    if as_json and form:
+        raise UsageError(f"--json and --format {form} are two forms of one result: give one of them")
+    check_format(form or "text", len(files))
+    if words and not as_json and form != "verbose_json":
+        raise UsageError(f"--words has no place in {form or 'text'}: add --json or --format verbose_json")
+    words = words or form in ("srt", "vtt")
+    results = transcribe_files(files, model, language, prompt, storage or default_storage(), words)
+    if as_json:
+        show(results if len(results) > 1 else results[0])
+    else:
+        print(rendered(results, form or "text").rstrip("\n"))
+
+
+@app.command()
+def describe(
+    image: Annotated[Path | None, typer.Option("--image", help="A picture: PNG, JPEG, WEBP, GIF or BMP.")] = None,
+    audio: Annotated[Path | None, typer.Option("--audio", help="A recording: WAV, FLAC, Ogg or MP3.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What to ask [the instruction that the adapter was trained with].")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="describe, or an adapter (describe-multi@1).")] = "describe",
+    language: Annotated[str | None, typer.Option("--language", help="The language of the description.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="At most this many new tokens.")] = 64,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0.0, max=5.0, help="0 is greedy [0; 0.8 with --rerank].")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="For temperatures above 0.")] = None,
+    rerank: Annotated[
+        int, typer.Option("--rerank", min=1, max=16, help="Sample so many, take the nearest to the picture.")
+    ] = 1,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Describe a picture, a recording or both in a language, without a service."""
+    from kauli.deploy.cli.pictures import describe as describe_media
+
+    result = describe_media(
+        image, audio, prompt, model, language, storage or default_storage(),
+        max_tokens=max_tokens, temperature=temperature, seed=seed, rerank=rerank,
+    )  # fmt: skip
+    if as_json:
+        show(result)
+    else:
+        print(result["text"])
+
+
+@app.command()
+def embed(
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, in any language.")] = None,
+    image: Annotated[list[Path] | None, typer.Option("--image", help="A picture; may be given several times.")] = None,
+    model: Annotated[str, typer.Option("--model", help="A base of the task align.")] = "kauli-clip",
+    as_json: Json = False,
+) -> None:
+    """Put texts and pictures into one space: prints their cosines, with --json the embeddings."""
+    from kauli.deploy.cli.pictures import cosine_table, embed_all
+
+    found = embed_all(texts or [], image or [], model)
+    if as_json:
+        show(found)
+    else:
+        print(cosine_table(found))
+
+
+@app.command()
+def serve(
+    config: Annotated[Path | None, typer.Option("--config", help="A YAML file like deploy/local.yaml.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on [127.0.0.1, KAULI_HOST].")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port [8000, KAULI_PORT].", min=1, max=65535)] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", help="Of text, describe, transcribe, embed, classify [what the storage has]."),
+    ] = None,
+    base: Annotated[
+        list[str] | None, typer.Option("--base", help="A base to serve; the first is the default [of the adapters].")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Join this Ray cluster instead of starting one here.")
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """Serve bases and adapters behind an OpenAI-compatible endpoint, until Ctrl-C."""
+    from kauli.deploy.cli.commands import serve_until_stopped
+    from kauli.serving.settings import load_settings
+
+    settings = load_settings(
+        config, host=host, port=port, tasks=split_list(tasks, "--tasks") if tasks is not None else None,
+        bases=base or None, storage=storage,
+    )  # fmt: skip
+    serve_until_stopped(settings, address)
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Stop after the answers instead of staying up.")] = False,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.05, help="Budget of each training.")] = 3.0,
+    port: Annotated[int, typer.Option("--port", help="Port of the service.", min=1, max=65535)] = 8000,
+    storage: Storage = None,
+) -> None:
+    """Fetch a base, train a Swahili and an Amharic adapter, measure, serve and ask them: the whole path here."""
+    from kauli.deploy.cli.demo import run_demo
+
+    run_demo(storage or default_storage(), minutes=minutes, port=port, once=once)

@@ -1,0 +1,210 @@
+"""The card of an adapter (`card.json`): what it is, on which base, from which data, how good, under which licences."""
+
+import os
+import re
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from kauli.models.adapters.page import render_readme
+from kauli.models.bases.packages import sha256_file
+from kauli.models.errors import KauliError, UsageError
+
+CARD_FILE = "card.json"
+README_FILE = "README.md"
+SUFFIXES = (".safetensors", ".json", ".md")
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+class _Part(BaseModel):
+    """What all parts of a card share: an unknown key is an error, a NaN is written as null."""
+
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="null", serialize_by_alias=True)
+
+
+class BaseReference(_Part):
+    """The base that an adapter belongs to."""
+
+    name: str
+    reference: str
+    """What stands in `base_model_name_or_path`: a hub id, never a local path."""
+    sha256: str
+    licence: str
+    derived_from: str | None = None
+
+
+class Attribution(_Part):
+    """One source of training data that must be named."""
+
+    source: str
+    licence: str
+    rows: int
+
+
+class DataReference(_Part):
+    """What an adapter was trained on."""
+
+    name: str
+    sha256: str
+    rows: int
+    groups: int
+    languages: list[str]
+    synthetic_rows: int = 0
+    sources: list[str] | dict[str, int] = Field(default_factory=list)
+
+
+class Validation(_Part):
+    """Bits per byte on the validation split; the adapter gets the alias `latest` when its figure is the smaller."""
+
+    base: float | None
+    adapter: float | None
+
+
+class Training(_Part):
+    """What the training cost. `curve` holds `[step, training loss, validation bits per byte or null]`."""
+
+    steps: int
+    seconds: float
+    tokens: int
+    machine: str
+    seed: int
+    curve: list[list[float | None]] = Field(default_factory=list)
+
+
+class Card(_Part):
+    """Everything that is known about an adapter beside its weights."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    name: str
+    version: int | None = None
+    """Given by the registry; None before the adapter is published."""
+    task: str
+    language: list[str]
+    base: BaseReference
+    template: str | None = None
+    """The Jinja chat template that the adapter was trained with; None means that of the base's tokenizer."""
+    method: dict[str, Any]
+    licence: str
+    attributions: list[Attribution] = Field(default_factory=list)
+    data: DataReference | None = None
+    recipe: dict[str, Any] | None = None
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    """The adapter on the test split."""
+    base_metrics: dict[str, float | None] | None = None
+    """The bare base on the same rows."""
+    intervals: dict[str, list[float | None]] = Field(default_factory=dict)
+    validation: Validation | None = None
+    training: Training | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
+    """Package name to version, at training time."""
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    files: dict[str, str] = Field(default_factory=dict)
+    """Path inside the folder to SHA-256, for every file but `card.json`."""
+    exceptions: list[str] = Field(default_factory=list)
+    """What was let through by hand, such as a base that could not be verified."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_safe(cls, value: str) -> str:
+        return check_name(value)
+
+    @field_validator("language", mode="before")
+    @classmethod
+    def _one_language_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("files")
+    @classmethod
+    def _files_stay_inside(cls, value: dict[str, str]) -> dict[str, str]:
+        # These become paths on the disk of whoever downloads the adapter.
+        for name in value:
+            parts = PurePosixPath(name).parts
+            inside = name == "/".join(parts) and ".." not in parts and not name.startswith("/") and "\\" not in name
+            if not inside or not name.endswith(SUFFIXES) or name == CARD_FILE:
+                raise ValueError(f"'{name}' is not a file that an adapter may hold")
+        return value
+
+    @property
+    def spec(self) -> str:
+        """`name@version`, or the bare name before the adapter is published."""
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
+    def to_json(self) -> str:
+        """The text of `card.json`."""
+        return self.model_dump_json(indent=2) + "\n"
+
+
+def check_name(name: str, what: str = "adapter name") -> str:
+    """Return `name` when it is safe as a folder and in a URL; raises `UsageError` otherwise."""
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise UsageError(
+            f"'{name}' is no {what}: 1 to 64 of a-z, 0-9, '.', '_' and '-' are allowed, "
+            "beginning with a letter or digit, without '..'"
+        )
+    return name
+
+
+def parse_card(text: str | bytes, where: str) -> Card:
+    """Read the text of a `card.json`; `where` names it in the `KauliError` of a card that cannot be read."""
+    try:
+        return Card.model_validate_json(text)
+    except UsageError as error:
+        raise KauliError(f"{where} is not a readable card: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise KauliError(
+            f"{where} is not a readable card: {place + ': ' if place else ''}{first['msg']}. "
+            "It is damaged, or from another version of kauli."
+        ) from error
+
+
+def read_card(folder: Path) -> Card:
+    """The card in an adapter folder; raises `KauliError` when there is none or it cannot be read."""
+    path = folder / CARD_FILE
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        raise KauliError(
+            f"{folder} has no {CARD_FILE}: it is not an adapter of kauli. "
+            "`kauli adapters add` takes a folder made by plain PEFT."
+        ) from None
+    except OSError as error:
+        raise KauliError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_card(text, str(path))
+
+
+def write_card(folder: Path, card: Card) -> Card:
+    """Write `README.md` and then, as the last file, `card.json` with the hash of every file in `folder`.
+
+    Returns the card as written (`card` itself is not changed).
+    """
+    page = render_readme(card)
+    write_atomically(folder / README_FILE, page.encode())
+    written = card.model_copy(update={"files": hash_files(folder)})
+    write_atomically(folder / CARD_FILE, written.to_json().encode())
+    return written
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """Path inside `folder` to SHA-256, for every file but `card.json`, sorted by path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return {name: sha256_file(path) for name, path in zip(names, paths, strict=True) if name != CARD_FILE}
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees all of it or none; missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,215 @@
+"""An adapter made by plain PEFT becomes one of ours, once it is proved to fit the base."""
+
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from safetensors import safe_open
+
+from kauli.models.adapters.card import README_FILE, BaseReference, Card, check_name, write_card
+from kauli.models.adapters.folder import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_files,
+    check_no_code,
+    check_safetensors,
+    read_json,
+)
+from kauli.models.adapters.linear import KINDS
+from kauli.models.bases.packages import atomic_folder
+from kauli.models.errors import KauliError, UsageError
+from kauli.models.languages import check_tag
+from kauli.models.progress import note
+
+if TYPE_CHECKING:
+    from kauli.models.bases.find import Base
+
+# Formats that run code when they are opened. A folder with one of them is refused whole, so that nobody takes
+# the word "added" to mean that it was checked; other files (chat templates, vocabularies) are only left behind.
+_UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".py", ".so", ".sh", ".h5")
+# Initialisations that change the base's weights: such an adapter fits a base that exists nowhere.
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def from_peft(
+    folder: Path, out: Path, *, name: str, language: str | Sequence[str], base: "Base", accept_base: bool = False
+) -> Card:
+    """Copy the adapter in `folder` to `out` (made, or replaced) with a card, and return the card.
+
+    `base_model_name_or_path` may be a hub id or a path of this machine; it becomes `base.reference`. When it does not
+    lead to `base`, `accept_base` lets the adapter through and the card records that. The tensors must fit the base
+    in any case. Raises `UsageError` for a wrong name, language or base, `KauliError` for an unfit or unsafe folder.
+    """
+    check_name(name)
+    tags = [check_tag(tag) for tag in ([language] if isinstance(language, str) else language)]
+    config = _read_config(folder)
+    exceptions = _check_reference(config.get("base_model_name_or_path"), folder, base, accept_base)
+    shapes = check_safetensors(folder / ADAPTER_WEIGHTS)
+    config["base_model_name_or_path"] = base.reference
+    # PEFT knows no task type of speech recognisers: by SEQ_2_SEQ_LM it would give them `input_ids`
+    config["task_type"] = None if base.task == "transcribe" else "CAUSAL_LM"
+    config["auto_mapping"] = None  # it would name classes to import, and kauli's tasks know their own
+    config["inference_mode"] = True
+    check_fit(config, shapes, base, folder)
+    _check_numbers(folder / ADAPTER_WEIGHTS)
+    method = {"kind": str(config["peft_type"]).lower()}
+    method |= {
+        key: config[source]
+        for key, source in (("rank", "r"), ("alpha", "lora_alpha"), ("targets", "target_modules"))
+        if config.get(source) is not None
+    }
+    card = Card(
+        name=name,
+        task=base.task,
+        language=tags,
+        base=BaseReference(
+            name=base.name,
+            reference=base.reference,
+            sha256=base.sha256,
+            licence=base.licence,
+            derived_from=base.derived_from,
+        ),
+        template=base.template,
+        method=method,
+        licence=_licence(folder),
+        versions={"peft": str(config.get("peft_version") or version("peft"))},
+        exceptions=exceptions,
+    )
+    with atomic_folder(out) as partial:
+        shutil.copyfile(folder / ADAPTER_WEIGHTS, partial / ADAPTER_WEIGHTS)
+        (partial / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        check_files(partial)
+        return write_card(partial, card)
+
+
+def check_fit(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: "Base", folder: Path) -> None:
+    """Raise `KauliError` unless an adapter has just the tensors that PEFT would make for `config` on `base`.
+
+    Nothing is loaded: the base is built on torch's meta device from its configuration.
+    """
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSpeechSeq2Seq
+
+    started = config.get("init_lora_weights")
+    if isinstance(started, str) and started.lower().startswith(_CHANGED_BASE):
+        raise KauliError(
+            f"{folder / ADAPTER_CONFIG}: an adapter begun with init_lora_weights='{started}' fits a changed base. "
+            "Save it with peft's `path_initial_model_for_weight_conversion` first."
+        )
+    kind: Any = AutoModelForSpeechSeq2Seq if base.task == "transcribe" else AutoModelForCausalLM
+    building: dict[str, Any] = {"base_model_name_or_path": None}
+    if config["peft_type"] == "LORA":
+        building["init_lora_weights"] = False  # values do not matter, only shapes
+    try:
+        shape = AutoConfig.from_pretrained(base.folder)
+        if shape.model_type == "wav2vec2":
+            raise KauliError(
+                f"{folder} can't be added for {base.name}: plain PEFT does not keep the letters that such an adapter "
+                "writes. Make one with `kauli train`."
+            )
+        with torch.device("meta"):
+            model = kind.from_config(shape)
+            settings = PeftConfig.from_peft_type(**{**config, **building})  # type: ignore[no-untyped-call]
+            adapted = get_peft_model(model, settings, low_cpu_mem_usage=True)
+            made = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+        raise KauliError(f"{folder} does not fit {base.name}: {error}") from error
+    expected = {key: tuple(value.shape) for key, value in made.items()}
+    for key in sorted(expected.keys() & shapes.keys()):
+        if expected[key] != shapes[key]:
+            raise KauliError(
+                f"{folder} was made for another base than {base.name}: "
+                f"{key} is {_shape(shapes[key])}, but {base.name} needs {_shape(expected[key])}."
+            )
+    missing = sorted(expected.keys() - shapes.keys())
+    # Not even an embedding that peft saved along: loading it would change the base under all other adapters.
+    extra = sorted(shapes.keys() - expected.keys())
+    if missing or extra:
+        what = f"{missing[0]} is missing" if missing else f"there is no place for {extra[0]}"
+        count = f"{len(missing)} tensors missing, {len(extra)} too many"
+        raise KauliError(f"{folder} does not fit {base.name}: {what} ({count}).")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: give one that peft's `save_pretrained` wrote.")
+    left = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in _UNSAFE:
+            raise KauliError(
+                f"{path} is refused: {path.suffix} files can run code when they are loaded. "
+                f"Give a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} only (peft's `save_pretrained` makes one)."
+            )
+        if path.is_file() and path.name not in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, README_FILE):
+            left.append(path.relative_to(folder).as_posix())
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise KauliError(f"{folder} has no {name}: it is not an adapter that peft's `save_pretrained` wrote.")
+    config = read_json(folder / ADAPTER_CONFIG)
+    check_no_code(config, folder / ADAPTER_CONFIG)
+    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+        raise KauliError(f"{folder / ADAPTER_CONFIG} is not a configuration of peft: it has no 'peft_type'.")
+    if config["peft_type"] not in KINDS:
+        raise KauliError(
+            f"{folder / ADAPTER_CONFIG}: adapters of the kind {config['peft_type']} cannot be applied; "
+            f"{' and '.join(KINDS)} (with rsLoRA and DoRA) can."
+        )
+    if left:
+        note(f"left behind, as an adapter does not need them: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}")
+    return config
+
+
+def _check_reference(stated: Any, folder: Path, base: "Base", accept: bool) -> list[str]:
+    """The exceptions to record: none when the adapter says itself that it belongs to `base`."""
+    if isinstance(stated, str) and stated:
+        if stated in (base.reference, base.hub_id, base.derived_from, base.name):
+            return []
+        if Path(stated).expanduser().resolve() == base.folder.resolve():
+            return []
+    said = f"says that it was made on '{stated}'" if stated else "does not say on which base it was made"
+    if not accept:
+        raise UsageError(
+            f"{folder} {said}, not on {base.reference} ({base.name}). "
+            "Give that base with --base, or say with --accept-base that it is the same."
+        )
+    # A path would tell where it was made, and means nothing elsewhere.
+    shown = f"'{stated}'" if isinstance(stated, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", stated) else "another path"
+    return [f"base accepted by hand: the adapter named {shown if stated else 'no base'}, not {base.reference}"]
+
+
+def _check_numbers(path: Path) -> None:
+    """Refuse numbers that are not finite, and say when the adapter would change nothing."""
+    silent = []
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - no mapping
+            tensor = file.get_tensor(key)
+            if not torch.isfinite(tensor.float()).all():
+                raise KauliError(f"{path}: {key} holds numbers that are not finite; the training diverged.")
+            if "lora_B" in key:
+                silent.append(not tensor.any())
+    if silent and all(silent):
+        note(f"{path}: every lora_B is zero, so this adapter was not trained and changes nothing.")
+
+
+def _licence(folder: Path) -> str:
+    """The licence in the metadata of the folder's README, "unknown" without one."""
+    path = folder / README_FILE
+    if not path.is_file():
+        return "unknown"
+    match = re.match(r"---\n(.*?)\n---", path.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    try:
+        metadata = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:
+        note(f"{path} has metadata that is not YAML: its licence is not read.")
+        return "unknown"
+    return str(metadata.get("license") or "unknown") if isinstance(metadata, dict) else "unknown"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

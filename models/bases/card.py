@@ -1,0 +1,76 @@
+"""What is known of a base: an entry of bases.yaml, and the same of a hub model or a local folder."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from kauli.models.bases.debug import Shape
+from kauli.models.bases.packages import Package
+
+
+class PackagedFile(BaseModel):
+    """A file inside an unpacked package."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    package: Package
+    file: str
+
+
+class Gguf(BaseModel):
+    """A GGUF file, cut into one or more packaged parts; `sha256` is that of the joined file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parts: tuple[PackagedFile, ...]
+    sha256: str
+
+
+class Towers(BaseModel):
+    """The packaged towers that are joined to an open_clip model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: PackagedFile
+    image: PackagedFile
+
+
+class Whisper(BaseModel):
+    """A Whisper as CTranslate2 keeps it, its `model.bin` cut into parts; `sha256` is that of the joined file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    parts: tuple[PackagedFile, ...]
+    sha256: str
+    tokenizer: PackagedFile
+    settings: PackagedFile
+
+
+class BaseCard(BaseModel):
+    """One entry of bases.yaml, or what is known of a hub model or a local folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    source: Literal["package", "debug", "hub", "folder", "recipe"]
+    tasks: tuple[str, ...]
+    licence: str
+    licence_url: str | None = None
+    noncommercial: bool = False
+    terms: str | None = None
+    """Text that must be accepted once (--accept-terms) before the base is fetched."""
+    languages: tuple[str, ...] = ()
+    derived_from: str | None = None
+    """The hub id of the original, when this is a changed copy (dequantised)."""
+    hub_id: str | None = None
+    template: str | None = None
+    """The jinja chat template; None means the tokenizer's own."""
+    gguf: Gguf | None = None
+    towers: Towers | None = None
+    whisper: Whisper | None = None
+    recipe: str | None = None
+    """For source "recipe": the shipped recipe that trains the base."""
+    notices: tuple[PackagedFile, ...] = ()
+    """Licence texts that must travel with the weights."""
+    shape: Shape | None = None
+    """For source "debug": what to build."""

@@ -1,0 +1,330 @@
+"""Continuous batching over a causal language model: requests join and leave between two passes. No Ray in here.
+
+A pass is one row of tokens: the next token of each slot that is answering, and pieces of prompts that are being read,
+up to a number of tokens, so that a long prompt never holds up the answers of others for long. Every token is computed
+with its own request's adapter (`kauli.models.engine.lora_batch`), over its own slot (`kauli.models.engine.kv_cache`).
+Continuous batching is Orca's (Yu et al. 2022); reading prompts in pieces is Sarathi's (Agrawal et al. 2023,
+arXiv 2308.16369).
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kauli.models.engine.detokenize import TextStream, TokenBytes
+from kauli.models.engine.kv_cache import SlotCache, SlotPass, Span
+from kauli.models.engine.lora_batch import LoraBatch, Segment
+from kauli.models.engine.sampling import Draw, Sampling, choose
+from kauli.models.requests import TokenLogprob, Word
+
+PROMPT_TOKENS = 256
+"""Tokens of prompts that one pass reads at most."""
+
+Part = list[int] | Tensor
+"""A piece of a prompt: tokens, or embeddings (n, hidden) that an encoder made of a picture or of speech."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What to generate from a prompt, and with which adapter."""
+
+    prompt: Sequence[Part]
+    adapter: str | None = None
+    """A key of the engine's adapters; None: the base alone."""
+    max_tokens: int = 128
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    """None: none; n: those of the chosen tokens, and of the n likeliest at each place."""
+    index: int = 0
+    """Which of several answers to the same prompt this is: each draws its own random numbers from the seed."""
+    memory: Any = None
+    """What the model attends to beside its own tokens; its `remember(slot, memory)` gets it with the slot, once it is
+    `ready`."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a pass added to an answer: whole characters only; the last one says why it ended."""
+
+    text: str
+    tokens: int
+    finish: str | None = None
+    """None, or "stop" (end token or stop string), "length" (`max_tokens` or the context), "cancelled", "failed"."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    words: tuple[Word, ...] = ()
+    """Of the last progress of a transcript whose words were asked for."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request in the engine; whoever holds it may cancel it."""
+
+    generation: Generation
+    tokens: list[int]
+    """The prompt; 0 where an embedding stands."""
+    embeddings: list[tuple[int, Tensor]]
+    """(position of the first, embeddings (n, hidden))."""
+    draw: Draw
+    stream: TextStream
+    limit: int
+    """New tokens at most: what was asked for, or what the context leaves."""
+    cancelled: bool = False
+    slot: int = -1
+    done: int = 0
+    """Positions that the slot holds."""
+    answer: list[int] = field(default_factory=list)
+
+    @property
+    def reading(self) -> bool:
+        """Whether the prompt is not yet read to its end."""
+        return self.done < len(self.tokens)
+
+
+class Engine:
+    """One model, its adapters and its slots. All methods belong to one thread, `Ticket.cancelled` to any.
+
+    `lora` holds the adapters; None for a model without any. `ends` are the tokens that end an answer.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        token_bytes: TokenBytes,
+        ends: frozenset[int],
+        lora: LoraBatch | None = None,
+        *,
+        slots: int = 16,
+        context: int = 2048,
+        prompt_tokens: int = PROMPT_TOKENS,
+    ) -> None:
+        self._model, self._token_bytes, self._ends, self._lora = model, token_bytes, ends, lora
+        self._device = next(model.parameters()).device
+        self.context = context
+        self._prompt_tokens = prompt_tokens
+        self._cache = SlotCache(slots, context, self._device)
+        self._slots: list[Ticket | None] = [None] * slots
+        self._waiting: deque[Ticket] = deque()
+        self._order: list[Ticket] = []  # those in slots, by the time they came in
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has something to do."""
+        return bool(self._waiting or self._order)
+
+    @property
+    def free(self) -> int:
+        """Slots that a request given now would get at the next step."""
+        return max(0, self._slots.count(None) - len(self._waiting))
+
+    def coming(self) -> list[Ticket]:
+        """The requests that get a slot at the next step, those of one adapter side by side."""
+        coming = [ticket for ticket in self._waiting if not ticket.cancelled][: self._slots.count(None)]
+        return sorted(coming, key=lambda ticket: ticket.generation.adapter or "")
+
+    def uses(self, adapter: str) -> bool:
+        """Whether a request with this adapter waits or runs."""
+        return any(ticket.generation.adapter == adapter for ticket in [*self._waiting, *self._order])
+
+    def submit(self, generation: Generation) -> Ticket:
+        """Queue a request. Raises ValueError for a prompt that is empty or fills the context, or an unknown adapter."""
+        tokens: list[int] = []
+        embeddings = []
+        for part in generation.prompt:
+            if isinstance(part, Tensor):
+                embeddings.append((len(tokens), part))
+                tokens += [0] * len(part)
+            else:
+                tokens += part
+        if not 1 <= len(tokens) < self.context:
+            raise ValueError(f"the prompt has {len(tokens)} tokens; the context holds {self.context}")
+        adapter = generation.adapter
+        if adapter is not None and (self._lora is None or adapter not in self._lora):
+            raise ValueError(f"adapter {adapter!r} is not loaded")
+        known = [token for part in generation.prompt if not isinstance(part, Tensor) for token in part]
+        ticket = Ticket(
+            generation,
+            tokens,
+            embeddings,
+            Draw(generation.sampling, self._ends, known, generation.index),
+            TextStream(self._token_bytes, generation.stop),
+            min(generation.max_tokens, self.context - len(tokens)),
+        )
+        self._waiting.append(ticket)
+        return ticket
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Ticket, Progress]]:
+        """One pass: what it added to each answer. A cancelled request ends here, and its slot is free at once."""
+        ended = self._drop_cancelled()
+        self._admit()
+        answering = [
+            (ticket, Span(ticket.slot, ticket.done, ticket.done + 1)) for ticket in self._order if not ticket.reading
+        ]
+        reading = self._pieces()
+        if not answering and not reading:
+            return ended
+        self._sort(answering, reading)
+        self._cache.reserve(max(span.end for _, span in [*answering, *reading]))
+        logits = self._forward(answering, reading)
+        for ticket, span in [*answering, *reading]:
+            ticket.done = span.end
+        complete = [ticket for ticket, _ in [*answering, *reading] if not ticket.reading]
+        return ended + self._choose(complete, logits)
+
+    def _drop_cancelled(self) -> list[tuple[Ticket, Progress]]:
+        ended = [ticket for ticket in [*self._waiting, *self._order] if ticket.cancelled]
+        for ticket in ended:
+            if ticket.slot < 0:
+                self._waiting.remove(ticket)
+            else:
+                if ticket.reading:  # what it has read is not known to be finite
+                    self._cache.erase(ticket.slot)
+                self._release(ticket)
+        return [(ticket, Progress("", 0, "cancelled")) for ticket in ended]
+
+    def _admit(self) -> None:
+        if not self._order:
+            self._cache.shrink()
+        while self._waiting and None in self._slots:
+            memory = self._waiting[0].generation.memory
+            if memory is not None and not memory.ready:
+                break  # a slot that became free after `coming` was asked: the next step takes it
+            ticket = self._waiting.popleft()
+            ticket.slot = self._slots.index(None)
+            self._slots[ticket.slot] = ticket
+            self._order.append(ticket)
+            if ticket.generation.memory is not None:
+                self._model.remember(ticket.slot, ticket.generation.memory)
+
+    def _share(self, ticket: Ticket) -> bool:
+        """Whether `ticket` must wait for a sibling that is reading the same prompt; copies what is read already."""
+        mine = ticket.generation
+        for other in self._order:
+            if other is ticket:
+                return False
+            if other.generation.prompt is mine.prompt and other.generation.adapter == mine.adapter:
+                if not other.reading:
+                    # The last token is read anew, for its logits.
+                    ticket.done = len(ticket.tokens) - 1
+                    self._cache.copy(other.slot, ticket.slot, ticket.done)
+                return other.reading
+        return False
+
+    def _pieces(self) -> list[tuple[Ticket, Span]]:
+        """What of which prompts is read in this pass, first come first."""
+        room = self._prompt_tokens
+        pieces = []
+        for ticket in self._order:
+            if ticket.reading and room > 0 and not (ticket.done == 0 and self._share(ticket)):
+                end = min(len(ticket.tokens), ticket.done + room)
+                pieces.append((ticket, Span(ticket.slot, ticket.done, end)))
+                room -= end - ticket.done
+        return pieces
+
+    def _sort(self, *parts: list[tuple[Ticket, Span]]) -> None:
+        """By the places of their adapters, those without one last: `kauli.models.engine.lora_batch` is fastest so."""
+        keys = {ticket.generation.adapter: None for part in parts for ticket, _ in part}
+        places = self._lora.arrange([key for key in keys if key is not None]) if self._lora is not None else {}
+        for part in parts:
+            part.sort(key=lambda one: (places.get(one[0].generation.adapter or "", len(self._slots)), one[0].slot))
+
+    def _forward(self, answering: list[tuple[Ticket, Span]], reading: list[tuple[Ticket, Span]]) -> Tensor:
+        """Logits (rows, vocabulary) of each answering row and each prompt read to its end."""
+        ids = [ticket.answer[-1] for ticket, _ in answering]
+        kept = list(range(len(ids)))
+        segments: list[Segment] = [(ticket.generation.adapter, 1) for ticket, _ in answering]
+        kept_segments = list(segments)
+        replaced = []
+        for ticket, span in reading:
+            replaced += [(len(ids) + at - span.start, part) for at, part in _embeddings(ticket, span)]
+            ids += ticket.tokens[span.start : span.end]
+            segments.append((ticket.generation.adapter, span.end - span.start))
+            if span.end == len(ticket.tokens):
+                kept.append(len(ids) - 1)
+                kept_segments.append((ticket.generation.adapter, 1))
+        embedded = self._model.get_input_embeddings()(torch.tensor([ids], device=self._device))
+        for at, part in replaced:
+            embedded[0, at : at + len(part)] = part.to(embedded)
+        slot_pass = SlotPass(
+            self._cache, [span for _, span in answering], [span for _, span in reading], embedded.dtype
+        )
+        inputs = {
+            "inputs_embeds": embedded,
+            "position_ids": slot_pass.positions[None],
+            # A mask of four dimensions is handed through as it is, so that none of T x T is built.
+            "attention_mask": embedded.new_ones(1, 1, 1, 1, dtype=torch.bool),
+            "slot_pass": slot_pass,
+            "use_cache": False,
+            "logits_to_keep": torch.tensor(kept, dtype=torch.long, device=self._device),
+        }
+        if not kept:
+            inputs["logits_to_keep"] = torch.tensor([0], device=self._device)
+        adapters: AbstractContextManager[None] = nullcontext()
+        if self._lora is not None:
+            adapters = self._lora.apply(segments, len(answering) or len(ids), kept_segments or [(segments[0][0], 1)])
+        with adapters:
+            logits: Tensor = self._model(**inputs).logits[0]
+        return logits.float()
+
+    def _choose(self, rows: list[Ticket], logits: Tensor) -> list[tuple[Ticket, Progress]]:
+        if not rows:
+            return []
+        sound = logits.sum(dim=-1).isfinite().tolist()  # one NaN or infinity makes the sum such
+        logits = logits if all(sound) else logits.nan_to_num(0.0, 0.0, 0.0)
+        wanting = [place for place, ticket in enumerate(rows) if ticket.generation.logprobs is not None]
+        raw = torch.log_softmax(logits[wanting], dim=-1) if wanting else None
+        chosen = choose(logits, [ticket.draw for ticket in rows])
+        out = []
+        for place, (ticket, token) in enumerate(zip(rows, chosen, strict=True)):
+            if not sound[place]:
+                self._cache.erase(ticket.slot)
+                progress = Progress("", 0, "failed")
+            else:
+                row = raw[wanting.index(place)] if raw is not None and place in wanting else None
+                progress = self._advance(ticket, token, row)
+            if progress.finish:
+                self._release(ticket)
+            out.append((ticket, progress))
+        return out
+
+    def _advance(self, ticket: Ticket, token: int, logprobs: Tensor | None) -> Progress:
+        """The progress of one row by one more token."""
+        ticket.answer.append(token)
+        found = () if logprobs is None else (self._logprob(token, logprobs, ticket.generation.logprobs or 0),)
+        if token in self._ends and not ticket.generation.sampling.ignore_eos:
+            return Progress(ticket.stream.close(), 1, "stop", found)
+        text = ticket.stream.push(token)
+        if ticket.stream.stopped:
+            # `min_tokens` holds back end tokens; a stop string is the caller's own wish.
+            return Progress(text, 1, "stop", found)
+        if len(ticket.answer) >= ticket.limit:
+            return Progress(text + ticket.stream.close(), 1, "length", found)
+        return Progress(text, 1, None, found)
+
+    def _logprob(self, token: int, logprobs: Tensor, top: int) -> TokenLogprob:
+        def of(one: int, value: float) -> TokenLogprob:
+            return TokenLogprob(one, self._token_bytes(one), value)
+
+        values, tokens = logprobs.topk(top)
+        likeliest = tuple(of(one, value) for one, value in zip(tokens.tolist(), values.tolist(), strict=True))
+        return TokenLogprob(token, self._token_bytes(token), float(logprobs[token]), likeliest)
+
+    def _release(self, ticket: Ticket) -> None:
+        self._slots[ticket.slot] = None
+        self._order.remove(ticket)
+
+
+def _embeddings(ticket: Ticket, span: Span) -> list[tuple[int, Tensor]]:
+    """(position of the first, embeddings (n, hidden)) of what of a prompt's embeddings lies in a span."""
+    found = []
+    for first, part in ticket.embeddings:
+        low, high = max(first, span.start), min(first + len(part), span.end)
+        if low < high:
+            found.append((low, part[low - first : high - first]))
+    return found

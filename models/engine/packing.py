@@ -1,0 +1,296 @@
+"""Several documents in one row without attention between them: no padding is computed.
+
+The linear layers, which are nearly all of the work, see one row of all tokens; attention alone is taken document by
+document, in buckets of similar length, so that a batch costs what its tokens cost. Shape letters: T tokens of the
+pack, N documents of a bucket, L the bucket's longest, H heads, D head size, M answer tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from kauli.models.engine.kv_cache import SlotPass
+from kauli.models.requests import Media
+
+ATTENTION = "kauli_packed"
+"""The `attn_implementation` that a model must be loaded with: SDPA, and packed attention where a pack is given."""
+
+FEATURE = -1
+"""Stands among a prompt's tokens where a connector puts the embedding of an encoder's feature."""
+
+
+class Document(NamedTuple):
+    """The tokens of one example; those from `answer_start` on are learned and scored."""
+
+    tokens: list[int]
+    answer_start: int
+    ended: bool
+    """Whether the last token is the end token (it is not where the answer had to be cut)."""
+    media: tuple[Media, ...] = ()
+    """What stands at the places of `FEATURE`, in their order."""
+
+
+class Features(NamedTuple):
+    """The encoder's features of one kind in a pack, F of them."""
+
+    values: Tensor
+    """(F, width) float32."""
+    places: Tensor
+    """(F,): the number of each among those of its own picture or recording."""
+    positions: Tensor
+    """(F,): where each stands in the pack."""
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Where each document's tokens lie in the pack, documents of similar length together."""
+
+    shapes: tuple[tuple[int, int], ...]
+    """(N, L) of each bucket."""
+    positions: Tensor
+    """(sum of N x L,): indices into the pack's T tokens; a short document is filled up with its first index."""
+    inverse: Tensor
+    """(T,): for each token of the pack its place among all the buckets' N x L places, laid end to end."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed documents, ready for the model."""
+
+    input_ids: Tensor
+    """(1, T) int64."""
+    position_ids: Tensor
+    """(1, T) int64, counted from 0 in each document."""
+    buckets: Buckets
+    answer_positions: Tensor
+    """(M,): the positions whose next token is learned."""
+    answer_ids: Tensor
+    """(M,): those next tokens."""
+    answer_document: Tensor
+    """(M,): the index of the document that each belongs to."""
+    answer_ends: Tensor
+    """(M,) bool: whether it is a document's end token, which is learned but not scored as text."""
+    media: Mapping[str, Features] = field(default_factory=dict)
+    """Kind -> its features."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        buckets = Buckets(self.buckets.shapes, self.buckets.positions.to(device), self.buckets.inverse.to(device))
+        return Batch(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            buckets,
+            self.answer_positions.to(device),
+            self.answer_ids.to(device),
+            self.answer_document.to(device),
+            self.answer_ends.to(device),
+            {kind: Features(*(part.to(device) for part in found)) for kind, found in self.media.items()},
+        )
+
+    def model_inputs(self) -> dict[str, Any]:
+        """The keyword arguments of the model's forward; its logits then have the shape (1, M, vocabulary).
+
+        With `media` the model is a `kauli.models.text.connector.Fused`.
+        """
+        media = {"media": self.media} if self.media else {}
+        return {
+            **media,
+            "input_ids": self.input_ids,
+            "position_ids": self.position_ids,
+            # A mask of four dimensions is handed through as it is, so that none of T x T is built.
+            "attention_mask": self.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
+            "logits_to_keep": self.answer_positions,
+            "packed_buckets": self.buckets,
+            "use_cache": False,
+        }
+
+
+def pack(documents: Sequence[Document]) -> Batch:
+    """One row of all documents, in their order. Every document has at least one token before its answer."""
+    lengths = [len(document.tokens) for document in documents]
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    positions, ids, owners, ends = [], [], [], []
+    ids_row = torch.tensor([[token for document in documents for token in document.tokens]])
+    for index, (document, start) in enumerate(zip(documents, starts, strict=False)):
+        assert 1 <= document.answer_start < len(document.tokens), "a document needs a token before its answer"
+        for offset in range(document.answer_start, len(document.tokens)):
+            positions.append(start + offset - 1)
+            ids.append(document.tokens[offset])
+            owners.append(index)
+            ends.append(document.ended and offset == len(document.tokens) - 1)
+    return Batch(
+        input_ids=ids_row.clamp(min=0),
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None],
+        buckets=into_buckets(lengths),
+        answer_positions=torch.tensor(positions),
+        answer_ids=torch.tensor(ids),
+        answer_document=torch.tensor(owners),
+        answer_ends=torch.tensor(ends),
+        media=_features(documents, ids_row[0] == FEATURE),
+    )
+
+
+def _features(documents: Sequence[Document], marked: Tensor) -> dict[str, Features]:
+    """The features of all documents by kind; `marked` (T,) says where they stand."""
+    media = [one for document in documents for one in document.media]
+    positions = torch.split(marked.nonzero()[:, 0], [len(one.features) for one in media])
+    found = {}
+    for kind in dict.fromkeys(one.kind for one in media):
+        mine = [index for index, one in enumerate(media) if one.kind == kind]
+        found[kind] = Features(
+            torch.cat([torch.as_tensor(media[index].features).float() for index in mine]),
+            torch.cat([torch.arange(len(media[index].features)) for index in mine]),
+            torch.cat([positions[index] for index in mine]),
+        )
+    return found
+
+
+def into_buckets(lengths: Sequence[int], together: bool = False) -> Buckets:
+    """Where documents of these lengths, packed in this order, lie by likeness of length, or (`together`) in one."""
+    starts = [0]
+    for length in lengths:
+        starts.append(starts[-1] + length)
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    if together:
+        return _buckets([sorted(order)], lengths, starts)
+    groups: list[list[int]] = []
+    for index in order:
+        longest = lengths[groups[-1][0]] if groups else 0
+        # Up to a third of padding costs less than one more call of the attention kernel; very short ones go together.
+        if groups and (lengths[index] * 4 >= longest * 3 or longest <= 32):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return _buckets(groups, lengths, starts)
+
+
+def _buckets(groups: Sequence[Sequence[int]], lengths: Sequence[int], starts: Sequence[int]) -> Buckets:
+    inverse = torch.empty(starts[-1], dtype=torch.long)
+    positions, place = [], 0
+    for group in groups:
+        longest = max(lengths[index] for index in group)
+        bucket = torch.empty(len(group), longest, dtype=torch.long)
+        for row, index in enumerate(group):
+            start, length = starts[index], lengths[index]
+            bucket[row, :length] = torch.arange(start, start + length)
+            bucket[row, length:] = start
+            inverse[start : start + length] = torch.arange(place, place + length)
+            place += longest
+        positions.append(bucket)
+    shapes = tuple((bucket.shape[0], bucket.shape[1]) for bucket in positions)
+    return Buckets(shapes, torch.cat([bucket.flatten() for bucket in positions]), inverse)
+
+
+def in_buckets(tokens: Tensor, buckets: Buckets) -> list[Tensor]:
+    """Tokens of a pack (T, ...) -> one (N, L, ...) for each bucket; filled-up places hold a document's first token."""
+    laid: Tensor = _ToBuckets.apply(tokens, buckets.positions, buckets.inverse)
+    parts = torch.split(laid, [N * L for N, L in buckets.shapes])
+    return [part.view(*shape, *part.shape[1:]) for part, shape in zip(parts, buckets.shapes, strict=True)]
+
+
+def out_of_buckets(parts: Sequence[Tensor], buckets: Buckets) -> Tensor:
+    """One (N, L, ...) for each bucket -> the tokens of the pack (T, ...)."""
+    out: Tensor = _FromBuckets.apply(torch.cat([part.flatten(0, 1) for part in parts]), buckets.inverse)
+    return out
+
+
+def true_places(buckets: Buckets) -> list[Tensor]:
+    """(N, L) bool for each bucket: where a token lies, rather than what a short document is filled up with."""
+    places = torch.arange(len(buckets.positions), device=buckets.positions.device)
+    parts = torch.split(buckets.inverse[buckets.positions] == places, [N * L for N, L in buckets.shapes])
+    return [part.view(*shape, *part.shape[1:]) for part, shape in zip(parts, buckets.shapes, strict=True)]
+
+
+class _ToBuckets(torch.autograd.Function):
+    """(T, ...) -> (N x L of all buckets, ...). Each token has one true place, and its gradient is gathered from there.
+
+    That is far cheaper than the scattered sum of `index_select`'s own backward. The places filled up behind a short
+    document get no gradient: their outputs are dropped, and the causal mask hides their keys.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, positions: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return tokens.index_select(0, positions)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _FromBuckets(torch.autograd.Function):
+    """(N x L of all buckets, ...) -> (T, ...), the other way round."""
+
+    @staticmethod
+    def forward(ctx: Any, places: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.places = len(places)
+        return places.index_select(0, inverse)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.new_zeros(ctx.places, *grad.shape[1:]).index_copy_(0, ctx.saved_tensors[0], grad), None
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed_buckets: Buckets | None = None,
+    slot_pass: SlotPass | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each document of a pack, or over slots; without either transformers' own SDPA.
+
+    query (1, H, T, D), key and value (1, H_kv, T, D); returns (1, T, H, D), as transformers' attention functions do.
+    """
+    if slot_pass is not None:
+        layer: Any = module.layer_idx
+        return slot_pass.attend(layer, query, key, value, scaling, sliding_window), None
+    if packed_buckets is None:
+        output: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return output
+    groups = query.shape[1] // key.shape[1]
+    places = [in_buckets(tensor[0].transpose(0, 1), packed_buckets) for tensor in (query, key, value)]
+    outputs = []
+    for q, k, v in zip(*([part.transpose(1, 2) for part in parts] for parts in places), strict=True):
+        L = q.shape[2]
+        # The filled-up places stand behind the document, where no query of it looks: the causal mask is enough.
+        mask = None
+        if sliding_window is not None and sliding_window < L:
+            distance = torch.arange(L, device=q.device)[:, None] - torch.arange(L, device=q.device)
+            mask = (distance >= 0) & (distance < sliding_window)
+        attended = functional.scaled_dot_product_attention(
+            q,
+            repeat_kv(k, groups),
+            repeat_kv(v, groups),
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scaling,
+        )
+        outputs.append(attended.transpose(1, 2))
+    return out_of_buckets(outputs, packed_buckets)[None], None
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,0 +1,130 @@
+"""What a CTC model writes: transcripts as it spells them, and its letters with their places."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from kauli.models.adapters.folder import read_json
+from kauli.models.errors import KauliError, UsageError
+from kauli.models.languages import check_tag, nfc, scripts
+
+VOCABULARY, TOKENIZER = "vocab.json", "tokenizer_config.json"
+_KINDS_OF_APOSTROPHE = "'’‘‛ʼʻʽʹ′`´＇՚׳ꞌ"
+_APOSTROPHES = regex.compile(f"[{_KINDS_OF_APOSTROPHE}]")
+_INVISIBLE = regex.compile(r"\p{Cf}")
+# Marks on a symbol (the variation selector of ❤️) go with it.
+_NO_LETTER = regex.compile(r"(?:(?<![\p{L}\p{M}\p{N}])'|'(?![\p{L}\p{N}])|[^\p{L}\p{M}\p{N}'])\p{M}*", regex.V1)
+_SPECIAL = regex.compile(r"<.+>|\[.+\]")
+
+
+def spoken(text: str) -> str:
+    """The text as it is said: Unicode NFC, lower case, letters, marks and digits with one space between words.
+
+    Every kind of apostrophe becomes ' and stays between letters; other punctuation and symbols are spaces, invisible
+    format characters are gone. Character error rates are counted on the same, with the case folded.
+    """
+    lower = nfc(nfc(_INVISIBLE.sub("", text)).lower())
+    return " ".join(_NO_LETTER.sub(" ", _APOSTROPHES.sub("'", lower)).split())
+
+
+@dataclass(frozen=True)
+class Letters:
+    """The tokens of a CTC head by their place, V of them."""
+
+    tokens: tuple[str, ...] = ("<pad>", "|")
+    blank: int = 0
+    """The place that stands for no letter."""
+    space: str = "|"
+    """The token between words."""
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Character of `spoken` text -> place; a vocabulary in upper case, or with another apostrophe, serves too."""
+        found = {
+            token: place
+            for place, token in enumerate(self.tokens)
+            if len(token) == 1 and place != self.blank and token != self.space
+        }
+        for token, place in list(found.items()):
+            found.setdefault(token.lower(), place)
+            if token in _KINDS_OF_APOSTROPHE:
+                found.setdefault("'", place)
+        if self.space in self.tokens:
+            found[" "] = self.tokens.index(self.space)
+        return found
+
+    def encode(self, text: str) -> tuple[list[int], int]:
+        """The places of the text's characters, and how many characters have none."""
+        places = [self.places.get(character) for character in spoken(text)]
+        return [place for place in places if place is not None], places.count(None)
+
+    def decode(self, places: Iterable[int]) -> str:
+        """The text of letters, `<unk>` and its like left out."""
+        return " ".join("".join(self.written(place) for place in places).split())
+
+    def written(self, place: int) -> str:
+        """What one place adds to a text."""
+        token = self.tokens[place]
+        return " " if token == self.space else "" if _SPECIAL.fullmatch(token) else token
+
+    def with_those_of(self, texts: Iterable[str]) -> "Letters":
+        """These letters, and behind them those that the texts have in addition."""
+        found = {character for text in texts for character in spoken(text)} - {" "}
+        missing = sorted(found - self.places.keys())
+        space = () if self.space in self.tokens else (self.space,)
+        return replace(self, tokens=(*self.tokens, *space, *missing))
+
+
+def read_letters(folder: Path, blank: int) -> dict[str, Letters]:
+    """The vocabularies in a base's folder by the language's code, the default one first; a single one has the code "".
+
+    Empty where there is none: a bare encoder. Raises KauliError for a file that is no vocabulary.
+    """
+    path = folder / VOCABULARY
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    settings = read_json(folder / TOKENIZER) if (folder / TOKENIZER).is_file() else {}
+    space = settings.get("word_delimiter_token") or "|"
+    nested = isinstance(content, dict) and any(isinstance(part, dict) for part in content.values())
+    default = settings.get("target_lang") or "eng"
+    codes = sorted(content, key=lambda code: code != default) if nested else [""]
+    return {code: _letters(content[code] if nested else content, blank, space, path) for code in codes}
+
+
+def _letters(places: Any, blank: int, space: str, path: Path) -> Letters:
+    if not isinstance(places, dict) or not places or not all(type(place) is int for place in places.values()):
+        raise KauliError(f"{path} is no vocabulary: it must map letters to their places.")
+    # A place without a token writes nothing
+    tokens = ["<>"] * (max(places.values()) + 1)
+    if min(places.values()) < 0 or len(tokens) > 100_000 or not 0 <= blank < len(tokens):
+        raise KauliError(f"{path} is no vocabulary of this model: its places don't begin at 0, or lack the blank.")
+    for token, place in places.items():
+        tokens[place] = token
+    return Letters(tuple(tokens), blank, space)
+
+
+@cache
+def find_code(tag: str, codes: tuple[str, ...]) -> str | None:
+    """The code, such as `kir` or `uzb-script_latin`, under which MMS knows a language; None where it does not.
+
+    Raises UsageError for a tag that is none.
+    """
+    wanted = check_tag(tag).split("-")[0]
+    for code in codes:
+        script = code.partition("-script_")[2].title()
+        if tag_of(code) == wanted and (not script or script in scripts(tag)):
+            return code
+    return None
+
+
+def tag_of(code: str) -> str | None:
+    """The language tag of such a code."""
+    try:
+        return check_tag(code.partition("-")[0]).split("-")[0]
+    except UsageError:  # of the thousand languages of MMS, some have no tag
+        return None

@@ -1,0 +1,290 @@
+"""Whisper's computation over packs: clips at their own length, no padding to 30 seconds, adapters by row.
+
+The modules and weights are those of transformers' `WhisperForConditionalGeneration` (Radford et al. 2022, arXiv
+2212.04356); only the order of work is ours. Linear layers see one row of all frames or tokens, attention is taken clip
+by clip. Shape letters: M mel bins, F frames of a pack (50 a second), T tokens of a pack, H heads, D head size, W width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kauli.models.engine.kv_cache import SlotMemory, SlotPass
+from kauli.models.engine.packing import Buckets, in_buckets, into_buckets, out_of_buckets, true_places
+
+FRAMES_PER_SECOND = 50
+LANGUAGE = -1
+"""Among a prompt's tokens: the place of a language that is yet to be heard, or has no token."""
+MEMORY_LAYERS = ("k_proj", "v_proj")
+"""Layers of the decoder that read the encoder's frames instead of the decoder's tokens."""
+
+Memory = list[tuple[Tensor, Tensor]]
+"""For each layer of the decoder the keys and values (F, H, D) of one clip's frames."""
+
+
+def encoder_side(name: str) -> bool:
+    """Whether the layer of this name sees frames; the others see tokens."""
+    parts = name.split(".")
+    return "encoder" in parts or ("encoder_attn" in parts and parts[-1] in MEMORY_LAYERS)
+
+
+def frame_count(mel: Tensor) -> int:
+    """The encoder's frames of a log-mel spectrogram (M, 2 F)."""
+    return mel.shape[1] // 2
+
+
+def encode(encoder: Any, mels: Sequence[Tensor]) -> Tensor:
+    """Clips' log-mel spectrograms, each (M, 2 F_i) -> the frames of all, (1, F, W).
+
+    A clip has the same frames in any company. At 30 seconds they are those of transformers.
+    """
+    longest = max(mel.shape[1] for mel in mels)
+    # Convolutions see zeros behind a clip, as they do behind the longest; an even length keeps them out of its frames.
+    padded = torch.stack([functional.pad(mel, (0, longest - mel.shape[1])) for mel in mels])
+    x = functional.gelu(encoder.conv1(padded.to(encoder.conv1.weight)))
+    x = functional.gelu(encoder.conv2(x)).transpose(1, 2)
+    lengths = [frame_count(mel) for mel in mels]
+    x = torch.cat(
+        [clip[:length] + encoder.embed_positions.weight[:length] for clip, length in zip(x, lengths, strict=True)]
+    )
+    x = x[None]
+    buckets = into_buckets(lengths)
+    buckets = Buckets(buckets.shapes, buckets.positions.to(x.device), buckets.inverse.to(x.device))
+    masks = [None if bool(true.all()) else true[:, None, None] for true in true_places(buckets)]
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        parts = [in_buckets(one, buckets) for one in (query, key, value)]
+        out = [
+            functional.scaled_dot_product_attention(
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
+            )
+            for q, k, v, mask in zip(*parts, masks, strict=True)
+        ]
+        return out_of_buckets([one.transpose(1, 2) for one in out], buckets)
+
+    for layer in encoder.layers:
+        attention, heads = layer.self_attn, layer.self_attn.num_heads
+        y = layer.self_attn_layer_norm(x)
+        q, k, v = (
+            one(y)[0].unflatten(-1, (heads, -1)) for one in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        x = x + _dropped(layer, attention.out_proj(attend(q, k, v).flatten(1)[None]))
+        x = x + _feed(layer, x)
+    out: Tensor = encoder.layer_norm(x)
+    return out
+
+
+def memories(decoder: Any, frames: Tensor, lengths: Sequence[int]) -> list[Memory]:
+    """What the decoder attends to, of each clip, from the frames (1, F, W) of all."""
+    layers = []
+    for layer in decoder.layers:
+        attention = layer.encoder_attn
+        pair = [one(frames)[0].unflatten(-1, (attention.num_heads, -1)) for one in (attention.k_proj, attention.v_proj)]
+        layers.append([one.split(list(lengths)) for one in pair])
+    return [[(keys[clip], values[clip]) for keys, values in layers] for clip in range(len(lengths))]
+
+
+def decode(
+    decoder: Any,
+    embedded: Tensor,
+    positions: Tensor,
+    attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+    look: Callable[[int, Tensor], Tensor],
+) -> Tensor:
+    """Token embeddings (1, T, W) at positions (T,) -> the last hidden states (1, T, W).
+
+    Args:
+        decoder: `model.model.decoder`.
+        embedded: tokens, or other embeddings in their place.
+        positions: of each token in its own sequence.
+        attend: (layer, query, key, value, each (1, T, H, D)) -> (1, T, H, D), over a sequence's own tokens.
+        look: (layer, query (1, T, H, D)) -> (1, T, H, D), over its clip's frames.
+    """
+    x = embedded + decoder.embed_positions.weight[positions]
+    for number, layer in enumerate(decoder.layers):
+        attention, heads = layer.self_attn, layer.self_attn.num_heads
+        y = layer.self_attn_layer_norm(x)
+        q, k, v = (one(y).unflatten(-1, (heads, -1)) for one in (attention.q_proj, attention.k_proj, attention.v_proj))
+        x = x + _dropped(layer, attention.out_proj(attend(number, q, k, v).flatten(2)))
+        attention = layer.encoder_attn
+        y = attention.q_proj(layer.encoder_attn_layer_norm(x)).unflatten(-1, (heads, -1))
+        x = x + _dropped(layer, attention.out_proj(look(number, y).flatten(2)))
+        x = x + _feed(layer, x)
+    out: Tensor = decoder.layer_norm(x)
+    return out
+
+
+def _feed(layer: Any, x: Tensor) -> Tensor:
+    y = layer.activation_fn(layer.fc1(layer.final_layer_norm(x)))
+    return _dropped(layer, layer.fc2(functional.dropout(y, layer.activation_dropout, layer.training)))
+
+
+def _dropped(layer: Any, x: Tensor) -> Tensor:
+    return functional.dropout(x, layer.dropout, layer.training)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An example as it is learned: its sound, and its transcript's tokens behind the prompt."""
+
+    samples: Any
+    """(n,) numpy float32 at 16 kHz."""
+    tokens: list[int]
+    answer_start: int
+    language: str
+    id: str
+
+    @property
+    def frames(self) -> int:
+        """About so many frames of the encoder."""
+        return max(1, len(self.samples) // 320)
+
+
+@dataclass(frozen=True)
+class SpeechBatch:
+    """Clips and their transcripts, packed; N clips, T decoder tokens, A of them learned."""
+
+    mels: tuple[Tensor, ...]
+    """N times (M, 2 F_i) float32."""
+    input_ids: Tensor
+    """(T,) int64; `LANGUAGE` where a language's own embedding stands."""
+    languages: tuple[str, ...]
+    """Of those embeddings, in their order."""
+    position_ids: Tensor
+    """(T,)."""
+    lengths: tuple[int, ...]
+    """Decoder tokens of each clip."""
+    answer_positions: Tensor
+    """(A,): the positions whose next token is learned."""
+    answer_ids: Tensor
+    """(A,)."""
+    answer_document: Tensor
+    """(A,): the clip of each."""
+    answer_ends: Tensor
+    """(A,) bool: whether it is the end token, which is learned but not scored as text."""
+
+    def to(self, device: torch.device | str) -> "SpeechBatch":
+        """The same batch on another device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return SpeechBatch(**{**vars(self), **moved, "mels": tuple(mel.to(device) for mel in self.mels)})
+
+
+def packed(clips: Sequence[Clip], mels: Sequence[Tensor], end: int) -> SpeechBatch:
+    """Clips with their spectrograms as a batch; `end` is the end token."""
+    positions, ids, owners, ends, start = [], [], [], [], 0
+    for index, clip in enumerate(clips):
+        for offset in range(clip.answer_start, len(clip.tokens)):
+            positions.append(start + offset - 1)
+            ids.append(clip.tokens[offset])
+            owners.append(index)
+            ends.append(clip.tokens[offset] == end and offset == len(clip.tokens) - 1)
+        start += len(clip.tokens)
+    return SpeechBatch(
+        tuple(mels),
+        torch.tensor([token for clip in clips for token in clip.tokens]),
+        tuple(clip.language for clip in clips if LANGUAGE in clip.tokens),
+        torch.cat([torch.arange(len(clip.tokens)) for clip in clips]),
+        tuple(len(clip.tokens) for clip in clips),
+        torch.tensor(positions),
+        torch.tensor(ids),
+        torch.tensor(owners),
+        torch.tensor(ends),
+    )
+
+
+def packed_losses(model: Any, batch: SpeechBatch, languages: Callable[[str], Tensor]) -> Tensor:
+    """The cross entropy of each learned token in nats, (A,), of a `WhisperForConditionalGeneration`.
+
+    `languages` gives the embedding (W,) of a language that has no token.
+    """
+    encoder, decoder = model.get_encoder(), model.get_decoder()
+    frames = encode(encoder, batch.mels)
+    counts = [frame_count(mel) for mel in batch.mels]
+    own, theirs = (
+        Buckets(one.shapes, one.positions.to(frames.device), one.inverse.to(frames.device))
+        for one in (into_buckets(batch.lengths, together=True), into_buckets(counts, together=True))
+    )
+    seen = true_places(theirs)[0][:, None, None]
+    keys: list[tuple[Tensor, Tensor]] = []
+    for layer in decoder.layers:
+        attention = layer.encoder_attn
+        pair = [one(frames)[0].unflatten(-1, (attention.num_heads, -1)) for one in (attention.k_proj, attention.v_proj)]
+        keys.append((in_buckets(pair[0], theirs)[0].transpose(1, 2), in_buckets(pair[1], theirs)[0].transpose(1, 2)))
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (in_buckets(one[0], own)[0].transpose(1, 2) for one in (query, key, value))
+        out = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return out_of_buckets([out.transpose(1, 2)], own)[None]
+
+    def look(layer: int, query: Tensor) -> Tensor:
+        q = in_buckets(query[0], own)[0].transpose(1, 2)
+        out = functional.scaled_dot_product_attention(q, *keys[layer], attn_mask=seen)
+        return out_of_buckets([out.transpose(1, 2)], own)[None]
+
+    embedded = decoder.embed_tokens(batch.input_ids.clamp(min=0))
+    if batch.languages:
+        places = (batch.input_ids < 0).nonzero()[:, 0]
+        embedded = embedded.index_copy(0, places, torch.stack([languages(tag) for tag in batch.languages]).to(embedded))
+    hidden = decode(decoder, embedded[None], batch.position_ids, attend, look)
+    logits = model.proj_out(hidden[0, batch.answer_positions])
+    return functional.cross_entropy(logits.float(), batch.answer_ids, reduction="none")
+
+
+class Trained(nn.Module):
+    """A model in training and the embeddings of languages that it has no token for, as one module with one forward."""
+
+    def __init__(self, model: nn.Module, languages: nn.ParameterDict) -> None:
+        super().__init__()
+        self.model, self.languages = model, languages
+
+    def forward(self, batch: SpeechBatch) -> Tensor:
+        """The losses (A,) of a batch's tokens in nats."""
+        return packed_losses(self.model, batch, self.languages.__getitem__)
+
+
+class SlotDecoder(nn.Module):
+    """Whisper's decoder as `kauli.models.engine.engine.Engine` wants its model: tokens of many slots in one row.
+
+    `silent` are the tokens that are never generated.
+    """
+
+    def __init__(self, model: Any, slots: int, silent: Sequence[int]) -> None:
+        super().__init__()
+        self._whisper = model
+        self._memory = SlotMemory(slots)
+        self.register_buffer("_silent", torch.tensor(sorted(silent), dtype=torch.long), persistent=False)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Of the decoder's tokens."""
+        out: nn.Module = self._whisper.get_decoder().embed_tokens
+        return out
+
+    def remember(self, slot: int, memory: Any) -> None:
+        """Let a slot's tokens attend to a clip, whose `layers` are what `memories` gave."""
+        self._memory.put(slot, memory.layers)
+
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, slot_pass: SlotPass, logits_to_keep: Tensor, **_: Any
+    ) -> Any:
+        """(1, T, W) -> an object with `logits` (1, K, vocabulary) of the tokens to keep."""
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            q, k, v = (one.transpose(1, 2) for one in (query, key, value))
+            return slot_pass.attend(layer, q, k, v, None, None)
+
+        def look(layer: int, query: Tensor) -> Tensor:
+            return slot_pass.attend_memory(layer, query.transpose(1, 2), self._memory)
+
+        hidden = decode(self._whisper.get_decoder(), inputs_embeds, position_ids[0], attend, look)
+        logits = self._whisper.proj_out(hidden[:, logits_to_keep])
+        # Finite, since numbers that are not are what a broken adapter is known by
+        return _Output(logits.index_fill(2, self._silent, -1e9))
+
+
+@dataclass(frozen=True)
+class _Output:
+    logits: Tensor

@@ -1,0 +1,80 @@
+"""How a conversation becomes tokens: the one owner of chat rendering, for training, evaluation and serving alike."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from kauli.models.bases.debug import PLAIN
+from kauli.models.engine.packing import FEATURE, Document
+from kauli.models.errors import UsageError
+from kauli.models.languages import nfc
+from kauli.models.requests import MARK, Media, TextRequest
+
+
+class Prompts:
+    """The prompts of one language model."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None, end: int) -> None:
+        """`template` is jinja's; None is the tokenizer's own, else one message a line. `end` is the end token."""
+        self.template: str = template or tokenizer.chat_template or PLAIN
+        self._tokenizer, self._end = tokenizer, end
+
+    def tokens(self, request: TextRequest) -> list[int]:
+        """The tokens before the answer, `FEATURE` where those of media belong; never empty.
+
+        Raises UsageError where the marks in the text are not as many as the media.
+        """
+        # What the tokenizer puts before any text, such as Gemma's <bos>
+        start: list[int] = self._tokenizer("").input_ids
+        if request.messages is None:
+            return (start or [self._separator()]) + self._marked_tokens(request.prompt or "", request.media)
+        text = self._tokenizer.apply_chat_template(
+            [{"role": message.role, "content": nfc(message.content)} for message in request.messages],
+            chat_template=self.template,
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        tokens = self._marked_tokens(str(text), request.media)
+        return tokens if tokens[: len(start)] == start else start + tokens
+
+    def document(self, row: Mapping[str, Any], limit: int) -> Document:
+        """An example's prompt, its text and the end token, cut to `limit` tokens.
+
+        Raises UsageError where a prompt with media takes more than half of them and leaves too little for the text.
+        """
+        media = tuple(row.get("media") or ())
+        prompt = self.tokens(TextRequest.of_prompt(row["prompt"], media))
+        answer = [*self.text_tokens(row["text"]), self._end]
+        if len(prompt) > limit // 2 and len(prompt) + len(answer) > limit:
+            if media:
+                text = f"row {row.get('id')}: with its picture or recording the prompt has {len(prompt)} tokens"
+                raise UsageError(f"{text}, too many beside an answer in {limit}: raise train.max_length.")
+            prompt = prompt[-(limit // 2) :]  # a long prompt gives way: at least half of the room is the answer's
+        tokens = prompt + answer
+        return Document(tokens[:limit], len(prompt), len(tokens) <= limit, media)
+
+    def text_tokens(self, text: str) -> list[int]:
+        """A text's tokens (after NFC) without anything before or behind them."""
+        return self._plain_tokens(nfc(text))
+
+    def _plain_tokens(self, text: str) -> list[int]:
+        tokens: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids if text else []
+        return tokens
+
+    def _marked_tokens(self, text: str, media: Sequence[Media]) -> list[int]:
+        if not media:
+            return self._plain_tokens(text.replace(MARK, ""))
+        first, *others = text.split(MARK)
+        if len(others) != len(media):
+            raise UsageError(f"{len(media)} pictures or recordings are given, and the text has {len(others)} marks.")
+        tokens = self._plain_tokens(first)
+        for one, piece in zip(media, others, strict=True):
+            tokens += [FEATURE] * len(one.features) + self._plain_tokens(piece)
+        return tokens
+
+    def _separator(self) -> int:
+        """What stood between documents in pretraining, for a text without a prompt and a tokenizer without a start."""
+        found = self._tokenizer.convert_tokens_to_ids("<|endoftext|>")
+        unknown = found is None or found == self._tokenizer.unk_token_id
+        return found if isinstance(found, int) and not unknown else self._end

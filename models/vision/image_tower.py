@@ -1,0 +1,65 @@
+"""The image tower of an open_clip model, frozen: pictures -> features for a connector, computed once a picture."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+from torch.nn import functional
+
+from kauli.models.bases.find import Base
+from kauli.models.vision.clip import Clip, spatial
+
+
+class ImageTower:
+    """The image side of a base of the task `align`, without its projection."""
+
+    def __init__(self, clip: Clip, name: str, device: str = "cpu") -> None:
+        self.name = name
+        self._clip = clip
+        self._visual = clip.model.visual.to(device)
+        self._device = device
+        digest = hashlib.sha256(json.dumps([clip.vision_cfg, clip.preprocess_cfg], sort_keys=True).encode())
+        for key, value in sorted(self._visual.state_dict().items()):
+            if not key.startswith(("head.", "proj")):  # the projection may be trained anew, the features stay
+                digest.update(key.encode() + value.cpu().contiguous().float().numpy().tobytes())
+        self.sha256 = digest.hexdigest()
+        """Of the tower's weights and the preprocessing: what its features depend on."""
+
+    @classmethod
+    def load(cls, base: Base, device: str | None = None) -> Self:
+        """The tower of a base for `align`, on the GPU where there is one."""
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(Clip(Path(base.folder)), base.name, device)
+
+    @property
+    def width(self) -> int:
+        """W, the size of a feature."""
+        return int(self.features([_blank()], 1).shape[2])
+
+    def pixels(self, image: Image) -> Tensor:
+        """(3, height, width): a decoded picture as the tower wants it."""
+        out: Tensor = self._clip.preprocess(image)
+        return out
+
+    @torch.inference_mode()
+    def features(self, images: Sequence[Image], grid: int) -> Tensor:
+        """(N, 1 + grid * grid, W) float32: the mean of each picture's map, then the map averaged to grid x grid."""
+        pixels = torch.stack([self.pixels(image) for image in images]).to(self._device)
+        places = spatial(self._visual, pixels)
+        mean = places.mean(dim=1, keepdim=True)
+        if not grid:
+            return mean.float().cpu()
+        side = round(places.shape[1] ** 0.5)
+        square = places.mT.reshape(len(places), -1, side, side)
+        return torch.cat([mean, functional.adaptive_avg_pool2d(square, grid).flatten(2).mT], dim=1).float().cpu()
+
+
+def _blank() -> Image:
+    from PIL import Image as images
+
+    return images.new("RGB", (32, 32))

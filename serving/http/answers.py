@@ -1,0 +1,140 @@
+"""What goes back to the client: answers whole or as server-sent events, in OpenAI's shapes."""
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from kauli.models.requests import TokenLogprob
+from kauli.serving.events import Event, Failed, Piece
+from kauli.serving.http.schemas import ApiError
+from kauli.serving.routing import Route
+
+Pieces = AsyncGenerator[tuple[int, Event]]
+"""The events of several requests, each with the number of its request."""
+
+
+def route_headers(route: Route) -> dict[str, str]:
+    """Which adapter and language answer, and that a machine does."""
+    headers = {"X-Kauli-Provenance": "ai-generated"}
+    if route.adapter:
+        headers["X-Kauli-Adapter"] = route.adapter
+    if route.language:
+        headers["X-Kauli-Language"] = route.language
+    return headers
+
+
+class Shape:
+    """How an endpoint writes its answers: `chat` or plain completions, of a model, `n` answers a request."""
+
+    def __init__(self, chat: bool, request_id: str, created: int, model: str, n: int, logprobs: bool) -> None:
+        self._chat, self._n, self._logprobs = chat, n, logprobs
+        self._head = {"id": request_id, "created": created, "model": model}
+
+    async def whole(self, pieces: Pieces, prompt_tokens: Sequence[int]) -> dict[str, Any]:
+        """The body of a plain answer; raises ApiError where one of its requests fails."""
+        count = self._n * len(prompt_tokens)
+        texts, finishes, tokens = [""] * count, ["stop"] * count, 0
+        logprobs: list[list[TokenLogprob]] = [[] for _ in range(count)]
+        async for request, event in pieces:
+            if isinstance(event, Failed):
+                raise ApiError.of(event)
+            if isinstance(event, Piece):
+                place = request * self._n + event.index
+                texts[place] += event.text
+                logprobs[place] += event.logprobs
+                tokens += event.tokens
+                finishes[place] = event.finish or finishes[place]
+        choices = []
+        for place in range(count):
+            found = self._logprobs_of(logprobs[place], 0)
+            choice: dict[str, Any] = {"index": place, "logprobs": found, "finish_reason": finishes[place]}
+            if self._chat:
+                choice["message"] = {"role": "assistant", "content": texts[place], "refusal": None}
+            else:
+                choice["text"] = texts[place]
+            choices.append(choice)
+        kind = "chat.completion" if self._chat else "text_completion"
+        return {**self._head, "object": kind, "choices": choices, "usage": _usage(prompt_tokens, tokens)}
+
+    async def streamed(self, pieces: Pieces, prompt_tokens: Sequence[int], with_usage: bool) -> AsyncGenerator[bytes]:
+        """Server-sent events, the last one [DONE]; or an error event, and then the end."""
+        tokens = 0
+        offsets = [0] * (self._n * len(prompt_tokens))
+        # As few pieces as can be: each goes through the proxy by itself.
+        data = b""
+        if self._chat:
+            opening = {"role": "assistant", "content": ""}
+            data = b"".join(self._event(place, opening, [], None, 0) for place in range(len(offsets)))
+        async for request, event in pieces:
+            if isinstance(event, Failed):
+                yield data + sse(ApiError.of(event).body())
+                return
+            if not isinstance(event, Piece):
+                continue
+            tokens += event.tokens
+            place = request * self._n + event.index
+            if event.text or event.logprobs:
+                delta = {"content": event.text} if self._chat else {"text": event.text}
+                data += self._event(place, delta, event.logprobs, None, offsets[place])
+                offsets[place] += len(event.text)
+            if event.finish:
+                data += self._event(place, {} if self._chat else {"text": ""}, [], event.finish, 0)
+            if data:
+                yield data
+                data = b""
+        if with_usage:
+            data += sse({**self._stream_head(), "choices": [], "usage": _usage(prompt_tokens, tokens)})
+        yield data + sse("[DONE]")
+
+    def _event(
+        self, place: int, delta: dict[str, str], logprobs: Sequence[TokenLogprob], finish: str | None, offset: int
+    ) -> bytes:
+        found = self._logprobs_of(logprobs, offset) if logprobs else None
+        choice: dict[str, Any] = {"index": place, "logprobs": found, "finish_reason": finish}
+        choice |= {"delta": delta} if self._chat else delta
+        return sse({**self._stream_head(), "choices": [choice], "usage": None})
+
+    def _stream_head(self) -> dict[str, Any]:
+        return {**self._head, "object": "chat.completion.chunk" if self._chat else "text_completion"}
+
+    def _logprobs_of(self, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
+        if not self._logprobs:
+            return None
+        if self._chat:
+            content = [_entry(one) | {"top_logprobs": [_entry(other) for other in one.top]} for one in tokens]
+            return {"content": content, "refusal": None}
+        offsets, data = [], b""
+        for one in tokens:
+            offsets.append(offset + len(data.decode("utf-8", "ignore")))
+            data += one.bytes
+        return {
+            "tokens": [_shown(one.bytes) for one in tokens],
+            "token_logprobs": [one.logprob for one in tokens],
+            "top_logprobs": [{_shown(other.bytes): other.logprob for other in one.top} for one in tokens],
+            "text_offset": offsets,
+        }
+
+
+def _entry(one: TokenLogprob) -> dict[str, Any]:
+    return {"token": _shown(one.bytes), "logprob": one.logprob, "bytes": list(one.bytes)}
+
+
+def _shown(data: bytes) -> str:
+    """A token as text; of one that is a part of a character the bytes, as OpenAI writes them."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _usage(prompt_tokens: Sequence[int], completion_tokens: int) -> dict[str, int]:
+    total = sum(prompt_tokens)
+    return {
+        "prompt_tokens": total, "completion_tokens": completion_tokens, "total_tokens": total + completion_tokens,
+    }  # fmt: skip
+
+
+def sse(data: dict[str, Any] | str) -> bytes:
+    """One server-sent event."""
+    text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return f"data: {text}\n\n".encode()

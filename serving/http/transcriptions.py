@@ -1,0 +1,231 @@
+"""The endpoint /v1/audio/transcriptions: a form with a recording in, its transcript out, in OpenAI's shapes."""
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from pydantic import Field, ValidationError, field_validator, model_validator
+from starlette.datastructures import UploadFile
+from starlette.requests import ClientDisconnect
+
+from kauli.models.media.decode import AudioLimits, MediaError
+from kauli.models.requests import SpeechRequest
+from kauli.models.speech.chunking import Segment, as_text
+from kauli.models.speech.subtitles import as_srt, as_vtt, cues
+from kauli.serving.events import NO_SPEECH, AudioBackend
+from kauli.serving.http.answers import route_headers, sse
+from kauli.serving.http.payloads import check_audio_type
+from kauli.serving.http.schemas import ApiError, Strict, invalid_body
+from kauli.serving.http.transcript import Transcript
+from kauli.serving.routing import Catalogue, Route
+from kauli.serving.settings import ServeArgs
+
+_FORM = "multipart/form-data"
+_MOST_FIELDS, _MOST_FIELD_BYTES = 32, 65_536
+_LISTS = {"timestamp_granularities[]": "timestamp_granularities"}
+
+
+class TranscriptionForm(Strict):
+    """The fields of POST /v1/audio/transcriptions beside the file."""
+
+    model: Annotated[str, Field(min_length=1, max_length=256)]
+    language: Annotated[str, Field(max_length=64)] | None = None
+    """A BCP-47 tag; with "transcribe" as the model it chooses the adapter. None: the adapter's, or what is heard."""
+    prompt: Annotated[str, Field(max_length=8192)] | None = None
+    """What was said before, or words that may come."""
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    temperature: Annotated[float, Field(ge=0, le=1)] = 0.0
+    stream: bool = False
+    timestamp_granularities: tuple[str, ...] = ()
+    """Of verbose_json: segment, which is what is heard at once, word, or both; none: segment."""
+    chunking_strategy: Literal["auto"] | None = None
+    """Changes nothing: long recordings are cut at pauses in any case."""
+    # Ours
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    allow_base: bool = False
+    """Let the bare base transcribe when no adapter serves the language."""
+
+    @field_validator("timestamp_granularities")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if one not in ("segment", "word"):
+                raise ValueError(f"timestamps of '{one}' are not made: give word or segment, or leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> "TranscriptionForm":
+        if self.stream and self.response_format != "json":
+            raise ValueError(f"a stream is for response_format json, not {self.response_format}")
+        if self.timestamp_granularities and self.response_format != "verbose_json":
+            raise ValueError("timestamp_granularities are for response_format verbose_json")
+        return self
+
+    @property
+    def words(self) -> bool:
+        """Whether the answer needs the times of words, which take some time themselves."""
+        return self.response_format in ("srt", "vtt") or "word" in self.timestamp_granularities
+
+
+def add_transcriptions(app: FastAPI, audio: AudioBackend | None, catalogue: Catalogue, args: ServeArgs) -> None:
+    """Add the endpoint; it answers 404 where nothing transcribes."""
+    limits = AudioLimits(max_seconds=args.max_audio_seconds)
+    # Recordings that are held decoded; what else was sent waits on the disk, as an upload that isn't read.
+    in_hand = asyncio.Semaphore(args.max_queue)
+
+    @app.post("/v1/audio/transcriptions", response_model=None, openapi_extra={"requestBody": _body()})
+    async def transcriptions(request: Request) -> Response:
+        """What is said in a recording (a form with the file), as JSON, text or subtitles, plain or streamed."""
+        form, upload = await _read_form(request)
+        try:
+            if audio is None or catalogue.speech is None:
+                raise ApiError.of(NO_SPEECH)
+            route = await asyncio.to_thread(catalogue.route, form.model, form.language, form.allow_base)
+            if route.base != catalogue.speech:
+                text = f"'{route.model}' transcribes nothing: ask the model transcribe, or {catalogue.speech}"
+                raise ApiError(400, text, "invalid_value", "model")
+            asked = SpeechRequest(
+                None, route.language, form.prompt, temperature=form.temperature, seed=form.seed,
+                logprobs=0 if form.response_format == "verbose_json" else None, words=form.words,
+            )  # fmt: skip
+            transcript = Transcript(audio, asked, route.adapter, args.deadline_s)
+            pieces = _held(in_hand, upload, transcript, limits, form.stream)
+            if form.stream:
+                first = await anext(pieces)  # decides the status, which a stream has to send before its text
+                headers = _headers(route, transcript) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+                events = _streamed(first, pieces, transcript)
+                return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+            async with aclosing(pieces):
+                async for _ in pieces:
+                    pass
+            return await asyncio.to_thread(_answer, transcript, form, _headers(route, transcript))
+        finally:
+            await upload.close()
+
+
+async def _read_form(request: Request) -> tuple[TranscriptionForm, UploadFile]:
+    """The form's fields and its file; raises ApiError for any other body."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != _FORM:
+        text = f"the body is '{kind}': send {_FORM} with the fields file and model, as curl -F does"
+        raise ApiError(415, text, "unsupported_media_type")
+    values: dict[str, Any] = {}
+    upload: UploadFile | None = None
+    try:
+        found = await request.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD_BYTES)
+    except ClientDisconnect:
+        raise ApiError(400, "the body ended early", "body_incomplete") from None
+    for name, value in found.multi_items():
+        if name == "file" and isinstance(value, UploadFile):
+            upload = value
+        elif name == "file" or isinstance(value, UploadFile):
+            where = "is to be a file" if name == "file" else "is no file: the field file is"
+            raise ApiError(400, f"the field {name} {where} (curl -F file=@clip.wav)", "invalid_value", name)
+        elif name in _LISTS:
+            values.setdefault(_LISTS[name], []).append(value)
+        elif name in values:
+            raise ApiError(400, f"the field {name} is given twice", "invalid_value", name)
+        elif value:  # an empty field is one that is left out
+            values[name] = value
+    try:
+        form = TranscriptionForm.model_validate(values)
+    except ValidationError as error:
+        raise invalid_body(error.errors(), ["file", *TranscriptionForm.model_fields]) from None
+    if upload is None:
+        text = "the field file is missing: send the recording in it (curl -F file=@clip.wav)"
+        raise ApiError(400, text, "invalid_value", "file")
+    try:
+        check_audio_type(upload.content_type)
+    except MediaError as error:
+        raise ApiError(400, str(error), "invalid_audio", "file") from None
+    return form, upload
+
+
+async def _held(
+    in_hand: asyncio.Semaphore, upload: UploadFile, transcript: Transcript, limits: AudioLimits, stream: bool
+) -> AsyncGenerator[str]:
+    """The transcript's pieces; the recording is in hand until they end."""
+    if in_hand.locked():
+        raise ApiError(429, "too many recordings are in hand already: try again soon", "queue_full")
+    async with in_hand, aclosing(transcript.pieces(await upload.read(), limits, stream)) as pieces:
+        async for piece in pieces:
+            yield piece
+
+
+async def _streamed(first: str, pieces: AsyncGenerator[str], transcript: Transcript) -> AsyncGenerator[bytes]:
+    """Server-sent events, the last one [DONE]; or an error event, and then the end."""
+    async with aclosing(pieces):
+        if first:
+            yield sse({"type": "transcript.text.delta", "delta": first})
+        try:
+            async for piece in pieces:
+                if piece:
+                    yield sse({"type": "transcript.text.delta", "delta": piece})
+        except ApiError as error:
+            yield sse(error.body())
+            return
+    done: dict[str, Any] = {"type": "transcript.text.done", "text": as_text(transcript.segments)}
+    if transcript.language:
+        done["languages"] = [{"code": transcript.language}]
+    yield sse(done | {"usage": _usage(transcript)}) + sse("[DONE]")
+
+
+def _headers(route: Route, transcript: Transcript) -> dict[str, str]:
+    return route_headers(Route(route.base, route.adapter, transcript.language))
+
+
+def _answer(transcript: Transcript, form: TranscriptionForm, headers: dict[str, str]) -> Response:
+    segments = transcript.segments
+    match form.response_format:
+        case "text":
+            return PlainTextResponse(as_text(segments) + "\n", headers=headers)
+        case "srt":
+            return PlainTextResponse(as_srt(cues(segments)), headers=headers, media_type="application/x-subrip")
+        case "vtt":
+            return PlainTextResponse(as_vtt(cues(segments)), headers=headers, media_type="text/vtt")
+    content: dict[str, Any] = {"text": as_text(segments), "usage": _usage(transcript)}
+    if form.response_format == "verbose_json":
+        content |= {
+            "task": "transcribe", "language": transcript.language, "duration": round(transcript.recording.seconds, 3),
+            "warnings": list(transcript.recording.warnings),
+        }  # fmt: skip
+        asked = form.timestamp_granularities or ("segment",)
+        if "segment" in asked:
+            content["segments"] = [_segment(at, one, transcript, form.temperature) for at, one in enumerate(segments)]
+        if "word" in asked:
+            content["words"] = [
+                {"word": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
+                for segment in segments
+                for word in segment.words
+            ]
+    return JSONResponse(content, headers=headers)
+
+
+def _segment(number: int, segment: Segment, transcript: Transcript, temperature: float) -> dict[str, Any]:
+    """Whisper's fields of a segment; how likely there is no speech is not known here."""
+    tokens = transcript.tokens(segment)
+    data = segment.text.encode()
+    return {
+        "id": number, "seek": int(100 * segment.start), "start": round(segment.start, 3), "end": round(segment.end, 3),
+        "text": segment.text, "tokens": [one.token for one in tokens if one.bytes], "temperature": temperature,
+        "avg_logprob": sum(one.logprob for one in tokens) / len(tokens) if tokens else None,
+        "compression_ratio": len(data) / len(zlib.compress(data)), "no_speech_prob": None,
+    }  # fmt: skip
+
+
+def _usage(transcript: Transcript) -> dict[str, Any]:
+    return {"type": "duration", "seconds": round(transcript.recording.seconds, 3)}
+
+
+def _body() -> dict[str, Any]:
+    """The form for the API's schema: the model's fields with the file."""
+    schema = TranscriptionForm.model_json_schema()
+    fields = schema["properties"]
+    fields = {"file": {"type": "string", "format": "binary"}, **fields}
+    fields = {next((field for field, ours in _LISTS.items() if ours == name), name): fields[name] for name in fields}
+    schema |= {"properties": fields, "required": ["file", *schema["required"]]}
+    return {"required": True, "content": {_FORM: {"schema": schema}}}

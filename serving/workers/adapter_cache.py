@@ -1,0 +1,128 @@
+"""The adapters that a generator holds: loaded beside the traffic, counted while in use, the least recent makes room."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from kauli.models.adapters.folder import check_base
+from kauli.models.adapters.registry import Registry
+from kauli.models.bases.find import Base
+
+
+class Adaptable(Protocol):
+    """A task that takes adapters: read in any thread, put and removed in the engine's."""
+
+    base: Base
+
+    def read_adapter(self, folder: Path) -> Any:
+        """What is in a checked adapter folder; KauliError where it does not fit."""
+        ...
+
+    def put_adapter(self, key: str, loaded: Any) -> None:
+        """Take what was read under a key."""
+        ...
+
+    def remove_adapter(self, key: str) -> None:
+        """Forget an adapter that is not in use."""
+        ...
+
+
+@dataclass
+class _Entry:
+    ready: bool = False
+    uses: int = 0
+    leaving: bool = False
+    """To be forgotten with its last use."""
+
+
+class AdapterCache:
+    """At most `most` adapters of a task. Safe for threads.
+
+    `in_engine` runs what changes the task between two passes.
+    """
+
+    def __init__(
+        self, task: Adaptable, registry: Registry, most: int, in_engine: Callable[[Callable[[], None]], None]
+    ) -> None:
+        self._task, self._registry, self._most, self._in_engine = task, registry, most, in_engine
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # the longest unused first
+        self._changed = threading.Condition()
+
+    def listed(self) -> list[dict[str, Any]]:
+        """`adapter` and `in_use` of each that is loaded."""
+        with self._changed:
+            return [{"adapter": spec, "in_use": entry.uses} for spec, entry in self._entries.items() if entry.ready]
+
+    def take(self, spec: str) -> bool:
+        """Count one more use if the adapter is loaded; never waits."""
+        with self._changed:
+            entry = self._entries.get(spec)
+            if entry is None or not entry.ready or entry.leaving:
+                return False
+            entry.uses += 1
+            self._entries.move_to_end(spec)
+            return True
+
+    def load(self, spec: str) -> None:
+        """`take`, after loading it where it is not; blocks. Different adapters are loaded side by side.
+
+        Raises KauliError for a damaged adapter, or one of another base.
+        """
+        with self._changed:
+            victim = None
+            while not self.take(spec):
+                entry = self._entries.get(spec)
+                if entry is not None and entry.leaving:
+                    entry.leaving = False  # it is wanted again before its last use was over
+                    continue
+                if entry is None:
+                    if len(self._entries) < self._most:
+                        break
+                    victim = next((key for key, one in self._entries.items() if one.ready and not one.uses), None)
+                    if victim is not None:
+                        break
+                self._changed.wait()  # for another thread that loads it, or for room
+            else:
+                return
+            if victim is not None:
+                del self._entries[victim]
+            entry = self._entries[spec] = _Entry()
+        try:
+            if victim is not None:
+                self._in_engine(lambda: self._task.remove_adapter(victim))
+            folder = self._registry.fetch(spec)
+            check_base(self._registry.card(spec), self._task.base)
+            loaded = self._task.read_adapter(folder)
+            self._in_engine(lambda: self._task.put_adapter(spec, loaded))
+        except BaseException:
+            with self._changed:
+                del self._entries[spec]
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            entry.ready, entry.uses = True, 1
+            self._changed.notify_all()
+
+    def release(self, spec: str) -> None:
+        """One use less."""
+        with self._changed:
+            entry = self._entries[spec]
+            entry.uses -= 1
+            forget = entry.leaving and not entry.uses
+            if forget:
+                del self._entries[spec]
+            self._changed.notify_all()
+        if forget:
+            self._in_engine(lambda: self._task.remove_adapter(spec))
+
+    def unload(self, spec: str) -> bool:
+        """Forget an adapter, at once or with its last use; False where it is not loaded."""
+        with self._changed:
+            if not self.take(spec):
+                return False
+            self._entries[spec].leaving = True
+        self.release(spec)
+        return True

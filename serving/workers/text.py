@@ -1,0 +1,50 @@
+"""The generator of text: conversations and raw prompts, with the media that an adapter's connector takes."""
+
+import asyncio
+import time
+from dataclasses import replace
+
+from jinja2 import TemplateError
+
+from kauli.models.errors import KauliError
+from kauli.models.requests import DEFAULT_TOKENS, TextRequest
+from kauli.models.text.connector import Connector
+from kauli.serving.events import Failed, MediaForm, Refused
+from kauli.serving.workers.generator import Generator, unloadable
+
+
+class TextGenerator(Generator[TextRequest]):
+    """Answers with text: a `TextTask` behind the queue."""
+
+    probe = TextRequest.of_prompt("Hi", max_tokens=1)
+
+    async def media_forms(self, adapter: str) -> dict[str, MediaForm] | Failed:
+        """What the adapter takes, by kind of media ("image", "audio"); empty where it takes none."""
+        try:
+            reading = asyncio.to_thread(self._media_forms, adapter)
+            return await self._before(time.monotonic() + self._deadline_s, reading)
+        except Refused as refusal:
+            return refusal.failed
+        except KauliError as error:
+            return unloadable(adapter, f": {error}")
+
+    def _media_forms(self, adapter: str) -> dict[str, MediaForm]:
+        connector = Connector.load(self._registry.fetch(adapter))
+        parts = connector.settings if connector else {}
+        return {kind: MediaForm(part.encoder, part.sha256, part.grid, part.stack) for kind, part in parts.items()}
+
+    def _tokens(self, request: TextRequest) -> list[int]:
+        try:
+            return super()._tokens(request)
+        except TemplateError as error:  # such as Gemma's, which wants users and assistants to take turns
+            text = f"the chat template of {self._task.base.name} refuses these messages: {error}"
+            raise Refused(Failed(400, text, "invalid_value", self.param)) from None
+
+    def _limited(self, request: TextRequest, tokens: list[int]) -> TextRequest:
+        room = self._task.window - len(tokens)
+        if room < (request.max_tokens or 1):
+            asked = f" and {request.max_tokens} new ones" if request.max_tokens else ""
+            text = f"the prompt has {len(tokens)} tokens{asked}; the context holds {self._task.window}"
+            param = "prompt" if request.messages is None else "messages"
+            raise Refused(Failed(400, text, "context_length_exceeded", param))
+        return replace(request, max_tokens=request.max_tokens or min(DEFAULT_TOKENS, room))

@@ -1,0 +1,112 @@
+"""What a service offers, by its settings and what the storage and this machine hold."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kauli.models.adapters.registry import Registry
+from kauli.models.errors import UsageError
+from kauli.serving.routing import Catalogue, UnknownModel
+from kauli.serving.settings import ServeArgs
+from kauli.serving.topology import Lineup, choose_lineup
+from support.picture_adapters import publish_describe, publish_head
+from support.speech_adapters import publish_hearing, publish_transcribe
+
+Names = tuple[tuple[str, ...], list[str], str | None, str | None]
+Heard = tuple[tuple[str, ...], str | None, str | None]
+
+
+@pytest.fixture
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KAULI_HOME", str(tmp_path / "home"))
+    return tmp_path / "store"
+
+
+def chosen(storage: Path, **settings: Any) -> Lineup:
+    return choose_lineup(Registry(str(storage)), ServeArgs(storage=str(storage), **settings))
+
+
+def names(lineup: Lineup) -> Names:
+    encoder, aligned = (base.name if base else None for base in (lineup.encoder, lineup.aligned))
+    return lineup.tasks, [base.name for base in lineup.bases], encoder, aligned
+
+
+def heard(lineup: Lineup) -> Heard:
+    hearing, speech = (base.name if base else None for base in (lineup.hearing, lineup.speech))
+    return lineup.tasks, hearing, speech
+
+
+def test_text_adapters_alone_need_no_encoder(storage: Path, publish: Callable[..., str]) -> None:
+    publish(storage, "text-sw", "sw", 1)
+    assert names(chosen(storage)) == (("text",), ["debug-text"], None, None)
+
+
+def test_describe_adapters_bring_the_encoder_that_they_name(storage: Path) -> None:
+    publish_describe(storage, "describe-sw", "sw", 1)
+    tasks = ("text", "describe", "embed", "classify")
+    assert names(chosen(storage)) == (tasks, ["debug-text"], "debug-clip", "debug-clip")
+    assert names(chosen(storage, tasks=["text"], bases=["debug"])) == (("text",), ["debug-text"], None, None)
+
+
+def test_a_head_brings_its_base(storage: Path, publish: Callable[..., str]) -> None:
+    publish(storage, "text-sw", "sw", 1)
+    publish_head(storage, "topic-sw", "sw", torch.eye(2, 32), torch.tensor([0, 1]))
+    assert names(chosen(storage)) == (("text", "embed", "classify"), ["debug-text"], "debug-clip", "debug-clip")
+    assert names(chosen(storage, tasks=["classify"])) == (("classify",), [], "debug-clip", "debug-clip")
+
+
+def test_towers_that_were_only_joined_describe_and_do_not_embed(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_describe(storage, "describe-sw", "sw", 1)
+    monkeypatch.setattr("kauli.serving.topology.is_aligned", lambda base: base.name != "debug-clip")
+    assert names(chosen(storage)) == (("text", "describe"), ["debug-text"], "debug-clip", None)
+    with pytest.raises(UsageError, match="kauli fetch kauli-clip"):
+        chosen(storage, tasks=["text", "embed"])
+
+
+def test_transcribe_adapters_bring_their_base(storage: Path, publish: Callable[..., str]) -> None:
+    publish(storage, "text-sw", "sw", 1)
+    assert heard(chosen(storage)) == (("text",), None, None)
+    publish_transcribe(storage, "transcribe-be", "be", 1)
+    assert heard(chosen(storage)) == (("text", "transcribe"), "debug-whisper", "debug-whisper")
+    assert names(chosen(storage))[1:] == (["debug-text"], None, None)
+    assert heard(chosen(storage, tasks=["text"])) == (("text",), None, None)
+    alone = chosen(storage, tasks=["transcribe"])
+    assert (alone.bases, heard(alone)) == ((), (("transcribe",), "debug-whisper", "debug-whisper"))
+
+
+def test_adapters_that_hear_bring_the_encoder_that_they_name(storage: Path) -> None:
+    publish_hearing(storage, "describe-sw", "sw", 1)
+    tasks = ("text", "describe", "transcribe", "embed", "classify")
+    assert heard(chosen(storage)) == (tasks, "debug-whisper", "debug-whisper")
+    assert heard(chosen(storage, tasks=["describe"])) == (("describe",), "debug-whisper", None)
+    assert heard(chosen(storage, tasks=["text", "embed"], bases=["debug"])) == (("text", "embed"), None, None)
+
+
+def test_what_the_settings_name_and_is_missing_is_an_error(storage: Path, publish: Callable[..., str]) -> None:
+    publish(storage, "text-sw", "sw", 1)
+    with pytest.raises(UsageError, match="task describe needs an encoder"):
+        chosen(storage, tasks=["describe"])
+    with pytest.raises(UsageError, match=r"task transcribe needs a speech recogniser.*kauli fetch whisper-base"):
+        chosen(storage, tasks=["transcribe"])
+    assert heard(chosen(storage, tasks=["transcribe"], speech="debug-whisper"))[1:] == ("debug-whisper",) * 2
+    with pytest.raises(UsageError, match="kauli-nowhere"):
+        chosen(storage, encoder="kauli-nowhere")
+    with pytest.raises(UsageError, match="whisper-nowhere"):
+        chosen(storage, tasks=["transcribe"], speech="whisper-nowhere")
+    assert names(chosen(storage, encoder="debug-clip"))[2:] == ("debug-clip", "debug-clip")
+
+
+def test_a_service_of_one_task_answers_that_alone(storage: Path) -> None:
+    publish_describe(storage, "describe-sw", "sw", 1)
+    lineup = chosen(storage, tasks=["embed"])
+    catalogue = Catalogue(Registry(str(storage)), lineup.bases, aligned=lineup.aligned, tasks=lineup.tasks)
+    assert catalogue.route("embed").model == "debug-clip"
+    assert catalogue.adapters() == []
+    for model in ("text", "describe", "classify", "describe-sw"):
+        with pytest.raises(UnknownModel, match="is not served here: embed"):
+            catalogue.route(model)
+    with pytest.raises(UnknownModel, match="no speech recogniser is served"):
+        catalogue.route("transcribe")

@@ -1,0 +1,155 @@
+"""Recordings, adapters of random weights that transcribe them or take them in chat, and what these say, for tests."""
+
+import io
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from kauli.models.adapters.card import BaseReference, Card
+from kauli.models.adapters.peft_import import from_peft
+from kauli.models.adapters.registry import Registry
+from kauli.models.bases.find import find_base
+from kauli.models.media.decode import RATE, decode_audio, decode_image
+from kauli.models.requests import NO_REPEAT, Media, Message, SpeechRequest, TextRequest, Word
+from kauli.models.speech.audio_tower import AudioTower
+from kauli.models.speech.chunking import Segment, cut, join
+from kauli.models.speech.whisper import WhisperTask
+from kauli.models.text.connector import Connector, PartSettings
+from kauli.models.text.task import TextTask
+from kauli.models.vision.image_tower import ImageTower
+
+RELATED = {"ky": ("kk", "tt", "uz")}
+STACK = 4
+
+
+def sound(seconds: float, pitch: float = 300.0) -> Any:
+    """(n,) float32: a tone in a little noise, the same every time."""
+    count = int(seconds * RATE)
+    noise = np.random.default_rng(int(pitch)).normal(0, 0.01, count)
+    return (0.4 * np.sin(2 * np.pi * pitch * np.arange(count) / RATE) + noise).astype(np.float32)
+
+
+def words(count: int, seconds: float = 1.5, pause: float = 0.5) -> Any:
+    """(n,) float32: tones of rising pitch with pauses between them."""
+    silence = np.random.default_rng(0).normal(0, 1e-4, int(pause * RATE)).astype(np.float32)
+    return np.concatenate([part for at in range(count) for part in (sound(seconds, 200 + 90 * at), silence)])
+
+
+def encoded(samples: Any, kind: str = "WAV", rate: int = RATE, subtype: str | None = None) -> bytes:
+    """The samples as a file."""
+    out = io.BytesIO()
+    soundfile.write(out, samples, rate, format=kind, subtype=subtype)
+    return out.getvalue()
+
+
+def wav(seconds: float = 1.0, pitch: float = 300.0) -> bytes:
+    """A tone as a WAV file."""
+    return encoded(sound(seconds, pitch))
+
+
+def publish_transcribe(storage: Path, name: str, language: str, seed: int) -> str:
+    """A transcribe adapter on the debug base with a random LoRA that changes every answer; returns its spec."""
+    folder = storage / "scratch" / f"{name}-{seed}"
+    base = find_base("debug", task="transcribe")
+    task = WhisperTask.load(base)
+    torch.manual_seed(seed)
+    task.model = get_peft_model(
+        task.model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], base_model_name_or_path=base.reference)
+    )
+    with torch.no_grad():
+        for key, parameter in task.model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(std=0.5)
+    task.add_languages(language.split(","), RELATED)
+    task.save(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    reference = BaseReference(name=base.name, reference=base.reference, sha256=base.sha256, licence=base.licence)
+    card = Card(
+        name=name, task="transcribe", language=language.split(","), base=reference, method={"kind": "lora"},
+        licence="CC0-1.0",
+    )  # fmt: skip
+    return Registry(str(storage)).publish(folder, card).spec
+
+
+def publish_hearing(storage: Path, name: str, language: str, seed: int, *, tower: str | None = None) -> str:
+    """A describe adapter with a random LoRA and a random connector for pictures and recordings; returns its spec."""
+    scratch = storage / "scratch" / f"{name}-{seed}"
+    lm, seeing = find_base("debug"), find_base("debug", task="align")
+    hearing = find_base("debug", task="transcribe")
+    eyes, ears = ImageTower.load(seeing), AudioTower.load(hearing)
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(lm.folder), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    )
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(std=0.5)
+    model.save_pretrained(scratch / "plain")
+    card = from_peft(
+        scratch / "plain", scratch / "ours", name=name, language=language.split(","), base=lm, accept_base=True
+    )
+    parts = {
+        "image": PartSettings(
+            encoder=seeing.name, sha256=eyes.sha256, width=eyes.width, places=2, grid=1, inner=8
+        ),
+        "audio": PartSettings(
+            encoder=hearing.name, sha256=tower or ears.sha256, width=ears.width(STACK), places=16, stack=STACK, inner=8
+        ),
+    }  # fmt: skip
+    connector = Connector(parts, 64)
+    with torch.no_grad():
+        for parameter in connector.parameters():
+            parameter.normal_(std=0.3)
+    connector.save(scratch / "ours")
+    recipe = {"fusion": {"encoder": seeing.name, "grid": 1, "hearing": {"encoder": hearing.name, "stack": STACK}}}
+    card = card.model_copy(update={"task": "describe", "recipe": recipe})
+    return Registry(str(storage)).publish(scratch / "ours", card).spec
+
+
+def transcribed_here(storage: Path, spec: str | None, content: bytes, **options: Any) -> list[Segment]:
+    """What the models say without a service."""
+    task = _recogniser(storage)
+    if spec and spec not in task.adapters():
+        task.add_adapter(spec, Registry(str(storage)).fetch(spec))
+    samples = decode_audio(content).samples
+    spans = cut(samples, task.seconds)
+    requests = [SpeechRequest(span.of(samples), **options) for span in spans]
+    texts = [""] * len(spans)
+    words: list[tuple[Word, ...]] = [()] * len(spans)
+    for step in task.generate(requests, [spec] * len(spans)):
+        for chunk in step:
+            texts[chunk.row] += chunk.text
+            words[chunk.row] = chunk.words
+    return join(texts, spans, words if options.get("words") else ())
+
+
+@cache
+def _recogniser(storage: Path) -> WhisperTask:
+    return WhisperTask.load(find_base("debug", task="transcribe"))
+
+
+def said_here(storage: Path, spec: str, content: str, media: list[bytes]) -> tuple[str, int]:
+    """What the models say about pictures and recordings in 12 tokens, and how many tokens the prompt has."""
+    eyes = ImageTower.load(find_base("debug", task="align"))
+    ears = AudioTower.load(find_base("debug", task="transcribe"))
+    found = []
+    for one in media:
+        if one.startswith(b"\x89PNG"):
+            found.append(Media("image", eyes.features([decode_image(one)], 1)[0].numpy().astype(np.float16)))
+        else:
+            heard = ears.features([decode_audio(one).samples], STACK)[0]
+            found.append(Media("audio", heard.numpy().astype(np.float16)))
+    task = TextTask.load(find_base("debug"))
+    task.add_adapter(spec, Registry(str(storage)).fetch(spec))
+    request = TextRequest(
+        (Message("user", content),), max_tokens=12, ignore_eos=True, media=tuple(found), no_repeat=NO_REPEAT
+    )
+    answer = "".join(chunk.text for step in task.generate([request], [spec]) for chunk in step)
+    return answer, len(task.prompt_tokens(request))

@@ -1,0 +1,207 @@
+"""The report page and the sections of RESULTS.md, from made-up evaluations."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kauli.models.adapters.card import Attribution, BaseReference, Card, Training
+from kauli.models.errors import UsageError
+from kauli.training.compare import CompareResult, Line
+from kauli.training.evaluation.report import compare_markdown, eval_markdown, render_report, update_section
+from kauli.training.evaluation.results import EvalResult, Sample, Scores
+from kauli.training.evaluation.scorers import Tally, score_generations, tally
+
+TEXTS = {
+    "am": ["የሰው ልጅ ሁሉ ሲወለድ ነጻ ነው", "ድመት", "ውሻ ይሮጣል", "ትልቅ ቤት"],
+    "be": ["Усе людзі нараджаюцца свабоднымі", "кот", "сабака бяжыць", "вялікі дом"],
+    "ar": ["يولد جميع الناس أحراراً", "قطة", "كلب", "بيت كبير"],
+}
+
+
+def scores(rate: float, tags: list[str]) -> Scores:
+    """Scores of a system that needs about `rate` bits per byte, and whose answers are half of each reference."""
+    random = np.random.default_rng(1)
+
+    def bits(groups: int, mean: float) -> Tally:
+        sizes = random.integers(5, 60, groups)
+        sums = [[size * random.normal(mean, 0.3), size] for size in sizes]
+        return tally("bits_per_byte", [f"g{i}" for i in range(groups)], sums)
+
+    by_language = {}
+    for tag in tags:
+        rows = [{"group": f"g{i}", "language": tag} for i in range(4)]
+        half = [text[: max(1, int(len(text) / rate))] for text in TEXTS[tag]]
+        by_language[tag] = {"bits_per_byte": bits(80, rate), **score_generations(half, TEXTS[tag], rows)}
+    by_source = {"cldr": bits(60, rate), "udhr": bits(6, rate - 0.3)}
+    return Scores(by_language, by_source, {"udhr": bits(6, 0.9 + rate / 50)})
+
+
+def made_up(tags: list[str], adapter: str | None = "text-x@3") -> EvalResult:
+    samples = [
+        Sample(
+            f"{tag}-{i}-{copy}",
+            tag,
+            ["udhr", "cldr"][i % 2],
+            f"Translate into something: number {i} <b>&",
+            text,
+            f"{text[:2]} <script>alert(1)</script>",
+            text[::-1] if adapter else None,
+            41.5,
+        )
+        for copy in range(4)
+        for tag in tags
+        for i, text in enumerate(TEXTS[tag])
+    ]
+    return EvalResult(
+        adapter=adapter,
+        base="smollm2-135m-q4",
+        languages=tuple(tags),
+        split="test",
+        seed=0,
+        examples=212,
+        groups=80,
+        generated=len(samples),
+        scores=scores(2.4, tags),
+        base_scores=scores(3.6, tags) if adapter else None,
+        samples=tuple(samples),
+        signatures={"chrf": "nrefs:1|case:mixed"},
+        data={"name": "starter", "sha256": "0" * 64},
+    )
+
+
+def card(tags: list[str]) -> Card:
+    curve: list[list[float | None]] = [
+        [step, 3.0 - step / 200, 3.4 - step / 250 if step % 50 == 0 else None] for step in range(10, 310, 10)
+    ]
+    return Card(
+        schema=1,
+        name="text-x",
+        version=3,
+        task="text",
+        language=tags,
+        base=BaseReference(name="smollm2-135m-q4", reference="org/base", sha256="0" * 64, licence="Apache-2.0"),
+        method={"kind": "lora", "rank": 8},
+        licence="CC-BY-SA-3.0",
+        attributions=[Attribution(source="udhr", licence="free to reproduce", rows=1234)],
+        recipe={"name": "text-x", "language": tags, "train": {"steps": 300}},
+        training=Training(steps=300, seconds=612.0, tokens=307200, machine="2 cores", seed=0, curve=curve),
+        versions={"torch": "2.14"},
+    )
+
+
+class Outline(HTMLParser):
+    """What a page loads and runs, which of its elements are left open, and its text."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.links += [value or "" for key, value in attrs if key in ("src", "href", "srcset", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_page_stands_alone_and_shows_everything() -> None:
+    page = render_report(made_up(["am", "be"]), card(["am", "be"]), "rows   2,431")
+    outline = Outline(page)
+    assert outline.open == []
+    assert not outline.tags & {"script", "link", "iframe"}
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in outline.links)
+    assert not re.search(r"url\(|@import|https?://", page)
+    for expected in [
+        "text-x@3: Amharic and Belarusian",
+        "Bits per byte",
+        "chrF",
+        "Learning curve",
+        "300 steps, 307,200 tokens, 10.2 minutes on 2 cores; seed 0.",
+        "rows   2,431",
+        "steps: 300",
+        "1,234",
+        *TEXTS["am"],
+        *TEXTS["be"],
+    ]:
+        assert expected in outline.text
+    assert len(outline.links) == 2
+
+
+def test_text_of_the_data_is_never_markup() -> None:
+    page = render_report(made_up(["am"]))
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_a_bare_base_has_a_page_too() -> None:
+    outline = Outline(render_report(made_up(["am"], adapter=None)))
+    assert outline.open == []
+    assert "smollm2-135m-q4, untuned: Amharic" in outline.text
+    assert "difference" not in outline.text.split("How to read this")[0].split("Metrics")[1].split("Samples")[0].lower()
+
+
+def test_same_evaluation_gives_the_same_page() -> None:
+    assert render_report(made_up(["ar"]), card(["ar"])) == render_report(made_up(["ar"]), card(["ar"]))
+
+
+def test_markdown_tables_have_a_row_for_each_metric() -> None:
+    lines = eval_markdown(made_up(["am"])).splitlines()
+    assert lines[0].startswith("On 212 Amharic examples that were held out of training (80 groups), the adapter text-x")
+    assert lines[2] == "| metric | adapter | base | difference |"
+    assert len(lines) == 4 + 6
+    assert all(line.count("|") == 5 for line in lines[2:])
+
+
+def test_sections_are_replaced_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    update_section(path, "one", "first")
+    update_section(path, "two", "second")
+    path.write_text("# Results\n\nWritten by hand.\n\n" + path.read_text() + "\nAt the end.\n")
+    update_section(path, "one", "| a |\n| b |\n")
+    text = path.read_text()
+    assert "<!-- begin:one -->\n| a |\n| b |\n<!-- end:one -->\n\n<!-- begin:two -->\nsecond\n<!-- end:two -->" in text
+    assert "first" not in text
+    assert text.startswith("# Results\n\nWritten by hand.\n")
+    assert text.endswith("\nAt the end.\n")
+    update_section(path, "one", "| a |\n| b |\n")
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("text", ["<!-- begin:x -->", "<!-- end:x -->\n<!-- begin:x -->"])
+def test_broken_markers_are_not_written_over(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "RESULTS.md"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="markers"):
+        update_section(path, "x", "new")
+    assert path.read_text() == text
+
+
+def test_section_names_are_plain(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no name of a section"):
+        update_section(tmp_path / "R.md", "a --> b", "x")
+
+
+def test_comparison_as_markdown() -> None:
+    def line(name: str, rate: float) -> Line:
+        sums = np.array([[[rate * 10, 10.0], [rate * 20, 20.0]]] * 2)
+        base = {"bits_per_byte": sums + np.array([[10.0, 0.0], [20.0, 0.0]])}
+        return Line(name, "0" * 64, (f"{name}@1", f"{name}@2"), (1.0, 2.0), {"bits_per_byte": sums}, base)
+
+    lines = compare_markdown(CompareResult(("sw",), (0, 1), 2, (line("a", 2.0), line("b", 1.5)))).splitlines()
+    assert lines[0] == "Swahili, 2 test groups, 2 seeds; 95 % intervals over seeds and groups, differences paired."
+    assert lines[4].startswith("| bits_per_byte | a | 2.000 | 0.000 | [2.000, 2.000] |")
+    assert lines[5] == "|  | b | 1.500 | 0.000 | [1.500, 1.500] | -0.500 | [-0.500, -0.500] | 2.500 |"

@@ -1,0 +1,202 @@
+"""Recordings from recipe to registry on the debug base: what is dropped, learned, measured, promoted, held back."""
+
+import json
+import math
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from kauli.models.adapters.registry import Registry
+from kauli.models.bases.find import find_base
+from kauli.models.errors import UsageError
+from kauli.models.tasks import load_task
+from kauli.training.data.dataset import load_data
+from kauli.training.evaluation.run import evaluate
+from kauli.training.evaluation.speech import evaluate_speech
+from kauli.training.features.recordings import recording_rows
+from kauli.training.recipe import Recipe
+from kauli.training.tasks.text import Examples
+from kauli.training.tasks.transcribe import SpeechLearner
+from kauli.training.train import train
+
+WORDS = ("кот", "дом", "лес", "мора")
+
+
+def tone(seconds: float, pitch: float) -> Any:
+    return 0.3 * np.sin(2 * np.pi * pitch * np.arange(int(16_000 * seconds)) / 16_000)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """60 recordings, one of them of a long text, one of noise that is no file."""
+    folder = tmp_path_factory.mktemp("recordings")
+    rows = []
+    for number in range(60):
+        word = WORDS[number % 4]
+        soundfile.write(folder / f"{number}.wav", tone(0.4 + 0.005 * number, 200 + 400 * (number % 4)), 16_000)
+        rows.append({"audio": f"{number}.wav", "text": f"{word} {number}", "language": "be", "source": "mine"})
+    rows[7]["text"] = "слова " * 20
+    (folder / "8.wav").write_bytes(b"RIFF and no more")
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return str(folder / "rows.jsonl")
+
+
+def recipe(data: str, **changes: Any) -> Recipe:
+    content = {
+        "name": "transcribe-x", "task": "transcribe", "base": "debug", "language": "be", "data": data,
+        "method": {"kind": "lora", "rank": 4, "targets": "all-linear"}, "speech": {},
+        "augment": [{"kind": "speed"}, {"kind": "noise"}, {"kind": "gain"}, {"kind": "spec_augment"}],
+        "train": {"steps": 8, "batch_tokens": 400, "max_length": 300, "validate_every": 4, "learning_rate": 0.005},
+    }  # fmt: skip
+    return Recipe.model_validate({**content, **changes})
+
+
+def test_recordings_that_can_not_be_of_their_text_are_dropped_and_it_is_said(data: str) -> None:
+    found = recording_rows(load_data(data, ["be"]), None, ["be"], 25)
+    assert len(found.rows) == 58
+    assert dict(found.dropped) == {"that can't be read": 1, "with more than 25 characters a second": 1}
+    said = found.said()
+    assert said is not None
+    assert said.startswith("2 of 60 recordings dropped (")
+    assert all(row["samples"].dtype == np.float32 and "audio" not in row for row in found.rows)
+
+
+def test_where_all_were_dropped_the_error_says_why(data: str) -> None:
+    base = find_base("debug", task="transcribe")
+    with pytest.raises(UsageError, match=r"no transcribed recordings in be.*dropped \(100 % .*: .* than 1 characters"):
+        evaluate_speech(None, base, load_data(data, ["be"]), ["be"], fastest=1)
+
+
+def test_a_run_is_published_and_measured_again_alike(data: str, tmp_path: Path) -> None:
+    result = train(recipe(data), str(tmp_path), use_ray=False)
+    assert result.adapter == "transcribe-x@1"
+    assert {"cer", "wer", "looped", "bits_per_byte"} <= result.metrics.keys()
+    evaluation = result.evaluation
+    assert evaluation.base_metrics is not None
+    assert evaluation.metrics["bits_per_byte"] < evaluation.base_metrics["bits_per_byte"]  # type: ignore[operator]
+    assert set(evaluation.baselines) == {"whole_window"}
+    card = Registry(str(tmp_path)).card("transcribe-x@1")
+    assert (card.task, card.language) == ("transcribe", ["be"])
+    folder = Registry(str(tmp_path)).fetch("transcribe-x@1")
+    assert json.loads((folder / "speech.json").read_text()) == {"languages": ["be"]}
+    again = evaluate("transcribe-x@1", str(tmp_path), out=tmp_path / "report.html")
+    assert again.metrics == pytest.approx(result.metrics)
+    page = (tmp_path / "report.html").read_text()
+    assert "Character error rate" in page
+    assert "graphemes" in page
+
+
+def test_an_adapter_that_says_nothing_does_not_become_latest(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kauli.training.evaluation.speech.transcribe", lambda task, rows, *how: [""] * len(rows))
+    result = train(recipe(data), str(tmp_path), use_ray=False)
+    assert list(result.aliases) == []
+    assert "does not become 'latest': on validation" in capsys.readouterr().err
+
+
+def test_a_recipe_without_recordings_says_so(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": f"a {n}", "language": "be"}) for n in range(50)))
+    with pytest.raises(UsageError, match="no recording with a text in its 'train' split for be"):
+        train(recipe(str(tmp_path / "rows.jsonl")), str(tmp_path), use_ray=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"speech": None}, "'transcribe' and the section 'speech' go together"),
+        ({"prompt": "Describe."}, "has no prompt"),
+        ({"augment": [{"kind": "flip"}]}, "'flip' is not for the task 'transcribe'"),
+        ({"task": "text", "speech": None}, "'speed' is not for the task 'text'"),
+        ({"method": {"kind": "projection"}}, "align"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_together_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        recipe("x", **changes)
+
+
+def learner(**changes: Any) -> SpeechLearner:
+    rows = [
+        {
+            "id": str(at),
+            "samples": tone(0.4 + 0.1 * at, 300 * (at + 1)).astype(np.float32),
+            "text": word,
+            "language": "be",
+        }
+        for at, word in enumerate(WORDS)
+    ]
+    made = SpeechLearner(
+        load_task("transcribe", find_base("debug", task="transcribe"), device="cpu"),
+        recipe("x", **changes),
+        Examples(rows, rows, (), "x"),
+    )
+    torch.manual_seed(0)
+    made.attach(None)
+    return made
+
+
+def test_views_are_new_at_each_step_and_the_same_when_it_is_taken_up_again() -> None:
+    made = learner()
+
+    def mels(seed: int) -> list[torch.Tensor]:
+        torch.manual_seed(seed)
+        return [mel for batch, _ in made.batches([0, 1, 2, 3], 0, 1) for mel in batch.mels]
+
+    first, again, other = mels(1), mels(1), mels(2)
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+    assert any(one.shape != two.shape or not torch.equal(one, two) for one, two in zip(first, other, strict=True))
+
+
+def test_clips_are_joined_in_new_pairs_each_once_with_both_transcripts() -> None:
+    made = learner(augment=[], speech={"joined": 0.5})
+    heard = set()
+    for step in permutations(range(4)):
+        (batch, weight), *others = made.batches(step, 0, 1)
+        assert (weight, others) == (1.0, [])
+        texts = []
+        for clip, mel in enumerate(batch.mels):
+            answer = batch.answer_ids[(batch.answer_document == clip) & ~batch.answer_ends]
+            texts.append(made.task.tokenizer.decode(answer).split())
+            wanted = sum(len(made.clips[WORDS.index(word)].samples) for word in texts[-1])
+            assert mel.shape[1] == 2 * math.ceil(wanted / 320)
+        assert sorted(word for words in texts for word in words) == sorted(WORDS)
+        order = " ".join(WORDS[place] for place in step)
+        assert all(" ".join(words) in order for words in texts)
+        assert batch.answer_ends.sum() == len(texts)
+        assert made.terms(step) == len(batch.answer_ids)
+        heard |= {tuple(words) for words in texts}
+    assert {1, 2, 3, 4} >= {len(words) for words in heard} >= {1, 2, 3}
+    assert len([words for words in heard if len(words) == 2]) > 6
+
+
+def test_clips_of_two_languages_or_too_long_together_are_not_joined() -> None:
+    made = learner(speech={"joined": 0.99})
+    seconds = [len(clip.samples) / 16_000 for clip in made.clips]
+    made.clips[1] = replace(made.clips[1], language="ru")
+    made.task.model.config.max_source_positions = int(50 * (seconds[0] + seconds[2]))  # the speed may be 0.9
+    for step in permutations(range(4)):
+        assert all(len(batch.mels) == 4 for batch, _ in made.batches(step, 0, 1))
+
+
+@pytest.mark.parametrize("joined", [0.0, 0.6])
+def test_one_worker_two_workers_and_small_packs_have_the_same_gradient(joined: float) -> None:
+    gradients = []
+    for world, micro in ((1, 2048), (2, 2048), (1, 300)):
+        train_keys = {"steps": 1, "batch_tokens": 400, "micro_tokens": micro, "max_length": 300}
+        made = learner(augment=[], train=train_keys, speech={"joined": joined})
+        parameters = [p for p in made.trained.parameters() if p.requires_grad]
+        module, terms = made.objective(), made.terms([0, 1, 2, 3])
+        for rank in range(world):
+            for batch, weight in made.batches([0, 1, 2, 3], rank, world):
+                (module(batch).sum() * (weight / terms)).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+    assert gradients[0].norm() > 0
+    for other in gradients[1:]:
+        assert torch.allclose(gradients[0], other, atol=1e-5)

@@ -1,0 +1,313 @@
+"""The starter data set: real, small, licensed data in hundreds of languages, built from pinned open packages.
+
+A group is decided by the English side, pictures and recordings of all sources together, never by the language that is
+built: what is tested in one language is trained in none, and building another language later moves nothing.
+"""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+from pyarrow import ArrowInvalid
+from pydantic import BaseModel, ConfigDict
+
+from kauli.models.bases.packages import Package, SourceUnavailable, fetch_package, file_lock
+from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.models.languages import check_tag, display_name, fallback_chain, script_share
+from kauli.models.paths import kauli_home
+from kauli.models.progress import note
+from kauli.training.data.groups import (
+    Concepts,
+    media_key,
+    normalise,
+    short_hash,
+    split_by_chance,
+    strongest,
+    udhr_splits,
+)
+from kauli.training.data.schema import write_parquet
+from kauli.training.data.starter_pictures import Cldr, TuxPaint, audio_flag
+from kauli.training.data.starter_text import (
+    LEAST_SCRIPT_SHARE,
+    Catalogs,
+    Folders,
+    FreeDict,
+    IsoCodes,
+    Pair,
+    Source,
+    Udhr,
+)
+
+PIVOT = "en"  # always built along: the other side of every pair, and what shows forgetting
+FORMAT = 1
+"""Raise it when the same pins give other rows: the built files of everyone are then made anew."""
+STAMP = b"kauli.starter"  # the key of the Parquet metadata that says what a file was built from
+_NUM_NAMED = 40
+Fetch = Callable[[Package], Path]
+
+SOURCES: dict[str, Source] = {
+    "udhr": Udhr(),
+    "cldr": Cldr(),
+    "tuxpaint": TuxPaint(),
+    "iso-codes": IsoCodes(),
+    "freedict": FreeDict(),
+    "libreoffice": Catalogs(),
+}
+
+
+class SourceCard(BaseModel):
+    """One source in starter.yaml: its licence, whom to credit, and its pinned packages."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str
+    licence: str
+    packages: dict[str, Package] = {}
+    by_language: dict[str, dict[str, Package]] = {}
+
+
+@cache
+def source_cards() -> dict[str, SourceCard]:
+    """The sources of starter.yaml by name, in the order in which their rows are listed."""
+    content = yaml.safe_load((files("kauli.training.data.dataset") / "starter.yaml").read_text(encoding="utf-8"))
+    return {name: SourceCard.model_validate(card) for name, card in content.items()}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The packages that could be had."""
+
+    folders: dict[str, Folders]
+    skipped: tuple[str, ...]
+
+    def stamp(self) -> dict[str, Any]:
+        """Of what a file was built: pins and code, the packages that decide groups, and what was out of reach."""
+        shared = [f"{name}/{key}" for name, card in source_cards().items() for key in card.packages]
+        there = [key for key in shared if key not in self.skipped]
+        return {"build": _build_hash(), "shared": short_hash(*there), "skipped": sorted(self.skipped)}
+
+    def has(self, source: str) -> bool:
+        return set(source_cards()[source].packages) <= set(self.folders.get(source, {}))
+
+
+def starter_folder() -> Path:
+    """Where the starter data lies when no other folder is asked for."""
+    return kauli_home() / "data" / "starter"
+
+
+def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = fetch_package) -> Path:
+    """Build `<out>/<tag>.parquet` for each language and for English; return the folder.
+
+    What is there already and was built from the same pins by the same code is kept. A source that can't be had is
+    left out with a note; raises `UsageError` for a language that no source holds, before any file is written,
+    and `KauliError` when no source can be had at all.
+    """
+    wanted = list(dict.fromkeys([*(check_tag(language) for language in languages), PIVOT]))
+    folder = out if out is not None else starter_folder()
+    with file_lock(kauli_home() / "locks" / f"starter-{short_hash(str(folder.absolute()))}.lock"):
+        if ready(wanted, folder) and not any(_stamp(folder / f"{tag}.parquet")["skipped"] for tag in wanted):
+            return folder
+        note(f"building the starter data: {', '.join(wanted)}")
+        found = _fetch_all(wanted, fetch)
+        available = _languages_of(found)
+        _refuse_unknown(wanted, available)
+        concepts = _link(found)
+        made = {language: _rows(language, found, concepts) for language in wanted}
+        empty = [language for language in wanted if not made[language].rows and language != PIVOT]
+        if empty:
+            raise KauliError(f"the sources that could be had hold nothing for {', '.join(empty)}; see the notes above.")
+        for language, result in made.items():
+            write_parquet(result.rows, folder / f"{language}.parquet", {STAMP: json.dumps(found.stamp()).encode()})
+            note(f"{language}: {result.describe()}")
+    return folder
+
+
+def available_languages(fetch: Fetch = fetch_package) -> dict[str, list[str]]:
+    """The names of the sources that hold each language, by tag; fetches the packages that all languages share."""
+    return _languages_of(_fetch_all([], fetch))
+
+
+def ready(languages: Sequence[str], folder: Path) -> bool:
+    """Whether the files of the languages and of English are there, from these pins and this code, with the same groups.
+
+    Files that were built while a source was out of reach count as ready, unless others know more shared sources.
+    """
+    stamps = [_stamp(folder / f"{language}.parquet") for language in dict.fromkeys([*languages, PIVOT])]
+    same_groups = len({stamp.get("shared") for stamp in stamps}) == 1
+    return same_groups and all(stamp.get("build") == _build_hash() for stamp in stamps)
+
+
+def is_starter_file(path: Path) -> bool:
+    """Whether build() wrote this Parquet file."""
+    return bool(_stamp(path))
+
+
+@cache
+def _build_hash() -> str:
+    pins = (files("kauli.training.data.dataset") / "starter.yaml").read_bytes()
+    return hashlib.sha256(b"%d\0" % FORMAT + pins).hexdigest()[:16]
+
+
+def _stamp(path: Path) -> dict[str, Any]:
+    """What a built file says of its origin; empty when there is no such file or another program wrote it."""
+    if not path.is_file():
+        return {}
+    try:
+        stamp: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(STAMP, b"{}"))
+    except ArrowInvalid:
+        return {}
+    return stamp
+
+
+def _fetch_all(languages: Sequence[str], fetch: Fetch) -> _Found:
+    folders: dict[str, Folders] = {}
+    skipped = []
+    for name, card in source_cards().items():
+        packages = dict(card.packages)
+        for language in languages:
+            packages |= {f"{language}/{key}": own for key, own in card.by_language.get(language, {}).items()}
+        have: dict[str, Path] = {}
+        for key, package in packages.items():
+            try:
+                have[key] = fetch(package)
+            except SourceUnavailable as error:
+                note(f"left out: {error}")
+                skipped.append(f"{name}/{key}")
+        folders[name] = have
+    found = _Found(folders, tuple(skipped))
+    if not any(folders.values()):
+        raise KauliError("none of the starter data's packages could be had; the notes above say what to put where.")
+    return found
+
+
+def _languages_of(found: _Found) -> dict[str, list[str]]:
+    by_tag: dict[str, list[str]] = defaultdict(list)
+    for name, card in source_cards().items():
+        shared = SOURCES[name].languages(found.folders[name]) if found.has(name) and card.packages else set()
+        for tag in sorted(shared | set(card.by_language)):
+            by_tag[tag].append(name)
+    return dict(sorted(by_tag.items()))
+
+
+def _refuse_unknown(wanted: Sequence[str], available: dict[str, list[str]]) -> None:
+    unknown = [language for language in wanted if language not in available and language != PIVOT]
+    if unknown:
+        listed = ", ".join(f"{tag} ({display_name(tag)})" for tag in unknown)
+        wider = [tag for tag in fallback_chain(unknown[0]) if tag in available]
+        hint = f" Did you mean '{wider[0]}'?" if wider else nearest(unknown[0], available)
+        richest = sorted(available, key=lambda tag: (-len(available[tag]), tag))[:_NUM_NAMED]
+        raise UsageError(
+            f"no source holds data in {listed}.{hint} `kauli data build` knows "
+            f"{len(available)} languages, the richest being {', '.join(sorted(richest))}; "
+            "or give the path of your own data."
+        )
+
+
+def _link(found: _Found) -> Concepts:
+    concepts = Concepts()
+    for name, card in source_cards().items():
+        if card.packages and found.has(name):
+            for keys in SOURCES[name].links(found.folders[name]):
+                if keys:
+                    concepts.link(keys)
+    return concepts
+
+
+@dataclass(frozen=True)
+class _Result:
+    rows: list[dict[str, Any]]
+    repeated: int
+    untranslated: int
+    crossing: int
+
+    def describe(self) -> str:
+        counts: dict[str, int] = defaultdict(int)
+        splits: dict[str, int] = defaultdict(int)
+        for row in self.rows:
+            counts[row["source"]] += 1
+            splits[row["split"]] += 1
+        listed = ", ".join(f"{source} {count:,}" for source, count in counts.items())
+        shares = ", ".join(f"{splits[split]:,} {split}" for split in ("train", "validation", "test"))
+        dropped = f"{self.repeated:,} repeated, {self.untranslated:,} left in English, {self.crossing:,} across splits"
+        return f"{len(self.rows):,} rows ({listed}; {shares}); dropped: {dropped}"
+
+
+def _rows(language: str, found: _Found, concepts: Concepts) -> _Result:
+    """All rows of a language, in the order of the sources; see the module's text for groups and splits."""
+    articles = {concepts.find(key): split for key, split in udhr_splits().items()}
+    rows: list[dict[str, Any]] = []
+    seen: set[tuple[str, str]] = set()
+    seen_media: set[tuple[str, str]] = set()
+    repeated = untranslated = 0
+    for name in source_cards():
+        folders = _own_folders(name, language, found)
+        for pair in SOURCES[name].pairs(language, folders) if folders else ():
+            caption = normalise(pair.text)
+            if not pair.english or not _is_in(language, pair):
+                untranslated += 1
+                continue
+            media = {(caption, media_key("media", part)) for part in (pair.image, pair.audio) if part}
+            if (caption, normalise(pair.english)) in seen and media <= seen_media:
+                repeated += 1
+                continue
+            seen.add((caption, normalise(pair.english)))
+            seen_media |= media
+            root = concepts.find(pair.keys[0])
+            rows.append(_row(language, name, pair, root, articles.get(root) or split_by_chance(root)))
+    return _Result(kept := _without_crossing(rows), repeated, untranslated, len(rows) - len(kept))
+
+
+def _is_in(language: str, pair: Pair) -> bool:
+    """Whether the text is in the language, as far as can be told: not the English left as it is, not another script."""
+    if language == PIVOT:
+        return bool(pair.text)
+    same = normalise(pair.text) == normalise(pair.english)
+    return not same and script_share(pair.text, language) >= LEAST_SCRIPT_SHARE
+
+
+def _own_folders(name: str, language: str, found: _Found) -> Folders:
+    """The packages that a source reads for one language: the shared ones, or those of the language."""
+    card = source_cards()[name]
+    if card.packages:
+        return found.folders[name] if found.has(name) else {}
+    prefix = f"{language}/"
+    return {key.removeprefix(prefix): path for key, path in found.folders[name].items() if key.startswith(prefix)}
+
+
+def _row(language: str, source: str, pair: Pair, root: str, split: str) -> dict[str, Any]:
+    prompt = None if language == PIVOT else f"Translate into {display_name(language)}: {pair.english}"
+    media = [media_key("media", part) if part else "" for part in (pair.image, pair.audio)]
+    return {
+        "id": f"{language}-{source}-{short_hash(prompt or '', pair.text, *media)}",
+        "group": short_hash(root),
+        "language": language,
+        "prompt": prompt,
+        "text": pair.text,
+        "image": pair.image,
+        "audio": pair.audio,
+        "source": source,
+        "licence": source_cards()[source].licence,
+        "synthetic": False,
+        "split": split,
+        "flags": audio_flag(pair.text, pair.audio) if pair.audio else None,
+    }
+
+
+def _without_crossing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop from train (then validation) each row whose caption stands in a stronger split as well.
+
+    One word often names two concepts; tying their groups would in the end tie everything, in ways that differ from
+    language to language, so the weaker side gives the row up instead.
+    """
+    sides: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        sides[normalise(row["text"])].add(row["split"])
+    return [row for row in rows if row["split"] == strongest(sides[normalise(row["text"])])]

@@ -1,0 +1,164 @@
+"""`starter-topics`: the starter data's pictures, labelled by topic (animal, food, plant, ...) in several languages.
+
+Labels are those of the packages: Tux Paint sorts its stamps into folders, the emoji data has subcategories, and
+topics.yaml says which of them make a topic. A picture keeps its group and its split, so that what is tested here is
+never trained on there.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+from pydantic import BaseModel, ConfigDict
+
+from kauli.models.bases.packages import fetch_package, file_lock
+from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.models.languages import display_name
+from kauli.models.paths import kauli_home
+from kauli.training.data import starter
+from kauli.training.data.groups import STRONGEST_FIRST, media_key, short_hash
+from kauli.training.data.schema import write_parquet
+from kauli.training.data.starter import PIVOT, Fetch, source_cards
+
+TOPICS = "starter-topics"
+FORMAT = 1
+"""Raise it when the same table gives other rows."""
+_STAMP = b"kauli.topics"  # the key of the Parquet metadata that says what a file was made from
+
+
+class Topic(BaseModel):
+    """One topic of topics.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stamps: tuple[str, ...]
+    emoji: tuple[str, ...]
+    without: tuple[str, ...] = ()
+    names: dict[str, str]
+
+
+@cache
+def topics() -> dict[str, Topic]:
+    """The topics of topics.yaml by their keys, in order."""
+    return {key: Topic.model_validate(topic) for key, topic in yaml.safe_load(_table()).items()}
+
+
+def topic_languages() -> tuple[str, ...]:
+    """The languages in which every topic has a name."""
+    return tuple(next(iter(topics().values())).names)
+
+
+def topic_names(language: str) -> tuple[str, ...]:
+    """The names of all topics in a language, in the order of the table; raises `UsageError` where there are none."""
+    if language not in topic_languages():
+        raise UsageError(
+            f"{TOPICS} has no names in {display_name(language)} ({language}): it has {', '.join(topic_languages())}."
+            f"{nearest(language, topic_languages())} Add them to training/data/topics.yaml."
+        )
+    return tuple(topic.names[language] for topic in topics().values())
+
+
+def topic_rows(language: str, split: str | None = None, *, fetch: Fetch = fetch_package) -> list[dict[str, Any]]:
+    """Rows of SCHEMA, one for each picture: its `text` is the topic's name in the language, its `prompt` None.
+
+    Builds the English starter data where it is missing. `split` None: all of them. Raises `UsageError` for a language
+    without names and for an unknown split, and `KauliError` when the pictures' packages can't be had.
+    """
+    names = dict(zip(topics(), topic_names(language), strict=True))
+    if split is not None and split not in STRONGEST_FIRST:
+        allowed = ", ".join(STRONGEST_FIRST)
+        raise UsageError(f"unknown split '{split}': {allowed}.{nearest(split, STRONGEST_FIRST)}")
+    pictures = [row for row in pq.read_table(_starter_file()).to_pylist() if row["image"]]
+    by_key = _topics_of_pictures({row["source"] for row in pictures}, fetch)
+    rows: dict[str, dict[str, Any]] = {}
+    for row in pictures:
+        key = media_key("image", row["image"])
+        topic = by_key.get(key)
+        if topic and (split is None or row["split"] == split) and key not in rows:  # a few have two captions
+            own = {"id": f"{language}-topics-{short_hash(key)}", "language": language, "text": names[topic]}
+            rows[key] = row | own | {"prompt": None, "audio": None, "flags": None}
+    return list(rows.values())
+
+
+def topic_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], tuple[str, ...]]:
+    """The folder of the data set, its Parquet files and their languages (None: all that have names).
+
+    Files are made where they are missing, or older than the starter data or the table of topics.
+    """
+    wanted = tuple(languages if languages is not None else topic_languages())
+    for language in wanted:
+        topic_names(language)  # refuses an unknown one before any work
+    folder = kauli_home() / "data" / TOPICS
+    paths = [folder / f"{language}.parquet" for language in wanted]
+    with file_lock(kauli_home() / "locks" / f"{TOPICS}.lock"):
+        stamp = _stamp_of(_starter_file())
+        for language, path in zip(wanted, paths, strict=True):
+            if not path.is_file() or (pq.read_schema(path).metadata or {}).get(_STAMP) != stamp:
+                write_parquet(topic_rows(language), path, {_STAMP: stamp})
+    return folder, paths, wanted
+
+
+def _table() -> str:
+    return (files("kauli.training.data.dataset") / "topics.yaml").read_text(encoding="utf-8")
+
+
+def _stamp_of(starter_file: Path) -> bytes:
+    origin = pq.read_schema(starter_file).metadata[starter.STAMP].decode()
+    return short_hash(f"format {FORMAT}", origin, _table()).encode()
+
+
+def _starter_file() -> Path:
+    """The English rows of the starter data, which every picture is in; built where they are missing or old."""
+    if not starter.ready([PIVOT], starter.starter_folder()):
+        starter.build([PIVOT])
+    return starter.starter_folder() / f"{PIVOT}.parquet"
+
+
+def _topics_of_pictures(sources: set[str], fetch: Fetch) -> dict[str, str]:
+    """Topic by the key of a picture, from the packages of those sources which gave the starter data pictures."""
+    labels: dict[str, str] = {}
+    if "tuxpaint" in sources:
+        labels |= _labels_of_stamps(fetch(source_cards()["tuxpaint"].packages["stamps"]))
+    if "cldr" in sources:
+        labels |= _labels_of_emoji(fetch(source_cards()["cldr"].packages["pictures"]))
+    if not labels:
+        raise KauliError(
+            "the starter data here holds no pictures, for the packages of Tux Paint and of the emoji could not be had "
+            "when it was built: build it again, with `kauli data build --languages en`, when they can be."
+        )
+    return labels
+
+
+def _labels_of_stamps(package: Path) -> dict[str, str]:
+    folder = package / "usr" / "share" / "tuxpaint" / "stamps"
+    return {
+        media_key("image", path.read_bytes()): topic
+        for path in sorted(folder.rglob("*.png"))
+        if (topic := _topic_of_stamp(path.relative_to(folder)))
+    }
+
+
+def _topic_of_stamp(path: Path) -> str | None:
+    places = {place.as_posix() for place in (path, *path.parents)}
+    for key, topic in topics().items():
+        if places.intersection(topic.stamps) and not places.intersection(topic.without):
+            return key
+    return None
+
+
+def _labels_of_emoji(package: Path) -> dict[str, str]:
+    return {media_key("image", path.read_bytes()): topic for path, topic in _emoji_with_topics(package / "package")}
+
+
+def _emoji_with_topics(folder: Path) -> Iterator[tuple[Path, str]]:
+    by_category = {category: key for key, topic in topics().items() for category in topic.emoji}
+    for emoji in json.loads((folder / "emoji.json").read_text(encoding="utf-8")):
+        topic = by_category.get(emoji["subcategory"])
+        path = folder / "img" / "twitter" / "64" / emoji["image"]
+        if topic and emoji["short_name"] not in topics()[topic].without and path.is_file():
+            yield path, topic

@@ -1,0 +1,104 @@
+"""The drawings of the report as SVG data URIs: numbers and ASCII names only, other letters need the reader's fonts."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from math import isfinite
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from kauli.training.evaluation.intervals import Interval
+
+INK, MUTED, LINE, ADAPTER, BASE = "#1d2433", "#667085", "#e4e7ec", "#0b6e5b", "#98a2b3"
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """An image for the page: its data URI, and what it shows in words."""
+
+    uri: str
+    words: str
+
+
+def dumbbells(adapter: Mapping[str, Interval], base: Mapping[str, Interval], unit: str) -> Drawing:
+    """One line for each name: the adapter with its interval, and the base where there is one. Lower is to the left."""
+    names = list(adapter)
+    figure = Figure(figsize=(7.2, 0.9 + 0.48 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    _bare(axes)
+    for place, name in enumerate(names):
+        one = adapter[name]
+        if name in base:
+            axes.plot([base[name].value, one.value], [place, place], color=LINE, linewidth=3, zorder=1)
+            _point(axes, base[name], place, BASE, "base")
+        _point(axes, one, place, ADAPTER if base else BASE, "adapter" if base else "base")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.6)
+    axes.set_xlabel(f"{unit}, with 95 % intervals")
+    axes.grid(axis="x", color=LINE, linewidth=0.8)
+    _legend(axes, len(base) > 0)
+    before = {name: f" (base {one.value:.2f})" for name, one in base.items()}
+    words = "; ".join(f"{name} {one.value:.2f}{before.get(name, '')}" for name, one in adapter.items())
+    return _draw(figure, f"{unit} by source: {words}.")
+
+
+def learning_curve(curve: Sequence[Sequence[float | None]]) -> Drawing | None:
+    """Training loss and validation bits per byte over steps; None where nothing was recorded."""
+    panels = [
+        ("training loss (nats per token)", _series(curve, 1), MUTED),
+        ("validation (bits per byte)", _series(curve, 2), ADAPTER),
+    ]
+    drawn = [panel for panel in panels if panel[1]]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(3.7 * len(drawn), 2.7), layout="constrained")
+    for axes, (title, points, colour) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        _bare(axes)
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        axes.set_xlabel("step")
+        axes.grid(axis="y", color=LINE, linewidth=0.8)
+        marker = "o" if len(points) < 40 else ""
+        axes.plot([step for step, _ in points], [y for _, y in points], color=colour, marker=marker, markersize=3.5)
+        last = points[-1]
+        axes.annotate(f"{last[1]:.2f}", last, xytext=(7, 0), textcoords="offset points", va="center", color=colour)
+    words = "; ".join(f"{title}: from {points[0][1]:.2f} to {points[-1][1]:.2f}" for title, points, _ in drawn)
+    return _draw(figure, f"Learning curve. {words}.")
+
+
+def _series(curve: Sequence[Sequence[float | None]], column: int) -> list[tuple[float, float]]:
+    found = []
+    for row in curve:
+        step, value = row[0], row[column] if len(row) > column else None
+        if step is not None and value is not None and isfinite(value):
+            found.append((step, value))
+    return found
+
+
+def _point(axes: Axes, one: Interval, place: int, colour: str, label: str) -> None:
+    if one.known:
+        axes.plot([one.low, one.high], [place, place], color=colour, linewidth=1.6, zorder=2)
+    axes.plot([one.value], [place], "o", color=colour, markersize=7, zorder=3, label=label if place == 0 else None)
+
+
+def _legend(axes: Axes, both: bool) -> None:
+    if both:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=2, frameon=False, handletextpad=0.2)
+
+
+def _bare(axes: Axes) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.xaxis.label.set_color(MUTED)
+    axes.set_axisbelow(True)
+
+
+def _draw(figure: Figure, words: str) -> Drawing:
+    held = BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "kauli"}):  # the same numbers give the same file
+        figure.savefig(held, format="svg", transparent=True, metadata={"Date": None})
+    return Drawing("data:image/svg+xml;base64," + base64.b64encode(held.getvalue()).decode(), words)

@@ -1,0 +1,78 @@
+"""How wrong transcripts are: CER over graphemes, WER, and the share of loops, as sums by group; edits are jiwer's."""
+
+import unicodedata
+from collections.abc import Sequence
+
+import jiwer
+import regex
+
+from kauli.models.speech.loops import looped
+from kauli.training.evaluation.scorers import Row, Tally, tally
+
+NORMALISATION = (
+    "before CER and WER are counted, transcripts and references are brought to Unicode NFC and folded in case, every "
+    "kind of apostrophe becomes ' and stays between letters, other punctuation, symbols and hyphens become spaces, "
+    "invisible format characters go, combining marks stay; CER is edits over graphemes (extended clusters; a space is "
+    "one), WER edits over words"
+)
+"""A sentence for the notes of an evaluation."""
+
+_APOSTROPHES = regex.compile(r"['’‘‛ʼʻʽʹ′`´＇՚׳ꞌ]")
+_INVISIBLE = regex.compile(r"\p{Cf}")
+# Marks on a symbol (the variation selector of ❤️) go with it.
+_NO_WORD = regex.compile(r"(?:(?<![\p{L}\p{M}\p{N}])'|'(?![\p{L}\p{N}])|[\p{P}\p{S}\p{Z}\p{Cc}--'])\p{M}*", regex.V1)
+_SPACE = "␣"  # a symbol, so that no normalised text holds one
+
+
+def normalised(text: str) -> str:
+    """The words that are compared, with one space between them.
+
+    Unicode NFC, case folded; every kind of apostrophe is ' and stays between letters, other punctuation and symbols of
+    any script (hyphens too) are spaces, invisible format characters are gone, combining marks stay. Numbers are not
+    spelt out. `NORMALISATION` says it to readers of a report.
+    """
+    visible = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
+    folded = unicodedata.normalize("NFC", visible.casefold())  # which may have taken a letter apart
+    return " ".join(_NO_WORD.sub(" ", _APOSTROPHES.sub("'", folded)).split())
+
+
+def score_transcripts(predictions: Sequence[str], references: Sequence[str], rows: Sequence[Row]) -> dict[str, Tally]:
+    """CER, WER and the share of loops of one system's transcripts.
+
+    Args:
+        predictions: one for each row.
+        references: what was said.
+        rows: with `group`.
+
+    Returns:
+        Metric name -> sums by group: `cer` of edits and reference graphemes, `wer` of edits and reference words (both
+        after `normalised`; above 1 where much is invented), `looped` of loops and transcripts. Where nothing was said,
+        what is transcribed all the same counts as edits.
+    """
+    groups = [row["group"] for row in rows]
+    heard = [normalised(text) for text in predictions]
+    said = [normalised(text) for text in references]
+    return {
+        "cer": tally("cer", groups, _edits(list(map(_graphemes, heard)), list(map(_graphemes, said)))),
+        "wer": tally("wer", groups, _edits(heard, said)),
+        "looped": tally("looped", groups, [[float(looped(text)), 1.0] for text in predictions]),
+    }
+
+
+def _graphemes(text: str) -> str:
+    """The graphemes with a space between them, as jiwer takes words; a space of the text is `_SPACE`."""
+    return f" {_SPACE} ".join(" ".join(regex.findall(r"\X", word)) for word in text.split())
+
+
+def _edits(heard: list[str], said: list[str]) -> list[list[float]]:
+    """(rows, 2): substitutions, deletions and insertions of words in each row, and the words that were said."""
+    found = jiwer.process_words(said, heard)
+    return [
+        [float(sum(_size(chunk) for chunk in chunks if chunk.type != "equal")), float(len(words))]
+        for chunks, words in zip(found.alignments, found.references, strict=True)
+    ]
+
+
+def _size(chunk: jiwer.AlignmentChunk) -> int:
+    # one of the two is empty, or both are as long: a substitution stands for one word each
+    return int(max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx))

@@ -1,0 +1,313 @@
+"""What an evaluation found: sums by group for adapter and base, and the figures, tables and JSON made of them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from kauli.models.languages import display_name
+from kauli.training.evaluation.intervals import Interval, difference, interval, relative
+from kauli.training.evaluation.scorers import METRICS, Tally, merge, tally_from_json
+
+FEW_GROUPS = 20
+Tallies = Mapping[str, Tally]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one system scored, as sums by group.
+
+    `by_language` maps a language to its metrics (those of synthetic rows are prefixed), `by_source` and `english` map a
+    source to bits per byte: on the evaluated languages, and on the English rows of the same split.
+    """
+
+    by_language: Mapping[str, Tallies]
+    by_source: Tallies = field(default_factory=dict)
+    english: Tallies = field(default_factory=dict)
+
+    def total(self, languages: list[str] | None = None) -> dict[str, Tally]:
+        """Metric -> sums over all languages (or those named), in a fixed order."""
+        chosen = [self.by_language[tag] for tag in languages or self.by_language]
+        metrics = {name: one[name].metric for one in chosen for name in one}
+        # The metrics without a prefix first, each prefix's together
+        names = sorted(metrics, key=lambda name: (name.removesuffix(metrics[name]), METRICS.index(metrics[name])))
+        return {name: merge([one[name] for one in chosen if name in one]) for name in names}
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain lists."""
+        return {
+            "by_language": {tag: _store(tallies) for tag, tallies in self.by_language.items()},
+            "by_source": _store(self.by_source),
+            "english": _store(self.english),
+        }
+
+
+def scores_from_json(stored: Mapping[str, Any]) -> Scores:
+    """The inverse of `Scores.to_json`."""
+    return Scores(
+        {tag: _restore(tallies) for tag, tallies in stored["by_language"].items()},
+        _restore(stored["by_source"]),
+        _restore(stored["english"]),
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated example. `chrf` is that of the adapter, or of the base where there is no adapter."""
+
+    id: str
+    language: str
+    source: str
+    prompt: str
+    reference: str
+    base: str
+    adapter: str | None
+    chrf: float
+    continuation: bool = False
+    """The row had no prompt: its first half was continued, and `reference` is the rest."""
+    image: bytes | None = None
+    """The picture that was shown, encoded."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """The evaluation of an adapter beside its base, or of a base alone (`adapter` and `base_scores` are then None)."""
+
+    adapter: str | None
+    base: str
+    languages: tuple[str, ...]
+    split: str
+    seed: int
+    examples: int
+    groups: int
+    generated: int
+    scores: Scores
+    base_scores: Scores | None
+    samples: tuple[Sample, ...] = ()
+    signatures: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    """`name` and `sha256` of the data set."""
+    notes: tuple[str, ...] = ()
+    task: str = "text"
+    baselines: Mapping[str, Scores] = field(default_factory=dict)
+    """What is easier than the task, on the same rows: see `kauli.training.evaluation.pictures`."""
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Of the adapter; None where a metric is undefined (no answer holds a letter, say)."""
+        return {name: defined(one.value()) for name, one in self.scores.total().items()}
+
+    @property
+    def base_metrics(self) -> dict[str, float | None] | None:
+        """Of the base on the same rows."""
+        if self.base_scores is None:
+            return None
+        return {name: defined(one.value()) for name, one in self.base_scores.total().items()}
+
+    @property
+    def intervals(self) -> dict[str, list[float | None]]:
+        """95 % intervals of `metrics`; a metric with fewer than two groups has none."""
+        return {name: list(one.pair()) for name, one in self.adapter_intervals.items() if one.known}
+
+    @cached_property
+    def adapter_intervals(self) -> dict[str, Interval]:
+        """Metric -> value and interval."""
+        return _intervals(self.scores.total(), self.seed)
+
+    @cached_property
+    def base_intervals(self) -> dict[str, Interval]:
+        """The same of the base; empty where the base is what was evaluated."""
+        return _intervals(self.base_scores.total(), self.seed) if self.base_scores else {}
+
+    @cached_property
+    def differences(self) -> dict[str, Interval]:
+        """Metric -> adapter minus base, paired by group."""
+        if self.base_scores is None:
+            return {}
+        base = self.base_scores.total()
+        return {name: paired(one, base[name], self.seed) for name, one in self.scores.total().items()}
+
+    def against_baselines(self, languages: list[str] | None = None) -> dict[str, dict[str, Interval]]:
+        """Baseline -> metric -> adapter minus baseline, paired by group."""
+        ours = self.scores.total(languages) if self.adapter else {}
+        found = {}
+        for name, scores in self.baselines.items():
+            theirs = scores.total(languages)
+            both = [metric for metric in ours if metric in theirs]
+            found[name] = {metric: paired(ours[metric], theirs[metric], self.seed) for metric in both}
+        return found
+
+    def wrong_image_gain(self, languages: list[str] | None = None) -> dict[str, Interval]:
+        """Bits per byte with the right picture over those with a wrong one, minus 1: below 0 the picture helps."""
+        if not self.adapter or "wrong_image" not in self.baselines:
+            return {}
+        ours, wrong = self.scores.total(languages), self.baselines["wrong_image"].total(languages)
+        bits = [name for name in wrong if wrong[name].metric == "bits_per_byte"]
+        return {name: relative(ours[name].sums, wrong[name].sums, ours[name].finish, seed=self.seed) for name in bits}
+
+    def to_json(self) -> dict[str, Any]:
+        """The answer of `kauli eval --json`."""
+        return {
+            "adapter": self.adapter,
+            "base": self.base,
+            "task": self.task,
+            "language": self.languages[0] if len(self.languages) == 1 else list(self.languages),
+            "split": self.split,
+            "seed": self.seed,
+            "examples": self.examples,
+            "groups": self.groups,
+            "metrics": self.metrics,
+            "base_metrics": self.base_metrics,
+            "baselines": self._baselines(),
+            **self._picture_proofs(),
+            "intervals": self.intervals,
+            "base_intervals": {name: one.pair() for name, one in self.base_intervals.items() if one.known},
+            "differences": {name: spread(one) for name, one in self.differences.items()},
+            "by_source": self._beside(self.scores.by_source, "by_source"),
+            "by_language": {tag: self._language(tag) for tag in self.languages},
+            "english": self.english(),
+            "generated": self.generated,
+            "signatures": dict(self.signatures),
+            "data": dict(self.data),
+            "notes": list(self.notes),
+        }
+
+    def english(self) -> dict[str, Any] | None:
+        """Bits per byte on the English rows of the split: what the adapter forgot; None where not measured."""
+        if not self.scores.english:
+            return None
+        total = merge(list(self.scores.english.values()))
+        base = merge(list(self.base_scores.english.values())) if self.base_scores else None
+        return {**_pair(total, base, self.seed), "by_source": self._beside(self.scores.english, "english")}
+
+    def summary(self) -> str:
+        """A table for the terminal."""
+        names = ", ".join(display_name(tag) for tag in self.languages)
+        who = f"{self.adapter} on {self.base}" if self.adapter else self.base
+        lines = [f"{who}: {names}, {self.split} split, {self.examples} examples in {self.groups} groups", ""]
+        base, change = self.base_intervals, self.differences
+        heads = ["", "adapter", "95 % interval", "base", "difference", "95 % interval"]
+        rows = [heads if self.adapter else ["", "base", "95 % interval"]]
+        for name, one in self.adapter_intervals.items():
+            row = [name, figure(name, one.value), bracket(name, one)]
+            if self.adapter:
+                row.append(figure(name, base[name].value))
+                row += [figure(name, change[name].value, sign=True), bracket(name, change[name], sign=True)]
+            rows.append(row)
+        lines += columns(rows)
+        for tag in self.languages if self.baselines else ():
+            lines += ["", f"{display_name(tag)} beside the baselines", *columns(self._baseline_rows(tag))]
+            for name, one in self.wrong_image_gain([tag]).items():
+                shown = f"{one.value:+.1%} [{one.low:+.1%}, {one.high:+.1%}]"
+                lines.append(f"{name}, the right picture against a wrong one: {shown}")
+        if len(self.scores.by_source) > 1 or self.scores.english:
+            lines += ["", *columns(self._source_rows())]
+        return "\n".join([*lines, *(f"note: {text}" for text in self.notes)])
+
+    def _baseline_rows(self, tag: str) -> list[list[str]]:
+        systems = {"adapter": self.scores, **self.baselines} if self.adapter else dict(self.baselines)
+        totals = {name: scores.total([tag]) for name, scores in systems.items()}
+        names = list(dict.fromkeys(metric for total in totals.values() for metric in total))
+        rows = [["", *names]]
+        for name, total in totals.items():
+            rows.append([name, *(figure(key, total[key].value()) if key in total else "-" for key in names)])
+        return rows
+
+    def _source_rows(self) -> list[list[str]]:
+        rows = [["bits per byte by source", "adapter", "base"] if self.adapter else ["bits per byte by source", "base"]]
+        kept = self.base_scores or self.scores
+        tables = [("", self.scores.by_source, kept.by_source), ("English: ", self.scores.english, kept.english)]
+        for label, ours, theirs in tables:
+            for source, one in ours.items():
+                systems = [one, theirs[source]] if self.adapter else [one]
+                rows.append([label + source, *(figure(system.metric, system.value()) for system in systems)])
+        return rows
+
+    def _language(self, tag: str) -> dict[str, Any]:
+        ours = {name: defined(one.value()) for name, one in self.scores.total([tag]).items()}
+        theirs = self.base_scores.total([tag]) if self.base_scores else None
+        return {
+            "metrics": ours,
+            "base_metrics": theirs and {name: defined(one.value()) for name, one in theirs.items()},
+            **({"baselines": self._baselines([tag]), **self._picture_proofs([tag])} if self.baselines else {}),
+        }
+
+    def _baselines(self, languages: list[str] | None = None) -> dict[str, dict[str, float | None]]:
+        totals = {name: scores.total(languages) for name, scores in self.baselines.items()}
+        return {name: {key: defined(one.value()) for key, one in total.items()} for name, total in totals.items()}
+
+    def _picture_proofs(self, languages: list[str] | None = None) -> dict[str, Any]:
+        """What tells whether the adapter looks at its picture."""
+        if not self.baselines:
+            return {}
+        against = self.against_baselines(languages)
+        return {
+            "baseline_differences": {
+                name: {metric: spread(one) for metric, one in found.items()} for name, found in against.items()
+            },
+            "wrong_image_gain": {name: spread(one) for name, one in self.wrong_image_gain(languages).items()},
+        }
+
+    def _beside(self, ours: Tallies, table: str) -> dict[str, Any]:
+        theirs: Tallies = getattr(self.base_scores, table) if self.base_scores else {}
+        return {source: _pair(one, theirs.get(source), self.seed) for source, one in ours.items()}
+
+
+def paired(ours: Tally, theirs: Tally, seed: int = 0) -> Interval:
+    """`ours - theirs` of two systems on the same rows."""
+    if ours.groups != theirs.groups:
+        raise ValueError(f"{ours.metric}: the two systems were scored on different groups")
+    return difference(ours.sums, theirs.sums, ours.finish, seed=seed)
+
+
+def defined(value: float) -> float | None:
+    """NaN as None, which JSON can say."""
+    return value if math.isfinite(value) else None
+
+
+def spread(one: Interval) -> dict[str, Any]:
+    """An interval as JSON."""
+    return {"value": defined(one.value), "interval": one.pair() if one.known else None}
+
+
+def figure(metric: str, value: float | None, *, sign: bool = False) -> str:
+    """A metric's number with the digits that it deserves, as 2.613 or, for chrF, 38.1; "-" for none."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    return f"{value:{'+' if sign else ''}.{1 if metric.endswith('chrf') else 3}f}"
+
+
+def bracket(metric: str, one: Interval, *, sign: bool = False) -> str:
+    """`[low, high]`, or "-" where there is no interval."""
+    return f"[{figure(metric, one.low, sign=sign)}, {figure(metric, one.high, sign=sign)}]" if one.known else "-"
+
+
+def _intervals(tallies: Tallies, seed: int) -> dict[str, Interval]:
+    return {name: interval(one.sums, one.finish, seed=seed) for name, one in tallies.items()}
+
+
+def _pair(ours: Tally, theirs: Tally | None, seed: int) -> dict[str, Any]:
+    """Bits per byte of both systems; a bare base stands under `base` alone."""
+    change = paired(ours, theirs, seed) if theirs else None
+    return {
+        "adapter": defined(ours.value()) if theirs else None,
+        "base": defined((theirs or ours).value()),
+        "difference": spread(change)["interval"] if change else None,
+        "groups": len(ours.groups),
+    }
+
+
+def _store(tallies: Tallies) -> dict[str, Any]:
+    return {name: {"metric": one.metric, **one.to_json()} for name, one in tallies.items()}
+
+
+def _restore(stored: Mapping[str, Any]) -> dict[str, Tally]:
+    return {name: tally_from_json(one["metric"], one) for name, one in stored.items()}
+
+
+def columns(rows: list[list[str]]) -> list[str]:
+    """Lines of a table for the terminal: the first column to the left, the others to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    aligned = ([cell.rjust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return ["  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip() for row, cells in zip(rows, aligned, strict=True)]
