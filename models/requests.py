@@ -104,7 +104,7 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class SpeechRequest:
+class TranscriptionRequest:
     """What to transcribe: one clip, short enough for its base (`RECORDING_SECONDS` of Whisper's 30)."""
 
     samples: Any

@@ -25,13 +25,13 @@ from kauli.models.adapters.registry import Registry
 from kauli.models.cluster import start_ray
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import note
-from kauli.models.requests import SpeechRequest, TextRequest
-from kauli.serving.events import Event, Failed, Features, MediaForm, Ranked, TextBackend, Vectors
+from kauli.models.requests import TextRequest, TranscriptionRequest
+from kauli.serving.events import EncodedMedia, Event, Failed, MediaForm, Ranked, TextBackend, Vectors
 from kauli.serving.http.app import create_app
 from kauli.serving.replicas import AudioReplica, ImageReplica, TextReplica
 from kauli.serving.routing import Catalogue, public_name
 from kauli.serving.settings import ServeArgs, load_settings, parse_settings
-from kauli.serving.topology import Lineup, choose_lineup
+from kauli.serving.topology import Topology, choose_topology
 
 APPLICATION = "kauli"
 _INGRESS_CPUS = 0.1
@@ -104,7 +104,7 @@ class _HandleEncoder(_Handle):
         super().__init__(handle)
         self._features = handle.options(method_name="features")
 
-    async def features(self, content: bytes, form: MediaForm) -> Features | Failed:
+    async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
         """A picture or a recording as the connector of an adapter wants it."""
         return await _asked(self._features, content, form)  # type: ignore[no-any-return]
 
@@ -142,7 +142,7 @@ class HandleAudio(_HandleGenerator, _HandleEncoder):
         self._ask_longest = handle.options(method_name="longest")
         self._longest: float | None = None
 
-    def stream(self, request: SpeechRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
+    def stream(self, request: TranscriptionRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
         """The events of one clip; leaving the iteration cancels it in the replica."""
         return self._events(request, adapter, whole)
 
@@ -190,7 +190,7 @@ class Ingress:
     def __init__(
         self,
         args: ServeArgs,
-        lineup: Lineup,
+        lineup: Topology,
         texts: dict[str, DeploymentHandle[Any]],
         image: DeploymentHandle[Any] | None,
         audio: DeploymentHandle[Any] | None,
@@ -216,10 +216,10 @@ def build(args: ServeArgs | dict[str, Any]) -> Application:
     """
     if not isinstance(args, ServeArgs):
         args = parse_settings({**load_settings().model_dump(exclude_unset=True), **args})
-    return _application(args, choose_lineup(Registry(args.storage), args))
+    return _application(args, choose_topology(Registry(args.storage), args))
 
 
-def _application(args: ServeArgs, lineup: Lineup) -> Application:
+def _application(args: ServeArgs, lineup: Topology) -> Application:
     text = _deployment(TextReplica, args, "Text", args.replicas, args.num_cpus, args.num_gpus, args.max_batch)
     ingress = serve.deployment(
         name="Ingress",
@@ -266,7 +266,7 @@ def _deployment(
     )(replica)
 
 
-def _cpus(args: ServeArgs, lineup: Lineup) -> int:
+def _cpus(args: ServeArgs, lineup: Topology) -> int:
     """Logical CPUs for the fewest replicas of all deployments."""
     wanted = [args.replicas[0] * args.num_cpus for _ in lineup.bases]
     wanted += [args.image_replicas[0] * args.image_num_cpus] if lineup.encoder else []
@@ -307,7 +307,7 @@ def start(args: ServeArgs, address: str | None = None) -> Service:
         raise UsageError(
             f"proxy '{args.proxy}' and RAY_SERVE_ENABLE_HA_PROXY in the environment disagree: `kauli serve` sets both"
         )
-    lineup = choose_lineup(Registry(args.storage), args)
+    lineup = choose_topology(Registry(args.storage), args)
     application = _application(args, lineup)
     # As many logical CPUs as are asked for: they are a ledger, not threads, and a small machine can hold several bases.
     connected = start_ray(address, cpus=max(4, os.cpu_count() or 1, _cpus(args, lineup)))

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kauli.models.requests import SpeechRequest, TextRequest, TokenLogprob, Word
+from kauli.models.requests import TextRequest, TokenLogprob, TranscriptionRequest, Word
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class MediaForm:
 
 
 @dataclass(frozen=True)
-class Features:
+class EncodedMedia:
     """A picture or a recording as its tower takes it; `cached` when nothing had to be computed."""
 
     values: np.ndarray
@@ -140,7 +140,7 @@ class TextBackend(Backend, Protocol):
 class MediaBackend(Backend, Protocol):
     """Whatever makes features of pictures or of recordings."""
 
-    async def features(self, content: bytes, form: MediaForm) -> Features | Failed:
+    async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
         """A picture or a recording as the connector of an adapter wants it."""
         ...
 
@@ -152,7 +152,7 @@ class MediaBackend(Backend, Protocol):
 class AudioBackend(MediaBackend, Protocol):
     """Whatever hears: a `Transcriber` in this process, or a handle to one elsewhere."""
 
-    def stream(self, request: SpeechRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
+    def stream(self, request: TranscriptionRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
         """As a `TextBackend`'s, of one clip."""
         ...
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
-from kauli.models.requests import SpeechRequest, TextRequest
-from kauli.serving.events import Event, Failed, Features, MediaForm, Ranked, Vectors
+from kauli.models.requests import TextRequest, TranscriptionRequest
+from kauli.serving.events import EncodedMedia, Event, Failed, MediaForm, Ranked, Vectors
 from kauli.serving.settings import ServeArgs
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class AudioReplica(_Replica):
             deadline_s=args.deadline_s,
         )  # fmt: skip
 
-    async def stream(self, request: SpeechRequest, adapter: str | None, whole: bool) -> AsyncGenerator[Event]:
+    async def stream(self, request: TranscriptionRequest, adapter: str | None, whole: bool) -> AsyncGenerator[Event]:
         """The events of one clip."""
         async with aclosing(self._running.stream(request, adapter, whole)) as events:
             async for event in events:
@@ -110,7 +110,7 @@ class AudioReplica(_Replica):
         """The seconds of sound that it hears at once."""
         return await self._running.longest()
 
-    async def features(self, content: bytes, form: MediaForm) -> Features | Failed:
+    async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
         """A recording as the connector of an adapter wants it."""
         return await self._running.features(content, form)
 
@@ -134,7 +134,7 @@ class ImageReplica(_Replica):
             max_queue=args.max_queue, deadline_s=args.deadline_s,
         )  # fmt: skip
 
-    async def features(self, content: bytes, form: MediaForm) -> Features | Failed:
+    async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
         """A picture as the connector of an adapter wants it."""
         return await self._running.features(content, form)
 

@@ -18,7 +18,7 @@ _HEARING = {"describe", "transcribe"}
 
 
 @dataclass(frozen=True)
-class Lineup:
+class Topology:
     """What a service offers."""
 
     tasks: tuple[str, ...]
@@ -40,7 +40,7 @@ class Lineup:
         return self.hearing if "transcribe" in self.tasks else None
 
 
-def choose_lineup(registry: Registry, args: ServeArgs) -> Lineup:
+def choose_topology(registry: Registry, args: ServeArgs) -> Topology:
     """What the settings and the registry's adapters ask for.
 
     Raises UsageError and KauliError where a task or base that the settings name can't be served.
@@ -74,7 +74,7 @@ def choose_lineup(registry: Registry, args: ServeArgs) -> Lineup:
         )
     generates = {"text", "describe"} & set(tasks)
     bases = choose_bases(registry, args.bases, args.allow_noncommercial, sorted(generates)) if generates else []
-    return Lineup(
+    return Topology(
         tasks, tuple(bases), encoder if _SEEING & set(tasks) else None, hearing if _HEARING & set(tasks) else None
     )
 

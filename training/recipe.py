@@ -12,18 +12,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kauli.models.errors import UsageError, nearest
 from kauli.models.languages import check_tag
-from kauli.training.augment.audio import SpeechAugmentation
-from kauli.training.augment.image import PictureAugmentation
+from kauli.training.augment.audio import AudioAugmentation
+from kauli.training.augment.image import ImageAugmentation
 from kauli.training.methods import AttentionAdapter, FewShot, Full, Lora, Method, Projection
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """Frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Objective(Strict):
+class Objective(StrictModel):
     """What is minimised beside the loss on the answers."""
 
     regulariser: Literal["none", "replay"] = "none"
@@ -38,7 +38,7 @@ class Objective(Strict):
         return self
 
 
-class Train(Strict):
+class Train(StrictModel):
     """Budget and optimiser."""
 
     steps: int = Field(default=300, ge=1)
@@ -66,7 +66,7 @@ class Train(Strict):
     seed: int = Field(default=0, ge=0)
 
 
-class Hearing(Strict):
+class AudioInput(StrictModel):
     """How recordings come before the language model, beside pictures."""
 
     encoder: str = "whisper-base"
@@ -89,7 +89,7 @@ class Hearing(Strict):
         return self
 
 
-class Fusion(Strict):
+class DescribeSection(StrictModel):
     """How pictures come before the language model, for the task `describe`."""
 
     encoder: str = "kauli-towers"
@@ -104,11 +104,11 @@ class Fusion(Strict):
     """The share of the budget in which the connector is trained alone, before the adapter joins."""
     views: int = Field(default=1, ge=1, le=32)
     """How many views of each picture an epoch has: the picture itself, and augmented ones."""
-    hearing: Hearing | None = None
+    hearing: AudioInput | None = None
     """With it, rows have a picture and a recording; null: pictures alone."""
 
 
-class Pairs(Strict):
+class AlignSection(StrictModel):
     """How pictures and captions are brought together, for the task `align`."""
 
     loss: Literal["clip", "siglip"] = "clip"
@@ -131,7 +131,7 @@ class Pairs(Strict):
         return self
 
 
-class Speech(Strict):
+class TranscribeSection(StrictModel):
     """How recordings are learned from, for the task `transcribe`."""
 
     related: dict[str, tuple[str, ...]] = {}
@@ -143,10 +143,10 @@ class Speech(Strict):
     one's. An adapter that learned from single sentences alone ends behind the first one that it hears."""
 
 
-Augmentation = PictureAugmentation | SpeechAugmentation
+Augmentation = ImageAugmentation | AudioAugmentation
 
 
-class Scale(Strict):
+class Scale(StrictModel):
     """The only section that differs between a laptop and a cluster."""
 
     workers: int | tuple[int, int] = 1
@@ -164,7 +164,7 @@ class Scale(Strict):
         return workers
 
 
-class Recipe(Strict):
+class Recipe(StrictModel):
     """One training run. `kauli train NAME` reads it from the shipped recipes, `kauli train FILE` from a file."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
@@ -176,11 +176,11 @@ class Recipe(Strict):
     method: Method = Lora()
     augment: tuple[Annotated[Augmentation, Field(discriminator="kind")], ...] = ()
     """Augmentations of pictures or of recordings; none exists for text yet."""
-    fusion: Fusion | None = None
+    fusion: DescribeSection | None = None
     """For `describe`: the encoder and the connector."""
-    pairs: Pairs | None = None
+    pairs: AlignSection | None = None
     """For `align`: the loss and the batches."""
-    speech: Speech | None = None
+    speech: TranscribeSection | None = None
     """For `transcribe`: the recordings."""
     prompt: str | None = None
     """For `describe`: every example's instruction, `{language}` being its language's name; null: its own prompt."""
@@ -236,8 +236,8 @@ class Recipe(Strict):
             raise ValueError("the task 'transcribe' has no prompt and no regulariser")
         for one in self.augment:
             hears = self.task == "transcribe" or (self.fusion is not None and self.fusion.hearing is not None)
-            if (isinstance(one, SpeechAugmentation) and not hears) or (
-                isinstance(one, PictureAugmentation) and self.task == "transcribe"
+            if (isinstance(one, AudioAugmentation) and not hears) or (
+                isinstance(one, ImageAugmentation) and self.task == "transcribe"
             ):
                 raise ValueError(f"augment: '{one.kind}' is not for the task '{self.task}'")
         if self.task == "text" and (self.augment or self.prompt):
@@ -253,14 +253,14 @@ class Recipe(Strict):
         return self
 
     @property
-    def picture_augment(self) -> tuple[PictureAugmentation, ...]:
+    def picture_augment(self) -> tuple[ImageAugmentation, ...]:
         """Those of `augment` that change pictures."""
-        return tuple(one for one in self.augment if isinstance(one, PictureAugmentation))
+        return tuple(one for one in self.augment if isinstance(one, ImageAugmentation))
 
     @property
-    def speech_augment(self) -> tuple[SpeechAugmentation, ...]:
+    def speech_augment(self) -> tuple[AudioAugmentation, ...]:
         """Those of `augment` that change recordings."""
-        return tuple(one for one in self.augment if isinstance(one, SpeechAugmentation))
+        return tuple(one for one in self.augment if isinstance(one, AudioAugmentation))
 
     def sha256(self, *, with_seed: bool = True) -> str:
         """The hash of all that decides the result; without the seed, the key that `kauli compare` groups by."""
@@ -339,10 +339,10 @@ _SECTIONS: dict[str, tuple[type[BaseModel], ...]] = {
     "train": (Train,),
     "scale": (Scale,),
     "objective": (Objective,),
-    "fusion": (Fusion,),
-    "pairs": (Pairs,),
-    "fusion.hearing": (Hearing,),
-    "speech": (Speech,),
+    "fusion": (DescribeSection,),
+    "pairs": (AlignSection,),
+    "fusion.hearing": (AudioInput,),
+    "speech": (TranscribeSection,),
     "method": (Lora, Full, AttentionAdapter, Projection, FewShot),
     "method.lora": (Lora,),
     "method.full": (Full,),

@@ -31,7 +31,7 @@ from kauli.training.evaluation.speech import check_transcripts
 from kauli.training.features.fusion import fused_rows
 from kauli.training.features.pictures import picture_rows, with_own_prompts
 from kauli.training.features.recordings import recording_rows
-from kauli.training.loop.checkpoint import Progress
+from kauli.training.loop.checkpoint import TrainState
 from kauli.training.loop.session import METRICS, NOTES, Job, check_precision, train_here
 from kauli.training.methods import FewShot
 from kauli.training.recipe import Recipe
@@ -96,7 +96,7 @@ def train(
         checkpoint = _fit(job, use_ray)
     if (told := runs.read(f"{folder}/{NOTES}")) is not None:
         note(told.decode())
-    progress = Progress(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["progress"])
+    progress = TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["progress"])
     adapter = checkpoint / "adapter"
     result = evaluate_adapter(draft, adapter, base, dataset, limit=generated, scored=scored)
     card = write_card(adapter, _card(draft, recipe, examples, progress, result))
@@ -135,7 +135,7 @@ def _train_head(
     note(f"Fitting {recipe.name} on {base.name}")
     began = time.monotonic()
     fitted = fit_head(recipe, base, dataset)
-    progress = Progress(base_validation=fitted.base_validation, best_validation=fitted.validation, finished=True)
+    progress = TrainState(base_validation=fitted.base_validation, best_validation=fitted.validation, finished=True)
     progress.seconds = time.monotonic() - began
     with tempfile.TemporaryDirectory(prefix="kauli-head-") as scratch:
         adapter = Path(scratch) / "adapter"
@@ -334,7 +334,7 @@ def _draft(recipe: Recipe, base: Base) -> Card:
     )
 
 
-def _card(draft: Card, recipe: Recipe, examples: Examples, progress: Progress, result: EvalResult) -> Card:
+def _card(draft: Card, recipe: Recipe, examples: Examples, progress: TrainState, result: EvalResult) -> Card:
     licences = Counter((row["source"] or "unnamed", row["licence"] or "unknown") for row in examples.train)
     metrics, base_metrics = dict(result.metrics), dict(result.base_metrics or {})
     if english := result.english():

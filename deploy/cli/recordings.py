@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kauli.models.adapters.registry import Registry
     from kauli.models.bases.find import Base
     from kauli.models.media.decode import Recording
-    from kauli.models.requests import Media, SpeechRequest, Word
+    from kauli.models.requests import Media, TranscriptionRequest, Word
     from kauli.models.speech.chunking import Segment
     from kauli.models.text.connector import PartSettings
     from kauli.serving.routing import Route
@@ -68,7 +68,7 @@ def transcribe(
     """
     from kauli.models.adapters.folder import check_base
     from kauli.models.adapters.registry import Registry
-    from kauli.models.requests import SpeechRequest
+    from kauli.models.requests import TranscriptionRequest
     from kauli.models.speech.chunking import LONGEST, LONGEST_LEARNED, as_text, cut, join
     from kauli.models.tasks import load_task
 
@@ -85,7 +85,7 @@ def transcribe(
     total = sum(recording.seconds for recording in recordings)
     note(f"{route.model} transcribes {total:.1f} s{f' ({route.language})' if route.language else ''}")
     requests = [
-        [SpeechRequest(span.of(recording.samples), route.language, prompt, words=words) for span in parts]
+        [TranscriptionRequest(span.of(recording.samples), route.language, prompt, words=words) for span in parts]
         for recording, parts in zip(recordings, spans, strict=True)
     ]
     results = []
@@ -209,7 +209,9 @@ def _as_dict(segment: "Segment", words: bool) -> dict[str, Any]:
     return found
 
 
-def _transcribed(task: Any, recordings: Sequence[Sequence["SpeechRequest"]], adapter: str | None) -> list[_Heard]:
+def _transcribed(
+    task: Any, recordings: Sequence[Sequence["TranscriptionRequest"]], adapter: str | None
+) -> list[_Heard]:
     """The spans of all recordings, side by side; the language that is heard in a recording's first is that of all."""
     from kauli.models.progress import bar
 

@@ -27,7 +27,7 @@ _OTHER_FORMS = (
 
 
 @dataclass(frozen=True)
-class Term:
+class LinearDelta:
     """What an adapter does to one linear layer; rank R may be 0."""
 
     A: Tensor
@@ -42,7 +42,7 @@ class Term:
     """(out,): `b`."""
 
 
-def read_terms(folder: Path, linears: dict[str, nn.Linear], dtype: torch.dtype) -> dict[str, Term]:
+def read_deltas(folder: Path, linears: dict[str, nn.Linear], dtype: torch.dtype) -> dict[str, LinearDelta]:
     """The terms of a PEFT adapter folder by the module's name, in `dtype` on the CPU.
 
     Raises KauliError for a kind that does not fit the form, and where the tensors don't fit `linears` or each other: a
@@ -93,7 +93,7 @@ def _place(key: str, linears: dict[str, nn.Linear]) -> tuple[str | None, str]:
     return None, key
 
 
-def _lora(parts: dict[str, Tensor], config: dict[str, Any], name: str, linear: nn.Linear) -> Term:
+def _lora(parts: dict[str, Tensor], config: dict[str, Any], name: str, linear: nn.Linear) -> LinearDelta:
     A, B = parts.pop("lora_A.weight"), parts.pop("lora_B.weight")
     alphas, ranks = config.get("alpha_pattern") or {}, config.get("rank_pattern") or {}
     rank = ranks.get(get_pattern_key(list(ranks), name), config["r"])
@@ -118,13 +118,13 @@ def _lora(parts: dict[str, Tensor], config: dict[str, Any], name: str, linear: n
         bias = (0 if bias is None else bias) + scaling * extra * (1 if scale is None else scale)
     if replaced is not None:
         bias = (0 if bias is None else bias) + _bias_change(replaced, linear)
-    return Term(A.contiguous(), (scaling * B).contiguous(), scale, None, bias)
+    return LinearDelta(A.contiguous(), (scaling * B).contiguous(), scale, None, bias)
 
 
-def _bias_alone(replaced: Tensor, linear: nn.Linear) -> Term:
+def _bias_alone(replaced: Tensor, linear: nn.Linear) -> LinearDelta:
     """What PEFT's bias="all" does to a layer that is no target."""
     A, B = replaced.new_zeros(0, linear.in_features), replaced.new_zeros(linear.out_features, 0)
-    return Term(A, B, bias=_bias_change(replaced, linear))
+    return LinearDelta(A, B, bias=_bias_change(replaced, linear))
 
 
 def _bias_change(replaced: Tensor, linear: nn.Linear) -> Tensor:
@@ -134,22 +134,22 @@ def _bias_change(replaced: Tensor, linear: nn.Linear) -> Tensor:
     return replaced - linear.bias.detach().to(replaced)
 
 
-def _sound(term: Term) -> Term:
+def _sound(term: LinearDelta) -> LinearDelta:
     """Matrices that are not finite would spoil the sums of other rows (0 x NaN is NaN); a bias spoils its own alone."""
     if term.A.isfinite().all() and term.B.isfinite().all():
         return term
-    return Term(term.A[:0], term.B[:, :0], bias=term.B.new_full((len(term.B),), float("nan")))
+    return LinearDelta(term.A[:0], term.B[:, :0], bias=term.B.new_full((len(term.B),), float("nan")))
 
 
-def _ia3(parts: dict[str, Tensor], config: dict[str, Any], name: str, linear: nn.Linear) -> Term:
+def _ia3(parts: dict[str, Tensor], config: dict[str, Any], name: str, linear: nn.Linear) -> LinearDelta:
     vector = parts.pop("ia3_l")
     _none_left(parts)
     A, B = vector.new_zeros(0, linear.in_features), vector.new_zeros(linear.out_features, 0)
     if vector.shape[0] == 1:  # PEFT keeps (1, in) for feed-forward modules, (out, 1) for others
         _check(vector.flatten(), (linear.in_features,), "ia3_l")
-        return Term(A, B, input_scale=vector.flatten())
+        return LinearDelta(A, B, input_scale=vector.flatten())
     _check(vector.flatten(), (linear.out_features,), "ia3_l")
-    return Term(A, B, scale=vector.flatten())
+    return LinearDelta(A, B, scale=vector.flatten())
 
 
 def _check(tensor: Tensor, shape: tuple[int, ...], part: str) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from kauli.models.adapters.linear import Term, read_terms
+from kauli.models.adapters.linear import LinearDelta, read_deltas
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one parent that read the same input: their A are multiplied at once."""
@@ -104,7 +104,7 @@ class Group:
             layer.first_B = B if selection.even else B.view(-1, layer.out_features)
             layer.run_B = [(run.start, run.end, layer.B[run.place]) for run in later]
 
-    def fill(self, place: int, terms: Sequence[Term | None]) -> None:
+    def fill(self, place: int, terms: Sequence[LinearDelta | None]) -> None:
         """Put an adapter's terms, one for each layer, into a place."""
         self.clear(place)
         for layer, term in zip(self.layers, terms, strict=True):
@@ -256,7 +256,7 @@ class LoraBatch:
         weight = next(model.parameters())
         self._device, half = weight.device, weight.dtype in (torch.float16, torch.bfloat16)
         self._dtype = torch.float32 if half else weight.dtype
-        self._terms: dict[str, dict[str, Term]] = {}
+        self._terms: dict[str, dict[str, LinearDelta]] = {}
         self._groups: dict[tuple[str, ...], Group] = {}
         self._place: dict[str, int] = {}  # of the keys that are in the stack
         self._state: tuple[object, ...] = ()
@@ -269,16 +269,16 @@ class LoraBatch:
         """The keys of the adapters that are loaded."""
         return list(self._terms)
 
-    def read(self, folder: Path) -> dict[str, Term]:
-        """An adapter folder's terms; may run beside a pass, in another thread. Raises KauliError: see `read_terms`."""
-        return read_terms(folder, self.layers, self._dtype)
+    def read(self, folder: Path) -> dict[str, LinearDelta]:
+        """An adapter folder's terms; may run beside a pass, in another thread. Raises KauliError: see `read_deltas`."""
+        return read_deltas(folder, self.layers, self._dtype)
 
     @property
     def layers(self) -> dict[str, nn.Linear]:
         """The layers that adapters may change, by name."""
         return dict(self._layers)
 
-    def add(self, key: str, terms: dict[str, Term]) -> None:
+    def add(self, key: str, terms: dict[str, LinearDelta]) -> None:
         """Take what `read` gave under a key."""
         if key in self._terms:
             raise ValueError(f"adapter {key!r} is loaded already")

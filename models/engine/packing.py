@@ -38,7 +38,7 @@ class Document(NamedTuple):
     """What stands at the places of `FEATURE`, in their order."""
 
 
-class Features(NamedTuple):
+class MediaFeatures(NamedTuple):
     """The encoder's features of one kind in a pack, F of them."""
 
     values: Tensor
@@ -78,7 +78,7 @@ class Batch:
     """(M,): the index of the document that each belongs to."""
     answer_ends: Tensor
     """(M,) bool: whether it is a document's end token, which is learned but not scored as text."""
-    media: Mapping[str, Features] = field(default_factory=dict)
+    media: Mapping[str, MediaFeatures] = field(default_factory=dict)
     """Kind -> its features."""
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -92,7 +92,7 @@ class Batch:
             self.answer_ids.to(device),
             self.answer_document.to(device),
             self.answer_ends.to(device),
-            {kind: Features(*(part.to(device) for part in found)) for kind, found in self.media.items()},
+            {kind: MediaFeatures(*(part.to(device) for part in found)) for kind, found in self.media.items()},
         )
 
     def model_inputs(self) -> dict[str, Any]:
@@ -140,14 +140,14 @@ def pack(documents: Sequence[Document]) -> Batch:
     )
 
 
-def _features(documents: Sequence[Document], marked: Tensor) -> dict[str, Features]:
+def _features(documents: Sequence[Document], marked: Tensor) -> dict[str, MediaFeatures]:
     """The features of all documents by kind; `marked` (T,) says where they stand."""
     media = [one for document in documents for one in document.media]
     positions = torch.split(marked.nonzero()[:, 0], [len(one.features) for one in media])
     found = {}
     for kind in dict.fromkeys(one.kind for one in media):
         mine = [index for index, one in enumerate(media) if one.kind == kind]
-        found[kind] = Features(
+        found[kind] = MediaFeatures(
             torch.cat([torch.as_tensor(media[index].features).float() for index in mine]),
             torch.cat([torch.arange(len(media[index].features)) for index in mine]),
             torch.cat([positions[index] for index in mine]),

@@ -49,7 +49,7 @@ _JOINED = regex.compile(rf"[{_UNSPACED}\u3000-\u303f\uff00-\uff65]")
 
 
 @dataclass(frozen=True)
-class Span:
+class AudioSpan:
     """A part of a recording, in seconds from its beginning."""
 
     start: float
@@ -71,7 +71,7 @@ class Segment:
     """Those of the text in its order, if their times were asked for, in seconds of the recording."""
 
 
-def cut(samples: Any, longest: float, overlap: float = 2.0) -> list[Span]:
+def cut(samples: Any, longest: float, overlap: float = 2.0) -> list[AudioSpan]:
     """The spans of a recording, none longer than `longest`, in their order; between them there is only silence.
 
     They end in the longest pause of the last third of what may be heard at once, else in one of the thirds before.
@@ -90,24 +90,24 @@ def cut(samples: Any, longest: float, overlap: float = 2.0) -> list[Span]:
     spoken = end = len(samples)
     if silences and silences[-1][1] == end:
         spoken, end = silences[-1][0] + _PAUSE // 2, _without_silence(silences, end)
-    spans: list[Span] = []
+    spans: list[AudioSpan] = []
     start = heard = 0
     while True:
         start = next((stop - _kept(stop - start) for begin, stop in silences if begin <= start < stop), start)
         if spoken - start <= most:
-            return [*spans, Span(start / RATE, min(end, start + most) / RATE)]
+            return [*spans, AudioSpan(start / RATE, min(end, start + most) / RATE)]
         pause = _best_pause(pauses, start, start + most, heard)
         if pause is None:
             heard = start + most
-            spans.append(Span(start / RATE, heard / RATE))
+            spans.append(AudioSpan(start / RATE, heard / RATE))
             start = heard - shared
         else:
             heard = sum(pause) // 2
-            spans.append(Span(start / RATE, _without_silence(silences, heard) / RATE))
+            spans.append(AudioSpan(start / RATE, _without_silence(silences, heard) / RATE))
             start = heard
 
 
-def join(texts: Sequence[str], spans: Sequence[Span], words: Sequence[Sequence[Word]] = ()) -> list[Segment]:
+def join(texts: Sequence[str], spans: Sequence[AudioSpan], words: Sequence[Sequence[Word]] = ()) -> list[Segment]:
     """The transcripts of a recording's spans as segments that don't overlap; an empty one gives none.
 
     What two overlapping spans both heard is said once. There a span's last word and the next one's first may be cut in
@@ -285,7 +285,7 @@ def _splice(before: str, after: str, most: int) -> tuple[int, int]:
     return left.start, right.start
 
 
-def _kept_words(words: Sequence[Word], text: str, first: int, last: int, span: Span) -> tuple[Word, ...]:
+def _kept_words(words: Sequence[Word], text: str, first: int, last: int, span: AudioSpan) -> tuple[Word, ...]:
     """Those of a text's words of which something lies between `first` and `last`, with that part and their times."""
     found = []
     place = 0

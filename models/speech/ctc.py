@@ -28,11 +28,11 @@ from kauli.models.engine.malloc import keep_freed_memory
 from kauli.models.engine.stream import stream
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import note
-from kauli.models.requests import Chunk, SpeechRequest
+from kauli.models.requests import Chunk, TranscriptionRequest
 from kauli.models.speech.ctc_adapter import (
-    Loaded,
+    CtcHead,
+    LoadedCtcAdapter,
     Settings,
-    Speaker,
     begin_from,
     built_in,
     load_model,
@@ -42,7 +42,7 @@ from kauli.models.speech.ctc_adapter import (
     write_settings,
     write_weights,
 )
-from kauli.models.speech.ctc_batch import Hearing, Ticket, Voice, answer, cost, next_part, own_frames
+from kauli.models.speech.ctc_batch import ClipRequest, ClipTicket, CtcRunner, answer, cost, next_part, own_frames
 from kauli.models.speech.ctc_model import (
     CtcBatch,
     adapter_layers,
@@ -52,7 +52,7 @@ from kauli.models.speech.ctc_model import (
     frames_needed,
     losses,
 )
-from kauli.models.speech.vocabulary import Letters, find_code, read_letters, tag_of
+from kauli.models.speech.vocabulary import Vocabulary, find_code, read_letters, tag_of
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -65,7 +65,7 @@ Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Clip:
+class CtcExample:
     """An example as it is learned: its sound, and its transcript's letters."""
 
     samples: Any
@@ -88,16 +88,16 @@ class CtcTask:
         files = {path.name for path in base.folder.glob("adapter.*.safetensors")}
         self._codes = tuple(code for code in self._vocabularies if f"adapter.{code}.safetensors" in files)
         letters = next(iter(self._vocabularies.values()), None)
-        self._own: dict[str | None, Speaker] = {None: built_in(model, letters)}
+        self._own: dict[str | None, CtcHead] = {None: built_in(model, letters)}
         self._before = self._own[None]
         self.letters = self._before.letters
         """Of the model in training."""
         self._speaks: tuple[str, ...] = ()
         self._begins: str | None = None
-        self._voice: Voice | None = None
-        self._loaded: dict[str, Loaded] = {}
-        self._voices: dict[str, Voice] = {}
-        self._waiting: deque[Ticket] = deque()
+        self._voice: CtcRunner | None = None
+        self._loaded: dict[str, LoadedCtcAdapter] = {}
+        self._voices: dict[str, CtcRunner] = {}
+        self._waiting: deque[ClipTicket] = deque()
 
     @classmethod
     def load(cls, base: Base, device: str | None = None, dtype: torch.dtype | None = None, slots: int = SLOTS) -> Self:
@@ -146,11 +146,11 @@ class CtcTask:
         """The keys of what is loaded."""
         return list(self._loaded)
 
-    def read_adapter(self, folder: Path) -> Loaded:
+    def read_adapter(self, folder: Path) -> LoadedCtcAdapter:
         """What is in a checked adapter folder, for `put_adapter`; KauliError where it doesn't fit the base."""
         return read_adapter(folder, self._bare, self._shared().adapters.layers, self._speaker_of)
 
-    def put_adapter(self, key: str, loaded: Loaded) -> None:
+    def put_adapter(self, key: str, loaded: LoadedCtcAdapter) -> None:
         """Take an adapter under a key (such as `transcribe-be@3`)."""
         if key in self._loaded:
             raise ValueError(f"adapter {key!r} is loaded already")
@@ -158,7 +158,7 @@ class CtcTask:
             self._shared().adapters.add(key, loaded.terms)
             loaded = replace(loaded, speaker=replace(loaded.speaker, lora=key))
         if loaded.model is not None:
-            self._voices[key] = Voice(loaded.model, self.slots)
+            self._voices[key] = CtcRunner(loaded.model, self.slots)
         self._loaded[key] = loaded
 
     def add_adapter(self, key: str, folder: Path) -> None:
@@ -172,13 +172,13 @@ class CtcTask:
         if loaded.terms is not None:
             self._shared().adapters.remove(key)
 
-    def _shared(self) -> Voice:
+    def _shared(self) -> CtcRunner:
         if self._voice is None:
             assert not self._learning, "a task in training does not transcribe"
-            self._voice = Voice(self._bare, self.slots)
+            self._voice = CtcRunner(self._bare, self.slots)
         return self._voice
 
-    def _speaker_of(self, code: str | None) -> Speaker:
+    def _speaker_of(self, code: str | None) -> CtcHead:
         """The base's own adapter of a language, None for the one that is built in; KauliError where it has none."""
         if code not in self._own:
             if code not in self._codes:
@@ -230,7 +230,7 @@ class CtcTask:
         begins = self._begins if isinstance(self.model, PeftModel) else None
         write_settings(folder, Settings.of(self._speaks, self.letters, dim, begins))
 
-    def encode(self, rows: Sequence[Row], max_length: int | None = None) -> list[Clip]:
+    def encode(self, rows: Sequence[Row], max_length: int | None = None) -> list[CtcExample]:
         """Each row's samples with its transcript's letters; a clip too short for its transcript is left out, with a
         note. UsageError where none is left. `max_length` is taken for all tasks' sake.
         """
@@ -245,20 +245,20 @@ class CtcTask:
             note(f"{len(clips) - len(kept)} of {len(clips)} recordings are too short for their transcripts: left out")
         return kept
 
-    def _clip(self, row: Row) -> Clip:
+    def _clip(self, row: Row) -> CtcExample:
         samples = max(fewest_samples(self._bare.config), len(row["samples"]))
         frames = min(self.window, frame_count(self._bare.config, samples))
-        return Clip(row["samples"], self.letters.encode(row["text"])[0], frames, row["language"])
+        return CtcExample(row["samples"], self.letters.encode(row["text"])[0], frames, row["language"])
 
-    def joined(self, clips: Sequence[Clip]) -> Clip:
+    def joined(self, clips: Sequence[CtcExample]) -> CtcExample:
         """Clips of one language as one: their sounds and their letters, one after another, with a space between."""
         space = self.letters.places.get(" ")
         between = [] if space is None else [space]
         tokens = [token for clip in clips for token in [*between, *clip.tokens]][len(between) :]
         samples = np.concatenate([clip.samples for clip in clips])
-        return Clip(samples, tokens, sum(clip.frames for clip in clips), clips[0].language)
+        return CtcExample(samples, tokens, sum(clip.frames for clip in clips), clips[0].language)
 
-    def collate(self, clips: Sequence[Clip], mels: Sequence[Tensor] | None = None) -> CtcBatch:
+    def collate(self, clips: Sequence[CtcExample], mels: Sequence[Tensor] | None = None) -> CtcBatch:
         """A batch; `mels` take the place of the clips' own sound, say augmented."""
         return CtcBatch(
             tuple(mels if mels is not None else (self.mel(clip.samples) for clip in clips)),
@@ -266,7 +266,7 @@ class CtcTask:
             torch.tensor([len(clip.tokens) for clip in clips], dtype=torch.long),
         )
 
-    def terms(self, clip: Clip) -> int:
+    def terms(self, clip: CtcExample) -> int:
         """What a clip counts in the mean that a step minimises: its letters, so that this is a loss per letter."""
         return max(1, len(clip.tokens))
 
@@ -284,7 +284,7 @@ class CtcTask:
         """
         voice = self._voices.get(adapter or "") or self._shared()
 
-        def logits(part: Sequence[Row]) -> tuple[list[Tensor], list[Letters]]:
+        def logits(part: Sequence[Row]) -> tuple[list[Tensor], list[Vocabulary]]:
             speakers = [self._speaker(adapter, row["language"]) for row in part]
             found = voice.logits([self.mel(row["samples"]) for row in part], speakers)
             return found, [speaker.letters for speaker in speakers]
@@ -298,7 +298,7 @@ class CtcTask:
         if self._learning:
             letters, weight, bias = self.letters, self._bare.lm_head.weight, self._bare.lm_head.bias
 
-        def logits(part: Sequence[Row]) -> tuple[list[Tensor], list[Letters]]:
+        def logits(part: Sequence[Row]) -> tuple[list[Tensor], list[Vocabulary]]:
             waves = [self.mel(row["samples"]).to(self.device) for row in part]
             found = functional.linear(encode(self._bare, waves), weight, bias)
             return own_frames(self._bare, found, waves), [letters] * len(part)
@@ -307,7 +307,7 @@ class CtcTask:
 
     @torch.inference_mode()
     def _bits(
-        self, rows: Sequence[Row], logits: Callable[[Sequence[Row]], tuple[list[Tensor], list[Letters]]]
+        self, rows: Sequence[Row], logits: Callable[[Sequence[Row]], tuple[list[Tensor], list[Vocabulary]]]
     ) -> list[tuple[float, int]]:
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]["samples"]))
         out = [(0.0, 0)] * len(rows)
@@ -328,11 +328,13 @@ class CtcTask:
         """Whether `step` has something to do."""
         return bool(self._waiting)
 
-    def prompt_tokens(self, request: SpeechRequest) -> list[int]:
+    def prompt_tokens(self, request: TranscriptionRequest) -> list[int]:
         """None: what a CTC model hears does not depend on what was said before."""
         return []
 
-    def submit(self, request: SpeechRequest, adapter: str | None, tokens: list[int] | None = None) -> list[Ticket]:
+    def submit(
+        self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None
+    ) -> list[ClipTicket]:
         """Queue a clip with an adapter; its tickets. Prompt, temperature and window of the request change nothing.
 
         Without an adapter it is the base's own of the language, where it has one, or the one built in. Raises
@@ -347,19 +349,19 @@ class CtcTask:
         speaks = self._loaded[adapter].languages if adapter else ()
         language = request.language or (speaks[0] if len(speaks) == 1 else None)
         seconds = len(request.samples) / RATE
-        hearing = Hearing(wave, adapter, language, request.max_tokens, request.logprobs, seconds, request.words)
+        hearing = ClipRequest(wave, adapter, language, request.max_tokens, request.logprobs, seconds, request.words)
         frames = frame_count(self._bare.config, len(wave))
-        tickets = [Ticket(hearing, voice, speaker, frames) for _ in range(request.n)]
+        tickets = [ClipTicket(hearing, voice, speaker, frames) for _ in range(request.n)]
         self._waiting += tickets
         return tickets
 
-    def _speaker(self, adapter: str | None, language: str | None) -> Speaker:
+    def _speaker(self, adapter: str | None, language: str | None) -> CtcHead:
         if adapter is not None:
             return self._loaded[adapter].speaker
         return self._speaker_of(find_code(language, self._codes) if language else None)
 
     @torch.inference_mode()
-    def step(self) -> list[tuple[Ticket, Progress]]:
+    def step(self) -> list[tuple[ClipTicket, Progress]]:
         """One pass of clips that wait, first come first; each is answered by it as a whole."""
         ended = [(ticket, Progress("", 0, "cancelled")) for ticket in self._waiting if ticket.cancelled]
         self._waiting = deque(ticket for ticket in self._waiting if not ticket.cancelled)
@@ -373,7 +375,7 @@ class CtcTask:
 
     def generate(
         self,
-        requests: Sequence[SpeechRequest],
+        requests: Sequence[TranscriptionRequest],
         adapters: Sequence[str | None],
         cancelled: Callable[[int], bool] | None = None,
     ) -> Iterator[list[Chunk]]:

@@ -22,10 +22,10 @@ from transformers import Wav2Vec2ForCTC
 from transformers.utils import logging
 
 from kauli.models.adapters.folder import check_safetensors, read_json
-from kauli.models.adapters.linear import Term, read_terms
+from kauli.models.adapters.linear import LinearDelta, read_deltas
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.speech.ctc_model import ADAPTER_LAYER, adapter_layers, adapter_parameters, new_adapter
-from kauli.models.speech.vocabulary import Letters
+from kauli.models.speech.vocabulary import Vocabulary
 
 SETTINGS, ADAPTER, HEAD = "speech.json", "attention_adapter.safetensors", "lm_head.safetensors"
 # What decides frames and widths: a model with every weight trained has these of its base.
@@ -48,7 +48,7 @@ class Settings(BaseModel):
     """For a LoRA: the language whose adapter of the base it goes on from; None: the one that is built in."""
 
     @classmethod
-    def of(cls, languages: tuple[str, ...], letters: Letters, dim: int | None, begins: str | None) -> Self:
+    def of(cls, languages: tuple[str, ...], letters: Vocabulary, dim: int | None, begins: str | None) -> Self:
         """The settings of an adapter."""
         return cls(
             languages=languages, vocabulary=letters.tokens, blank=letters.blank, space=letters.space, dim=dim,
@@ -56,16 +56,16 @@ class Settings(BaseModel):
         )  # fmt: skip
 
     @property
-    def letters(self) -> Letters:
+    def letters(self) -> Vocabulary:
         """The vocabulary with its blank."""
-        return Letters(self.vocabulary, self.blank, self.space)
+        return Vocabulary(self.vocabulary, self.blank, self.space)
 
 
 @dataclass(frozen=True, eq=False)
-class Speaker:
+class CtcHead:
     """What some rows of a pass have of their own; V letters, W the width."""
 
-    letters: Letters
+    letters: Vocabulary
     weight: Tensor
     """(V, W) of the head."""
     bias: Tensor
@@ -77,13 +77,13 @@ class Speaker:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedCtcAdapter:
     """An adapter that was read."""
 
-    speaker: Speaker
+    speaker: CtcHead
     languages: tuple[str, ...]
     """Those that it was trained on; empty for one of plain PEFT."""
-    terms: dict[str, Term] | None = None
+    terms: dict[str, LinearDelta] | None = None
     """The change of the linear layers, for a LoRA."""
     model: Any = None
     """For full fine-tuning, the model."""
@@ -127,24 +127,24 @@ def _check_shape(model: Any, base: Any, folder: Path) -> None:
             raise KauliError(f"the model in {folder} does not fit the base: {name} is {mine}, the base's {wanted}.")
 
 
-def built_in(model: Any, letters: Letters | None) -> Speaker:
+def built_in(model: Any, letters: Vocabulary | None) -> CtcHead:
     """What a model speaks by itself; without a vocabulary, nothing."""
     attention = tuple(layer.adapter_layer for layer in adapter_layers(model))
     head = model.lm_head
     if letters is None:
-        letters, weight = Letters(), head.weight.new_zeros(2, head.in_features)
-        return Speaker(letters, weight, head.bias.new_zeros(2), attention)
+        letters, weight = Vocabulary(), head.weight.new_zeros(2, head.in_features)
+        return CtcHead(letters, weight, head.bias.new_zeros(2), attention)
     if len(letters.tokens) > head.out_features:
         raise KauliError(
             f"the vocabulary has {len(letters.tokens)} letters, the model's head {head.out_features}: they don't fit."
         )
     tokens = (*letters.tokens, *["<>"] * (head.out_features - len(letters.tokens)))
-    return Speaker(Letters(tokens, letters.blank, letters.space), head.weight, head.bias, attention)
+    return CtcHead(Vocabulary(tokens, letters.blank, letters.space), head.weight, head.bias, attention)
 
 
 def read_adapter(
-    folder: Path, base: Any, linears: dict[str, nn.Linear], own: Callable[[str | None], Speaker]
-) -> Loaded:
+    folder: Path, base: Any, linears: dict[str, nn.Linear], own: Callable[[str | None], CtcHead]
+) -> LoadedCtcAdapter:
     """An adapter folder for `base`, of which `linears` may be changed and `own` are its own adapters by language.
 
     Raises KauliError where it doesn't fit.
@@ -154,17 +154,17 @@ def read_adapter(
         model = load_model(folder, base.dtype).to(base.device)
         _check_shape(model, base, folder)
         model.train(False).requires_grad_(False)
-        return Loaded(built_in(model, settings.letters), settings.languages, model=model)
+        return LoadedCtcAdapter(built_in(model, settings.letters), settings.languages, model=model)
     if (folder / ADAPTER).exists():
         settings = read_settings(folder)
         speaker = read_adapter_layers(folder / ADAPTER, base, settings.letters, settings.dim)
-        return Loaded(speaker, settings.languages)
-    terms = read_terms(folder, linears, torch.float32)
+        return LoadedCtcAdapter(speaker, settings.languages)
+    terms = read_deltas(folder, linears, torch.float32)
     if not (folder / SETTINGS).is_file():  # plain PEFT, with the base's own letters
-        return Loaded(own(None), (), terms)
+        return LoadedCtcAdapter(own(None), (), terms)
     settings = read_settings(folder)
     head = read_head(folder / HEAD, base, settings.letters)
-    return Loaded(replace(head, attention=own(settings.begins).attention), settings.languages, terms)
+    return LoadedCtcAdapter(replace(head, attention=own(settings.begins).attention), settings.languages, terms)
 
 
 def read_settings(folder: Path) -> Settings:
@@ -183,13 +183,13 @@ def read_settings(folder: Path) -> Settings:
     return settings
 
 
-def read_head(path: Path, model: Any, letters: Letters) -> Speaker:
+def read_head(path: Path, model: Any, letters: Vocabulary) -> CtcHead:
     """A head for `letters`, without adapters. Raises KauliError where it doesn't fit."""
     tensors = _read(path, _head_shapes(model, letters), model)
-    return Speaker(letters, tensors["lm_head.weight"], tensors["lm_head.bias"], (None,) * len(adapter_layers(model)))
+    return CtcHead(letters, tensors["lm_head.weight"], tensors["lm_head.bias"], (None,) * len(adapter_layers(model)))
 
 
-def read_adapter_layers(path: Path, model: Any, letters: Letters, dim: int | None = None) -> Speaker:
+def read_adapter_layers(path: Path, model: Any, letters: Vocabulary, dim: int | None = None) -> CtcHead:
     """Attention adapters and the head for `letters` from ours or an MMS's file; `dim` None: the model's own.
 
     Raises KauliError where a tensor is missing, left over, of another shape or not finite.
@@ -206,10 +206,10 @@ def read_adapter_layers(path: Path, model: Any, letters: Letters, dim: int | Non
     for name, module in zip(names, modules, strict=True):
         module.load_state_dict({key: tensors[name + key] for key in module.state_dict()})
         module.train(False).requires_grad_(False)
-    return Speaker(letters, tensors["lm_head.weight"], tensors["lm_head.bias"], tuple(modules))
+    return CtcHead(letters, tensors["lm_head.weight"], tensors["lm_head.bias"], tuple(modules))
 
 
-def new_head(own: Speaker, letters: Letters) -> nn.Linear:
+def new_head(own: CtcHead, letters: Vocabulary) -> nn.Linear:
     """A head for `own`'s letters and others behind them: the former at its weights, the latter at zero; frozen."""
     head = nn.Linear(own.weight.shape[1], len(letters.tokens)).to(own.weight).requires_grad_(False)
     for value, known in ((head.weight, own.weight), (head.bias, own.bias)):
@@ -218,7 +218,7 @@ def new_head(own: Speaker, letters: Letters) -> nn.Linear:
     return head
 
 
-def begin_from(folder: Path, model: Any, bare: Any, letters: Letters) -> None:
+def begin_from(folder: Path, model: Any, bare: Any, letters: Vocabulary) -> None:
     """Give what is trained of `bare`, around which `model` may be PEFT's, the weights of an adapter folder.
 
     A letter that both know gets its weights; other letters of `letters` keep what they begin with. Raises KauliError
@@ -270,7 +270,7 @@ def write_settings(folder: Path, settings: Settings) -> None:
     (folder / SETTINGS).write_text(content + "\n", encoding="utf-8")
 
 
-def _head_shapes(model: Any, letters: Letters) -> dict[str, tuple[int, ...]]:
+def _head_shapes(model: Any, letters: Vocabulary) -> dict[str, tuple[int, ...]]:
     count, width = len(letters.tokens), model.config.hidden_size
     return {"lm_head.weight": (count, width), "lm_head.bias": (count,)}
 

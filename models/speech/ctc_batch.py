@@ -13,7 +13,7 @@ from kauli.models.engine.engine import Progress
 from kauli.models.engine.lora_batch import LoraBatch
 from kauli.models.media.decode import RATE
 from kauli.models.requests import TokenLogprob, Word
-from kauli.models.speech.ctc_adapter import Speaker
+from kauli.models.speech.ctc_adapter import CtcHead
 from kauli.models.speech.ctc_model import (
     ADAPTER_LAYER,
     RowAdapters,
@@ -23,7 +23,7 @@ from kauli.models.speech.ctc_model import (
     encode,
     frame_count,
 )
-from kauli.models.speech.vocabulary import Letters, spoken
+from kauli.models.speech.vocabulary import Vocabulary, spoken
 from kauli.models.speech.word_times import words_of
 
 PASS_FRAMES = 3000
@@ -32,7 +32,7 @@ SPELLED = math.log2(0x110000)
 """Bits of a character that is named, since the model can't write it: any of Unicode's."""
 
 
-class Voice:
+class CtcRunner:
     """A model with what mixes adapters in it: the base, or a base whose every weight was trained."""
 
     def __init__(self, model: Any, slots: int) -> None:
@@ -44,13 +44,13 @@ class Voice:
             layer.adapter_layer = RowAdapters()
             self._places.append(layer.adapter_layer)
 
-    def logits(self, waves: Sequence[Tensor], speakers: Sequence[Speaker]) -> list[Tensor]:
+    def logits(self, waves: Sequence[Tensor], speakers: Sequence[CtcHead]) -> list[Tensor]:
         """The logits (F_i, V_i) float32 of each wave (n_i,) by its speaker, over the wave's own frames."""
         first = {id(speaker): place for place, speaker in reversed(list(enumerate(speakers)))}
         order = sorted(range(len(waves)), key=lambda index: first[id(speakers[index])])
         sounds = [waves[index].to(self.model.device) for index in order]
         most = max(frame_count(self.model.config, len(sound)) for sound in sounds)
-        runs: list[tuple[int, int, Speaker]] = []
+        runs: list[tuple[int, int, CtcHead]] = []
         for _, group in groupby(range(len(order)), key=lambda at: first[id(speakers[order[at]])]):
             rows = list(group)
             runs.append((rows[0], rows[-1] + 1, speakers[order[rows[0]]]))
@@ -72,7 +72,7 @@ def own_frames(model: Any, logits: Tensor, waves: Sequence[Tensor]) -> list[Tens
     return [row[:count].float() for row, count in zip(logits, counts, strict=True)]
 
 
-def cost(logits: Tensor, text: str, letters: Letters) -> tuple[float, int]:
+def cost(logits: Tensor, text: str, letters: Vocabulary) -> tuple[float, int]:
     """Of logits (F, V): the bits that a transcript costs as it is said (`spoken`), and its UTF-8 bytes.
 
     A character that the vocabulary lacks costs `SPELLED` bits, and so does each one of a transcript that has no path.
@@ -84,7 +84,7 @@ def cost(logits: Tensor, text: str, letters: Letters) -> tuple[float, int]:
 
 
 @dataclass(frozen=True)
-class Hearing:
+class ClipRequest:
     """What was asked of a clip."""
 
     wave: Tensor
@@ -97,25 +97,25 @@ class Hearing:
     words: bool
 
     @property
-    def memory(self) -> "Hearing":
+    def memory(self) -> "ClipRequest":
         """Itself: the service looks here for the language, as in what the engine generates."""
         return self
 
 
 @dataclass(eq=False)
-class Ticket:
+class ClipTicket:
     """A clip that waits; whoever holds it may cancel it."""
 
-    generation: Hearing
-    voice: Voice
-    speaker: Speaker
+    generation: ClipRequest
+    voice: CtcRunner
+    speaker: CtcHead
     frames: int
     cancelled: bool = False
 
 
-def next_part(waiting: Sequence[Ticket], slots: int) -> list[Ticket]:
+def next_part(waiting: Sequence[ClipTicket], slots: int) -> list[ClipTicket]:
     """What the next pass takes: the first clip, and those behind it that have the same voice and fit beside it."""
-    part: list[Ticket] = []
+    part: list[ClipTicket] = []
     longest = 0
     for ticket in waiting:
         if part and ticket.voice is not part[0].voice:
@@ -127,7 +127,7 @@ def next_part(waiting: Sequence[Ticket], slots: int) -> list[Ticket]:
     return part
 
 
-def answer(ticket: Ticket, logits: Tensor) -> Progress:
+def answer(ticket: ClipTicket, logits: Tensor) -> Progress:
     """The whole transcript of a clip, of its logits (F, V); `failed` where they are not finite."""
     if not logits.isfinite().all():
         return Progress("", 0, "failed")

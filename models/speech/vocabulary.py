@@ -32,7 +32,7 @@ def spoken(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Letters:
+class Vocabulary:
     """The tokens of a CTC head by their place, V of them."""
 
     tokens: tuple[str, ...] = ("<pad>", "|")
@@ -71,7 +71,7 @@ class Letters:
         token = self.tokens[place]
         return " " if token == self.space else "" if _SPECIAL.fullmatch(token) else token
 
-    def with_those_of(self, texts: Iterable[str]) -> "Letters":
+    def with_those_of(self, texts: Iterable[str]) -> "Vocabulary":
         """These letters, and behind them those that the texts have in addition."""
         found = {character for text in texts for character in spoken(text)} - {" "}
         missing = sorted(found - self.places.keys())
@@ -79,7 +79,7 @@ class Letters:
         return replace(self, tokens=(*self.tokens, *space, *missing))
 
 
-def read_letters(folder: Path, blank: int) -> dict[str, Letters]:
+def read_letters(folder: Path, blank: int) -> dict[str, Vocabulary]:
     """The vocabularies in a base's folder by the language's code, the default one first; a single one has the code "".
 
     Empty where there is none: a bare encoder. Raises KauliError for a file that is no vocabulary.
@@ -96,7 +96,7 @@ def read_letters(folder: Path, blank: int) -> dict[str, Letters]:
     return {code: _letters(content[code] if nested else content, blank, space, path) for code in codes}
 
 
-def _letters(places: Any, blank: int, space: str, path: Path) -> Letters:
+def _letters(places: Any, blank: int, space: str, path: Path) -> Vocabulary:
     if not isinstance(places, dict) or not places or not all(type(place) is int for place in places.values()):
         raise KauliError(f"{path} is no vocabulary: it must map letters to their places.")
     # A place without a token writes nothing
@@ -105,7 +105,7 @@ def _letters(places: Any, blank: int, space: str, path: Path) -> Letters:
         raise KauliError(f"{path} is no vocabulary of this model: its places don't begin at 0, or lack the blank.")
     for token, place in places.items():
         tokens[place] = token
-    return Letters(tuple(tokens), blank, space)
+    return Vocabulary(tuple(tokens), blank, space)
 
 
 @cache

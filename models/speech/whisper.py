@@ -27,11 +27,25 @@ from kauli.models.engine.sampling import Sampling
 from kauli.models.engine.stream import stream
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
-from kauli.models.requests import Chunk, SpeechRequest
+from kauli.models.requests import Chunk, TranscriptionRequest
 from kauli.models.speech.chunking import pauses
-from kauli.models.speech.whisper_adapter import Loaded, begin_from, load_model, read_adapter, write_adapter
-from kauli.models.speech.whisper_decoder import Hearing, Voice
-from kauli.models.speech.whisper_model import LANGUAGE, Clip, SpeechBatch, Trained, frame_count, packed, packed_losses
+from kauli.models.speech.whisper_adapter import (
+    LoadedWhisperAdapter,
+    begin_from,
+    load_model,
+    read_adapter,
+    write_adapter,
+)
+from kauli.models.speech.whisper_decoder import ClipState, WhisperRunner
+from kauli.models.speech.whisper_model import (
+    LANGUAGE,
+    Trained,
+    WhisperBatch,
+    WhisperExample,
+    frame_count,
+    packed,
+    packed_losses,
+)
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -67,9 +81,9 @@ class WhisperTask:
         self._before = names.get("<|startofprev|>")
         silent = set(getattr(settings, "suppress_tokens", None) or []) | set(range(self.end, model.config.vocab_size))
         self._silent = sorted(silent - {self.end})
-        self._voice: Voice | None = None
-        self._full: dict[str, Voice] = {}
-        self._loaded: dict[str, Loaded] = {}
+        self._voice: WhisperRunner | None = None
+        self._full: dict[str, WhisperRunner] = {}
+        self._loaded: dict[str, LoadedWhisperAdapter] = {}
         self.languages = nn.ParameterDict()
         """Embeddings in training, of languages that the base has no token for."""
         self._speaks: tuple[str, ...] = ()
@@ -135,12 +149,12 @@ class WhisperTask:
         """The keys of what is loaded."""
         return list(self._loaded)
 
-    def read_adapter(self, folder: Path) -> Loaded:
+    def read_adapter(self, folder: Path) -> LoadedWhisperAdapter:
         """What is in a checked adapter folder, for `put_adapter`; KauliError where it doesn't fit the base."""
         voice = self._shared()
         return read_adapter(folder, self.model, {**voice.encoding.layers, **voice.decoding.layers})
 
-    def put_adapter(self, key: str, loaded: Loaded) -> None:
+    def put_adapter(self, key: str, loaded: LoadedWhisperAdapter) -> None:
         """Take an adapter under a key (such as `transcribe-be@3`)."""
         if key in self._loaded:
             raise ValueError(f"adapter {key!r} is loaded already")
@@ -164,20 +178,20 @@ class WhisperTask:
             voice.encoding.remove(key)
             voice.decoding.remove(key)
 
-    def _shared(self) -> Voice:
+    def _shared(self) -> WhisperRunner:
         if self._voice is None:
             assert not isinstance(self.model, PeftModel), "a task in training does not transcribe"
             self._voice = self._new_voice(self.model)
         return self._voice
 
-    def _new_voice(self, model: Any) -> Voice:
-        return Voice(model, self.token_bytes, self._silent, self.slots, self._start, self._language_tokens)
+    def _new_voice(self, model: Any) -> WhisperRunner:
+        return WhisperRunner(model, self.token_bytes, self._silent, self.slots, self._start, self._language_tokens)
 
     # Training and scoring
 
     @property
     def trained(self) -> nn.Module:
-        """What training computes with: called with a `SpeechBatch` it returns the losses (A,) of its tokens."""
+        """What training computes with: called with a `WhisperBatch` it returns the losses (A,) of its tokens."""
         return Trained(self.model, self.languages)
 
     def add_languages(
@@ -213,20 +227,20 @@ class WhisperTask:
         """Write the adapter in training as a PEFT folder, or the whole model's weights after full fine-tuning."""
         write_adapter(folder, self.model, self.languages, self._speaks)
 
-    def encode(self, rows: Sequence[Row], max_length: int | None = None) -> list[Clip]:
+    def encode(self, rows: Sequence[Row], max_length: int | None = None) -> list[WhisperExample]:
         """Each row's samples with the tokens of prompt, transcript and end; a transcript too long for the base is cut.
 
         `max_length` is taken for all tasks' sake: a clip can't be cut without cutting its words.
         """
         clips = []
         for row in rows:
-            prompt = self.prompt_tokens(SpeechRequest(row["samples"], row["language"]))
+            prompt = self.prompt_tokens(TranscriptionRequest(row["samples"], row["language"]))
             answer: list[int] = self.tokenizer(" " + nfc(row["text"]).strip(), add_special_tokens=False).input_ids
             tokens = [*prompt, *answer, self.end][: self.window]
-            clips.append(Clip(row["samples"], tokens, len(prompt), row["language"], str(row.get("id"))))
+            clips.append(WhisperExample(row["samples"], tokens, len(prompt), row["language"], str(row.get("id"))))
         return clips
 
-    def joined(self, clips: Sequence[Clip]) -> Clip:
+    def joined(self, clips: Sequence[WhisperExample]) -> WhisperExample:
         """Clips of one language as one: their sounds and their transcripts, one after another."""
         if len(clips) == 1:
             return clips[0]
@@ -235,16 +249,16 @@ class WhisperTask:
         tokens = [*first.tokens[: first.answer_start], *answers, self.end]
         return replace(first, samples=np.concatenate([clip.samples for clip in clips]), tokens=tokens)
 
-    def collate(self, clips: Sequence[Clip], mels: Sequence[Tensor] | None = None) -> SpeechBatch:
+    def collate(self, clips: Sequence[WhisperExample], mels: Sequence[Tensor] | None = None) -> WhisperBatch:
         """A batch; `mels` take the place of the clips' own spectrograms, say augmented ones."""
         found = mels if mels is not None else [self.mel(clip.samples) for clip in clips]
         return packed(clips, found, self.end)
 
-    def terms(self, clip: Clip) -> int:
+    def terms(self, clip: WhisperExample) -> int:
         """How many losses a clip has: its transcript's tokens and the end token."""
         return len(clip.tokens) - clip.answer_start
 
-    def loss(self, batch: SpeechBatch) -> Tensor:
+    def loss(self, batch: WhisperBatch) -> Tensor:
         """The mean cross entropy in nats over the transcripts' tokens, end tokens included; a scalar."""
         found: Tensor = self.trained(batch.to(self.device))
         return found.mean()
@@ -258,7 +272,7 @@ class WhisperTask:
         key = None if adapter in self._full else adapter
         extra = self._loaded[adapter].languages if adapter else {}
 
-        def losses(batch: SpeechBatch) -> Tensor:
+        def losses(batch: WhisperBatch) -> Tensor:
             frames, tokens = sum(map(frame_count, batch.mels)), len(batch.input_ids)
             with ExitStack() as stack:
                 stack.enter_context(voice.encoding.apply([(key, frames)]))
@@ -273,7 +287,7 @@ class WhisperTask:
 
     @torch.inference_mode()
     def _bits(
-        self, rows: Sequence[Row], losses: Callable[[SpeechBatch], Tensor], full: bool
+        self, rows: Sequence[Row], losses: Callable[[WhisperBatch], Tensor], full: bool
     ) -> list[tuple[float, int]]:
         clips = self.encode(rows)
         bits = [0.0] * len(rows)
@@ -304,7 +318,7 @@ class WhisperTask:
         """Whether `step` has something to do."""
         return any(voice.busy for voice in self._voices())
 
-    def prompt_tokens(self, request: SpeechRequest) -> list[int]:
+    def prompt_tokens(self, request: TranscriptionRequest) -> list[int]:
         """The tokens before the transcript; -1 for a language without a token, or one that is yet to be heard."""
         before: list[int] = []
         if request.prompt and self._before is not None:
@@ -322,7 +336,9 @@ class WhisperTask:
     def _token_of(self, tag: str) -> int | None:
         return self._language_tokens.get(tag) or self._language_tokens.get(tag.split("-")[0])
 
-    def submit(self, request: SpeechRequest, adapter: str | None, tokens: list[int] | None = None) -> list[Ticket]:
+    def submit(
+        self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None
+    ) -> list[Ticket]:
         """Queue a clip with an adapter (None: the base alone); its tickets.
 
         Raises UsageError for a clip longer than the base hears, and for a language that nothing here speaks.
@@ -356,7 +372,7 @@ class WhisperTask:
                 temperature=request.temperature, seed=request.seed, ignore_eos=request.ignore_eos, no_repeat=NO_REPEAT
             ),
             logprobs=request.logprobs,
-            memory=Hearing(
+            memory=ClipState(
                 self.mel(request.samples, self.seconds * full),
                 language,
                 len(request.samples) / RATE,
@@ -371,12 +387,12 @@ class WhisperTask:
 
     def generate(
         self,
-        requests: Sequence[SpeechRequest],
+        requests: Sequence[TranscriptionRequest],
         adapters: Sequence[str | None],
         cancelled: Callable[[int], bool] | None = None,
     ) -> Iterator[list[Chunk]]:
         """Transcribe clips together, each with its own adapter; yields the chunks of each pass."""
         return stream(self, requests, adapters, cancelled)
 
-    def _voices(self) -> list[Voice]:
+    def _voices(self) -> list[WhisperRunner]:
         return [*([self._voice] if self._voice else []), *self._full.values()]

@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 
 from kauli.models.adapters.folder import read_json
-from kauli.models.adapters.linear import read_terms
+from kauli.models.adapters.linear import read_deltas
 from kauli.models.errors import KauliError
 
 SETTINGS, LANGUAGES = "speech.json", "languages.safetensors"
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedWhisperAdapter:
     """An adapter that was read."""
 
     weights: Any
@@ -44,7 +44,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     )
 
 
-def read_adapter(folder: Path, base: Any, linears: dict[str, nn.Linear]) -> Loaded:
+def read_adapter(folder: Path, base: Any, linears: dict[str, nn.Linear]) -> LoadedWhisperAdapter:
     """An adapter folder for the model `base`, of which `linears` may be changed; KauliError where it doesn't fit."""
     speaks: tuple[str, ...] = ()
     languages: dict[str, Tensor] = {}
@@ -59,8 +59,8 @@ def read_adapter(folder: Path, base: Any, linears: dict[str, nn.Linear]) -> Load
     if (folder / "model.safetensors").exists():
         model = load_model(folder, base.dtype).to(base.device)
         model.train(False)
-        return Loaded(model, languages, speaks)
-    return Loaded(read_terms(folder, linears, torch.float32), languages, speaks)
+        return LoadedWhisperAdapter(model, languages, speaks)
+    return LoadedWhisperAdapter(read_deltas(folder, linears, torch.float32), languages, speaks)
 
 
 def begin_from(folder: Path, model: Any, languages: nn.ParameterDict) -> None:

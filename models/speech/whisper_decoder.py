@@ -42,7 +42,7 @@ ENCODED_FRAMES = 3000
 
 
 @dataclass
-class Hearing:
+class ClipState:
     """A clip on its way through the encoder."""
 
     mel: Tensor | None
@@ -60,7 +60,7 @@ class Hearing:
         return self.layers is not None
 
 
-class Voice:
+class WhisperRunner:
     """One model: the base with all adapters, or a base whose every weight was trained. Belongs to one thread."""
 
     def __init__(
@@ -94,7 +94,7 @@ class Voice:
         return self._engine.busy
 
     def submit(self, generation: Generation) -> Ticket:
-        """Queue a transcript; its `memory` is the clip's `Hearing`."""
+        """Queue a transcript; its `memory` is the clip's `ClipState`."""
         return self._engine.submit(generation)
 
     @torch.inference_mode()
@@ -160,7 +160,7 @@ class Voice:
 
     def _words(self, ticket: Ticket) -> tuple[Word, ...]:
         """The words of a finished transcript, from where the decoder looks when it reads it at once."""
-        hearing: Hearing = ticket.generation.memory
+        hearing: ClipState = ticket.generation.memory
         answer = [token for token in ticket.answer if self._token_bytes(token)]
         if not answer or hearing.layers is None:
             return ()

@@ -128,7 +128,7 @@ def _dropped(layer: Any, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Clip:
+class WhisperExample:
     """An example as it is learned: its sound, and its transcript's tokens behind the prompt."""
 
     samples: Any
@@ -145,7 +145,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class SpeechBatch:
+class WhisperBatch:
     """Clips and their transcripts, packed; N clips, T decoder tokens, A of them learned."""
 
     mels: tuple[Tensor, ...]
@@ -167,13 +167,13 @@ class SpeechBatch:
     answer_ends: Tensor
     """(A,) bool: whether it is the end token, which is learned but not scored as text."""
 
-    def to(self, device: torch.device | str) -> "SpeechBatch":
+    def to(self, device: torch.device | str) -> "WhisperBatch":
         """The same batch on another device."""
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return SpeechBatch(**{**vars(self), **moved, "mels": tuple(mel.to(device) for mel in self.mels)})
+        return WhisperBatch(**{**vars(self), **moved, "mels": tuple(mel.to(device) for mel in self.mels)})
 
 
-def packed(clips: Sequence[Clip], mels: Sequence[Tensor], end: int) -> SpeechBatch:
+def packed(clips: Sequence[WhisperExample], mels: Sequence[Tensor], end: int) -> WhisperBatch:
     """Clips with their spectrograms as a batch; `end` is the end token."""
     positions, ids, owners, ends, start = [], [], [], [], 0
     for index, clip in enumerate(clips):
@@ -183,7 +183,7 @@ def packed(clips: Sequence[Clip], mels: Sequence[Tensor], end: int) -> SpeechBat
             owners.append(index)
             ends.append(clip.tokens[offset] == end and offset == len(clip.tokens) - 1)
         start += len(clip.tokens)
-    return SpeechBatch(
+    return WhisperBatch(
         tuple(mels),
         torch.tensor([token for clip in clips for token in clip.tokens]),
         tuple(clip.language for clip in clips if LANGUAGE in clip.tokens),
@@ -196,7 +196,7 @@ def packed(clips: Sequence[Clip], mels: Sequence[Tensor], end: int) -> SpeechBat
     )
 
 
-def packed_losses(model: Any, batch: SpeechBatch, languages: Callable[[str], Tensor]) -> Tensor:
+def packed_losses(model: Any, batch: WhisperBatch, languages: Callable[[str], Tensor]) -> Tensor:
     """The cross entropy of each learned token in nats, (A,), of a `WhisperForConditionalGeneration`.
 
     `languages` gives the embedding (W,) of a language that has no token.
@@ -241,7 +241,7 @@ class Trained(nn.Module):
         super().__init__()
         self.model, self.languages = model, languages
 
-    def forward(self, batch: SpeechBatch) -> Tensor:
+    def forward(self, batch: WhisperBatch) -> Tensor:
         """The losses (A,) of a batch's tokens in nats."""
         return packed_losses(self.model, batch, self.languages.__getitem__)
 

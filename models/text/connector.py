@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from kauli.models.engine.packing import Features
+from kauli.models.engine.packing import MediaFeatures
 from kauli.models.errors import KauliError
 
 WEIGHTS, SETTINGS = "connector.safetensors", "connector.json"
@@ -60,7 +60,7 @@ class _Part(nn.Module):
         nn.init.zeros_(self.down.bias)
         self.place = nn.Parameter(torch.zeros(settings.places, hidden))
 
-    def forward(self, features: Features) -> Tensor:
+    def forward(self, features: MediaFeatures) -> Tensor:
         x = (features.values - self.mean) / self.std
         # A clamp, not an error: what lies beyond the last place shares it.
         place = self.place[features.places.clamp(max=len(self.place) - 1)]
@@ -76,7 +76,7 @@ class Connector(nn.Module):
         self.settings, self.hidden = dict(parts), hidden
         self.parts = nn.ModuleDict({kind: _Part(settings, hidden) for kind, settings in parts.items()})
 
-    def forward(self, kind: str, features: Features) -> Tensor:
+    def forward(self, kind: str, features: MediaFeatures) -> Tensor:
         """(F, H). Raises KeyError for a kind that this connector was not made for."""
         out: Tensor = self.parts[kind](features)
         return out
@@ -134,7 +134,7 @@ class Fused(nn.Module):
         self.lm = lm
         self.connector = connector
 
-    def forward(self, input_ids: Tensor, media: Mapping[str, Features] | None = None, **inputs: Any) -> Any:
+    def forward(self, input_ids: Tensor, media: Mapping[str, MediaFeatures] | None = None, **inputs: Any) -> Any:
         """As the language model's forward, for one row of tokens (1, T)."""
         lm: Any = self.lm
         embedded: Tensor = lm.get_input_embeddings()(input_ids)

@@ -20,13 +20,13 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from kauli.models.adapters.linear import Term
+from kauli.models.adapters.linear import LinearDelta
 from kauli.models.bases.find import Base
 from kauli.models.engine.detokenize import TokenBytes
 from kauli.models.engine.engine import Engine, Generation, Part, Progress, Ticket
 from kauli.models.engine.lora_batch import LoraBatch
 from kauli.models.engine.malloc import keep_freed_memory
-from kauli.models.engine.packing import ATTENTION, FEATURE, Batch, Document, Features, pack
+from kauli.models.engine.packing import ATTENTION, FEATURE, Batch, Document, MediaFeatures, pack
 from kauli.models.engine.sampling import Sampling
 from kauli.models.engine.stream import stream
 from kauli.models.errors import KauliError, UsageError
@@ -55,10 +55,10 @@ class _Full:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedTextAdapter:
     """An adapter that was read: its terms by layer, or a fully fine-tuned model; and its connector, if it has one."""
 
-    weights: dict[str, Term] | PreTrainedModel
+    weights: dict[str, LinearDelta] | PreTrainedModel
     connector: Connector | None = None
 
 
@@ -133,7 +133,7 @@ class TextTask:
         """The keys of what is loaded."""
         return [*(self._lora.keys() if self._lora else []), *self._full]
 
-    def read_adapter(self, folder: Path) -> Loaded:
+    def read_adapter(self, folder: Path) -> LoadedTextAdapter:
         """What is in a checked adapter folder, for `put_adapter`; after `prepare` it may run beside `step`.
 
         Raises KauliError where its tensors and its configuration don't fit each other or the base, or where it is of
@@ -151,10 +151,10 @@ class TextTask:
         if (folder / "model.safetensors").exists():
             model: PreTrainedModel = _load_model(folder, self.model.dtype).to(self.device)  # type: ignore[arg-type]
             model.train(False)
-            return Loaded(model, connector)
-        return Loaded(self._adapters().read(folder), connector)
+            return LoadedTextAdapter(model, connector)
+        return LoadedTextAdapter(self._adapters().read(folder), connector)
 
-    def put_adapter(self, key: str, loaded: Loaded) -> None:
+    def put_adapter(self, key: str, loaded: LoadedTextAdapter) -> None:
         """Take an adapter under a key (such as `text-sw@3`)."""
         if key in self.adapters():
             raise ValueError(f"adapter {key!r} is loaded already")
@@ -331,7 +331,7 @@ class TextTask:
             at, count = tokens.index(FEATURE), len(one.features)
             values = torch.as_tensor(one.features).float().to(self.device)
             places = torch.arange(count, device=self.device)
-            parts += [tokens[:at], connector(one.kind, Features(values, places, places))]
+            parts += [tokens[:at], connector(one.kind, MediaFeatures(values, places, places))]
             tokens = tokens[at + count :]
         return [part for part in [*parts, tokens] if len(part)]
 

@@ -24,7 +24,7 @@ from kauli.models.bases.find import Base
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import nfc
 from kauli.models.media.decode import decode_image
-from kauli.models.vision.clip import Clip
+from kauli.models.vision.clip import ClipModel
 from kauli.models.vision.projections import Projections
 
 PROJECTION = "projection.safetensors"
@@ -56,7 +56,7 @@ class PairBatch:
 class AlignTask:
     """An open_clip model whose adapters are projections. Rows have `image` (encoded bytes), `text` and `group`."""
 
-    def __init__(self, base: Base, clip: Clip, device: str | torch.device, dtype: torch.dtype | None) -> None:
+    def __init__(self, base: Base, clip: ClipModel, device: str | torch.device, dtype: torch.dtype | None) -> None:
         self.base, self.device = base, torch.device(device)
         self._clip = clip
         own = Projections.take(clip.model)  # the towers alone are in the model from here on
@@ -70,7 +70,9 @@ class AlignTask:
     @classmethod
     def load(cls, base: Base, device: str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The bare base on `device`, by default the GPU where there is one. Projections are float32 in any case."""
-        return cls(base, Clip(Path(base.folder)), device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype)
+        return cls(
+            base, ClipModel(Path(base.folder)), device or ("cuda" if torch.cuda.is_available() else "cpu"), dtype
+        )
 
     @cached_property
     def sha256(self) -> str:

@@ -12,7 +12,7 @@ from kauli.models.bases.clip_import import CLIP_CONFIG
 from kauli.models.errors import KauliError
 
 
-class Clip:
+class ClipModel:
     """A loaded open_clip model with what it wants of pictures and texts."""
 
     def __init__(self, folder: Path) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from kauli.models.bases.find import Base
-from kauli.models.vision.clip import Clip, spatial
+from kauli.models.vision.clip import ClipModel, spatial
 
 
 class ImageTower:
     """The image side of a base of the task `align`, without its projection."""
 
-    def __init__(self, clip: Clip, name: str, device: str = "cpu") -> None:
+    def __init__(self, clip: ClipModel, name: str, device: str = "cpu") -> None:
         self.name = name
         self._clip = clip
         self._visual = clip.model.visual.to(device)
@@ -34,7 +34,7 @@ class ImageTower:
     def load(cls, base: Base, device: str | None = None) -> Self:
         """The tower of a base for `align`, on the GPU where there is one."""
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(Clip(Path(base.folder)), base.name, device)
+        return cls(ClipModel(Path(base.folder)), base.name, device)
 
     @property
     def width(self) -> int:

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 
 from kauli.serving.events import NOT_ALIGNED, Failed, ImageBackend, Ranked
 from kauli.serving.http.media import picture_bytes
-from kauli.serving.http.schemas import ApiError, ClassifyRequest, EmbeddingRequest, Picture
+from kauli.serving.http.schemas import ApiError, ClassifyRequest, EmbeddingRequest, ImageInput
 from kauli.serving.routing import Catalogue, Route
 from kauli.serving.settings import ServeArgs
 
@@ -85,9 +85,9 @@ def _error(failed: Failed, body: EmbeddingRequest | ClassifyRequest) -> ApiError
     )
 
 
-async def _contents(inputs: Sequence[str | Picture]) -> list[str | bytes]:
+async def _contents(inputs: Sequence[str | ImageInput]) -> list[str | bytes]:
     def read() -> list[str | bytes]:
-        return [picture_bytes(one) if isinstance(one, Picture) else one for one in inputs]
+        return [picture_bytes(one) if isinstance(one, ImageInput) else one for one in inputs]
 
     return await asyncio.to_thread(read)
 

@@ -14,15 +14,15 @@ from kauli.models.requests import NO_REPEAT, Media, TextRequest
 from kauli.serving.events import (
     NOT_ALIGNED,
     AudioBackend,
+    EncodedMedia,
     Failed,
-    Features,
     ImageBackend,
     MediaBackend,
     MediaForm,
     TextBackend,
 )
 from kauli.serving.http.payloads import read_data_uri, read_input_audio
-from kauli.serving.http.schemas import ApiError, ChatRequest, Picture, Spoken
+from kauli.serving.http.schemas import ApiError, ChatRequest, ImageInput, SpokenInput
 from kauli.serving.routing import Catalogue, Route, hearing_base
 
 _WORDS = {"image": "pictures", "audio": "recordings"}
@@ -50,7 +50,7 @@ class Attachments:
         if not attached:
             return request, None
         began = time.monotonic()
-        kinds = ["image" if isinstance(one, Picture) else "audio" for one in attached]
+        kinds = ["image" if isinstance(one, ImageInput) else "audio" for one in attached]
         forms = {kind: await self._form(route, kind) for kind in dict.fromkeys(kinds)}
         encoders = {kind: self._encoder(kind, form) for kind, form in forms.items()}
         contents = await asyncio.to_thread(lambda: [_bytes_of(one) for one in attached])
@@ -121,7 +121,7 @@ class Attachments:
         return self._audio
 
 
-def picture_bytes(picture: Picture) -> bytes:
+def picture_bytes(picture: ImageInput) -> bytes:
     """The encoded picture; raises ApiError where the URI holds none, or is a remote address."""
     try:
         return read_data_uri(picture.uri)
@@ -129,8 +129,8 @@ def picture_bytes(picture: Picture) -> bytes:
         raise ApiError(400, str(error), "invalid_image", picture.param) from None
 
 
-def _bytes_of(one: Picture | Spoken) -> bytes:
-    if isinstance(one, Picture):
+def _bytes_of(one: ImageInput | SpokenInput) -> bytes:
+    if isinstance(one, ImageInput):
         return picture_bytes(one)
     try:
         return read_input_audio(one.audio.data, one.audio.format)
@@ -138,8 +138,8 @@ def _bytes_of(one: Picture | Spoken) -> bytes:
         raise ApiError(400, str(error), "invalid_audio", one.param) from None
 
 
-def _timing(found: Sequence[Features | Failed], seconds: float) -> str:
+def _timing(found: Sequence[EncodedMedia | Failed], seconds: float) -> str:
     """In the form that browsers show (W3C Server Timing)."""
-    hits = sum(features.cached for features in found if isinstance(features, Features))
+    hits = sum(features.cached for features in found if isinstance(features, EncodedMedia))
     says = "hit" if hits == len(found) else "miss"
     return f"encoder;desc={says};dur={1000 * seconds:.1f}"

@@ -58,20 +58,20 @@ def invalid_body(errors: Sequence[Any], known: Iterable[str]) -> ApiError:
     return ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param)
 
 
-class Strict(BaseModel):
+class Body(BaseModel):
     """A body, or a part of one: an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class TextPart(Strict):
+class TextPart(Body):
     """A piece of text in a message's content."""
 
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(Strict):
+class ImageUrl(Body):
     """A picture as a data: URI; remote addresses are not fetched."""
 
     url: str
@@ -79,14 +79,14 @@ class ImageUrl(Strict):
     """Changes nothing: a picture is always seen as its encoder sees it."""
 
 
-class ImagePart(Strict):
+class ImagePart(Body):
     """A picture in a message's content."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-class InputAudio(Strict):
+class InputAudio(Body):
     """A recording: the base64 of a whole file, and its format."""
 
     data: str
@@ -94,7 +94,7 @@ class InputAudio(Strict):
     """wav, flac, ogg, opus or mp3."""
 
 
-class AudioPart(Strict):
+class AudioPart(Body):
     """A recording in a message's content."""
 
     type: Literal["input_audio"]
@@ -105,7 +105,7 @@ ContentPart = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="t
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageInput:
     """A picture of a request: its data: URI, and where it stands, for an error's `param`."""
 
     uri: str
@@ -113,14 +113,14 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Spoken:
+class SpokenInput:
     """A recording of a request, and where it stands."""
 
     audio: InputAudio
     param: str
 
 
-class ChatMessage(Strict):
+class ChatMessage(Body):
     """One turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -162,14 +162,14 @@ class ChatMessage(Strict):
         return nfc(out)
 
 
-class StreamOptions(Strict):
+class StreamOptions(Body):
     """Whether the last chunk of a stream carries the usage."""
 
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class _Generation(Strict):
+class _Generation(Body):
     """What chat and completions have in common. Decoding is greedy unless `temperature` says otherwise."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
@@ -240,21 +240,21 @@ class ChatRequest(_Generation):
     rerank: Annotated[int, Field(ge=1, le=MOST_RERANKED)] | None = None
     """Sample so many answers about the one picture, and give the one that is nearest to it."""
 
-    def media(self) -> list[Picture | Spoken]:
+    def media(self) -> list[ImageInput | SpokenInput]:
         """The pictures and recordings in their order."""
-        found: list[Picture | Spoken] = []
+        found: list[ImageInput | SpokenInput] = []
         for number, message in enumerate(self.messages):
             for place, part in message.media_parts():
                 param = f"messages.{number}.content.{place}"
                 if isinstance(part, ImagePart):
-                    found.append(Picture(part.image_url.url, param))
+                    found.append(ImageInput(part.image_url.url, param))
                 else:
-                    found.append(Spoken(part.input_audio, param))
+                    found.append(SpokenInput(part.input_audio, param))
         return found
 
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[ImageInput]:
         """The pictures in their order."""
-        return [one for one in self.media() if isinstance(one, Picture)]
+        return [one for one in self.media() if isinstance(one, ImageInput)]
 
     def requests(self, args: ServeArgs) -> list[TextRequest]:
         """What a generator is asked, still without its media.
@@ -307,7 +307,7 @@ Inputs = str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
 """Texts, and pictures as data: URIs."""
 
 
-class _Seen(Strict):
+class _Seen(Body):
     """What embeddings and classification have in common."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
@@ -321,13 +321,13 @@ class _Seen(Strict):
             raise ValueError("an input is empty: give a text, or a picture as a data: URI")
         return value
 
-    def inputs(self, args: ServeArgs) -> list[str | Picture]:
+    def inputs(self, args: ServeArgs) -> list[str | ImageInput]:
         """The texts and pictures in their order; raises ApiError where the texts are too long."""
         values = [self.input] if isinstance(self.input, str) else self.input
         check_texts([value for value in values if not value.startswith(PICTURE)], args, "input")
         one = isinstance(self.input, str)
         return [
-            Picture(value, "input" if one else f"input.{place}") if value.startswith(PICTURE) else value
+            ImageInput(value, "input" if one else f"input.{place}") if value.startswith(PICTURE) else value
             for place, value in enumerate(values)
         ]
 
@@ -364,7 +364,7 @@ def check_texts(texts: Sequence[str], args: ServeArgs, param: str) -> None:
         raise ApiError(413, text, "body_too_large", param)
 
 
-class AdapterRequest(Strict):
+class AdapterRequest(Body):
     """The body of POST /v1/adapters."""
 
     adapter: Annotated[str, Field(min_length=1, max_length=256)]

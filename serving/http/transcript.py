@@ -11,8 +11,8 @@ from itertools import pairwise
 import numpy as np
 
 from kauli.models.media.decode import AudioLimits, MediaError, Recording, decode_audio
-from kauli.models.requests import SpeechRequest, TokenLogprob, Word
-from kauli.models.speech.chunking import LONGEST, LONGEST_LEARNED, Segment, Span, as_text, cut, join
+from kauli.models.requests import TokenLogprob, TranscriptionRequest, Word
+from kauli.models.speech.chunking import LONGEST, LONGEST_LEARNED, AudioSpan, Segment, as_text, cut, join
 from kauli.serving.events import AudioBackend, Failed, Piece, Started
 from kauli.serving.http.schemas import ApiError
 
@@ -36,11 +36,13 @@ class _Said:
 class Transcript:
     """Transcribes one recording by `audio`; `request` says how, and has no samples."""
 
-    def __init__(self, audio: AudioBackend, request: SpeechRequest, adapter: str | None, deadline_s: float) -> None:
+    def __init__(
+        self, audio: AudioBackend, request: TranscriptionRequest, adapter: str | None, deadline_s: float
+    ) -> None:
         self._audio, self._request, self._adapter = audio, request, adapter
         self._deadline_s = deadline_s
         self.recording = _NOTHING
-        self.spans: list[Span] = []
+        self.spans: list[AudioSpan] = []
         self._said: list[_Said] = []
         self._began = asyncio.Event()  # the first span was taken
         self._changed = asyncio.Event()

@@ -13,13 +13,13 @@ from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
 from kauli.models.media.decode import AudioLimits, MediaError
-from kauli.models.requests import SpeechRequest
+from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.chunking import Segment, as_text
 from kauli.models.speech.subtitles import as_srt, as_vtt, cues
 from kauli.serving.events import NO_SPEECH, AudioBackend
 from kauli.serving.http.answers import route_headers, sse
 from kauli.serving.http.payloads import check_audio_type
-from kauli.serving.http.schemas import ApiError, Strict, invalid_body
+from kauli.serving.http.schemas import ApiError, Body, invalid_body
 from kauli.serving.http.transcript import Transcript
 from kauli.serving.routing import Catalogue, Route
 from kauli.serving.settings import ServeArgs
@@ -29,7 +29,7 @@ _MOST_FIELDS, _MOST_FIELD_BYTES = 32, 65_536
 _LISTS = {"timestamp_granularities[]": "timestamp_granularities"}
 
 
-class TranscriptionForm(Strict):
+class TranscriptionForm(Body):
     """The fields of POST /v1/audio/transcriptions beside the file."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
@@ -88,7 +88,7 @@ def add_transcriptions(app: FastAPI, audio: AudioBackend | None, catalogue: Cata
             if route.base != catalogue.speech:
                 text = f"'{route.model}' transcribes nothing: ask the model transcribe, or {catalogue.speech}"
                 raise ApiError(400, text, "invalid_value", "model")
-            asked = SpeechRequest(
+            asked = TranscriptionRequest(
                 None, route.language, form.prompt, temperature=form.temperature, seed=form.seed,
                 logprobs=0 if form.response_format == "verbose_json" else None, words=form.words,
             )  # fmt: skip

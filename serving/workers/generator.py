@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from kauli.models.adapters.registry import Registry
 from kauli.models.engine.engine import Progress, Ticket
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.requests import SpeechRequest, TextRequest
+from kauli.models.requests import TextRequest, TranscriptionRequest
 from kauli.serving.events import Event, Failed, Piece, Refused, Started
 from kauli.serving.workers.adapter_cache import Adaptable, AdapterCache
 
@@ -22,7 +22,7 @@ HANDOVERS = 40
 _LOADERS = 4  # adapters loaded side by side
 
 T = TypeVar("T")
-R = TypeVar("R", TextRequest, SpeechRequest)
+R = TypeVar("R", TextRequest, TranscriptionRequest)
 _log = logging.getLogger(__name__)
 
 

@@ -27,10 +27,10 @@ from kauli.models.errors import KauliError
 from kauli.models.languages import nfc
 from kauli.models.media.decode import ImageLimits, MediaError, content_key, decode_image
 from kauli.models.vision.align import AlignTask
-from kauli.models.vision.clip import Clip
+from kauli.models.vision.clip import ClipModel
 from kauli.models.vision.heads import Head
 from kauli.models.vision.image_tower import ImageTower
-from kauli.serving.events import NOT_ALIGNED, Failed, Features, MediaForm, Ranked, Refused, Vectors
+from kauli.serving.events import NOT_ALIGNED, EncodedMedia, Failed, MediaForm, Ranked, Refused, Vectors
 from kauli.serving.routing import public_name
 from kauli.serving.workers.feature_cache import FeatureCache, Key
 
@@ -91,7 +91,7 @@ class ImageEncoder:
         Without `aligned` its image tower alone is kept.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        clip = Clip(Path(base.folder))
+        clip = ClipModel(Path(base.folder))
         tower = ImageTower(clip, public_name(base), device)
         task = AlignTask(base, clip, device, None) if aligned else None
         if task is None and hasattr(clip.model, "text"):
@@ -103,7 +103,7 @@ class ImageEncoder:
         """What its features depend on."""
         return self._tower.sha256
 
-    async def features(self, content: bytes, form: MediaForm) -> Features | Failed:
+    async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
         """A picture as a connector wants it; refused where that was trained with another tower."""
         if form.tower != self._tower.sha256:
             text = (
@@ -115,7 +115,7 @@ class ImageEncoder:
             [(values, cached)] = await self._all([(form.grid, content)])
         except Refused as refusal:
             return refusal.failed
-        return Features(values.copy(), cached)  # torch warns of arrays that are read-only
+        return EncodedMedia(values.copy(), cached)  # torch warns of arrays that are read-only
 
     async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
         """Texts, and pictures as their encoded bytes, in the shared space."""

@@ -17,10 +17,10 @@ import numpy as np
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.media.decode import RATE, AudioLimits, MediaError, content_key, decode_audio
-from kauli.models.requests import SpeechRequest
+from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.audio_tower import WINDOW, AudioTower
 from kauli.models.speech.whisper import WhisperTask
-from kauli.serving.events import Failed, Features, MediaForm, Refused
+from kauli.serving.events import EncodedMedia, Failed, MediaForm, Refused
 from kauli.serving.workers.feature_cache import FeatureCache, Key
 from kauli.serving.workers.generator import Generative, Generator
 
@@ -53,10 +53,10 @@ class _Heard:
         return max(WINDOW, len(self.samples) / RATE)
 
 
-class Transcriber(Generator[SpeechRequest]):
+class Transcriber(Generator[TranscriptionRequest]):
     """Transcribes clips, and gives connectors what the bare encoder hears; both in the one thread of the engine."""
 
-    probe = SpeechRequest(_QUIET, max_tokens=1, full_window=False)
+    probe = TranscriptionRequest(_QUIET, max_tokens=1, full_window=False)
     param = "language"
 
     def __init__(
@@ -83,7 +83,7 @@ class Transcriber(Generator[SpeechRequest]):
         """The seconds of sound that it hears at once."""
         return self._longest
 
-    async def features(self, content: bytes, form: MediaForm) -> Features | Failed:
+    async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
         """A recording as a connector wants it; refused where that was trained with another encoder."""
         if self._tower is None or form.tower != self._tower.sha256:
             served = f"{self._tower.name} ({self._tower.sha256[:12]})" if self._tower else self._task.base.name
@@ -101,7 +101,7 @@ class Transcriber(Generator[SpeechRequest]):
             return refusal.failed
         count, seconds = self._times[cached]
         self._times[cached] = count + 1, seconds + time.monotonic() - began
-        return Features(values.copy(), cached)  # torch warns of arrays that are read-only
+        return EncodedMedia(values.copy(), cached)  # torch warns of arrays that are read-only
 
     async def counts(self) -> dict[str, float]:
         """Of the features: `hits` and `misses` of the cache, and the mean time of each in ms, `hit_ms`, `miss_ms`."""

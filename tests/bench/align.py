@@ -28,7 +28,7 @@ from kauli.training.features.pictures import picture_rows
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
 from kauli.training.recipe import Recipe, load_recipe
-from kauli.training.tasks.align import PairLearner
+from kauli.training.tasks.align import AlignLearner
 from kauli.training.tasks.text import Examples
 from kauli.training.train import machine
 
@@ -69,7 +69,7 @@ def ours(recipe: Recipe, seed: int, splits: Mapping[str, list[Any]]) -> AlignTas
     content["train"]["seed"] = seed
     seeded = Recipe.model_validate(content)
     task = AlignTask.load(find_base(recipe.base, task="align"), device="cpu")
-    learner = PairLearner(task, seeded, Examples(splits["train"], splits["validation"], (), "bench"))
+    learner = AlignLearner(task, seeded, Examples(splits["train"], splits["validation"], (), "bench"))
     with tempfile.TemporaryDirectory() as folder:
         Loop(learner, seeded, "bench", LocalSession(Path(folder))).run()
         learner.save(Path(folder) / "adapter")

@@ -32,7 +32,7 @@ from kauli.training.loop.session import LocalSession
 from kauli.training.methods import Projection
 from kauli.training.recipe import load_recipe
 from kauli.training.tasks.head import class_names, labelled
-from kauli.training.tasks.text import Examples, TokenLearner
+from kauli.training.tasks.text import Examples, TextLearner
 from kauli.training.train import machine, train
 
 BASE, ALIGNED, TOPICS = "smollm2-135m-q4", "kauli-clip", "starter-topics"
@@ -52,7 +52,7 @@ def steps(rounds: int) -> list[str]:
     data = load_data("starter", recipe.language)
     rows = with_media(picture_rows(data, "train", recipe.language, recipe.prompt)[:200], tower, recipe.fusion.grid)
     task = load_task("describe", find_base(recipe.base), device="cpu", dtype=torch.float32)
-    learner = TokenLearner(
+    learner = TextLearner(
         task, recipe, Examples(rows, rows[:4], (), "bench"), {"image": part_settings(recipe.fusion, tower)}
     )
     with tempfile.TemporaryDirectory() as folder:

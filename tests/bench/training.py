@@ -25,16 +25,14 @@ from kauli.training.evaluation.report import update_section
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
 from kauli.training.recipe import Recipe
-from kauli.training.tasks.text import Examples, TokenLearner
+from kauli.training.tasks.text import Examples, TextLearner
 from kauli.training.train import machine
 
 
 def ours(recipe: Recipe, rows: list[dict[str, object]], folder: Path) -> Loop:
     """Our loop over the rows, ready to step."""
     task = TextTask.load(find_base(recipe.base), device="cpu")
-    return Loop(
-        TokenLearner(task, recipe, Examples(rows, rows[:1], (), "bench")), recipe, "bench", LocalSession(folder)
-    )
+    return Loop(TextLearner(task, recipe, Examples(rows, rows[:1], (), "bench")), recipe, "bench", LocalSession(folder))
 
 
 def one_pass(loop: Loop) -> float:

@@ -27,7 +27,7 @@ from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base
 from kauli.models.media.decode import RATE
 from kauli.models.progress import note
-from kauli.models.requests import SpeechRequest
+from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.chunking import LONGEST, LONGEST_LEARNED, as_text, cut, join
 from kauli.models.speech.whisper import WhisperTask
 from kauli.training.data.dataset import load_data
@@ -231,7 +231,7 @@ def speed(options: Any, base: Base, folder: Path) -> str:
     bare = score_transcripts(transcribe(task, rows, None, False), [row["text"] for row in rows], rows)
     length = sum(len(row["samples"]) for row in rows) / RATE
     requests = [
-        SpeechRequest(row["samples"], row["language"], full_window=False, max_tokens=24, ignore_eos=True)
+        TranscriptionRequest(row["samples"], row["language"], full_window=False, max_tokens=24, ignore_eos=True)
         for row in rows[:48]
     ]
 

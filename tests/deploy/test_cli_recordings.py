@@ -17,9 +17,9 @@ from kauli.models.adapters.card import BaseReference, Card
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base
 from kauli.models.media.decode import RATE, decode_audio, decode_image
-from kauli.models.requests import NO_REPEAT, Media, SpeechRequest, TextRequest
+from kauli.models.requests import NO_REPEAT, Media, TextRequest, TranscriptionRequest
 from kauli.models.speech.audio_tower import AudioTower
-from kauli.models.speech.chunking import Span, as_text, cut, join
+from kauli.models.speech.chunking import AudioSpan, as_text, cut, join
 from kauli.models.speech.whisper import WhisperTask
 from kauli.models.text.connector import Connector, PartSettings
 from kauli.models.text.task import TextTask
@@ -124,13 +124,13 @@ def samples_of(path: Path) -> Any:
     return decode_audio(path.read_bytes()).samples
 
 
-def expected(store: Path, path: Path, spans: list[Span], spec: str | None, language: str) -> list[str]:
+def expected(store: Path, path: Path, spans: list[AudioSpan], spec: str | None, language: str) -> list[str]:
     """What the model itself writes for the spans of a recording."""
     task = WhisperTask.load(speech_base())
     if spec:
         task.add_adapter(spec, Registry(str(store)).fetch(spec))
     texts = [""] * len(spans)
-    requests = [SpeechRequest(span.of(samples_of(path)), language) for span in spans]
+    requests = [TranscriptionRequest(span.of(samples_of(path)), language) for span in spans]
     for chunks in task.generate(requests, [spec] * len(spans)):
         for chunk in chunks:
             texts[chunk.row] += chunk.text
@@ -146,7 +146,7 @@ def result(*words: str) -> Any:
 def test_the_language_chooses_the_newest_version_of_its_adapter(store: Path, clips: dict[str, Path]) -> None:
     found = json.loads(result(str(clips["one"]), "--language", "be-tarask", "--json"))
     assert (found["adapter"], found["base"], found["language"]) == ("transcribe-be@2", "debug-whisper", "be")
-    whole = [Span(0, 0.5)]
+    whole = [AudioSpan(0, 0.5)]
     assert found["text"] == as_text(join(expected(store, clips["one"], whole, "transcribe-be@2", "be"), whole))
     assert found["seconds"] == 0.5
     named = result(str(clips["one"]), "--model", "transcribe-be@1")

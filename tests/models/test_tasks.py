@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from kauli.models.bases.find import find_base
-from kauli.models.requests import Media, SpeechRequest, TextRequest
+from kauli.models.requests import Media, TextRequest, TranscriptionRequest
 from kauli.models.tasks import TASKS, load_task
 from kauli.models.text.connector import PartSettings
 from kauli.training.methods import Lora, Projection
@@ -41,7 +41,7 @@ REQUESTS: dict[str, list[Any]] = {
     for name, rows in ROWS.items()
     if name != "transcribe"
 }
-REQUESTS["transcribe"] = [SpeechRequest(row["samples"], "be", max_tokens=12) for row in ROWS["transcribe"][:3]]
+REQUESTS["transcribe"] = [TranscriptionRequest(row["samples"], "be", max_tokens=12) for row in ROWS["transcribe"][:3]]
 
 
 def answers(task: Any, requests: list[Any], adapters: list[str | None]) -> list[str]:

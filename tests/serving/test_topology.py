@@ -11,7 +11,7 @@ from kauli.models.adapters.registry import Registry
 from kauli.models.errors import UsageError
 from kauli.serving.routing import Catalogue, UnknownModel
 from kauli.serving.settings import ServeArgs
-from kauli.serving.topology import Lineup, choose_lineup
+from kauli.serving.topology import Topology, choose_topology
 from support.picture_adapters import publish_describe, publish_head
 from support.speech_adapters import publish_hearing, publish_transcribe
 
@@ -25,16 +25,16 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "store"
 
 
-def chosen(storage: Path, **settings: Any) -> Lineup:
-    return choose_lineup(Registry(str(storage)), ServeArgs(storage=str(storage), **settings))
+def chosen(storage: Path, **settings: Any) -> Topology:
+    return choose_topology(Registry(str(storage)), ServeArgs(storage=str(storage), **settings))
 
 
-def names(lineup: Lineup) -> Names:
+def names(lineup: Topology) -> Names:
     encoder, aligned = (base.name if base else None for base in (lineup.encoder, lineup.aligned))
     return lineup.tasks, [base.name for base in lineup.bases], encoder, aligned
 
 
-def heard(lineup: Lineup) -> Heard:
+def heard(lineup: Topology) -> Heard:
     hearing, speech = (base.name if base else None for base in (lineup.hearing, lineup.speech))
     return lineup.tasks, hearing, speech
 

@@ -16,7 +16,7 @@ from kauli.models.adapters.peft_import import from_peft
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.media.decode import RATE, decode_audio, decode_image
-from kauli.models.requests import NO_REPEAT, Media, Message, SpeechRequest, TextRequest, Word
+from kauli.models.requests import NO_REPEAT, Media, Message, TextRequest, TranscriptionRequest, Word
 from kauli.models.speech.audio_tower import AudioTower
 from kauli.models.speech.chunking import Segment, cut, join
 from kauli.models.speech.whisper import WhisperTask
@@ -120,7 +120,7 @@ def transcribed_here(storage: Path, spec: str | None, content: bytes, **options:
         task.add_adapter(spec, Registry(str(storage)).fetch(spec))
     samples = decode_audio(content).samples
     spans = cut(samples, task.seconds)
-    requests = [SpeechRequest(span.of(samples), **options) for span in spans]
+    requests = [TranscriptionRequest(span.of(samples), **options) for span in spans]
     texts = [""] * len(spans)
     words: list[tuple[Word, ...]] = [()] * len(spans)
     for step in task.generate(requests, [spec] * len(spans)):

@@ -1,7 +1,7 @@
 """Speech changed at random for training: the one table of its augmentation kinds, on torchaudio.
 
 Each kind is a frozen pydantic model (its YAML keys) with `changed`. A new kind is a class here and a name in
-`SpeechAugmentation`. A wave is float32 (n,) at 16 kHz, full scale 1; a log-mel is float32 (bins, frames).
+`AudioAugmentation`. A wave is float32 (n,) at 16 kHz, full scale 1; a log-mel is float32 (bins, frames).
 """
 
 from collections.abc import Iterator, Sequence
@@ -109,10 +109,10 @@ class SpecAugment(_Augmentation):
         return signal
 
 
-SpeechAugmentation = Speed | Noise | Gain | SpecAugment
+AudioAugmentation = Speed | Noise | Gain | SpecAugment
 
 
-def augmented_wave(samples: Tensor, augmentations: Sequence[SpeechAugmentation], seed: int) -> Tensor:
+def augmented_wave(samples: Tensor, augmentations: Sequence[AudioAugmentation], seed: int) -> Tensor:
     """The wave (n,), n > 0, changed by each augmentation in turn, each with its own probability: (m,).
 
     A function of samples, augmentations and seed: torch's random state is set for it and put back, so it is not for
@@ -121,7 +121,7 @@ def augmented_wave(samples: Tensor, augmentations: Sequence[SpeechAugmentation],
     return _changed(samples, [one for one in augmentations if not isinstance(one, SpecAugment)], seed)
 
 
-def augmented_mel(mel: Tensor, augmentations: Sequence[SpeechAugmentation], seed: int) -> Tensor:
+def augmented_mel(mel: Tensor, augmentations: Sequence[AudioAugmentation], seed: int) -> Tensor:
     """The log-mel (bins, frames) changed by each `SpecAugment`, of the same shape; otherwise as `augmented_wave`."""
     return _changed(mel, [one for one in augmentations if isinstance(one, SpecAugment)], seed ^ _MEL_STREAM)
 
@@ -132,7 +132,7 @@ def with_noise(samples: Tensor, snr_db: float, seed: int, colour: Colour = "pink
         return _noisy(samples, snr_db, colour)
 
 
-def _changed(signal: Tensor, augmentations: Sequence[SpeechAugmentation], seed: int) -> Tensor:
+def _changed(signal: Tensor, augmentations: Sequence[AudioAugmentation], seed: int) -> Tensor:
     with _random_state(seed):
         for augmentation in augmentations:
             if torch.rand(()) < augmentation.p:

@@ -1,7 +1,7 @@
 """Pictures changed at random for training: the one table of augmentation kinds, on torchvision's transforms v2.
 
 Each kind is a frozen pydantic model (its YAML keys) with `transform`. A new kind is a class here and a name in
-`PictureAugmentation`.
+`ImageAugmentation`.
 """
 
 import hashlib
@@ -127,7 +127,7 @@ class Crop(_Augmentation):
         return _OfSize(of_size)
 
 
-PictureAugmentation = Flip | Rotate | Colour | Blur | Elastic | Crop
+ImageAugmentation = Flip | Rotate | Colour | Blur | Elastic | Crop
 
 
 class _OfSize(nn.Module):
@@ -143,7 +143,7 @@ class _OfSize(nn.Module):
 
 
 def augmented(
-    image: Image.Image, augmentations: Sequence[PictureAugmentation], seed: int, keep_direction: bool = False
+    image: Image.Image, augmentations: Sequence[ImageAugmentation], seed: int, keep_direction: bool = False
 ) -> Image.Image:
     """The RGB image changed by each augmentation in turn, each with its own probability; as large as before.
 
@@ -185,7 +185,7 @@ _LONE_LETTER = regex.compile(
 _DIGIT = regex.compile(r"\p{Nd}")
 
 
-def at_risk(rows: Sequence[Mapping[str, Any]], augmentations: Sequence[PictureAugmentation]) -> list[str]:
+def at_risk(rows: Sequence[Mapping[str, Any]], augmentations: Sequence[ImageAugmentation]) -> list[str]:
     """Ids of rows whose picture a flip, or a rotation over 45 degrees, may turn into something else.
 
     Judged by the English words of `prompt` and `text` (letters, signs, arrows, left and right, clocks, flags), and by
@@ -198,7 +198,7 @@ def at_risk(rows: Sequence[Mapping[str, Any]], augmentations: Sequence[PictureAu
     return [row["id"] for row in rows if any(pattern.search(_caption(row)) for pattern in patterns)]
 
 
-def warn_of_risk(rows: Sequence[Mapping[str, Any]], augmentations: Sequence[PictureAugmentation]) -> str | None:
+def warn_of_risk(rows: Sequence[Mapping[str, Any]], augmentations: Sequence[ImageAugmentation]) -> str | None:
     """A sentence for the user on the rows at risk; None where there are none."""
     ids = set(at_risk(rows, augmentations))
     if not ids:

@@ -30,9 +30,9 @@ from kauli.training.evaluation.scorers import (
     sentence_chrf,
 )
 from kauli.training.evaluation.speech import FASTEST
-from kauli.training.features.fusion import fused_rows, load_ears, recording_features, show
+from kauli.training.features.fusion import fused_rows, load_audio_encoder, recording_features, show
 from kauli.training.features.pictures import with_media, without_media
-from kauli.training.recipe import Hearing
+from kauli.training.recipe import AudioInput
 
 Row = Mapping[str, Any]
 ADAPTER, BASE = "adapter", "base"
@@ -147,7 +147,7 @@ def evaluate_fusion(
 def _encoders(parts: Mapping[str, PartSettings], folder: Path) -> tuple[ImageTower, Any]:
     image, audio = parts["image"], parts["audio"]
     tower = ImageTower.load(find_base(image.encoder, task="align", allow_noncommercial=True))
-    ears = load_ears(Hearing(encoder=audio.encoder))
+    ears = load_audio_encoder(AudioInput(encoder=audio.encoder))
     for one, settings in ((tower, image), (ears, audio)):
         if one.sha256 != settings.sha256:
             raise KauliError(f"the encoder of {settings.encoder} is not the one that {folder.name} was trained with.")

@@ -13,7 +13,7 @@ from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
 from kauli.models.languages import check_tag
 from kauli.models.progress import bar
-from kauli.models.requests import SpeechRequest
+from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.loops import collapsed
 from kauli.models.speech.whisper import WhisperTask
 from kauli.models.tasks import load_task
@@ -112,7 +112,7 @@ def transcribe(
     task: Any, rows: Sequence[Row], adapter: str | None = None, full_window: bool | None = None
 ) -> list[str]:
     """The greedy transcript of each row's `samples`."""
-    requests = [SpeechRequest(row["samples"], row["language"], full_window=full_window) for row in rows]
+    requests = [TranscriptionRequest(row["samples"], row["language"], full_window=full_window) for row in rows]
     texts = [""] * len(requests)
     with bar("Transcribing", len(requests)) as advance:
         for chunks in task.generate(requests, [adapter] * len(requests)):

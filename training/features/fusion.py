@@ -18,12 +18,12 @@ from kauli.models.progress import bar
 from kauli.models.requests import Media
 from kauli.models.speech.audio_tower import AudioTower
 from kauli.models.text.connector import PartSettings
-from kauli.training.augment.audio import SpeechAugmentation, augmented_wave, with_noise
+from kauli.training.augment.audio import AudioAugmentation, augmented_wave, with_noise
 from kauli.training.augment.image import view_seed
 from kauli.training.data.dataset import Dataset
 from kauli.training.features.pictures import load_tower, part_settings, store_features, with_media
 from kauli.training.features.recordings import Recorded, recording_rows
-from kauli.training.recipe import Hearing, Recipe
+from kauli.training.recipe import AudioInput, Recipe
 from kauli.training.tasks.text import Examples
 
 Row = dict[str, Any]
@@ -47,11 +47,13 @@ def fused_rows(dataset: Dataset, split: str, languages: Sequence[str], prompt: s
     return found
 
 
-def fuse(recipe: Recipe, hearing: Hearing, examples: Examples, device: str) -> tuple[Examples, dict[str, PartSettings]]:
+def fuse(
+    recipe: Recipe, hearing: AudioInput, examples: Examples, device: str
+) -> tuple[Examples, dict[str, PartSettings]]:
     """The examples with their media, several views of each row in training, and the parts of the connector."""
     fusion = recipe.fusion
     assert fusion is not None
-    tower, ears = load_tower(fusion, device), load_ears(hearing, device)
+    tower, ears = load_tower(fusion, device), load_audio_encoder(hearing, device)
     train = with_media(examples.train, tower, fusion.grid, recipe.picture_augment, fusion.views)
     clean = recording_features(examples.train, ears, hearing.stack)
     changed: list[Sequence[Media]] = [clean]
@@ -77,12 +79,12 @@ def show(row: Mapping[str, Any], shown: Shown) -> Row:
     return {**row, "media": media if shown == "both" else tuple(one for one in media if one.kind == shown)}
 
 
-def load_ears(hearing: Hearing, device: str | None = None) -> AudioTower:
+def load_audio_encoder(hearing: AudioInput, device: str | None = None) -> AudioTower:
     """The encoder of recordings that a recipe names."""
     return AudioTower.load(find_base(hearing.encoder, task="transcribe", allow_noncommercial=True), device)
 
 
-def audio_settings(hearing: Hearing, ears: AudioTower) -> PartSettings:
+def audio_settings(hearing: AudioInput, ears: AudioTower) -> PartSettings:
     """What a recipe's hearing makes of an encoder."""
     return PartSettings(
         encoder=hearing.encoder, sha256=ears.sha256, width=ears.width(hearing.stack), places=PLACES,
@@ -107,7 +109,7 @@ def _augmented(
     rows: Sequence[Mapping[str, Any]],
     ears: AudioTower,
     stack: int,
-    augmentations: Sequence[SpeechAugmentation],
+    augmentations: Sequence[AudioAugmentation],
     view: int,
 ) -> list[Media]:
     spec = f"view {view} {[one.model_dump(mode='json') for one in augmentations]}"
@@ -143,7 +145,7 @@ def _cached(
     return [known[row["recording"]] for row in rows]
 
 
-def _parts_of(row: Mapping[str, Any], view: int, hearing: Hearing) -> Shown:
+def _parts_of(row: Mapping[str, Any], view: int, hearing: AudioInput) -> Shown:
     """What a view shows: its first both, later ones by chance, the same at every call."""
     chance = view_seed(f"{row['id']} shown", view) / 2**63
     if view == 0 or chance >= hearing.unseen + hearing.unheard:

@@ -21,14 +21,14 @@ from kauli.models.media.decode import decode_image
 from kauli.models.paths import kauli_home
 from kauli.models.progress import bar
 from kauli.models.vision.align import AlignTask
-from kauli.training.augment.image import PictureAugmentation, at_risk, augmented, view_seed
+from kauli.training.augment.image import ImageAugmentation, at_risk, augmented, view_seed
 
 Row = Mapping[str, Any]
 PICTURES_A_TURN, TEXTS_A_TURN = 256, 2048  # between two writes of the file: what a killed run loses at the most
 
 
 def picture_features(
-    task: AlignTask, rows: Sequence[Row], augmentations: Sequence[PictureAugmentation] = (), view: int = 0
+    task: AlignTask, rows: Sequence[Row], augmentations: Sequence[ImageAugmentation] = (), view: int = 0
 ) -> Tensor:
     """(N, W) float32: of each row's picture, as it is (view 0) or augmented. Rows have `picture`, `image`, `id`."""
     if view == 0:

@@ -25,12 +25,12 @@ from kauli.models.progress import bar
 from kauli.models.requests import Media
 from kauli.models.text.connector import PartSettings
 from kauli.models.vision.image_tower import ImageTower
-from kauli.training.augment.image import PictureAugmentation, at_risk, augmented, view_seed
+from kauli.training.augment.image import ImageAugmentation, at_risk, augmented, view_seed
 from kauli.training.data.dataset import Dataset
 from kauli.training.data.groups import short_hash
 from kauli.training.data.schema import SCHEMA
 from kauli.training.evaluation.scorers import NEW_PICTURES
-from kauli.training.recipe import Fusion
+from kauli.training.recipe import DescribeSection
 
 Row = dict[str, Any]
 ENCODED_AT_ONCE = 16
@@ -85,7 +85,7 @@ def other_pictures(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     ]
 
 
-def part_settings(fusion: Fusion, tower: ImageTower) -> PartSettings:
+def part_settings(fusion: DescribeSection, tower: ImageTower) -> PartSettings:
     """What a recipe's fusion makes of a tower."""
     places = 1 + fusion.grid**2
     return PartSettings(
@@ -94,7 +94,7 @@ def part_settings(fusion: Fusion, tower: ImageTower) -> PartSettings:
     )  # fmt: skip
 
 
-def load_tower(fusion: Fusion, device: str | None = None) -> ImageTower:
+def load_tower(fusion: DescribeSection, device: str | None = None) -> ImageTower:
     """The image tower that a recipe names."""
     return ImageTower.load(find_base(fusion.encoder, task="align", allow_noncommercial=True), device)
 
@@ -103,7 +103,7 @@ def with_media(
     rows: Sequence[Row],
     tower: ImageTower,
     grid: int,
-    augmentations: Sequence[PictureAugmentation] = (),
+    augmentations: Sequence[ImageAugmentation] = (),
     views: int = 1,
 ) -> list[Row]:
     """Each row `views` times, with the `media` of its picture: as it is, then augmented anew.
@@ -147,7 +147,7 @@ def with_own_prompts(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     return [{**row, "prompt": row.get("own_prompt", row.get("prompt"))} for row in rows]
 
 
-def _view(image: bytes, keep: bool, augmentations: Sequence[PictureAugmentation], key: str, view: int) -> Image:
+def _view(image: bytes, keep: bool, augmentations: Sequence[ImageAugmentation], key: str, view: int) -> Image:
     decoded = decode_image(image)
     if view == 0:
         return decoded

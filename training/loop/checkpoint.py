@@ -12,7 +12,7 @@ from kauli.models.errors import UsageError
 
 
 @dataclass
-class Progress:
+class TrainState:
     """How far a run is. Dropout is seeded anew at each step from seed, step and rank, so no RNG state is needed."""
 
     step: int = 0
@@ -62,7 +62,7 @@ class Checkpoint:
         parameters: dict[str, nn.Parameter],
         best: dict[str, Tensor],
         optimizer: torch.optim.Optimizer,
-        progress: Progress,
+        progress: TrainState,
         identity: dict[str, str],
     ) -> None:
         """Write everything; `identity` names recipe and data, and is checked when the state is taken up again."""
@@ -79,7 +79,7 @@ class Checkpoint:
 
     def load(
         self, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, identity: dict[str, str]
-    ) -> tuple[Progress, dict[str, Tensor]]:
+    ) -> tuple[TrainState, dict[str, Tensor]]:
         """Put weights and moments back; returns the progress and the best weights.
 
         Raises UsageError where recipe or data are not those of the checkpoint.
@@ -99,6 +99,6 @@ class Checkpoint:
             optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
             }
-        progress = Progress(**content["progress"])
+        progress = TrainState(**content["progress"])
         progress.curve = [tuple(point) for point in content["progress"]["curve"]]
         return progress, load_file(self.folder / "best.safetensors")

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from kauli.training.loop.checkpoint import Checkpoint, Progress, copy_of, trainable, write
+from kauli.training.loop.checkpoint import Checkpoint, TrainState, copy_of, trainable, write
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.text import Learner
 
@@ -58,7 +58,7 @@ class Loop:
         self.log = log if log is not None and self.rank == 0 else lambda line: None
         self.identity = {"recipe": recipe.sha256(), "data": data}
 
-        self.progress, self.best = Progress(), dict[str, Tensor]()
+        self.progress, self.best = TrainState(), dict[str, Tensor]()
         self.checkpoint = session.restore()
         if self.checkpoint is None:
             self.progress.base_validation = self._validation(bare=True)
@@ -71,7 +71,7 @@ class Loop:
         self.model = self.accelerator.prepare(learner.objective())
         self.plan = learner.plan()
 
-    def run(self) -> Progress:
+    def run(self) -> TrainState:
         """Train to the end of the budget or the early stop; the best weights are in the model then."""
         if self.checkpoint is not None:
             self.progress, self.best = Checkpoint(self.checkpoint).load(self.parameters, self.optimizer, self.identity)

@@ -18,7 +18,7 @@ from kauli.training.features.fusion import fuse
 from kauli.training.features.pictures import load_tower, part_settings, with_media
 from kauli.training.loop.loop import Loop, Session
 from kauli.training.recipe import Recipe
-from kauli.training.tasks.text import Examples, Learner, TokenLearner
+from kauli.training.tasks.text import Examples, Learner, TextLearner
 
 METRICS = "metrics.jsonl"
 NOTES = "notes.txt"
@@ -112,15 +112,15 @@ def work(job: Job, session: Session, threads: int | None = None) -> None:
     log = _logger(store, f"{job.folder}/{METRICS}")
     learner: Learner
     if recipe.speech is not None:
-        from kauli.training.tasks.transcribe import SpeechLearner
+        from kauli.training.tasks.transcribe import TranscribeLearner
 
-        learner = SpeechLearner(task, recipe, examples)
+        learner = TranscribeLearner(task, recipe, examples)
     elif recipe.pairs is not None:
-        from kauli.training.tasks.align import PairLearner  # with what open_clip needs, which text does not
+        from kauli.training.tasks.align import AlignLearner  # with what open_clip needs, which text does not
 
-        learner = PairLearner(task, recipe, examples)
+        learner = AlignLearner(task, recipe, examples)
     else:
-        learner = TokenLearner(task, recipe, examples, parts)
+        learner = TextLearner(task, recipe, examples, parts)
     loop = Loop(learner, recipe, examples.sha256, session, start=job.start, log=log)
     if learner.cut and loop.rank == 0:
         done = "left out" if recipe.speech is not None else "cut"

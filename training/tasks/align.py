@@ -107,7 +107,7 @@ def _gathered(mine: Tensor) -> Tensor:
     return torch.cat(all_gather(mine))  # type: ignore[no-untyped-call]
 
 
-class PairLearner:
+class AlignLearner:
     """Projections that learn to bring a picture and its captions together. Towers run once, before the training."""
 
     cut = 0

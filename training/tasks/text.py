@@ -89,7 +89,7 @@ class _Packed(nn.Module):
         return answer_losses(self.model, batch)
 
 
-class TokenLearner:
+class TextLearner:
     """A language model that learns the tokens of answers, after prompts that may hold media."""
 
     def __init__(

@@ -19,7 +19,7 @@ from kauli.training.tasks.sampler import Plan, micro_batches, share_out
 from kauli.training.tasks.text import Examples
 
 
-class SpeechLearner:
+class TranscribeLearner:
     """A speech recogniser that learns transcripts. A clip weighs its frames and its tokens, 50 and some 10 a second."""
 
     def __init__(self, task: Any, recipe: Recipe, examples: Examples) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from kauli.models.adapters.linear import Term
+from kauli.models.adapters.linear import LinearDelta
 from kauli.models.bases.find import find_base
 from kauli.models.engine.detokenize import TokenBytes
 from kauli.models.engine.engine import Engine, Generation, Part, Ticket
@@ -38,7 +38,7 @@ class Served:
     folders: dict[str, Path]
     model: Any
     lora: LoraBatch
-    terms: dict[str, dict[str, Term]]
+    terms: dict[str, dict[str, LinearDelta]]
 
     def engine(self, ends: frozenset[int] = ENDS, **options: Any) -> Engine:
         return Engine(self.model, token_bytes(), ends, self.lora, **options)

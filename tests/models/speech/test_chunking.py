@@ -9,7 +9,7 @@ import pytest
 
 from kauli.models.media.decode import RATE
 from kauli.models.requests import Word
-from kauli.models.speech.chunking import LONGEST, Segment, Span, as_text, cut, join, word_spans
+from kauli.models.speech.chunking import LONGEST, AudioSpan, Segment, as_text, cut, join, word_spans
 
 Part = tuple[float, float]
 """Seconds, and the height of a tone; 0 is a pause."""
@@ -30,16 +30,16 @@ def syllables(seconds: float, height: float) -> list[Part]:
     ]
 
 
-def edges(spans: list[Span]) -> list[tuple[float, float]]:
+def edges(spans: list[AudioSpan]) -> list[tuple[float, float]]:
     return [(pytest.approx(span.start, abs=0.03), pytest.approx(span.end, abs=0.03)) for span in spans]
 
 
 def test_a_short_recording_is_one_span() -> None:
-    assert cut(recording((2, 0.3), (0.5, 0), (3, 0.3)), LONGEST) == [Span(0, 5.5)]
-    assert cut(recording((4, 0.3)), 4.0) == [Span(0, 4)]
-    assert cut(recording((4.01, 0.3)), 4.01) == [Span(0, 4.01)]
-    assert cut(np.zeros(RATE, np.float32), 4.0) == [Span(0, 1)]
-    assert cut(recording((10, 0)), 28.0) == [Span(0, 10)]  # noise alone
+    assert cut(recording((2, 0.3), (0.5, 0), (3, 0.3)), LONGEST) == [AudioSpan(0, 5.5)]
+    assert cut(recording((4, 0.3)), 4.0) == [AudioSpan(0, 4)]
+    assert cut(recording((4.01, 0.3)), 4.01) == [AudioSpan(0, 4.01)]
+    assert cut(np.zeros(RATE, np.float32), 4.0) == [AudioSpan(0, 1)]
+    assert cut(recording((10, 0)), 28.0) == [AudioSpan(0, 10)]  # noise alone
 
 
 def test_a_long_recording_is_cut_in_its_pauses() -> None:
@@ -55,8 +55,8 @@ def test_the_longest_pause_of_the_last_third_is_taken() -> None:
 
 
 def test_speech_without_a_pause_is_cut_hard_with_an_overlap() -> None:
-    assert cut(recording((70, 0.3)), 28.0) == [Span(0, 28), Span(26, 54), Span(52, 70)]
-    assert cut(recording((9, 0.3)), 4.0, overlap=1.0) == [Span(0, 4), Span(3, 7), Span(6, 9)]
+    assert cut(recording((70, 0.3)), 28.0) == [AudioSpan(0, 28), AudioSpan(26, 54), AudioSpan(52, 70)]
+    assert cut(recording((9, 0.3)), 4.0, overlap=1.0) == [AudioSpan(0, 4), AudioSpan(3, 7), AudioSpan(6, 9)]
     gaps = [part for _ in range(100) for part in ((0.3, 0.3), (0.2, 0))]  # too short for pauses
     assert cut(recording(*gaps), 28.0)[1].start == 26
     with pytest.raises(ValueError, match="overlap"):
@@ -117,7 +117,7 @@ def test_ten_minutes_are_cut_in_no_time() -> None:
 
 
 def spliced(before: str, after: str) -> str:
-    return as_text(join([before, after], [Span(0, 28), Span(26, 54)]))
+    return as_text(join([before, after], [AudioSpan(0, 28), AudioSpan(26, 54)]))
 
 
 def test_words_that_both_spans_heard_are_said_once() -> None:
@@ -138,7 +138,7 @@ def test_a_word_cut_in_half_is_taken_from_the_side_that_heard_it_whole() -> None
 def test_texts_that_share_nothing_stay_whole() -> None:
     assert spliced("мы пайшлі ў лес.", "Потым быў дождж") == "мы пайшлі ў лес. Потым быў дождж"
     assert spliced("a long day and", "I then went on") == "a long day and I then went on"
-    apart = [Span(0, 26), Span(26, 54)]
+    apart = [AudioSpan(0, 26), AudioSpan(26, 54)]
     assert as_text(join(["one two", "one two"], apart)) == "one two one two"
     # The same words, but too early to lie in the overlap
     early = "one two three four five " + "six " * 30
@@ -151,12 +151,12 @@ def test_scripts_without_spaces_are_joined_by_their_characters() -> None:
 
 
 def test_segments_keep_their_times_and_empty_ones_are_left_out() -> None:
-    spans = [Span(0, 10), Span(11, 20), Span(20, 48), Span(46, 60)]
+    spans = [AudioSpan(0, 10), AudioSpan(11, 20), AudioSpan(20, 48), AudioSpan(46, 60)]
     found = join([" so ", "", "it goes", "it goes on"], spans)
     assert found == [Segment(0, 10, "so"), Segment(20, 47, "it"), Segment(47, 60, "goes on")]
     assert join(["", ""], spans[:2]) == []
     assert as_text([]) == ""
-    nested = join(["one two three", "three"], [Span(0, 4), Span(3, 5)])
+    nested = join(["one two three", "three"], [AudioSpan(0, 4), AudioSpan(3, 5)])
     assert nested == [Segment(0, 3.5, "one two three")]
 
 
@@ -175,12 +175,12 @@ def test_words_are_found_in_any_script() -> None:
 def test_words_go_where_their_text_goes() -> None:
     texts = ["раз два тры чаты", "ва тры чатыры пяць"]
     words = [[Word(word, at, at + 0.5) for at, word in enumerate(text.split())] for text in texts]
-    one, other = join(texts, [Span(10, 14), Span(13, 17)], words)
+    one, other = join(texts, [AudioSpan(10, 14), AudioSpan(13, 17)], words)
     assert (one.text, other.text) == ("раз два тры", "чатыры пяць")
     assert one.words == (Word("раз", 10, 10.5), Word("два", 11, 11.5), Word("тры", 12, 12.5))
     assert other.words == (Word("чатыры", 15, 15.5), Word("пяць", 16, 16.5))
     # A full stop that the next span's text doesn't have
-    (alone, rest) = join(["好的。", "的再见"], [Span(0, 4), Span(3, 7)], [
+    (alone, rest) = join(["好的。", "的再见"], [AudioSpan(0, 4), AudioSpan(3, 7)], [
         [Word("好", 0, 1), Word("的。", 1, 2)], [Word("的", 0, 1), Word("再", 1, 2), Word("见", 2, 3)],
     ])  # fmt: skip
     assert "".join(word.text for word in (*alone.words, *rest.words)) == alone.text + rest.text

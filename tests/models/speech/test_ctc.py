@@ -20,11 +20,11 @@ from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.media.decode import RATE
-from kauli.models.requests import SpeechRequest
+from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.ctc import CtcTask
-from kauli.models.speech.ctc_batch import SPELLED, Voice
+from kauli.models.speech.ctc_batch import SPELLED, CtcRunner
 from kauli.models.speech.task import Recogniser
-from kauli.models.speech.vocabulary import Letters, find_code, spoken
+from kauli.models.speech.vocabulary import Vocabulary, find_code, spoken
 from kauli.models.speech.whisper import WhisperTask
 from kauli.models.tasks import load_task
 from kauli.serving.events import Piece, Started
@@ -33,7 +33,7 @@ from kauli.training.evaluation.run import evaluate
 from kauli.training.methods import AttentionAdapter, Full, Lora
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.text import Examples
-from kauli.training.tasks.transcribe import SpeechLearner
+from kauli.training.tasks.transcribe import TranscribeLearner
 from kauli.training.train import train
 
 PITCHES = {letter: 250 * 2 ** (place / 2) for place, letter in enumerate("abdeimoў")}
@@ -113,7 +113,7 @@ def trained(base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
 
 def transcribe(task: CtcTask, keys: Sequence[str | None], rows: Sequence[Any] = ROWS) -> list[str]:
     texts = [""] * len(rows)
-    for chunks in task.generate([SpeechRequest(row["samples"], row["language"]) for row in rows], keys):
+    for chunks in task.generate([TranscriptionRequest(row["samples"], row["language"]) for row in rows], keys):
         for chunk in chunks:
             texts[chunk.row] += chunk.text
             assert chunk.finish == "stop"
@@ -139,13 +139,13 @@ def test_a_transcript_is_taken_as_it_is_said(text: str, said: str) -> None:
 
 
 def test_letters_are_found_in_any_case_and_new_ones_stand_behind() -> None:
-    own = Letters(("<pad>", "<unk>", "|", "A", "B", "’"))
+    own = Vocabulary(("<pad>", "<unk>", "|", "A", "B", "’"))
     assert own.encode("B a'b, c!") == ([4, 2, 3, 5, 4, 2], 1)
     assert own.decode([4, 1, 2, 2, 3]) == "B A"
     more = own.with_those_of(["cab", "d'b"])
     assert more.tokens == (*own.tokens, "c", "d")
     assert more.encode("cad") == ([6, 3, 7], 0)
-    assert Letters().with_those_of(["ab a"]).tokens == ("<pad>", "|", "a", "b")
+    assert Vocabulary().with_those_of(["ab a"]).tokens == ("<pad>", "|", "a", "b")
 
 
 def test_codes_of_mms_are_found_by_tag() -> None:
@@ -233,9 +233,9 @@ def test_requests_are_cancelled_cut_and_asked_several_times(
 ) -> None:
     task = load(base)
     task.prepare()
-    assert task.prompt_tokens(SpeechRequest(ROWS[0]["samples"])) == []
+    assert task.prompt_tokens(TranscriptionRequest(ROWS[0]["samples"])) == []
     task.add_adapter("x", trained["attention"][0])
-    request = SpeechRequest(ROWS[0]["samples"], max_tokens=4, logprobs=0, n=2)
+    request = TranscriptionRequest(ROWS[0]["samples"], max_tokens=4, logprobs=0, n=2)
     first, second = task.submit(request, "x")
     (gone,) = task.submit(replace(request, n=1), None)
     gone.cancelled = True
@@ -249,7 +249,7 @@ def test_requests_are_cancelled_cut_and_asked_several_times(
     assert all(-3 < one.logprob <= 0 for one in found[first].logprobs)
     assert first.generation.language == "be"
     with pytest.raises(UsageError, match=r"31\.0 seconds; debug-wav2vec2 hears 30 at once"):
-        task.submit(SpeechRequest(np.zeros(16_000 * 31, np.float32)), None)
+        task.submit(TranscriptionRequest(np.zeros(16_000 * 31, np.float32)), None)
     (chunks,) = task.generate([request], ["x"], cancelled=lambda row: True)
     assert [chunk.finish for chunk in chunks] == ["cancelled"] * 2
 
@@ -277,11 +277,11 @@ def heard_by_pitch(voice: Any, waves: Sequence[torch.Tensor], speakers: Sequence
 
 
 def test_words_have_the_times_of_their_letters(base: Base, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Voice, "logits", heard_by_pitch)
+    monkeypatch.setattr(CtcRunner, "logits", heard_by_pitch)
     task = load(base)
     task.add_adapter("a@1", trained["attention"][0])
     for text in TEXTS[:6]:
-        (chunk,) = next(task.generate([SpeechRequest(say(text), "be", words=True)], ["a@1"]))
+        (chunk,) = next(task.generate([TranscriptionRequest(say(text), "be", words=True)], ["a@1"]))
         assert chunk.text == text
         assert [word.text for word in chunk.words] == text.split()
         at = 0
@@ -291,9 +291,9 @@ def test_words_have_the_times_of_their_letters(base: Base, trained: Any, monkeyp
             assert word.start == pytest.approx(0.025 + 0.07 * at, abs=0.021), (text, chunk.words)
             at += len(word.text)
             assert word.end == pytest.approx(0.025 + 0.07 * at - 0.02, abs=0.021), (text, chunk.words)
-    (cut,) = next(task.generate([SpeechRequest(say("mama ab"), "be", max_tokens=6, words=True)], ["a@1"]))
+    (cut,) = next(task.generate([TranscriptionRequest(say("mama ab"), "be", max_tokens=6, words=True)], ["a@1"]))
     assert [word.text for word in cut.words] == ["mama", "a"]
-    (plain,) = next(task.generate([SpeechRequest(say("mama ab"), "be")], ["a@1"]))
+    (plain,) = next(task.generate([TranscriptionRequest(say("mama ab"), "be")], ["a@1"]))
     assert plain.words == ()
 
 
@@ -303,7 +303,7 @@ def test_the_service_runs_it(base: Base, tmp_path: Path) -> None:
         transcriber = Transcriber(task, Registry(str(tmp_path)))
         try:
             assert await transcriber.check() is None
-            return [event async for event in transcriber.stream(SpeechRequest(ROWS[0]["samples"], "be"), None)]
+            return [event async for event in transcriber.stream(TranscriptionRequest(ROWS[0]["samples"], "be"), None)]
         finally:
             transcriber.close()
 
@@ -316,7 +316,10 @@ def test_the_service_runs_it(base: Base, tmp_path: Path) -> None:
 
 def test_numbers_that_are_not_finite_fail_their_own_clip_alone(base: Base, tmp_path: Path) -> None:
     task = load(base)
-    good, bad = task.submit(SpeechRequest(say("ab")), None), task.submit(SpeechRequest(say("ab") * np.nan), None)
+    good, bad = (
+        task.submit(TranscriptionRequest(say("ab")), None),
+        task.submit(TranscriptionRequest(say("ab") * np.nan), None),
+    )
     found = dict(task.step())
     assert (found[good[0]].finish, found[bad[0]].finish) == ("stop", "failed")
 
@@ -538,7 +541,7 @@ def test_a_recipe_is_trained_published_and_measured_again_alike(tmp_path: Path) 
 def test_one_worker_two_workers_and_small_packs_have_the_same_gradient(base: Base) -> None:
     gradients = []
     for world, micro in ((1, 2048), (2, 2048), (1, 300)):
-        made = SpeechLearner(
+        made = TranscribeLearner(
             load(base),
             recipe("x", augment=[], train={"batch_tokens": 500, "micro_tokens": micro, "max_length": 300}),
             Examples(ROWS, ROWS, (), "x"),

@@ -9,7 +9,7 @@ import pytest
 import regex
 
 from kauli.models.requests import Word
-from kauli.models.speech.chunking import Segment, Span, as_text, join, word_spans
+from kauli.models.speech.chunking import AudioSpan, Segment, as_text, join, word_spans
 from kauli.models.speech.subtitles import LINE, LONGEST_CUE, SHORTEST_CUE, Cue, as_srt, as_vtt, cues
 
 
@@ -114,7 +114,7 @@ def test_cues_say_what_the_text_says_and_can_be_read() -> None:
         shared = spoken(random, int(random.integers(0, 6)))
         texts = [spoken(random, int(random.integers(0, 40))) for _ in range(3)]
         texts = [texts[0] + " " + shared, shared + " " + texts[1], texts[2]]
-        spans = [Span(0, 28), Span(26, 54), Span(60, 80)]
+        spans = [AudioSpan(0, 28), AudioSpan(26, 54), AudioSpan(60, 80)]
         words = [timed(text, span.end - span.start, random) for text, span in zip(texts, spans, strict=True)]
         segments = join(texts, spans, words)
         assert [(one.start, one.end, one.text) for one in segments] == [

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from kauli.models.bases.find import find_base
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.requests import SpeechRequest
+from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.audio_tower import WINDOW, AudioTower
 from kauli.models.speech.whisper import WhisperTask
 from kauli.models.speech.whisper_adapter import LANGUAGES
@@ -29,7 +29,7 @@ def rows(language: str = "be") -> list[dict[str, Any]]:
     ]
 
 
-def texts_of(task: WhisperTask, requests: list[SpeechRequest], keys: list[str | None]) -> list[str]:
+def texts_of(task: WhisperTask, requests: list[TranscriptionRequest], keys: list[str | None]) -> list[str]:
     texts = [""] * len(requests)
     for chunks in task.generate(requests, keys):
         for chunk in chunks:
@@ -100,7 +100,7 @@ def test_greedy_text_is_that_of_transformers() -> None:
     with torch.no_grad():
         tokens = model.generate(mels, language="be", task="transcribe", max_new_tokens=12, suppress_tokens=task._silent)
     expected = task.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    requests = [SpeechRequest(row["samples"], "be", max_tokens=12) for row in chosen]
+    requests = [TranscriptionRequest(row["samples"], "be", max_tokens=12) for row in chosen]
     ours = texts_of(task, requests, [None] * 4)
     # A character that the last token leaves unfinished is dropped by us, and shown as U+FFFD by transformers
     assert [text.strip() for text in ours] == [text.replace("\ufffd", "").strip() for text in expected]
@@ -132,7 +132,7 @@ def test_adapters_and_the_base_mixed_in_one_batch_give_what_each_gives_alone(tmp
     for seed in (1, 2, 3):
         task.add_adapter(f"a{seed}@1", adapter(tmp_path / str(seed), seed))
     keys = [None, "a1@1", "a2@1", "a3@1", "a1@1", None, "a3@1", "a2@1"]
-    requests = [SpeechRequest(row["samples"], "be", max_tokens=16) for row in rows()]
+    requests = [TranscriptionRequest(row["samples"], "be", max_tokens=16) for row in rows()]
     together = texts_of(task, requests, keys)
     alone = [texts_of(task, [one], [key])[0] for one, key in zip(requests, keys, strict=True)]
     assert together == alone
@@ -143,7 +143,9 @@ def test_adapters_and_the_base_mixed_in_one_batch_give_what_each_gives_alone(tmp
 
 def test_more_clips_than_slots_come_through(tmp_path: Path) -> None:
     task = WhisperTask.load(find_base("debug", task="transcribe"), device="cpu", slots=3)
-    requests = [SpeechRequest(row["samples"], "be", max_tokens=8, full_window=False) for row in [*rows(), *rows()]]
+    requests = [
+        TranscriptionRequest(row["samples"], "be", max_tokens=8, full_window=False) for row in [*rows(), *rows()]
+    ]
     texts = texts_of(task, requests, [None] * len(requests))
     assert texts[:8] == texts[8:]
 
@@ -168,7 +170,7 @@ def test_it_learns_and_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
         loaded = whisper()
         loaded.add_adapter("mine@1", folder)
         assert [bits for bits, _ in loaded.bits(rows(), "mine@1")] == pytest.approx(trained, rel=1e-3)
-    heard = texts_of(loaded, [SpeechRequest(row["samples"]) for row in rows()], ["mine@1"] * 8)
+    heard = texts_of(loaded, [TranscriptionRequest(row["samples"]) for row in rows()], ["mine@1"] * 8)
     assert [text.strip() for text in heard] == list(TEXTS)
 
 
@@ -197,11 +199,11 @@ def test_a_language_without_a_token_begins_among_its_relatives_and_travels_with_
     loaded = whisper()
     loaded.add_adapter("ky@1", tmp_path / "ky")
     assert [bits for bits, _ in loaded.bits(rows("ky"), "ky@1")] == pytest.approx(trained, rel=1e-4)
-    assert texts_of(loaded, [SpeechRequest(sound(0.5, 1))], ["ky@1"]) == texts_of(
-        loaded, [SpeechRequest(sound(0.5, 1), "ky")], ["ky@1"]
+    assert texts_of(loaded, [TranscriptionRequest(sound(0.5, 1))], ["ky@1"]) == texts_of(
+        loaded, [TranscriptionRequest(sound(0.5, 1), "ky")], ["ky@1"]
     )
     with pytest.raises(UsageError, match="does not know the language 'ky'"):
-        texts_of(loaded, [SpeechRequest(sound(0.5, 1), "ky")], [None])
+        texts_of(loaded, [TranscriptionRequest(sound(0.5, 1), "ky")], [None])
 
 
 def test_a_language_that_is_not_named_is_the_one_that_transformers_hears() -> None:
@@ -210,13 +212,13 @@ def test_a_language_that_is_not_named_is_the_one_that_transformers_hears() -> No
         samples = sound(1.0 + 0.3 * seed, seed)
         heard = model.detect_language(input_features=task.mel(samples, task.seconds)[None])
         language = task.tokenizer.decode(heard).strip("<|>")
-        named, unnamed = (SpeechRequest(samples, tag, max_tokens=10) for tag in (language, None))
+        named, unnamed = (TranscriptionRequest(samples, tag, max_tokens=10) for tag in (language, None))
         assert texts_of(task, [named], [None]) == texts_of(task, [unnamed], [None])
 
 
 def test_a_clip_that_is_too_long_is_refused() -> None:
     with pytest.raises(UsageError, match=r"5\.0 seconds; debug-whisper hears 4 at once"):
-        texts_of(whisper(), [SpeechRequest(sound(5, 0), "be")], [None])
+        texts_of(whisper(), [TranscriptionRequest(sound(5, 0), "be")], [None])
 
 
 def test_a_transcript_ends_even_where_the_model_would_go_on_for_ever() -> None:
@@ -224,7 +226,7 @@ def test_a_transcript_ends_even_where_the_model_would_go_on_for_ever() -> None:
     (chunks,) = [
         [
             chunk
-            for found in task.generate([SpeechRequest(sound(0.5, 0), "be", ignore_eos=True)], [None])
+            for found in task.generate([TranscriptionRequest(sound(0.5, 0), "be", ignore_eos=True)], [None])
             for chunk in found
         ]
     ]
@@ -234,7 +236,10 @@ def test_a_transcript_ends_even_where_the_model_would_go_on_for_ever() -> None:
 
 def test_cancelled_rows_end_and_the_others_go_on() -> None:
     task = whisper()
-    requests = [SpeechRequest(sound(1, 0), "be", max_tokens=12), SpeechRequest(sound(2, 1), "be", max_tokens=12)]
+    requests = [
+        TranscriptionRequest(sound(1, 0), "be", max_tokens=12),
+        TranscriptionRequest(sound(2, 1), "be", max_tokens=12),
+    ]
     alone = texts_of(task, requests[1:], [None])
     texts, finishes = ["", ""], {}
     for chunks in task.generate(requests, [None, None], cancelled=lambda row: row == 0):

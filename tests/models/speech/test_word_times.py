@@ -18,7 +18,7 @@ from kauli.models.bases.find import fetch_base, find_base
 from kauli.models.engine.detokenize import TokenBytes
 from kauli.models.errors import KauliError
 from kauli.models.media.decode import RATE, decode_audio
-from kauli.models.requests import Chunk, SpeechRequest, Word
+from kauli.models.requests import Chunk, TranscriptionRequest, Word
 from kauli.models.speech import whisper_decoder as voice
 from kauli.models.speech.whisper import WhisperTask
 from kauli.models.speech.word_times import (
@@ -34,7 +34,9 @@ from kauli.training.data.dataset import load_data
 from support.whisper import adapter, reference, sound, whisper
 
 
-def last_chunks(task: WhisperTask, requests: Sequence[SpeechRequest], keys: Sequence[str | None]) -> list[list[Chunk]]:
+def last_chunks(
+    task: WhisperTask, requests: Sequence[TranscriptionRequest], keys: Sequence[str | None]
+) -> list[list[Chunk]]:
     """Of each row its chunks."""
     found: list[list[Chunk]] = [[] for _ in requests]
     for chunks in task.generate(requests, keys):
@@ -43,7 +45,7 @@ def last_chunks(task: WhisperTask, requests: Sequence[SpeechRequest], keys: Sequ
     return found
 
 
-def words(task: WhisperTask, request: SpeechRequest, key: str | None = None) -> tuple[Word, ...]:
+def words(task: WhisperTask, request: TranscriptionRequest, key: str | None = None) -> tuple[Word, ...]:
     return last_chunks(task, [request], [key])[0][-1].words
 
 
@@ -107,7 +109,7 @@ def test_times_are_those_of_transformers_in_the_whole_window(tmp_path: Path) -> 
     for key, model in ((None, eager()), ("a@1", PeftModel.from_pretrained(eager(), tmp_path / "a").eval())):
         for seed in range(3):
             samples = sound(4, seed)
-            request = SpeechRequest(samples, "be", full_window=True, words=True, logprobs=0, max_tokens=24)
+            request = TranscriptionRequest(samples, "be", full_window=True, words=True, logprobs=0, max_tokens=24)
             chunks = last_chunks(task, [request], [key])[0]
             answer = [one.token for chunk in chunks for one in chunk.logprobs if one.bytes]
             times = theirs(model, task, samples, task.prompt_tokens(request), answer)
@@ -123,8 +125,8 @@ def test_a_clip_has_the_same_words_in_any_company_by_its_own_adapter(tmp_path: P
     for seed in (1, 2):
         task.add_adapter(f"a{seed}@1", adapter(tmp_path / str(seed), seed))
     keys = [None, "a1@1", "a2@1", "a1@1"]
-    requests = [SpeechRequest(sound(0.6 + at, at), "be", words=True, max_tokens=20) for at in range(3)]
-    requests.append(SpeechRequest(sound(1.0, 5), "be", max_tokens=20))
+    requests = [TranscriptionRequest(sound(0.6 + at, at), "be", words=True, max_tokens=20) for at in range(3)]
+    requests.append(TranscriptionRequest(sound(1.0, 5), "be", max_tokens=20))
     together = [chunks[-1].words for chunks in last_chunks(task, requests, keys)]
     assert together[:3] == [words(task, one, key) for one, key in zip(requests[:3], keys, strict=False)]
     assert together[3] == ()
@@ -138,7 +140,7 @@ def test_a_clip_has_the_same_words_in_any_company_by_its_own_adapter(tmp_path: P
 def test_words_are_all_of_the_text_and_come_with_its_end(tmp_path: Path) -> None:
     task = whisper()
     task.add_adapter("a@1", adapter(tmp_path / "a", 3))
-    (chunks,) = last_chunks(task, [SpeechRequest(sound(2, 1), "be", words=True)], ["a@1"])
+    (chunks,) = last_chunks(task, [TranscriptionRequest(sound(2, 1), "be", words=True)], ["a@1"])
     text = "".join(chunk.text for chunk in chunks)
     assert "".join("".join(text_of(chunks[-1].words)).split()) == "".join(text.split())
     assert not any(chunk.words for chunk in chunks[:-1])
@@ -150,7 +152,7 @@ def test_a_language_without_a_token_of_its_own_has_words_too(tmp_path: Path) -> 
     save_file({"ky": torch.randn(64, generator=torch.Generator().manual_seed(0))}, folder / "languages.safetensors")
     (folder / "speech.json").write_text('{"languages": ["ky"]}')
     task.add_adapter("ky@1", folder)
-    first, other = (words(task, SpeechRequest(sound(1, 1), tag, words=True), "ky@1") for tag in ("ky", None))
+    first, other = (words(task, TranscriptionRequest(sound(1, 1), tag, words=True), "ky@1") for tag in ("ky", None))
     assert first
     assert first == other
 
@@ -161,9 +163,9 @@ def test_without_words_nothing_is_read_again(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(voice, "look_weights", refused)
     task = whisper()
-    assert words(task, SpeechRequest(sound(1, 1), "be")) == ()
+    assert words(task, TranscriptionRequest(sound(1, 1), "be")) == ()
     with pytest.raises(AssertionError, match="read again"):
-        words(task, SpeechRequest(sound(1, 1), "be", words=True))
+        words(task, TranscriptionRequest(sound(1, 1), "be", words=True))
 
 
 def test_the_heads_are_those_that_the_settings_name() -> None:
@@ -232,7 +234,7 @@ def test_after_a_silence_words_begin_where_speech_does() -> None:
     behind = len(clips[0]) / RATE + 2
     task = WhisperTask.load(fetch_base("whisper-base"), device="cpu")
     for full in (True, False):
-        found = words(task, SpeechRequest(both, "be", full_window=full, words=True))
+        found = words(task, TranscriptionRequest(both, "be", full_window=full, words=True))
         assert len(found) >= 2
         second = next(word for word in found if word.end > behind)
         assert second.start >= behind - 0.1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kauli.models.bases.find import find_base
-from kauli.models.engine.packing import FEATURE, Features, pack
+from kauli.models.engine.packing import FEATURE, MediaFeatures, pack
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import MARK, Media, Message, TextRequest
 from kauli.models.tasks import load_task
@@ -90,7 +90,7 @@ def test_a_connector_computes_what_its_formula_says() -> None:
     part.mean.fill_(0.5)
     part.std.fill_(2.0)
     values = torch.randn(4, WIDTH)
-    found = connector("image", Features(values, torch.tensor([0, 1, 2, 9]), torch.arange(4)))
+    found = connector("image", MediaFeatures(values, torch.tensor([0, 1, 2, 9]), torch.arange(4)))
     x = (values - 0.5) / 2
     inner = torch.nn.functional.gelu(x @ part.up.weight.T + part.up.bias)
     expected = x @ part.straight.weight.T + part.straight.bias + inner @ part.down.weight.T + part.down.bias
@@ -107,7 +107,7 @@ def test_a_connector_begins_where_a_ridge_regression_ends() -> None:
     x = (features - features.mean(0)) / (features.std(0) + 1e-3)
     peer = Ridge(alpha=0.5 * 50).fit(x.double().numpy(), targets.double().numpy())
     zero = torch.zeros(50, dtype=torch.long)
-    found = connector("image", Features(features, zero, zero)).detach().numpy()
+    found = connector("image", MediaFeatures(features, zero, zero)).detach().numpy()
     np.testing.assert_allclose(found, peer.predict(x.double().numpy()), atol=1e-4)
 
 
@@ -127,7 +127,7 @@ def test_a_packed_loss_is_that_of_the_embeddings_put_in_by_hand(base: str) -> No
             marked = tokens == FEATURE
             embedded = task.model.get_input_embeddings()(tokens.clamp(min=0))
             values = torch.as_tensor(row["media"][0].features)
-            embedded[marked] = connector("image", Features(values, torch.arange(PLACES), torch.arange(PLACES)))
+            embedded[marked] = connector("image", MediaFeatures(values, torch.arange(PLACES), torch.arange(PLACES)))
             logits = task.model(inputs_embeds=embedded[None]).logits[0, document.answer_start - 1 : -1]
             losses.append(torch.nn.functional.cross_entropy(logits, tokens[document.answer_start :], reduction="none"))
         assert together == pytest.approx(float(torch.cat(losses).mean()), rel=1e-4)

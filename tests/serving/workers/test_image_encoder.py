@@ -17,7 +17,7 @@ from kauli.models.media.decode import decode_image
 from kauli.models.vision.align import AlignTask
 from kauli.models.vision.heads import Head
 from kauli.models.vision.image_tower import ImageTower
-from kauli.serving.events import NOT_ALIGNED, Failed, Features, MediaForm, Vectors
+from kauli.serving.events import NOT_ALIGNED, EncodedMedia, Failed, MediaForm, Vectors
 from kauli.serving.workers.feature_cache import FeatureCache
 from kauli.serving.workers.image_encoder import ImageEncoder
 from support.picture_adapters import CLASSES, png, publish_head
@@ -64,13 +64,13 @@ class Watched:
 
 
 def test_features_are_those_of_training_and_the_second_time_cached(base: Base, encoder: ImageEncoder) -> None:
-    async def run() -> list[Features | Failed]:
+    async def run() -> list[EncodedMedia | Failed]:
         return [await encoder.features(png("red"), form(encoder, grid)) for grid in (2, 2, 0)]
 
     first, second, other = asyncio.run(run())
-    assert isinstance(first, Features)
-    assert isinstance(second, Features)
-    assert isinstance(other, Features)
+    assert isinstance(first, EncodedMedia)
+    assert isinstance(second, EncodedMedia)
+    assert isinstance(other, EncodedMedia)
     expected = ImageTower.load(base).features([decode_image(png("red"))], 2)[0].numpy().astype(np.float16)
     assert np.array_equal(first.values, expected)
     assert np.array_equal(second.values, expected)
@@ -96,19 +96,19 @@ def test_pictures_and_texts_are_embedded_as_the_task_does(base: Base, encoder: I
 def test_one_picture_asked_for_at_once_is_computed_once(encoder: ImageEncoder) -> None:
     watched = Watched(encoder)
 
-    async def run() -> list[Features | Failed]:
+    async def run() -> list[EncodedMedia | Failed]:
         return await asyncio.gather(*(encoder.features(png("red"), form(encoder)) for _ in range(5)))
 
     found = asyncio.run(run())
     assert watched.sizes == [1]
-    assert all(isinstance(one, Features) for one in found)
+    assert all(isinstance(one, EncodedMedia) for one in found)
 
 
 def test_pictures_asked_for_together_go_together_up_to_a_batch(encoder: ImageEncoder) -> None:
     watched = Watched(encoder)
     colours = ["red", "green", "blue", "white", "black", "grey"]
 
-    async def run() -> list[Features | Failed]:
+    async def run() -> list[EncodedMedia | Failed]:
         return await asyncio.gather(*(encoder.features(png(colour), form(encoder)) for colour in colours))
 
     found = asyncio.run(run())
@@ -116,8 +116,8 @@ def test_pictures_asked_for_together_go_together_up_to_a_batch(encoder: ImageEnc
     assert max(watched.sizes) == 4
     alone = [asyncio.run(encoder.features(png(colour), form(encoder))) for colour in colours]
     for one, other in zip(found, alone, strict=True):
-        assert isinstance(one, Features)
-        assert isinstance(other, Features)
+        assert isinstance(one, EncodedMedia)
+        assert isinstance(other, EncodedMedia)
         assert other.cached
         assert np.array_equal(one.values, other.values)
 
@@ -127,14 +127,14 @@ def test_pictures_asked_for_together_go_together_up_to_a_batch(encoder: ImageEnc
     [(png("red")[:-20], "cut off"), (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"), (b"", "is empty")],
 )
 def test_what_is_no_picture_fails_alone(encoder: ImageEncoder, content: bytes, said: str) -> None:
-    async def run() -> list[Features | Failed]:
+    async def run() -> list[EncodedMedia | Failed]:
         return await asyncio.gather(*(encoder.features(one, form(encoder)) for one in (content, png("blue"))))
 
     bad, good = asyncio.run(run())
     assert isinstance(bad, Failed)
     assert (bad.status, bad.code) == (400, "invalid_image")
     assert said in bad.message
-    assert isinstance(good, Features)
+    assert isinstance(good, EncodedMedia)
     several = asyncio.run(encoder.embed(["text", content]))
     assert isinstance(several, Failed)
     assert several.param == "input.1"
@@ -153,7 +153,7 @@ def test_the_queue_is_bounded_and_a_deadline_kept(base: Base, store: Path) -> No
     watched = Watched(encoder)
     watched.open.clear()
 
-    async def run() -> list[Features | Failed]:
+    async def run() -> list[EncodedMedia | Failed]:
         first = asyncio.create_task(encoder.features(png("red"), form(encoder)))
         await asyncio.sleep(0.1)  # it is in the tower now
         others = [encoder.features(png(colour), form(encoder)) for colour in ("blue", "green", "white")]
@@ -176,13 +176,13 @@ def test_a_failing_batch_does_not_end_the_service(encoder: ImageEncoder) -> None
     assert failed.status == 500
     assert "memory" not in failed.message
     watched.broken = False
-    assert isinstance(asyncio.run(encoder.features(png("red"), form(encoder))), Features)
+    assert isinstance(asyncio.run(encoder.features(png("red"), form(encoder))), EncodedMedia)
     assert asyncio.run(encoder.check()) is None
 
 
 def test_towers_alone_see_and_have_no_shared_space(base: Base, store: Path) -> None:
     encoder = ImageEncoder.of(base, False, Registry(str(store)))
-    assert isinstance(asyncio.run(encoder.features(png("red"), form(encoder))), Features)
+    assert isinstance(asyncio.run(encoder.features(png("red"), form(encoder))), EncodedMedia)
     assert asyncio.run(encoder.embed(["text"])) == NOT_ALIGNED
     assert asyncio.run(encoder.classify("head@1", ["text"])) == NOT_ALIGNED
     assert asyncio.run(encoder.classify_as(["a", "b"], ["text"])) == NOT_ALIGNED

@@ -15,12 +15,12 @@ import pytest
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.media.decode import AudioLimits, decode_audio
-from kauli.models.requests import SpeechRequest
+from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.audio_tower import AudioTower
 from kauli.models.speech.chunking import as_text
 from kauli.models.speech.task import Recogniser
 from kauli.models.speech.whisper import WhisperTask
-from kauli.serving.events import Event, Failed, Features, MediaForm, Piece, Started
+from kauli.serving.events import EncodedMedia, Event, Failed, MediaForm, Piece, Started
 from kauli.serving.http.schemas import ApiError
 from kauli.serving.http.transcript import AT_ONCE, Transcript
 from kauli.serving.workers.transcriber import Transcriber
@@ -52,7 +52,7 @@ def form() -> MediaForm:
     return MediaForm("debug-whisper", AudioTower(load()).sha256, stack=STACK)
 
 
-async def collect(transcriber: Transcriber, request: SpeechRequest, adapter: str | None) -> list[Event]:
+async def collect(transcriber: Transcriber, request: TranscriptionRequest, adapter: str | None) -> list[Event]:
     return [event async for event in transcriber.stream(request, adapter)]
 
 
@@ -70,9 +70,12 @@ def test_two_adapters_and_the_base_in_one_batch_hear_what_each_hears_alone(
 
     async def all_at_once() -> list[list[Event]]:
         requests = (
-            collect(transcriber, SpeechRequest(decode_audio(wav(1, pitch)).samples), spec) for pitch, spec in asked
+            collect(transcriber, TranscriptionRequest(decode_audio(wav(1, pitch)).samples), spec)
+            for pitch, spec in asked
         )
-        return await asyncio.gather(*requests, *(collect(transcriber, SpeechRequest(sound(2)), None) for _ in range(2)))
+        return await asyncio.gather(
+            *requests, *(collect(transcriber, TranscriptionRequest(sound(2)), None) for _ in range(2))
+        )
 
     together = [said(events) for events in asyncio.run(all_at_once())]
     alone = [as_text(transcribed_here(storage, spec, wav(1, pitch))) for pitch, spec in asked]
@@ -82,7 +85,7 @@ def test_two_adapters_and_the_base_in_one_batch_hear_what_each_hears_alone(
 
 def test_the_language_is_said_asked_or_heard(transcriber: Transcriber) -> None:
     def language(adapter: str | None, **options: Any) -> str | None:
-        last = asyncio.run(collect(transcriber, SpeechRequest(sound(1), **options), adapter))[-1]
+        last = asyncio.run(collect(transcriber, TranscriptionRequest(sound(1), **options), adapter))[-1]
         assert isinstance(last, Piece)
         return last.language
 
@@ -92,7 +95,7 @@ def test_the_language_is_said_asked_or_heard(transcriber: Transcriber) -> None:
 
 
 def test_a_language_that_nobody_speaks_is_refused_before_it_begins(transcriber: Transcriber) -> None:
-    [event] = asyncio.run(collect(transcriber, SpeechRequest(sound(1), language="sw"), None))
+    [event] = asyncio.run(collect(transcriber, TranscriptionRequest(sound(1), language="sw"), None))
     assert isinstance(event, Failed)
     assert (event.status, event.param) == (400, "language")
     assert "debug-whisper does not know the language 'sw'" in event.message
@@ -106,12 +109,12 @@ def test_the_queue_is_bounded_and_leaving_frees_the_slot(storage: Path) -> None:
 
     task = Slow.load(find_base("debug", task="transcribe"), slots=1)
     transcriber = Transcriber(task, Registry(str(storage)), max_queue=1)
-    request = SpeechRequest(sound(3), ignore_eos=True)
+    request = TranscriptionRequest(sound(3), ignore_eos=True)
 
     async def run() -> tuple[list[Event], float]:
         async with aclosing(transcriber.stream(request, None)) as first:
             assert isinstance(await anext(first), Started)
-            waiting = asyncio.create_task(collect(transcriber, SpeechRequest(sound(1), max_tokens=1), None))
+            waiting = asyncio.create_task(collect(transcriber, TranscriptionRequest(sound(1), max_tokens=1), None))
             await asyncio.sleep(0.1)
             refused = await collect(transcriber, request, None)
         began = time.monotonic()
@@ -138,7 +141,7 @@ def test_it_checks_itself_and_stops(storage: Path) -> None:
 def test_a_ctc_recogniser_transcribes_and_gives_no_features(storage: Path) -> None:
     base = find_base("debug-wav2vec2", task="transcribe")
     transcriber = Transcriber(Recogniser.load(base, slots=4), Registry(str(storage)))
-    events = asyncio.run(collect(transcriber, SpeechRequest(sound(1)), None))
+    events = asyncio.run(collect(transcriber, TranscriptionRequest(sound(1)), None))
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Piece)
     assert events[-1].finish == "stop"
@@ -148,25 +151,25 @@ def test_a_ctc_recogniser_transcribes_and_gives_no_features(storage: Path) -> No
     transcriber.close()
 
 
-# Features
+# EncodedMedia
 
 
 def test_features_are_those_of_the_tower_and_the_second_time_a_hit(transcriber: Transcriber) -> None:
     clips = [wav(1), wav(2, 400), wav(1)]
     before = asyncio.run(transcriber.counts())
 
-    async def at_once() -> list[Features | Failed]:
+    async def at_once() -> list[EncodedMedia | Failed]:
         return await asyncio.gather(*(transcriber.features(clip, form()) for clip in clips))
 
     found = asyncio.run(at_once())
     tower = AudioTower(load())
     for clip, features in zip(clips, found, strict=True):
-        assert isinstance(features, Features)
+        assert isinstance(features, EncodedMedia)
         expected = tower.features([decode_audio(clip).samples], STACK)[0].half().numpy()
         assert features.values.shape == expected.shape
         assert np.allclose(features.values, expected, atol=2e-3)
     again = asyncio.run(transcriber.features(clips[1], form()))
-    assert isinstance(again, Features)
+    assert isinstance(again, EncodedMedia)
     assert again.cached
     after = asyncio.run(transcriber.counts())
     assert after["hits"] - before["hits"] == 1
@@ -174,15 +177,15 @@ def test_features_are_those_of_the_tower_and_the_second_time_a_hit(transcriber: 
 
 
 def test_features_come_while_it_transcribes(transcriber: Transcriber) -> None:
-    async def both() -> tuple[list[list[Event]], list[Features | Failed]]:
-        heard = asyncio.gather(*(collect(transcriber, SpeechRequest(sound(2)), None) for _ in range(6)))
+    async def both() -> tuple[list[list[Event]], list[EncodedMedia | Failed]]:
+        heard = asyncio.gather(*(collect(transcriber, TranscriptionRequest(sound(2)), None) for _ in range(6)))
         clips = [wav(1, 700 + at) for at in range(6)]
         features = await asyncio.gather(*(transcriber.features(clip, form()) for clip in clips))
         return await heard, features
 
     heard, features = asyncio.run(both())
     assert len({said(events) for events in heard}) == 1
-    assert all(isinstance(one, Features) for one in features)
+    assert all(isinstance(one, EncodedMedia) for one in features)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,7 @@ def test_a_failing_encoder_fails_its_requests_only(storage: Path, monkeypatch: p
     assert failed.status == 500
     assert "memory" not in failed.message
     broken.clear()
-    assert isinstance(asyncio.run(transcriber.features(wav(), form())), Features)
+    assert isinstance(asyncio.run(transcriber.features(wav(), form())), EncodedMedia)
     transcriber.close()
 
 
@@ -228,7 +231,7 @@ def test_a_failing_encoder_fails_its_requests_only(storage: Path, monkeypatch: p
 
 
 async def transcribe(backend: Any, content: bytes, stream: bool, **options: Any) -> tuple[list[str], Transcript]:
-    transcript = Transcript(backend, SpeechRequest(None, **options), None, 30.0)
+    transcript = Transcript(backend, TranscriptionRequest(None, **options), None, 30.0)
     return [piece async for piece in transcript.pieces(content, AudioLimits(), stream)], transcript
 
 
@@ -257,7 +260,7 @@ class Scripted:
     async def longest(self) -> float:
         return 4.0
 
-    async def stream(self, request: SpeechRequest, adapter: str | None, whole: bool = False) -> Any:
+    async def stream(self, request: TranscriptionRequest, adapter: str | None, whole: bool = False) -> Any:
         place = len(self.heard)
         if self._refuse and place:
             self._refuse -= 1
@@ -290,7 +293,7 @@ def test_an_adapter_hears_less_at_once_than_the_base(adapter: str | None, longes
             return 30.0
 
     async def hear() -> list[float]:
-        transcript = Transcript(Patient("a"), SpeechRequest(None, "be"), adapter, 30.0)  # type: ignore[arg-type]
+        transcript = Transcript(Patient("a"), TranscriptionRequest(None, "be"), adapter, 30.0)  # type: ignore[arg-type]
         async for _ in transcript.pieces(encoded(words(20)), AudioLimits(), False):
             pass
         return [span.end - span.start for span in transcript.spans]
@@ -327,12 +330,12 @@ def test_spans_are_few_at_a_time_and_ask_again_where_the_queue_is_full() -> None
 
 def test_a_transcript_that_takes_too_long_is_given_up(storage: Path) -> None:
     class Stuck(Scripted):
-        async def stream(self, request: SpeechRequest, adapter: str | None, whole: bool = False) -> Any:
+        async def stream(self, request: TranscriptionRequest, adapter: str | None, whole: bool = False) -> Any:
             yield Started(1)
             await asyncio.sleep(30)
 
     async def run() -> None:
-        transcript = Transcript(Stuck("a"), SpeechRequest(None), None, 0.2)  # type: ignore[arg-type]
+        transcript = Transcript(Stuck("a"), TranscriptionRequest(None), None, 0.2)  # type: ignore[arg-type]
         async for _ in transcript.pieces(wav(1), AudioLimits(), True):
             pass
 

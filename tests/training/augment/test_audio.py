@@ -11,23 +11,23 @@ from torch import Tensor
 
 from kauli.training.augment.audio import (
     RATE,
+    AudioAugmentation,
     Colour,
     Gain,
     Noise,
     SpecAugment,
-    SpeechAugmentation,
     Speed,
     augmented_mel,
     augmented_wave,
     with_noise,
 )
 
-ALL: list[SpeechAugmentation] = [Speed(), Noise(), Gain(), SpecAugment()]
+ALL: list[AudioAugmentation] = [Speed(), Noise(), Gain(), SpecAugment()]
 OF_WAVES = ALL[:3]
 
 
-def parsed(**content: Any) -> SpeechAugmentation:
-    adapter: TypeAdapter[SpeechAugmentation] = TypeAdapter(SpeechAugmentation)
+def parsed(**content: Any) -> AudioAugmentation:
+    adapter: TypeAdapter[AudioAugmentation] = TypeAdapter(AudioAugmentation)
     return adapter.validate_python(content)
 
 
@@ -39,7 +39,7 @@ def mel(bins: int = 80, frames: int = 200) -> Tensor:
     return torch.randn(bins, frames, generator=torch.Generator().manual_seed(0))
 
 
-def always(augmentation: SpeechAugmentation) -> SpeechAugmentation:
+def always(augmentation: AudioAugmentation) -> AudioAugmentation:
     return augmentation.model_copy(update={"p": 1.0})
 
 
@@ -73,7 +73,7 @@ def test_kinds_are_told_apart_and_wrong_keys_refused() -> None:
 
 
 @pytest.mark.parametrize("augmentation", OF_WAVES, ids=lambda one: one.kind)
-def test_a_seed_decides_the_wave(augmentation: SpeechAugmentation) -> None:
+def test_a_seed_decides_the_wave(augmentation: AudioAugmentation) -> None:
     plain = tone()
     first = augmented_wave(plain, [always(augmentation)], seed=3)
     torch.rand(7)
@@ -113,7 +113,7 @@ def test_random_states_of_the_caller_are_left_alone() -> None:
 
 
 def test_probabilities_are_met_independently_and_a_wave_does_not_decide_on_its_mel() -> None:
-    kinds: list[SpeechAugmentation] = [Speed(p=0.5, factors=(1.1,)), Gain(p=0.3, db=(-6, -6)), SpecAugment(p=0.5)]
+    kinds: list[AudioAugmentation] = [Speed(p=0.5, factors=(1.1,)), Gain(p=0.3, db=(-6, -6)), SpecAugment(p=0.5)]
     plain, spectrum, count = tone(seconds=0.05), mel(20, 30), 600
     faster, quieter, masked = [], [], []
     for seed in range(count):

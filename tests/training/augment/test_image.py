@@ -15,7 +15,7 @@ from kauli.training.augment.image import (
     Crop,
     Elastic,
     Flip,
-    PictureAugmentation,
+    ImageAugmentation,
     Rotate,
     at_risk,
     augmented,
@@ -24,7 +24,7 @@ from kauli.training.augment.image import (
 )
 
 WHITE = (255, 255, 255)
-ALL: list[PictureAugmentation] = [Flip(), Rotate(), Colour(), Blur(), Elastic(), Crop()]
+ALL: list[ImageAugmentation] = [Flip(), Rotate(), Colour(), Blur(), Elastic(), Crop()]
 KINDS = [augmentation.kind for augmentation in ALL]
 
 
@@ -38,8 +38,8 @@ def row(name: str, prompt: str | None, text: str) -> dict[str, Any]:
     return {"id": name, "prompt": prompt, "text": text, "language": "be"}
 
 
-def parsed(**content: Any) -> PictureAugmentation:
-    adapter: TypeAdapter[PictureAugmentation] = TypeAdapter(PictureAugmentation)
+def parsed(**content: Any) -> ImageAugmentation:
+    adapter: TypeAdapter[ImageAugmentation] = TypeAdapter(ImageAugmentation)
     return adapter.validate_python(content)
 
 
@@ -59,7 +59,7 @@ def test_kinds_are_told_apart_and_unknown_keys_refused() -> None:
 
 
 @pytest.mark.parametrize("augmentation", ALL, ids=KINDS)
-def test_a_seed_decides_the_picture(augmentation: PictureAugmentation) -> None:
+def test_a_seed_decides_the_picture(augmentation: ImageAugmentation) -> None:
     always = augmentation.model_copy(update={"p": 1.0})
     first = augmented(picture(), [always], seed=3).tobytes()
     torch.rand(7)
@@ -69,7 +69,7 @@ def test_a_seed_decides_the_picture(augmentation: PictureAugmentation) -> None:
 
 
 @pytest.mark.parametrize("augmentation", ALL, ids=KINDS)
-def test_probability_0_changes_nothing_and_1_always_does(augmentation: PictureAugmentation) -> None:
+def test_probability_0_changes_nothing_and_1_always_does(augmentation: ImageAugmentation) -> None:
     plain = picture()
     surely = augmentation.model_copy(update={"p": 1.0})
     if isinstance(augmentation, Blur):

@@ -23,8 +23,8 @@ from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.run import evaluate
 from kauli.training.evaluation.scorers import plain_name
 from kauli.training.evaluation.speech import FASTEST
-from kauli.training.features.fusion import fuse, fused_rows, load_ears, recording_features
-from kauli.training.recipe import Hearing, Recipe, parse_recipe
+from kauli.training.features.fusion import fuse, fused_rows, load_audio_encoder, recording_features
+from kauli.training.recipe import AudioInput, Recipe, parse_recipe
 from kauli.training.tasks.text import Examples
 from kauli.training.train import train
 from support.speech_adapters import publish_hearing
@@ -111,7 +111,7 @@ def test_only_pictured_rows_are_read_and_counted(tmp_path: Path) -> None:
 
 def test_features_are_those_of_the_bare_encoder_and_noise_changes_them(data: Path) -> None:
     rows = fused_rows(load_data(str(data), ["en"]), "test", ["en"], None, 25).rows
-    ears = load_ears(Hearing(encoder="debug-whisper"), "cpu")
+    ears = load_audio_encoder(AudioInput(encoder="debug-whisper"), "cpu")
     clean, noisy, other = (recording_features(rows, ears, 2, *how) for how in ((), (0.0, 0), (0.0, 1)))
     expected = ears.features([row["samples"] for row in rows], 2)
     for one, features in zip(clean, expected, strict=True):

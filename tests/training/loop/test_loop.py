@@ -17,7 +17,7 @@ from kauli.models.text.task import TextTask
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
 from kauli.training.recipe import Recipe
-from kauli.training.tasks.text import Examples, TokenLearner
+from kauli.training.tasks.text import Examples, TextLearner
 
 WORDS = [
     "moto",
@@ -58,7 +58,7 @@ def loop_of(one: Recipe, folder: Path, examples: list[dict[str, Any]] | None = N
     data = examples or rows()
     task = TextTask.load(find_base(one.base), device="cpu")
     examples_of_it = Examples(data, data[:8], data[:3], options.pop("sha256", "d"))
-    learner = TokenLearner(task, one, examples_of_it)
+    learner = TextLearner(task, one, examples_of_it)
     return Loop(learner, one, examples_of_it.sha256, LocalSession(folder), **options)
 
 
@@ -165,7 +165,7 @@ def test_early_stop_keeps_the_best_weights(tmp_path: Path) -> None:
     other = [{**row, "text": "zzzz qqqq xxxx"} for row in data]
     one = recipe(steps=200, validate_every=2, early_stop=2, learning_rate=0.02, batch_tokens=400)
     task = TextTask.load(find_base("debug"), device="cpu")
-    loop = Loop(TokenLearner(task, one, Examples(data, other, (), "d")), one, "d", LocalSession(tmp_path))
+    loop = Loop(TextLearner(task, one, Examples(data, other, (), "d")), one, "d", LocalSession(tmp_path))
     progress = loop.run()
     assert progress.step < 200
     assert progress.best_step < progress.step
@@ -191,7 +191,7 @@ def test_replayed_rows_are_learned_too(tmp_path: Path) -> None:
 
     task = TextTask.load(find_base("debug"), device="cpu")
     before = english(task)
-    loop = Loop(TokenLearner(task, one, Examples(data, data, replayed, "d")), one, "d", LocalSession(tmp_path))
+    loop = Loop(TextLearner(task, one, Examples(data, data, replayed, "d")), one, "d", LocalSession(tmp_path))
     loop.run()
     assert english(task) < 0.8 * before
 

@@ -21,7 +21,7 @@ from kauli.training.evaluation.retrieval import evaluate_align
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
 from kauli.training.recipe import Recipe, parse_recipe
-from kauli.training.tasks.align import PairLearner, PairPlan
+from kauli.training.tasks.align import AlignLearner, PairPlan
 from kauli.training.tasks.text import Examples
 from kauli.training.train import train
 from support.clip_checkpoints import checkpoint
@@ -41,7 +41,7 @@ def recipe(pairs: dict[str, Any] | None = None, **changes: Any) -> Recipe:
 def loop_of(one: Recipe, folder: Path, examples: list[dict[str, Any]] | None = None, **options: Any) -> Loop:
     data = examples or rows()
     task = AlignTask.load(find_base(one.base, task="align"), device="cpu")
-    return Loop(PairLearner(task, one, Examples(data, data, (), "d")), one, "d", LocalSession(folder), **options)
+    return Loop(AlignLearner(task, one, Examples(data, data, (), "d")), one, "d", LocalSession(folder), **options)
 
 
 def test_a_step_holds_distinct_pictures_and_an_epoch_all_of_them() -> None:

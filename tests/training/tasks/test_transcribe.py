@@ -22,7 +22,7 @@ from kauli.training.evaluation.speech import evaluate_speech
 from kauli.training.features.recordings import recording_rows
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.text import Examples
-from kauli.training.tasks.transcribe import SpeechLearner
+from kauli.training.tasks.transcribe import TranscribeLearner
 from kauli.training.train import train
 
 WORDS = ("кот", "дом", "лес", "мора")
@@ -122,7 +122,7 @@ def test_a_recipe_that_does_not_fit_together_is_refused(changes: dict[str, Any],
         recipe("x", **changes)
 
 
-def learner(**changes: Any) -> SpeechLearner:
+def learner(**changes: Any) -> TranscribeLearner:
     rows = [
         {
             "id": str(at),
@@ -132,7 +132,7 @@ def learner(**changes: Any) -> SpeechLearner:
         }
         for at, word in enumerate(WORDS)
     ]
-    made = SpeechLearner(
+    made = TranscribeLearner(
         load_task("transcribe", find_base("debug", task="transcribe"), device="cpu"),
         recipe("x", **changes),
         Examples(rows, rows, (), "x"),
