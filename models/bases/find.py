@@ -66,7 +66,7 @@ class Base:
 @cache
 def known_bases() -> dict[str, BaseCard]:
     """The entries of bases.yaml by name."""
-    entries = yaml.safe_load(files("kauli.models.bases.find").joinpath("bases.yaml").read_text(encoding="utf-8"))
+    entries = yaml.safe_load(files("kauli.models.bases").joinpath("bases.yaml").read_text(encoding="utf-8"))
     return {name: BaseCard.model_validate(entry) for name, entry in entries.items()}
 
 

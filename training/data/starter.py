@@ -77,7 +77,7 @@ class SourceCard(BaseModel):
 @cache
 def source_cards() -> dict[str, SourceCard]:
     """The sources of starter.yaml by name, in the order in which their rows are listed."""
-    content = yaml.safe_load((files("kauli.training.data.dataset") / "starter.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((files("kauli.training.data") / "starter.yaml").read_text(encoding="utf-8"))
     return {name: SourceCard.model_validate(card) for name, card in content.items()}
 
 
@@ -152,7 +152,7 @@ def is_starter_file(path: Path) -> bool:
 
 @cache
 def _build_hash() -> str:
-    pins = (files("kauli.training.data.dataset") / "starter.yaml").read_bytes()
+    pins = (files("kauli.training.data") / "starter.yaml").read_bytes()
     return hashlib.sha256(b"%d\0" % FORMAT + pins).hexdigest()[:16]
 
 

@@ -104,7 +104,7 @@ def topic_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], tupl
 
 
 def _table() -> str:
-    return (files("kauli.training.data.dataset") / "topics.yaml").read_text(encoding="utf-8")
+    return (files("kauli.training.data") / "topics.yaml").read_text(encoding="utf-8")
 
 
 def _stamp_of(starter_file: Path) -> bytes:
