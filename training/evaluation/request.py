@@ -1,0 +1,64 @@
+"""What every evaluator takes: the adapter, its base, the data, and the settings that its card gives."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kauli.models.bases.find import Base
+from kauli.models.languages import check_tag
+from kauli.models.tasks import load_served
+from kauli.training.data.dataset import Dataset
+
+GENERATED = 48
+"""Rows that are generated for the metrics of answers, where nobody asks for another number."""
+ADAPTER = "adapter"
+"""The key under which the served task holds the evaluated adapter, and the name of its system."""
+MAX_CHARS_PER_SECOND = 25.0
+"""The limit of a transcript's speed where no card names one: a faster row can't be a transcript of its audio."""
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """One evaluation: `folder` (None: the base alone) beside `base` on the rows of a split."""
+
+    folder: Path | None
+    base: Base
+    dataset: Dataset
+    languages: tuple[str, ...]
+    split: str = "test"
+    limit: int = GENERATED
+    """Rows that are generated, where a task generates only some; the other metrics cover the whole split."""
+    scored: int | None = None
+    """Cut the split to whole groups of about this many rows, for a quick look; the result's notes say it."""
+    seed: int = 0
+    """Of the bootstrap intervals."""
+    instruction: str | None = None
+    """The prompt of every row, with `{language}`; None: each row's own."""
+    max_chars_per_second: float | None = None
+    """Rows with audio and more characters a second are dropped, as in training."""
+    base_languages: Mapping[str, str] = field(default_factory=dict)
+    """A language that the base does not know -> the language to ask the base for."""
+    served: Any = None
+    """The served task with the base's weights already loaded; None: the evaluator loads it."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """The languages, checked; raises `UsageError` for a tag that is none."""
+        return tuple(check_tag(tag) for tag in self.languages)
+
+    @property
+    def where(self) -> str:
+        """The languages and the split in words, for errors."""
+        return f"{', '.join(self.languages)} in its '{self.split}' split"
+
+    def task(self, name: str) -> Any:
+        """The served task of this name with the adapter loaded under the key `ADAPTER`.
+
+        Raises:
+            KauliError: a damaged adapter, or one of another base.
+        """
+        served = load_served(name, self.base) if self.served is None else self.served
+        if self.folder is not None:
+            served.add_adapter(ADAPTER, self.folder)
+        return served
