@@ -14,8 +14,8 @@ from kauli.models.adapters.card import README_FILE, Card
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base, known_bases
 from kauli.models.bases.folder import RECORD, check_model, damaged_files, read_record, write_record
-from kauli.models.bases.packages import atomic_folder, file_lock
 from kauli.models.errors import UsageError
+from kauli.models.files import atomic_folder, file_lock
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 from kauli.models.vision.align import PROJECTION

@@ -158,9 +158,9 @@ def _main_metric(card: "Card") -> str:
 
 def _base_of(name: str) -> "Base":
     """The base called `name`, of whichever task it is that plain PEFT makes adapters for."""
-    from kauli.models.adapters.folder import read_json
     from kauli.models.bases.find import find_base, known_bases
     from kauli.models.bases.whisper_import import SPEECH_MODELS
+    from kauli.models.files import read_json
 
     card = known_bases().get(name)
     if card is not None:

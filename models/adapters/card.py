@@ -1,8 +1,6 @@
 """The card of an adapter (`card.json`): what it is, on which base, from which data, how good, under which licences."""
 
-import os
 import re
-import uuid
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -10,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kauli.models.adapters.page import render_readme
-from kauli.models.bases.packages import sha256_file
 from kauli.models.errors import KauliError, UsageError
+from kauli.models.files import hash_files, write_atomically
 
 CARD_FILE = "card.json"
 README_FILE = "README.md"
@@ -184,27 +182,6 @@ def write_card(folder: Path, card: Card) -> Card:
     """
     page = render_readme(card)
     write_atomically(folder / README_FILE, page.encode())
-    written = card.model_copy(update={"files": hash_files(folder)})
+    written = card.model_copy(update={"files": hash_files(folder, CARD_FILE)})
     write_atomically(folder / CARD_FILE, written.to_json().encode())
     return written
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """Path inside `folder` to SHA-256, for every file but `card.json`, sorted by path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    return {name: sha256_file(path) for name, path in zip(names, paths, strict=True) if name != CARD_FILE}
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees all of it or none; missing folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

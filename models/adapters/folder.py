@@ -4,16 +4,14 @@ The folder is the contract between training, the registry and serving: a PEFT fo
 fine-tuning, `model.safetensors`) with `card.json` and `README.md`. Nothing in it is ever unpickled or run.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError, safe_open
-
-from kauli.models.adapters.card import CARD_FILE, SUFFIXES, Card, hash_files, read_card, write_card
+from kauli.models.adapters.card import CARD_FILE, SUFFIXES, Card, read_card, write_card
 from kauli.models.adapters.page import render_readme
 from kauli.models.errors import KauliError
+from kauli.models.files import check_safetensors, hash_files, read_json
 from kauli.models.progress import note
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ __all__ = ["Card", "check_base", "check_files", "check_folder", "read_card", "re
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_MOST_JSON_BYTES = 64 * 2**20  # a tokenizer is the largest JSON that an honest folder holds
 # Keys by which a configuration makes transformers, peft or diffusers import code that came with the weights.
 _CODE_KEYS = {"auto_map", "trust_remote_code", "custom_generate", "custom_pipelines", "megatron_config"}
 
@@ -37,7 +34,7 @@ def check_folder(folder: Path, card: Card | None = None) -> Card:
     """
     check_files(folder)
     card = card or read_card(folder)
-    found = hash_files(folder)
+    found = hash_files(folder, CARD_FILE)
     for name in sorted(card.files.keys() - found.keys()):
         raise KauliError(f"{folder / name} is missing: the adapter is not whole. Fetch or publish it again.")
     for name, digest in found.items():
@@ -89,25 +86,6 @@ def check_base(card: Card, base: "Base", accept: bool = False) -> None:
     if not accept:
         raise KauliError(f"{message}. Use that base, or accept the difference with --accept-base.")
     note(f"{message}; accepted.")
-
-
-def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a safetensors file; raises `KauliError` when it is truncated or not one."""
-    try:
-        with safe_open(path, framework="np") as file:  # only shapes are read: torch need not be imported for that
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise KauliError(f"{path} is not a sound safetensors file: {error}.") from error
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file that came with weights; raises `KauliError` when it cannot be read."""
-    if path.stat().st_size > _MOST_JSON_BYTES:
-        raise KauliError(f"{path} is larger than {_MOST_JSON_BYTES // 2**20} MiB: it is not read.")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise KauliError(f"{path} is not readable JSON: {error}.") from error
 
 
 def check_no_code(content: Any, path: Path) -> None:

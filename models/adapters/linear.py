@@ -14,8 +14,9 @@ from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kauli.models.adapters.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_json
+from kauli.models.adapters.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from kauli.models.errors import KauliError
+from kauli.models.files import read_json
 
 _PREFIX = "base_model.model."
 KINDS = ("LORA", "IA3")

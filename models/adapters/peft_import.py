@@ -13,17 +13,10 @@ import yaml
 from safetensors import safe_open
 
 from kauli.models.adapters.card import README_FILE, BaseReference, Card, check_name, write_card
-from kauli.models.adapters.folder import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    check_files,
-    check_no_code,
-    check_safetensors,
-    read_json,
-)
+from kauli.models.adapters.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_files, check_no_code
 from kauli.models.adapters.linear import KINDS
-from kauli.models.bases.packages import atomic_folder
 from kauli.models.errors import KauliError, UsageError
+from kauli.models.files import atomic_folder, check_safetensors, read_json
 from kauli.models.languages import check_tag
 from kauli.models.progress import note
 

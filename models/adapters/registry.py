@@ -23,20 +23,12 @@ from typing import Any
 
 import psutil
 
-from kauli.models.adapters.card import (
-    CARD_FILE,
-    README_FILE,
-    Card,
-    check_name,
-    hash_files,
-    parse_card,
-    write_atomically,
-)
+from kauli.models.adapters.card import CARD_FILE, README_FILE, Card, check_name, parse_card
 from kauli.models.adapters.folder import check_files, check_folder
 from kauli.models.adapters.page import render_readme
 from kauli.models.adapters.store import open_store
-from kauli.models.bases.packages import atomic_folder
 from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.models.files import atomic_folder, hash_files, write_atomically
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 
@@ -170,7 +162,7 @@ class Registry:
         Raises `UsageError` when the name belongs to another task, base or language.
         """
         check_files(folder)
-        hashes = hash_files(folder)
+        hashes = hash_files(folder, CARD_FILE)
         for path, digest in card.files.items():
             if path != README_FILE and hashes.get(path) != digest:
                 raise KauliError(f"{folder / path} is missing or not what its card lists: nothing is published.")

@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from kauli.models.bases.packages import file_lock
 from kauli.models.errors import KauliError, UsageError
+from kauli.models.files import file_lock
 
 
 class Store(Protocol):

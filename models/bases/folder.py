@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from kauli.models.bases.clip_import import CLIP_CONFIG, check_clip
-from kauli.models.bases.packages import sha256_file
 from kauli.models.bases.whisper_import import check_speech
 from kauli.models.errors import KauliError, UsageError
+from kauli.models.files import sha256_file
 from kauli.models.paths import kauli_home
 
 RECORD = "base.json"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kauli.models.bases.packages import sha256_file
 from kauli.models.errors import KauliError
+from kauli.models.files import sha256_file
 
 
 def join_parts(parts: Sequence[Path], out: Path, sha256: str) -> Path:

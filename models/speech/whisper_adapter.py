@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 
-from kauli.models.adapters.folder import read_json
 from kauli.models.adapters.linear import read_deltas
 from kauli.models.errors import KauliError
+from kauli.models.files import read_json
 
 SETTINGS, LANGUAGES = "speech.json", "languages.safetensors"
 

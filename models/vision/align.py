@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kauli.models.adapters.folder import check_safetensors
 from kauli.models.bases.find import Base
 from kauli.models.errors import KauliError, UsageError
+from kauli.models.files import check_safetensors
 from kauli.models.languages import nfc
 from kauli.models.media.decode import decode_image
 from kauli.models.vision.clip import ClipModel

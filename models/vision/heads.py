@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from kauli.models.adapters.folder import check_safetensors, read_json
 from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.models.files import check_safetensors, read_json
 
 HeadKind = Literal["zero_shot", "prototype", "linear", "clip_adapter", "tip", "tip_f"]
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)

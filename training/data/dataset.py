@@ -9,8 +9,8 @@ from typing import Any
 import fsspec
 import pyarrow.parquet as pq
 
-from kauli.models.bases.packages import atomic_folder
 from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.models.files import atomic_folder
 from kauli.models.languages import check_tag, display_name
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note

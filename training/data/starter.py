@@ -19,8 +19,9 @@ import yaml
 from pyarrow import ArrowInvalid
 from pydantic import BaseModel, ConfigDict
 
-from kauli.models.bases.packages import Package, SourceUnavailable, fetch_package, file_lock
+from kauli.models.bases.packages import Package, SourceUnavailable, fetch_package
 from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.models.files import file_lock
 from kauli.models.languages import check_tag, display_name, fallback_chain, script_share
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note

@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 import regex
 import soundfile
 
-from kauli.models.bases.packages import file_lock
 from kauli.models.errors import KauliError, UsageError
+from kauli.models.files import file_lock
 from kauli.models.languages import check_tag, display_name, fallback_chain, script_share
 from kauli.models.media.decode import RATE
 from kauli.models.media.resample import resampled

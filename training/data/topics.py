@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from kauli.models.bases.packages import fetch_package, file_lock
+from kauli.models.bases.packages import fetch_package
 from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.models.files import file_lock
 from kauli.models.languages import display_name
 from kauli.models.paths import kauli_home
 from kauli.training.data import starter

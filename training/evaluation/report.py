@@ -11,8 +11,9 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
-from kauli.models.adapters.card import Card, write_atomically
+from kauli.models.adapters.card import Card
 from kauli.models.errors import UsageError
+from kauli.models.files import write_atomically
 from kauli.models.languages import display_name
 from kauli.models.media.image_format import media_type
 from kauli.training.compare import CompareResult

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from kauli.models.adapters.card import Card, write_atomically
+from kauli.models.adapters.card import Card
 from kauli.models.adapters.folder import check_base
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base
 from kauli.models.errors import UsageError
+from kauli.models.files import write_atomically
 from kauli.models.languages import check_tag
 from kauli.models.progress import bar, note
 from kauli.models.requests import Chunk, Message, TextRequest

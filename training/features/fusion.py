@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kauli.models.bases.find import find_base
-from kauli.models.bases.packages import file_lock
+from kauli.models.files import file_lock
 from kauli.models.languages import display_name
 from kauli.models.media.decode import content_key
 from kauli.models.paths import kauli_home

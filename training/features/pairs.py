@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kauli.models.bases.packages import file_lock
+from kauli.models.files import file_lock
 from kauli.models.languages import nfc
 from kauli.models.media.decode import decode_image
 from kauli.models.paths import kauli_home

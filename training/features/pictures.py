@@ -17,7 +17,7 @@ import numpy as np
 from PIL.Image import Image
 
 from kauli.models.bases.find import find_base
-from kauli.models.bases.packages import file_lock
+from kauli.models.files import file_lock
 from kauli.models.languages import display_name
 from kauli.models.media.decode import content_key, decode_image
 from kauli.models.paths import kauli_home

