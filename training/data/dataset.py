@@ -1,12 +1,16 @@
 """Data sets: the starter data, or anyone's Parquet, JSONL, CSV or `datasets` folder, checked, in one shape."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kauli.models.errors import KauliError, UsageError, nearest
@@ -17,17 +21,27 @@ from kauli.models.progress import note
 from kauli.training.data import starter
 from kauli.training.data.groups import short_hash
 from kauli.training.data.imports import SUFFIXES, import_rows
-from kauli.training.data.schema import SCHEMA, write_parquet
+from kauli.training.data.schema import MEDIA, PLAIN_COLUMNS, SCHEMA, write_parquet
 from kauli.training.data.synthetic_speech import ESPEAK, espeak_files
 from kauli.training.data.topics import TOPICS, topic_files
 
 SPLITS = ("train", "validation", "test")
-MEDIA = ("image", "audio")
-PLAIN_COLUMNS = tuple(name for name in SCHEMA.names if name not in MEDIA)
+_PLAIN_BATCH, _MEDIA_BATCH = 1024, 16  # rows decoded at once; a clip of 30 seconds takes up to a megabyte
+
+
+@dataclass(frozen=True)
+class DatasetReference:
+    """A data set by name and content, small enough to travel to another process, which reads the files itself."""
+
+    name: str
+    languages: tuple[str, ...]
+    sha256: str
+    paths: tuple[Path, ...]
+    """The Parquet files on the machine that made the reference; another one loads the data set by its name."""
 
 
 class Dataset:
-    """Rows of the one SCHEMA in Parquet files under `folder`, read column by column when asked for."""
+    """Rows of the one SCHEMA in Parquet files under `folder`, read when asked for and never held."""
 
     def __init__(self, name: str, folder: Path, paths: Sequence[Path], languages: Sequence[str]) -> None:
         self.name = name
@@ -35,37 +49,96 @@ class Dataset:
         self.languages = tuple(languages)
         self._paths = tuple(paths)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_index"}  # each process builds its own
+
     def rows(
         self,
         split: str | None = None,
         languages: Collection[str] | None = None,
         columns: Sequence[str] = PLAIN_COLUMNS,
     ) -> list[dict[str, Any]]:
-        """Rows of a split (None: all) in the order of the files; without image and audio unless `columns` names them.
+        """All rows of `iter_rows` at once."""
+        return list(self.iter_rows(split, languages, columns))
 
-        `languages` narrows to some of the data set's own; English, which the starter data always has, may be named
-        though it was not asked for when loading.
+    def iter_rows(
+        self,
+        split: str | None = None,
+        languages: Collection[str] | None = None,
+        columns: Sequence[str] = PLAIN_COLUMNS,
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of a split (None: all) in the order of the files, a few in memory at a time.
+
+        Image and audio are read only if `columns` names them. `languages` selects some of the data set's languages;
+        English, which is always built with the starter data, may be named although it was not asked for when loading.
         """
         if split is not None and split not in SPLITS:
             raise UsageError(f"unknown split '{split}': train, validation or test.{nearest(split, SPLITS)}")
-        wanted = {check_tag(language) for language in (languages if languages is not None else self.languages)}
+        wanted = sorted({check_tag(language) for language in (languages if languages is not None else self.languages)})
+        return self._read(split, wanted, list(dict.fromkeys(columns)))
+
+    def _read(self, split: str | None, languages: list[str], columns: list[str]) -> Iterator[dict[str, Any]]:
+        size = _MEDIA_BATCH if set(columns) & set(MEDIA) else _PLAIN_BATCH
+
+        def selected(batch: pa.RecordBatch | pa.Table) -> Any:
+            chosen = pc.is_in(batch["language"], pa.array(languages, pa.string()))
+            return pc.and_(chosen, pc.equal(batch["split"], split)) if split else chosen
+
         read = list(dict.fromkeys([*columns, "language", "split"]))
-        found = []
         for path in self._paths:
-            filters = [("language", "in", sorted(wanted))] + ([("split", "=", split)] if split else [])
-            for row in pq.read_table(path, columns=read, filters=filters).to_pylist():
-                found.append({column: row[column] for column in columns})
+            with pq.ParquetFile(path, buffer_size=1 << 20) as file:  # buffered: not a whole column of a group at once
+                for group in range(file.num_row_groups):
+                    if not pc.any(selected(file.read_row_group(group, ["language", "split"]))).as_py():
+                        continue
+                    for batch in file.iter_batches(size, [group], read):
+                        yield from batch.filter(selected(batch)).select(columns).to_pylist()
+
+    def read_media(self, column: str, ids: Iterable[str]) -> dict[str, bytes | None]:
+        """The encoded bytes of `column` ("image" or "audio") by row id, in the order of `ids`; None where it is empty.
+
+        Reads only the row groups that hold the rows, each once. Raises `KauliError` for an unknown id, and if a
+        file was replaced since the first call.
+        """
+        found: dict[str, bytes | None] = dict.fromkeys(ids)
+        wanted: dict[int, dict[int, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
+        for one in found:
+            try:
+                file_number, group, row = self._index.places[one]
+            except KeyError:
+                raise KauliError(f"data '{self.name}' holds no row with the id '{one}'.") from None
+            wanted[file_number][group].append((row, one))
+        for file_number, groups in sorted(wanted.items()):
+            path = self._paths[file_number]
+            if _version(path) != self._index.versions[file_number]:
+                raise KauliError(f"{path} was replaced while data '{self.name}' was in use: start again.")
+            with pq.ParquetFile(path, metadata=self._index.metadata[file_number]) as file:
+                for group, places in sorted(groups.items()):
+                    values = file.read_row_group(group, [column])[column]
+                    for row, one in places:
+                        found[one] = values[row].as_py()
         return found
+
+    @cached_property
+    def _index(self) -> "_Index":
+        index = _Index({}, [], [])
+        for number, path in enumerate(self._paths):
+            index.versions.append(_version(path))
+            with pq.ParquetFile(path) as file:
+                index.metadata.append(file.metadata)
+                for group in range(file.num_row_groups):
+                    for row, one in enumerate(file.read_row_group(group, ["id"])["id"].to_pylist()):
+                        index.places.setdefault(one, (number, group, row))
+        return index
 
     def count(self, split: str | None = None) -> int:
         """The number of rows of the data set's languages in a split, or in all."""
-        return len(self.rows(split, columns=["id"]))
+        return sum(1 for _row in self.iter_rows(split, columns=["id"]))
 
     @cached_property
     def sha256(self) -> str:
         """A hash over everything in the data set's languages, whatever the order of rows and the layout of files."""
         hashes = []
-        for row in self.rows(columns=SCHEMA.names):
+        for row in self.iter_rows(columns=SCHEMA.names):
             digest = hashlib.sha256()
             for name in SCHEMA.names:
                 value = row[name]
@@ -73,6 +146,42 @@ class Dataset:
                 digest.update(len(part).to_bytes(8, "big") + part)
             hashes.append(digest.digest())
         return hashlib.sha256(b"".join(sorted(hashes))).hexdigest()
+
+    @property
+    def reference(self) -> DatasetReference:
+        """What `load_reference` needs to load the same rows in another process."""
+        return DatasetReference(self.name, self.languages, self.sha256, tuple(path.absolute() for path in self._paths))
+
+
+@dataclass
+class _Index:
+    """Where each row lies: id -> (number of the file, row group, row in the group); and each file as it was then."""
+
+    places: dict[str, tuple[int, int, int]]
+    metadata: list[pq.FileMetaData]
+    versions: list[tuple[int, int, int]]
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def load_reference(reference: DatasetReference) -> Dataset:
+    """The data set of a reference: its files if they are on this machine, else loaded by its name.
+
+    Raises `KauliError` if the content is not that of the reference.
+    """
+    if all(path.is_file() for path in reference.paths):
+        dataset = Dataset(reference.name, reference.paths[0].parent, reference.paths, reference.languages)
+    else:
+        dataset = load_data(reference.name, reference.languages)
+    if dataset.sha256 != reference.sha256:
+        raise KauliError(
+            f"data '{reference.name}' ({', '.join(reference.languages)}) has changed: its sha256 on this machine is "
+            f"{dataset.sha256}, expected {reference.sha256}. Restore that data, or start a new run."
+        )
+    return dataset
 
 
 def load_data(name: str, languages: Sequence[str] | None = None) -> Dataset:
