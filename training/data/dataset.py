@@ -1,8 +1,8 @@
-"""Data sets: the starter data, or anyone's Parquet, JSONL, CSV or `datasets` folder, checked, in one shape."""
+"""Data sets, built here or imported from the user's files, read from Parquet files of one schema."""
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +20,8 @@ from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 from kauli.training.data import starter
 from kauli.training.data.groups import short_hash
-from kauli.training.data.imports import SUFFIXES, import_rows
-from kauli.training.data.schema import MEDIA, PLAIN_COLUMNS, SCHEMA, write_parquet
+from kauli.training.data.imports import READABLE, import_data
+from kauli.training.data.schema import MEDIA, PLAIN_COLUMNS, SCHEMA
 from kauli.training.data.synthetic_speech import ESPEAK, espeak_files
 from kauli.training.data.topics import TOPICS, topic_files
 
@@ -184,38 +184,30 @@ def load_reference(reference: DatasetReference) -> Dataset:
     return dataset
 
 
-def load_data(name: str, languages: Sequence[str] | None = None) -> Dataset:
-    """A data set in the given languages (None: all that it has), by its name or a path or URI.
+BUILT: dict[str, Callable[[Sequence[str] | None], tuple[Path, list[Path], Sequence[str]]]] = {
+    starter.STARTER: starter.starter_files,
+    TOPICS: topic_files,
+    ESPEAK: espeak_files,
+}
+"""The data sets that are built here, by name: languages (None: all) -> folder, Parquet files, languages."""
 
-    The names are `starter`, `starter-topics` and `starter-espeak`, whose missing files are built. Anything else is
-    checked row by row first: what is wrong with it is one `UsageError` that lists up to ten problems with their row
-    numbers.
+
+def load_data(name: str, languages: Sequence[str] | None = None) -> Dataset:
+    """A data set in the given languages (None: all that it has), by a name of BUILT, or a path or URI.
+
+    Missing files of built data sets are built. Other data is checked row by row and imported; its problems are one
+    `UsageError` that lists up to ten of them with their rows.
     """
     wanted = None if languages is None else list(dict.fromkeys(check_tag(language) for language in languages))
-    if name == "starter":
-        return _load_starter(wanted)
-    if name == TOPICS:
-        return Dataset(name, *topic_files(wanted))
-    if name == ESPEAK:
-        return Dataset(name, *espeak_files(wanted))
+    if name in BUILT:
+        return Dataset(name, *BUILT[name](wanted))
     path = _local_copy(name)
     own = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if own and all(file.suffix == ".parquet" and starter.is_starter_file(file) for file in own):
         return _narrowed(name, path if path.is_dir() else path.parent, own, wanted)  # `kauli data build --out DIR`
     only = wanted[0] if wanted and len(wanted) == 1 else None  # rows without a language are in the one asked for
-    return _narrowed(name, *_imported(path, only), wanted)
-
-
-def _load_starter(languages: list[str] | None) -> Dataset:
-    folder = starter.starter_folder()
-    if languages is None:
-        languages = sorted(path.stem for path in folder.glob("*.parquet"))
-        if not languages:
-            raise UsageError("no starter data is built yet: run `kauli data build --languages sw`.")
-    if not starter.ready(languages, folder):
-        starter.build(languages)
-    paths = [folder / f"{language}.parquet" for language in dict.fromkeys([*languages, starter.PIVOT])]
-    return Dataset("starter", folder, paths, languages)
+    imported = import_data(path, only)
+    return _narrowed(name, imported.parent, [imported], wanted)
 
 
 def _narrowed(name: str, folder: Path, paths: list[Path], languages: list[str] | None) -> Dataset:
@@ -227,25 +219,14 @@ def _narrowed(name: str, folder: Path, paths: list[Path], languages: list[str] |
     return Dataset(name, folder, paths, languages or there)
 
 
-def _imported(path: Path, language: str | None) -> tuple[Path, list[Path]]:
-    """The folder and files of foreign data, checked and written in our shape under the hash of its rows."""
-    rows = import_rows(path, language)
-    parts = (f"{key}={value!r}" for row in rows for key, value in row.items())
-    folder = kauli_home() / "data" / "imported" / short_hash(*parts)
-    target = folder / "data.parquet"
-    if not target.is_file():
-        write_parquet(rows, target)
-    return folder, [target]
-
-
 def _local_copy(name: str) -> Path:
-    """The data on this machine: a path as it is, a URI downloaded once per version of it."""
+    """The path of the data on this machine; a URI is downloaded once for each version of its files."""
     if "://" not in name:
         path = Path(name).expanduser()
         if not path.exists():
             raise UsageError(
-                f"no data at '{name}': give `starter`, or a file or folder of {', '.join(SUFFIXES)}."
-                f"{nearest(name, ['starter', TOPICS, ESPEAK])}"
+                f"no data at '{name}': give {', '.join(BUILT)}, or a file or folder of {READABLE}."
+                f"{nearest(name, BUILT)}"
             )
         return path
     try:
@@ -263,11 +244,11 @@ def _local_copy(name: str) -> Path:
                 for key in found:
                     target = partial / (key.removeprefix(remote.rstrip("/")).lstrip("/") or Path(key).name)
                     if ".." in target.parts:
-                        raise KauliError(f"{name} holds '{key}', which leads out of its folder.")
+                        raise KauliError(f"{name} holds '{key}', which is outside its folder.")
                     target.parent.mkdir(parents=True, exist_ok=True)
                     filesystem.get_file(key, str(target))
     except KauliError:
         raise
-    except Exception as error:  # each kind of store has errors of its own
+    except Exception as error:  # each kind of storage raises other errors
         raise KauliError(f"could not read {name}: {error}") from error
     return folder / Path(remote).name if list(found) == [remote] else folder

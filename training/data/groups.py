@@ -1,8 +1,8 @@
-"""What belongs together in a data set, and on which side of the split it stands.
+"""Groups of rows that share content, and the split of each group.
 
-Rows that share a concept (an English text, a picture, a recording, a code point) must not be parted between training
-and test, in any language. Keys are strings such as `text:elephant` or `image:<sha256>`; keys that occur together are
-united, and the smallest key of a component names its group.
+Rows that share a key (an English text, an image, an audio clip, a code point) must be in one split, in all languages.
+Keys are strings such as `text:elephant` or `image:<sha256>`. Keys that occur together are united, and the smallest key
+of a component names its group.
 """
 
 import hashlib
@@ -24,14 +24,14 @@ _NO_WORD = regex.compile(r"[\p{P}\p{S}\p{Z}\p{C}]+")
 STRONGEST_FIRST = ("test", "validation", "train")
 
 
-class Concepts:
-    """Union-find over string keys; the smallest key of a component is its name, whatever the order of links."""
+class Groups:
+    """Union-find over string keys; the smallest key of a component names it, for any order of links."""
 
     def __init__(self) -> None:
         self._parent: dict[str, str] = {}
 
     def link(self, keys: Sequence[str]) -> None:
-        """Unite all keys; each gets known."""
+        """Unite all keys, new ones too."""
         roots = [self.find(key) for key in keys]
         smallest = min(roots)
         for root in roots:
@@ -48,26 +48,26 @@ class Concepts:
 
 @lru_cache(maxsize=1 << 17)
 def normalise(text: str) -> str:
-    """Text without what does not tell captions apart: case, punctuation and width of spaces.
+    """Text without case, punctuation and repeated spaces, by which captions are compared.
 
-    A text of nothing but punctuation keeps it. Combining marks stay: in many languages they part words.
+    A text of punctuation alone keeps it. Combining marks stay: in many languages they distinguish words.
     """
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     return _NO_WORD.sub(" ", _APOSTROPHES.sub("", folded)).strip() or " ".join(folded.split())
 
 
 def english_key(text: str) -> str:
-    """The concept key of an English text: `An elephant.` and `Elephant` share one."""
+    """The key of an English text: `An elephant.` and `Elephant` have the same."""
     return "text:" + re.sub(r"^(a|an|the) (?=.)", "", normalise(text))
 
 
 def media_key(kind: str, content: bytes) -> str:
-    """The concept key of a picture (`kind="image"`) or recording (`kind="audio"`), by its bytes."""
+    """The key of encoded media by their bytes; `kind` is "image" or "audio"."""
     return f"{kind}:{hashlib.sha256(content).hexdigest()}"
 
 
 def short_hash(*parts: str) -> str:
-    """Sixteen hex digits of the SHA-256 of the parts, told apart by a NUL."""
+    """Sixteen hex digits of the SHA-256 of the parts, joined by NUL."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -82,7 +82,7 @@ def split_by_chance(group: str) -> str:
 def udhr_splits(num_articles: int = 31) -> dict[str, str]:
     """The split of each article's key, article 0 being the preamble: 6 test, 3 validation, the rest train.
 
-    By rank of the hashes and not by chance, for thirty groups are too few to leave the shares to luck.
+    By rank of the hashes and not by chance: with thirty groups the shares would vary too much.
     """
     keys = [f"{UDHR_KEY}{number}" for number in range(num_articles)]
     ranked = sorted(keys, key=lambda key: short_hash(_UDHR_SALT, key))
@@ -91,5 +91,5 @@ def udhr_splits(num_articles: int = 31) -> dict[str, str]:
 
 
 def strongest(splits: Iterable[str]) -> str:
-    """Of several splits the one that must keep its rows: test before validation before train."""
+    """Of several splits the one that keeps shared rows: test before validation before train."""
     return min(splits, key=STRONGEST_FIRST.index)

@@ -1,63 +1,90 @@
-"""Reading other people's data: Parquet, JSONL, CSV, and the folders of Hugging Face `datasets`, into rows of SCHEMA.
+"""Import of user data in any of the formats into one Parquet file of SCHEMA, checked, grouped and split.
 
-Everything that is wrong is collected and told at once, by file and row, before anything is written or trained.
+All problems are collected and reported together, by file and row, before anything is written. Text is held in memory;
+images and audio are hashed while they are read, and copied only when the file is written.
 """
 
-import csv
 import hashlib
-import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from kauli.models.errors import UsageError
+from kauli.models.errors import KauliError, UsageError
+from kauli.models.files import sha256_file
 from kauli.models.languages import check_tag, nfc
+from kauli.models.paths import kauli_home
 from kauli.models.progress import note
-from kauli.training.data.groups import (
-    Concepts,
-    media_key,
-    normalise,
-    short_hash,
-    split_by_chance,
-    strongest,
-)
-from kauli.training.data.schema import SCHEMA
+from kauli.training.data.formats.table import FORMATS
+from kauli.training.data.groups import Groups, normalise, short_hash, split_by_chance, strongest
+from kauli.training.data.schema import MEDIA, SCHEMA, write_parquet
 
-SUFFIXES = (".parquet", ".jsonl", ".csv", ".tsv", "datasets folder")
+FORMAT = 2
+"""Increase it when the same data gives other rows: imported files are then written again."""
+READABLE = f"{', '.join(FORMATS)} or a folder saved by `datasets`"
 _NUM_SHOWN = 10
 _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
     ("validation", "valid", "val", "dev", "eval"), "validation"
 )
 _ALIASES = {"license": "licence", "lang": "language"}
+_SHA256_OF_NOTHING = hashlib.sha256(b"").hexdigest()
 _TEXTS = ("id", "group", "language", "prompt", "text", "source", "licence", "split", "flags")
+
+
+@dataclass(frozen=True)
+class _MediaFile:
+    """An image or a clip of a row: its hash, and where its bytes are."""
+
+    sha256: str
+    number: int
+    """The number of its raw row in the order of reading, which holds the bytes if there is no path."""
+    path: Path | None
 
 
 @dataclass
 class _Reading:
-    """The state of reading one data set: rows with their places, and what is wrong with them."""
+    """The state of reading one data set: rows of SCHEMA with their `place`, media as `_MediaFile`, and problems."""
 
     language: str | None
     rows: list[dict[str, Any]] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     unknown_columns: set[str] = field(default_factory=set)
 
 
-def import_rows(path: Path, language: str | None = None) -> list[dict[str, Any]]:
-    """All rows of the file or folder with the keys of SCHEMA; `language` is that of rows that name none.
+def import_data(path: Path, language: str | None = None) -> Path:
+    """The Parquet file with all rows of the file or folder; `language` is that of rows that name none.
 
-    Missing ids are hashes of the content, missing groups tie rows that share a prompt, text, picture or recording,
-    missing splits follow from the group. Raises `UsageError` with up to ten problems and their number.
+    It is written below `<home>/data/imported`, under a hash of the rows, unless it is there. Missing ids are hashes of
+    the content, missing groups unite rows that share a prompt, text, image or audio, missing splits follow from the
+    group. Raises `UsageError` with the number of problems and the first ten.
     """
+    rows = _checked_rows(path, language)
+    digest = hashlib.sha256(b"format %d" % FORMAT)
+    for row in rows:
+        for name in SCHEMA.names:
+            value = row[name].sha256 if isinstance(row[name], _MediaFile) else row[name]
+            digest.update(f"\0{name}={value!r}".encode())
+    target = kauli_home() / "data" / "imported" / digest.hexdigest()[:16] / "data.parquet"
+    if target.is_file():
+        return target
+    try:
+        with _media_reader(path, rows, target.parent) as read:
+            write_parquet(({**row, **{name: row[name] and read(row[name]) for name in MEDIA}} for row in rows), target)
+    except OSError as error:  # the disk is full, or the home not writable
+        raise KauliError(f"could not write {target}: {error.strerror or error}.") from error
+    return target
+
+
+def _checked_rows(path: Path, language: str | None) -> list[dict[str, Any]]:
     reading = _Reading(language)
-    for file, split in _files(path):
-        for place, raw in _read(file, reading):
-            _take(raw, place, file.parent, split, reading)
+    for number, (file, split, place, raw) in enumerate(_raw_rows(path)):
+        if isinstance(raw, str):
+            reading.problems.append(f"{place}: {raw}")
+        else:
+            _take(raw, place, number, file.parent, split, reading)
     _check_ids(reading)
     _raise_problems(path, reading)
     if not reading.rows:
@@ -68,11 +95,50 @@ def import_rows(path: Path, language: str | None = None) -> list[dict[str, Any]]
     return sorted(reading.rows, key=lambda row: str(row["id"]))
 
 
+def _raw_rows(path: Path) -> Iterator[tuple[Path, str | None, str, dict[str, Any] | str]]:
+    """(file, split that its name tells, place, values or what is wrong) of each row, always in the same order."""
+    for file, split in _files(path):
+        for place, raw in FORMATS[file.suffix](file):
+            yield file, split, place, raw
+
+
+@contextmanager
+def _media_reader(path: Path, rows: Sequence[dict[str, Any]], folder: Path) -> Iterator[Callable[[_MediaFile], bytes]]:
+    """A function that reads the bytes of any row's media; those within data files are copied to a temporary one."""
+    inline: dict[int, list[str]] = defaultdict(list)
+    for row in rows:
+        for name in MEDIA:
+            if row[name] and not row[name].path:
+                inline[row[name].number].append(name)
+    places: dict[str, tuple[int, int]] = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder) as copies:
+        for number, (*_, raw) in enumerate(_raw_rows(path) if inline else ()):
+            for name in inline.get(number, ()) if isinstance(raw, dict) else ():
+                content = _media_value(name, raw.get(name))
+                key = hashlib.sha256(content if isinstance(content, bytes) else b"").hexdigest()
+                if isinstance(content, bytes) and key not in places:
+                    places[key] = copies.tell(), copies.write(content)
+
+        def read(media: _MediaFile) -> bytes:
+            if media.path:
+                content = media.path.read_bytes() if media.path.is_file() else b""
+            else:
+                offset, size = places.get(media.sha256, (0, 0))
+                copies.seek(offset)
+                content = copies.read(size)
+            if hashlib.sha256(content).hexdigest() != media.sha256:
+                raise KauliError(f"{media.path or path} changed while it was imported: start again.")
+            return content
+
+        yield read
+
+
 def _files(path: Path) -> list[tuple[Path, str | None]]:
     """Data files in order, each with the split that its name tells."""
     if path.is_file():
-        if path.suffix not in SUFFIXES and path.suffix != ".arrow":
-            raise UsageError(f"can't read '{path}': give a file or folder of {', '.join(SUFFIXES)}.")
+        if path.suffix not in FORMATS:
+            raise UsageError(f"can't read '{path}': give a file or folder of {READABLE}.")
         return [(path, None)]
     found: list[tuple[Path, str | None]] = []
     for file in sorted(path.rglob("*")):
@@ -80,10 +146,10 @@ def _files(path: Path) -> list[tuple[Path, str | None]]:
         if file.is_file() and not any(part.startswith(".") for part in inner.parts):
             if file.suffix == ".arrow" and file.name.startswith("cache-"):  # what `datasets` computed, not data
                 continue
-            if file.suffix in (".parquet", ".jsonl", ".csv", ".tsv", ".arrow"):
+            if file.suffix in FORMATS:
                 found.append((file, _split_in(inner)))
     if not found:
-        raise UsageError(f"no data in '{path}': it holds no file of {', '.join(SUFFIXES)}.")
+        raise UsageError(f"no data in '{path}': it holds no file of {READABLE}.")
     if {split for _file, split in found} == {"train"}:  # a data set that was never split is called `train` too
         return [(file, None) for file, _split in found]
     return found
@@ -97,77 +163,7 @@ def _split_in(inner: Path) -> str | None:
     return None
 
 
-def _read(file: Path, reading: _Reading) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, raw row) of one file; lines that can't be read become problems."""
-    match file.suffix:
-        case ".jsonl":
-            yield from _read_jsonl(file, reading)
-        case ".csv" | ".tsv":
-            yield from _read_csv(file, reading)
-        case _:
-            yield from _read_arrow(file, reading)
-
-
-def _read_jsonl(file: Path, reading: _Reading) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        place = f"{file.name} line {number}"
-        if not line.strip():
-            continue
-        try:
-            raw = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError as error:
-            reading.problems.append(f"{place}: not UTF-8 (byte {error.start + 1})")
-        except json.JSONDecodeError as error:
-            reading.problems.append(f"{place}: not JSON ({error.msg}, column {error.colno})")
-        else:
-            if isinstance(raw, dict):
-                yield place, raw
-            else:
-                reading.problems.append(f"{place}: not an object {{...}}")
-
-
-def _read_csv(file: Path, reading: _Reading) -> Iterator[tuple[str, dict[str, Any]]]:
-    lines = []
-    for number, line in enumerate(file.read_bytes().splitlines(keepends=True), start=1):
-        try:
-            lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-        except UnicodeDecodeError as error:
-            reading.problems.append(f"{file.name} line {number}: not UTF-8 (byte {error.start + 1})")
-            lines.append("\n")
-    csv.field_size_limit(1 << 24)
-    reader = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",")
-    try:
-        for raw in reader:
-            place = f"{file.name} line {reader.line_num}"
-            if None in raw:
-                reading.problems.append(f"{place}: more fields than the header has columns")
-            else:
-                yield place, {key: value or None for key, value in raw.items()}
-    except csv.Error as error:
-        reading.problems.append(f"{file.name} line {reader.line_num}: {error}")
-
-
-def _read_arrow(file: Path, reading: _Reading) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        if file.suffix == ".parquet":
-            batches = pq.ParquetFile(file).iter_batches(256)
-        else:  # `datasets` writes the streaming format, `map` caches too
-            batches = iter(pa.ipc.open_stream(pa.memory_map(str(file))))
-        number = 0
-        for batch in batches:
-            for index in range(batch.num_rows):
-                number += 1
-                try:
-                    raw = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
-                except UnicodeDecodeError as error:
-                    reading.problems.append(f"{file.name} row {number}: not UTF-8 ({error.reason})")
-                else:
-                    yield f"{file.name} row {number}", raw
-    except (pa.ArrowInvalid, OSError) as error:
-        reading.problems.append(f"{file.name}: no {file.suffix[1:]} file, or a damaged one ({error})")
-
-
-def _take(raw: dict[str, Any], place: str, folder: Path, split: str | None, reading: _Reading) -> None:
+def _take(raw: dict[str, Any], place: str, number: int, folder: Path, split: str | None, reading: _Reading) -> None:
     """Bring one raw row into the shape of SCHEMA, or add to the problems."""
     values = {_ALIASES.get(key, key): value for key, value in raw.items()}
     reading.unknown_columns |= set(values) - set(SCHEMA.names)
@@ -175,8 +171,7 @@ def _take(raw: dict[str, Any], place: str, folder: Path, split: str | None, read
         row: dict[str, Any] = {name: _text(name, values.get(name)) for name in _TEXTS}
         row["split"] = _split(row["split"]) if row["split"] else split
         row["language"] = check_tag(row["language"] or reading.language or "")
-        row["image"] = _media("image", values.get("image"), folder)
-        row["audio"] = _media("audio", values.get("audio"), folder)
+        row |= {name: _media(name, values.get(name), number, folder) for name in MEDIA}
         row["synthetic"] = _truth(values.get("synthetic"))
         if not (row["text"] or row["image"] or row["audio"]):
             raise ValueError("empty: neither text nor image nor audio")
@@ -186,8 +181,7 @@ def _take(raw: dict[str, Any], place: str, folder: Path, split: str | None, read
     except ValueError as error:
         reading.problems.append(f"{place}: {error}")
     else:
-        reading.rows.append({name: row[name] for name in SCHEMA.names})
-        reading.places.append(place)
+        reading.rows.append({**{name: row[name] for name in SCHEMA.names}, "place": place})
 
 
 def _text(name: str, value: Any) -> str | None:
@@ -199,7 +193,7 @@ def _text(name: str, value: Any) -> str | None:
     if not isinstance(value, str):
         raise ValueError(f"{name} is {type(value).__name__}, not text")
     if "\ufffd" in value or any("\ud800" <= char <= "\udfff" for char in value):
-        raise ValueError(f"{name} was decoded wrongly before it came here (it holds U+FFFD or half a character)")
+        raise ValueError(f"{name} was decoded wrongly when the file was made (it holds U+FFFD or a lone surrogate)")
     return nfc(value).strip() or None
 
 
@@ -217,38 +211,44 @@ def _truth(value: Any) -> bool:
     raise ValueError(f"synthetic is '{value}', not true or false")
 
 
-def _media(name: str, value: Any, folder: Path) -> bytes | None:
-    """The encoded bytes of a picture or clip: given as bytes, as `datasets`' {bytes, path}, or as a path."""
+def _media_value(name: str, value: Any) -> bytes | str | None:
+    """The bytes of an encoded image or clip or its path, given as such or as `datasets`' {bytes, path}."""
     if isinstance(value, dict) and set(value) >= {"bytes", "path"}:
         value = value["bytes"] or value["path"]
-    if value is None or value == "" or value == b"":
+    if value is not None and not isinstance(value, bytes | str):
+        raise ValueError(f"{name} is {type(value).__name__}, neither bytes nor a path")
+    return value or None
+
+
+def _media(name: str, given: Any, number: int, folder: Path) -> _MediaFile | None:
+    value = _media_value(name, given)
+    if value is None:
         return None
     if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {type(value).__name__}, neither bytes nor a path")
+        return _MediaFile(hashlib.sha256(value).hexdigest(), number, None)
     file = (folder / value).resolve()
     if not file.is_relative_to(folder.resolve()):
         raise ValueError(f"{name} '{value}' lies outside the data's folder")
     if not file.is_file() or not file.stat().st_size:
         raise ValueError(f"{name} '{value}' is missing or empty")
-    return file.read_bytes()
+    return _MediaFile(sha256_file(file), number, file)
 
 
 def _check_ids(reading: _Reading) -> None:
-    """Fill missing ids and drop rows given twice without ids; an id given twice, or a group in two splits, is wrong."""
+    """Fill missing ids and drop copies of rows without ids; repeated ids and groups in two splits are problems."""
     first: dict[str, str] = {}
     side: dict[str, tuple[str, str]] = {}
-    kept, places, repeated = [], [], 0
-    for row, place in zip(reading.rows, reading.places, strict=True):
+    kept, repeated = [], 0
+    for row in reading.rows:
+        place = row["place"]
         if row["id"] is None:
-            media = [hashlib.sha256(row[name] or b"").hexdigest() for name in ("image", "audio")]
+            media = [row[name].sha256 if row[name] else _SHA256_OF_NOTHING for name in MEDIA]
             row["id"] = short_hash(row["language"], row["prompt"] or "", row["text"] or "", row["group"] or "", *media)
             if row["id"] in first:
                 repeated += 1
                 continue
         elif row["id"] in first:
-            reading.problems.append(f"{place}: id '{row['id']}' stands in {first[row['id']]} already")
+            reading.problems.append(f"{place}: id '{row['id']}' is used in {first[row['id']]} already")
             continue
         first[row["id"]] = place
         if row["group"] and row["split"]:
@@ -258,8 +258,7 @@ def _check_ids(reading: _Reading) -> None:
                     f"{place}: group '{row['group']}' is in {row['split']} here and in {split} in {where}"
                 )
         kept.append(row)
-        places.append(place)
-    reading.rows, reading.places = kept, places
+    reading.rows = kept
     if repeated:
         note(f"{repeated:,} rows are exact copies of others and were left out")
 
@@ -275,26 +274,26 @@ def _raise_problems(path: Path, reading: _Reading) -> None:
 
 
 def _fill_groups(reading: _Reading, path: Path) -> None:
-    """Tie rows that could leak into each other, and give each group one split."""
+    """Unite rows that share content in groups, and give each group one split."""
     rows = reading.rows
     prompts = Counter(normalise(row["prompt"]) for row in rows if row["prompt"])
-    # A prompt that stands in many rows is an instruction ("Describe the picture"), which ties nothing
+    # A prompt of many rows is an instruction ("Describe the image"), and unites nothing
     instruction = max(10, len(rows) // 20)
-    # So does a text that stands beside many pictures or recordings: it is a class
+    # Neither does a text of many rows that all have an image or audio: it is a class label
     pictured = Counter(normalise(row["text"]) for row in rows if row["text"] and (row["image"] or row["audio"]))
     texts = Counter(normalise(row["text"]) for row in rows if row["text"])
     labels = {text for text, count in texts.items() if count > instruction and pictured[text] == count}
-    concepts = Concepts()
+    groups = Groups()
     for row in rows:
         keys = [f"row:{row['id']}"]
         keys += [f"group:{row['group']}"] if row["group"] else []
         keys += [f"text:{text}"] if row["text"] and (text := normalise(row["text"])) not in labels else []
         keys += [f"text:{text}"] if row["prompt"] and prompts[text := normalise(row["prompt"])] <= instruction else []
-        keys += [media_key(name, row[name]) for name in ("image", "audio") if row[name]]
-        concepts.link(keys)
+        keys += [f"{name}:{row[name].sha256}" for name in MEDIA if row[name]]
+        groups.link(keys)
     by_root = defaultdict(list)
     for row in rows:
-        by_root[concepts.find(f"row:{row['id']}")].append(row)
+        by_root[groups.find(f"row:{row['id']}")].append(row)
     given = any(row["split"] for row in rows)
     dropped = 0
     reading.rows = []
@@ -308,7 +307,7 @@ def _fill_groups(reading: _Reading, path: Path) -> None:
         reading.rows += kept
     if dropped:
         note(
-            f"{path}: {dropped:,} rows of train or validation share a text, picture or recording "
+            f"{path}: {dropped:,} rows of train or validation share a text, image or audio "
             "with validation or test rows and were left out"
         )
     if not given:
@@ -316,7 +315,7 @@ def _fill_groups(reading: _Reading, path: Path) -> None:
 
 
 def _fill_splits(rows: list[dict[str, Any]], path: Path) -> None:
-    """Chance can leave a split of a small data set empty: then it gets the groups with the smallest hashes."""
+    """Give a split that chance left empty, as happens in small data sets, the groups with the smallest hashes."""
     groups = sorted({row["group"] for row in rows}, key=lambda group: short_hash("fill", group))
     if len(groups) < 3:
         raise UsageError(

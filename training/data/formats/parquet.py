@@ -1,0 +1,21 @@
+"""Parquet files of any layout: the columns that the data set's schema names are read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kauli.training.data.formats.arrow import rows_of_batches
+
+_BATCH = 32  # rows decoded at once: they may hold audio
+
+
+def read_parquet(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """Stream the rows; see `table.Reader`."""
+    try:
+        with pq.ParquetFile(file, buffer_size=1 << 20) as content:
+            yield from rows_of_batches(file, content.iter_batches(_BATCH))
+    except (pa.ArrowInvalid, OSError) as error:
+        yield file.name, f"not a Parquet file, or damaged ({error})"
