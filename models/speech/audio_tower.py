@@ -1,4 +1,4 @@
-"""A speech recogniser's encoder, frozen: recordings -> features for a connector, computed once a recording."""
+"""The frozen encoder of a speech recogniser: audio clips -> features for a connector, computed once a clip."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from kauli.models.speech.whisper import WhisperTask
 from kauli.models.speech.whisper_model import frame_count
 
 WINDOW = 2.0
-"""Seconds: shorter recordings are filled up with silence. The encoder was made for 30, which cost 15 times as much;
-the connector learns from what it gets."""
+"""Seconds: shorter clips are padded with silence. The encoder was made for 30, which take 15 times as long; the
+connector is trained on what it gets."""
 
 
 class AudioTower:
@@ -22,9 +22,9 @@ class AudioTower:
     def __init__(self, task: WhisperTask) -> None:
         self.task = task
         self.name = task.base.name
-        # Of the base's files, not of the weights in memory: on a GPU these are of another precision
+        # Not of the weights in memory, which have another precision on a GPU
         self.sha256 = hashlib.sha256(f"{task.base.sha256} {WINDOW}".encode()).hexdigest()
-        """Of the encoder's weights and of how it is given sound: what its features depend on."""
+        """Of the base's files and of the padding: all that the features depend on."""
 
     @classmethod
     def load(cls, base: Base, device: str | None = None) -> Self:
@@ -32,18 +32,18 @@ class AudioTower:
         return cls(WhisperTask.load(base, device))
 
     def width(self, stack: int) -> int:
-        """The size of a feature of `stack` frames."""
+        """The width of a feature of `stack` frames."""
         return int(self.task.model.config.d_model) * stack
 
-    def features(self, recordings: Sequence[Any], stack: int) -> list[Tensor]:
-        """Of each recording (n,) at 16 kHz (F / stack, stack x W) float32 on the CPU: `stack` frames side by side.
+    def features(self, clips: Sequence[Any], stack: int) -> list[Tensor]:
+        """The features of each clip (n,) at 16 kHz, (F / stack, stack x W) float32 on the CPU: `stack` frames each.
 
-        A recording is heard with silence behind it, up to `WINDOW`; the frames of the recording itself are kept. One
-        longer than the base hears at once is cut.
+        A clip is padded with silence to `WINDOW`; only its own frames are kept. Samples beyond the base's `seconds`
+        are cut off.
         """
-        mels = [self.task.mel(samples, WINDOW) for samples in recordings]
+        spectrograms = [self.task.model_input(samples, WINDOW) for samples in clips]
         found = []
-        for samples, mel, frames in zip(recordings, mels, self.task.frames(mels), strict=True):
+        for samples, mel, frames in zip(clips, spectrograms, self.task.frames(spectrograms), strict=True):
             count = max(1, min(frame_count(mel), -(-len(samples) // 320)))
             frames = frames[:count]
             frames = torch.nn.functional.pad(frames, (0, 0, 0, -count % stack))

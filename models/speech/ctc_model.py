@@ -1,7 +1,7 @@
-"""wav2vec2 with a CTC head, over many clips at once: encoder, losses, the best path, attention adapters by row.
+"""wav2vec2 with a CTC head, over many clips at once: encoder, losses, best path, attention adapters by row.
 
-The forward pass is transformers' own without its masks for training, which are drawn from a random state that no seed
-of ours sets; `kauli.training.augment.audio` has augmentations.
+The forward pass is transformers' own without its masks for training, whose random state no seed of a recipe sets;
+`kauli.training.augment` has augmentations.
 
 Shape letters: N clips, T frames of the longest, W width, V letters.
 """
@@ -26,14 +26,14 @@ ADAPTER_LAYER = ".adapter_layer."
 
 
 def frame_count(config: Any, samples: int) -> int:
-    """The frames of a clip with so many samples."""
+    """The frames of a clip of `samples` samples."""
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         samples = max(0, (samples - kernel) // stride + 1)
     return samples
 
 
 def fewest_samples(config: Any) -> int:
-    """The samples that one frame takes."""
+    """The samples of one frame."""
     samples = 1
     for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
         samples = (samples - 1) * stride + kernel
@@ -47,9 +47,9 @@ class CtcBatch:
     waves: tuple[Tensor, ...]
     """N times (n_i,) float32."""
     letters: Tensor
-    """(S,) int64: the letters of all transcripts, one behind the other."""
+    """(S,) int64: the letters of all transcripts, concatenated."""
     lengths: Tensor
-    """(N,) int64: how many of them are each clip's."""
+    """(N,) int64: the letters of each clip."""
 
     def to(self, device: torch.device | str) -> "CtcBatch":
         """The same batch on another device."""
@@ -58,19 +58,19 @@ class CtcBatch:
 
 
 def encode(model: Any, waves: Sequence[Tensor]) -> Tensor:
-    """(N, T, W): the encoder's frames of waves (n_i,); what lies behind a clip's own frames means nothing."""
+    """(N, T, W): the encoder's frames of waves (n_i,); those after a clip's own frames mean nothing."""
     inner = model.wav2vec2
     waves = [wave.to(inner.feature_projection.projection.weight.dtype) for wave in waves]
     if model.config.feat_extract_norm == "group":
-        # This norm is taken over the whole time, so that each clip has to go alone through the convolutions
+        # This norm is taken over the whole time, so that the convolutions take each clip by itself
         found = [inner.feature_extractor(wave[None])[0].t() for wave in waves]
         features = pad_sequence(found, batch_first=True)
     else:
         features = inner.feature_extractor(pad_sequence(list(waves), batch_first=True)).transpose(1, 2)
     counts = torch.tensor([frame_count(model.config, len(wave)) for wave in waves], device=features.device)
-    seen = torch.arange(features.shape[1], device=features.device) < counts[:, None]
+    real = torch.arange(features.shape[1], device=features.device) < counts[:, None]
     hidden, _ = inner.feature_projection(features)
-    out: Tensor = model.dropout(inner.encoder(hidden, attention_mask=seen).last_hidden_state)
+    out: Tensor = model.dropout(inner.encoder(hidden, attention_mask=real).last_hidden_state)
     return out
 
 
@@ -88,7 +88,7 @@ def losses(model: Any, batch: CtcBatch, blank: int) -> Tensor:
 
 
 def bits(logits: Tensor, letters: Sequence[int], blank: int) -> float:
-    """What a transcript costs, of logits (T, V): -log2 of its likelihood; infinite where it has no path."""
+    """-log2 of a transcript's likelihood by logits (T, V); infinite where it has no path."""
     found = functional.ctc_loss(
         logits.double().log_softmax(-1), torch.tensor(letters, dtype=torch.long, device=logits.device),
         torch.tensor(len(logits)), torch.tensor(len(letters)), blank=blank, reduction="none",
@@ -97,14 +97,14 @@ def bits(logits: Tensor, letters: Sequence[int], blank: int) -> float:
 
 
 def frames_needed(letters: Sequence[int]) -> int:
-    """The fewest frames in which letters can be said: one each, and a blank between two that are alike."""
+    """The fewest frames that letters take: one each, and a blank between two equal ones."""
     return len(letters) + sum(one == other for one, other in pairwise(letters))
 
 
 def best_path(logits: Tensor, blank: int) -> list[tuple[int, float]]:
-    """The letters of the likeliest letter of each frame, repeats and blanks left out, of logits (T, V).
+    """The likeliest letter of each frame of logits (T, V), without repeats and blanks.
 
-    Each with the highest natural log probability that it has in its frames.
+    Each has the highest natural log probability of its frames.
     """
     values, places = logits.float().log_softmax(-1).max(-1)
     frames = zip(places.tolist(), values.tolist(), strict=True)
@@ -116,7 +116,7 @@ def best_path(logits: Tensor, blank: int) -> list[tuple[int, float]]:
 
 
 def adapter_layers(model: Any) -> list[Any]:
-    """The encoder's layers that have a place for an adapter; none where the norm comes after attention."""
+    """The encoder's layers if they have a place for an adapter: only where the norm comes before attention."""
     return list(model.wav2vec2.encoder.layers) if model.config.do_stable_layer_norm else []
 
 
@@ -132,21 +132,21 @@ def new_adapter(model: Any, dim: int) -> nn.Module:
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What attention adapters train, by the names that MMS gives it: each layer's adapter, and the head."""
+    """The weights that attention adapters train, by MMS's names: each layer's adapter, and the head."""
     return {
         name: value for name, value in model.named_parameters() if ADAPTER_LAYER in name or name.startswith("lm_head.")
     }
 
 
 def attach_adapters(model: Any, dim: int) -> None:
-    """Make attention adapters of `dim` what is trained, all else frozen; a base that has some goes on from its own.
+    """Make attention adapters of `dim` and the head trainable, all else frozen; a base's own adapters are kept.
 
     Raises UsageError for any other model than a wav2vec2 with the norm before attention, and for another `dim` than
     the base's own.
     """
     if not isinstance(model, Wav2Vec2ForCTC) or not adapter_layers(model):
         kind = type(model).__name__
-        more = " with the norm behind attention (do_stable_layer_norm)" if isinstance(model, Wav2Vec2ForCTC) else ""
+        more = " with the norm after attention" if isinstance(model, Wav2Vec2ForCTC) else ""
         raise UsageError(
             f"method attention_adapter: the base is a {kind}{more}, which has no place for attention adapters. Take a "
             "wav2vec2 of the kind of MMS or XLS-R for the task 'transcribe', or method: {kind: lora}."
@@ -164,15 +164,15 @@ def attach_adapters(model: Any, dim: int) -> None:
 
 
 class RowAdapters(nn.Module):
-    """Stands where a layer has its adapter, and gives each row of a pass its own."""
+    """Takes the place of a layer's adapter, and applies to each row of a pass its own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.runs: list[tuple[int, int, nn.Module | None]] = []
-        """Rows `start` to `end` have this adapter; the runs cover all rows in their order."""
+        """(start, end, the adapter of these rows); the runs cover all rows in their order."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(N, T, W) -> what is added to it, of the same shape, or 0."""
+        """(N, T, W) -> the addend, of the same shape, or 0."""
         if all(module is None for _, _, module in self.runs):
             return hidden.new_zeros(())
         parts = [(hidden[start:end], module) for start, end, module in self.runs]

@@ -1,6 +1,6 @@
-"""Transcripts that repeat themselves without end, and sets of transcripts that have collapsed.
+"""Detects transcripts that loop (repeat without end), and collapsed sets of transcripts.
 
-Decoders of speech fall into loops on clips that they can't make out, on silence and after too little training.
+Speech decoders loop on unintelligible clips, on silence and after too little training.
 """
 
 import zlib
@@ -12,38 +12,38 @@ import regex
 from numpy.typing import NDArray
 
 MOST_LOOPS = 0.1
-"""Of a set of transcripts, the share that may be loops."""
+"""The largest acceptable share of loops in a set of transcripts."""
 ENOUGH = 8
-"""Of fewer transcripts, most may well be the same."""
-_PIECE = 500  # characters: about what 30 s of speech hold, which is what Whisper judges at a time
+"""Fewer transcripts may well be mostly the same."""
+_PIECE = 500  # characters: about 30 s of speech, the unit that Whisper judges
 _ZLIB_RATIO = 2.4  # Whisper's own limit (Radford et al. 2022, arXiv 2212.04356, section 4.5)
-_ZLIB_LENGTH = 100  # characters below which the ratio says nothing: headers and tables outweigh the text
-_STRETCH = 10  # letters that a loop has at the least: "Аааа!" is none
-_TIMES = 5  # that a unit stands back to back in a loop: "ха-ха-ха" is none
-_PHRASE = 10  # letters that make a unit a phrase, of which
-_PHRASE_TIMES = 3  # are enough
+_ZLIB_LENGTH = 100  # characters below which headers and tables outweigh the text
+_STRETCH = 10  # letters of the shortest loop: "Аааа!" is none
+_TIMES = 5  # consecutive repeats of a unit that make a loop: "ха-ха-ха" is none
+_PHRASE = 10  # letters that make a unit a phrase, for which
+_PHRASE_TIMES = 3  # repeats are enough
 
 
 def looped(text: str) -> bool:
     """Whether a transcript is a loop, in any script: of letters, syllables, words or phrases.
 
-    It is where some unit stands back to back, five times or more (a phrase of ten letters three times), and so fills
-    more than half of the text, white space, punctuation and case aside; or where the text compresses as only loops do.
-    Of a text of more than 500 characters, each 500 are judged by themselves, and one loop is enough.
+    A loop is a unit that repeats five times or more in a row (a phrase of ten letters three times) and so fills more
+    than half of the text, white space, punctuation and case aside; or a text that compresses as only loops do. A text
+    of more than 500 characters is judged in pieces of 500, of which one loop is enough.
     """
     last = max(len(text) - _PIECE, 0)
     return any(_loops(text[start : start + _PIECE]) for start in (*range(0, last, _PIECE), last))
 
 
 def collapsed(texts: Sequence[str], references: Sequence[str]) -> str | None:
-    """What is wrong with a whole set of transcripts, as a sentence without a full stop; None where nothing is.
+    """The fault of a whole set of transcripts, as a sentence without a full stop; None for a sound set.
 
-    Wrong are more than half empty, more than half the same (of eight or more), and more than a tenth loops. What is
-    as it should be by its reference is not counted.
+    Faults are more than half empty, more than half the same (of eight or more), and more than a tenth loops. A
+    transcript that its reference justifies is not counted.
 
     Args:
-        texts: what was transcribed.
-        references: what should have been, one for each text.
+        texts: the transcripts.
+        references: the true text of each.
     """
     pairs = [(_letters(text), _letters(right)) for text, right in zip(texts, references, strict=True)]
     empty = sum(not text and bool(right) for text, right in pairs)
@@ -57,7 +57,7 @@ def collapsed(texts: Sequence[str], references: Sequence[str]) -> str | None:
             return f"{count} of {len(pairs)} transcripts are the same, and wrong: '{_shown(first)}'"
     loops = [text for text, right in zip(texts, references, strict=True) if looped(text) and not looped(right)]
     if len(loops) > MOST_LOOPS * len(pairs):
-        return f"{len(loops)} of {len(pairs)} transcripts repeat themselves without end, as '{_shown(loops[0])}'"
+        return f"{len(loops)} of {len(pairs)} transcripts repeat without end, such as '{_shown(loops[0])}'"
     return None
 
 
@@ -70,7 +70,7 @@ def _loops(text: str) -> bool:
 
 
 def _letters(text: str) -> str:
-    """Letters, their marks and digits alone."""
+    """Only the letters, their marks and digits."""
     return "".join(regex.findall(r"[\p{L}\p{M}\p{N}]", text.casefold()))
 
 

@@ -1,7 +1,7 @@
-"""Subtitles that can be read: a transcript's words as cues of two short lines, in SubRip and WebVTT.
+"""Readable subtitles: a transcript's words as cues of two short lines, in SubRip and WebVTT.
 
 The limits are those of Netflix's timed text style guide and the BBC's subtitle guidelines: two lines of 42 characters,
-up to 7 seconds, and no less than one where there is room.
+7 seconds at most, and at least one where there is room.
 """
 
 import html
@@ -14,26 +14,26 @@ import regex
 from kauli.models.speech.chunking import Segment, ends_sentence, spaced_apart
 
 LINE = 42
-"""Graphemes of a line, of which a cue has two."""
+"""Graphemes of a line; a cue has two lines."""
 LONGEST_CUE, SHORTEST_CUE = 7.0, 1.0
 """Seconds."""
-_TICK = 0.1  # seconds that any cue is shown, so that it is seen at all
+_TICK = 0.1  # seconds: the shortest time that a viewer notices
 _PAUSE = 0.3  # between words: as good a place to break as a comma
-_LONG_PAUSE = 1.0  # no cue goes on behind one
+_LONG_PAUSE = 1.0  # ends a cue
 
-# What a cue costs; the cheapest cues are taken
-_BETWEEN_WORDS, _AT_COMMA = 1.0, 0.4  # to end in a sentence, beside the 1 that each cue costs
+# Costs of a cue; the partition of least cost is taken
+_BETWEEN_WORDS, _AT_COMMA = 1.0, 0.4  # to end within a sentence, in addition to the 1 of every cue
 _TOO_SHORT = 0.8
 _UNEVEN = 0.2  # to leave all of a cue's room unused
 
-_NATURAL = 8  # graphemes by which a line may be longer for ending with a sentence or a comma
+_NATURAL = 8  # graphemes by which a line may be longer to end with a sentence or a comma
 
 _COMMA = regex.compile(r"[,;:،؛、，；：፣፤፥\p{Pd}]\W*$")
 
 
 @dataclass(frozen=True)
 class Cue:
-    """What is shown from `start` to `end`, in seconds."""
+    """The lines shown from `start` to `end`, in seconds."""
 
     start: float
     end: float
@@ -42,11 +42,11 @@ class Cue:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A word as it stands in its line, or a part of one that is longer than a line."""
+    """A word in its line, or a part of a word that is longer than a line."""
 
     text: str
     spaced: bool
-    """Whether a space stands before it."""
+    """Whether a space precedes it."""
     start: float
     end: float
     size: int
@@ -54,19 +54,19 @@ class _Piece:
 
 
 def cues(segments: Sequence[Segment]) -> list[Cue]:
-    """The words of segments as cues that don't overlap; together they say what the segments' text says.
+    """The words of segments as cues that do not overlap; together they have the whole text of the segments.
 
-    A cue ends with a sentence, else at a comma or a pause, else between words. A short one is shown longer where
-    nothing follows at once.
+    A cue ends with a sentence, else at a comma or a pause, else between words. A short cue is extended where the next
+    one does not follow at once.
     """
     pieces = _pieces(segments)
     text = _Text(pieces)
     parts = text.parts()
     out: list[Cue] = []
     for at, (first, end) in enumerate(parts):
-        follows = pieces[parts[at + 1][0]].start if at + 1 < len(parts) else max(segments[-1].end, pieces[-1].end)
+        next_start = pieces[parts[at + 1][0]].start if at + 1 < len(parts) else max(segments[-1].end, pieces[-1].end)
         begin = max(pieces[first].start, out[-1].end if out else 0.0)
-        stop = max(pieces[end - 1].end, min(begin + SHORTEST_CUE, follows), begin + _TICK)
+        stop = max(pieces[end - 1].end, min(begin + SHORTEST_CUE, next_start), begin + _TICK)
         out.append(Cue(begin, min(stop, begin + LONGEST_CUE), text.lines(first, end)))
     return out
 
@@ -106,13 +106,13 @@ def _pieces(segments: Sequence[Segment]) -> list[_Piece]:
 
 
 class _Text:
-    """Pieces in their order, and how they are best broken up."""
+    """Pieces in their order, and their best partition into cues."""
 
     def __init__(self, pieces: Sequence[_Piece]) -> None:
         self._pieces = pieces
         self._before = list(accumulate((piece.size + piece.spaced for piece in pieces), initial=0))
         self._reach: list[int] = []
-        """Of each piece: where a line ends that begins with it and holds what it can."""
+        """For each piece the end of the longest line that starts with it."""
         end = 0
         for begin in range(len(pieces)):
             while end < len(pieces) and self._size(begin, end + 1) <= LINE:
@@ -120,7 +120,7 @@ class _Text:
             self._reach.append(end)
 
     def parts(self) -> list[tuple[int, int]]:
-        """The first piece of each cue and the one behind its last: of all ways to break up the one that costs least."""
+        """The first piece of each cue and the one after its last, by the partition of least cost."""
         least, begins = [0.0], [0]
         for end in range(1, len(self._pieces) + 1):
             ways = [(least[end - 1] + self._cost(end - 1, end), end - 1)]
@@ -139,7 +139,7 @@ class _Text:
         return found[::-1]
 
     def lines(self, begin: int, end: int) -> tuple[str, ...]:
-        """The text of a cue: one line where it fits, else two that are about as long."""
+        """The text of a cue: one line where it fits, else two of about the same length."""
         if self._size(begin, end) <= LINE:
             return (self._line(begin, end),)
         _, at = min((self._unevenness(begin, at, end), at) for at in range(begin + 1, end))
@@ -153,7 +153,7 @@ class _Text:
         return longest - _NATURAL * bool(ends_sentence(last) or _COMMA.search(last))
 
     def _fits(self, begin: int, end: int) -> bool:
-        """Whether a cue holds these pieces, given that it holds them without the first."""
+        """Whether these pieces fit a cue, given that they fit without the first."""
         first, second, last = self._pieces[begin], self._pieces[begin + 1], self._pieces[end - 1]
         if second.start - first.end > _LONG_PAUSE or last.end - first.start > LONGEST_CUE:
             return False

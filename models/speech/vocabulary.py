@@ -1,4 +1,4 @@
-"""What a CTC model writes: transcripts as it spells them, and its letters with their places."""
+"""The letters of a CTC model and their indices in its head; transcripts in the normalised form that it writes."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -21,11 +21,11 @@ _NO_LETTER = regex.compile(r"(?:(?<![\p{L}\p{M}\p{N}])'|'(?![\p{L}\p{N}])|[^\p{L
 _SPECIAL = regex.compile(r"<.+>|\[.+\]")
 
 
-def spoken(text: str) -> str:
-    """The text as it is said: Unicode NFC, lower case, letters, marks and digits with one space between words.
+def normalised(text: str) -> str:
+    """The text in Unicode NFC and lower case: letters, marks and digits with one space between words.
 
-    Every kind of apostrophe becomes ' and stays between letters; other punctuation and symbols are spaces, invisible
-    format characters are gone. Character error rates are counted on the same, with the case folded.
+    Every kind of apostrophe becomes ' and is kept between letters; other punctuation and symbols become spaces,
+    invisible format characters are removed. Character error rates are counted on the same, with the case folded.
     """
     lower = nfc(nfc(_INVISIBLE.sub("", text)).lower())
     return " ".join(_NO_LETTER.sub(" ", _APOSTROPHES.sub("'", lower)).split())
@@ -33,17 +33,17 @@ def spoken(text: str) -> str:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The tokens of a CTC head by their place, V of them."""
+    """The tokens of a CTC head by their index, V of them."""
 
     tokens: tuple[str, ...] = ("<pad>", "|")
     blank: int = 0
-    """The place that stands for no letter."""
+    """The index of the blank, which is no letter."""
     space: str = "|"
     """The token between words."""
 
     @cached_property
     def places(self) -> Mapping[str, int]:
-        """Character of `spoken` text -> place; a vocabulary in upper case, or with another apostrophe, serves too."""
+        """Character of `normalised` text -> index; also for a vocabulary in upper case or with another apostrophe."""
         found = {
             token: place
             for place, token in enumerate(self.tokens)
@@ -58,31 +58,31 @@ class Vocabulary:
         return found
 
     def encode(self, text: str) -> tuple[list[int], int]:
-        """The places of the text's characters, and how many characters have none."""
-        places = [self.places.get(character) for character in spoken(text)]
+        """The indices of the text's characters, and the number of characters that have none."""
+        places = [self.places.get(character) for character in normalised(text)]
         return [place for place in places if place is not None], places.count(None)
 
     def decode(self, places: Iterable[int]) -> str:
-        """The text of letters, `<unk>` and its like left out."""
+        """The text of letters, without `<unk>` and other special tokens."""
         return " ".join("".join(self.written(place) for place in places).split())
 
     def written(self, place: int) -> str:
-        """What one place adds to a text."""
+        """The text of one index."""
         token = self.tokens[place]
         return " " if token == self.space else "" if _SPECIAL.fullmatch(token) else token
 
     def with_those_of(self, texts: Iterable[str]) -> "Vocabulary":
-        """These letters, and behind them those that the texts have in addition."""
-        found = {character for text in texts for character in spoken(text)} - {" "}
+        """These letters, followed by the other letters of the texts."""
+        found = {character for text in texts for character in normalised(text)} - {" "}
         missing = sorted(found - self.places.keys())
         space = () if self.space in self.tokens else (self.space,)
         return replace(self, tokens=(*self.tokens, *space, *missing))
 
 
-def read_letters(folder: Path, blank: int) -> dict[str, Vocabulary]:
-    """The vocabularies in a base's folder by the language's code, the default one first; a single one has the code "".
+def read_vocabularies(folder: Path, blank: int) -> dict[str, Vocabulary]:
+    """The vocabularies in a base's folder by language code, the default one first; a single one has the code "".
 
-    Empty where there is none: a bare encoder. Raises KauliError for a file that is no vocabulary.
+    Empty for a bare encoder, which has none. Raises KauliError for a file that is no vocabulary.
     """
     path = folder / VOCABULARY
     if not path.is_file():
@@ -98,11 +98,13 @@ def read_letters(folder: Path, blank: int) -> dict[str, Vocabulary]:
 
 def _letters(places: Any, blank: int, space: str, path: Path) -> Vocabulary:
     if not isinstance(places, dict) or not places or not all(type(place) is int for place in places.values()):
-        raise KauliError(f"{path} is no vocabulary: it must map letters to their places.")
-    # A place without a token writes nothing
+        raise KauliError(f"{path} is no vocabulary: it must map letters to indices.")
+    # An index without a token writes nothing
     tokens = ["<>"] * (max(places.values()) + 1)
     if min(places.values()) < 0 or len(tokens) > 100_000 or not 0 <= blank < len(tokens):
-        raise KauliError(f"{path} is no vocabulary of this model: its places don't begin at 0, or lack the blank.")
+        raise KauliError(
+            f"{path} is no vocabulary of this model: an index is negative, too large, or missing for the blank."
+        )
     for token, place in places.items():
         tokens[place] = token
     return Vocabulary(tuple(tokens), blank, space)
@@ -110,9 +112,9 @@ def _letters(places: Any, blank: int, space: str, path: Path) -> Vocabulary:
 
 @cache
 def find_code(tag: str, codes: tuple[str, ...]) -> str | None:
-    """The code, such as `kir` or `uzb-script_latin`, under which MMS knows a language; None where it does not.
+    """MMS's code of a language, such as `kir` or `uzb-script_latin`; None where it has no adapter for it.
 
-    Raises UsageError for a tag that is none.
+    Raises UsageError for an invalid tag.
     """
     wanted = check_tag(tag).split("-")[0]
     for code in codes:
@@ -123,7 +125,7 @@ def find_code(tag: str, codes: tuple[str, ...]) -> str | None:
 
 
 def tag_of(code: str) -> str | None:
-    """The language tag of such a code."""
+    """The language tag of a code of MMS; None where it has none."""
     try:
         return check_tag(code.partition("-")[0]).split("-")[0]
     except UsageError:  # of the thousand languages of MMS, some have no tag

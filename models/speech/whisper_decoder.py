@@ -1,7 +1,7 @@
-"""A Whisper model with its adapters at work: clips pass the encoder when their turn comes, tokens the engine's decoder.
+"""Batched Whisper inference with per-clip adapters: a pass of the encoder for new clips, one of the decoder for all.
 
-What the batch mixes is the adapters' choice alone: frames of many clips are one row for the encoder, tokens of many
-transcripts one row for the decoder, each with its own clip's adapter.
+The frames of many clips are one row for the encoder, the tokens of many transcripts one row for the decoder, each with
+the adapter of its own clip.
 """
 
 import math
@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from kauli.models.engine.detokenize import TokenBytes
-from kauli.models.engine.engine import Engine, Generation, Progress, Ticket
+from kauli.models.engine.engine import Engine, Generation, Ticket
 from kauli.models.engine.lora_batch import LoraBatch
-from kauli.models.requests import Word
+from kauli.models.requests import Progress, Word
 from kauli.models.speech.whisper_model import (
     FRAMES_PER_SECOND,
     LANGUAGE,
@@ -30,7 +30,7 @@ from kauli.models.speech.whisper_model import (
 )
 from kauli.models.speech.word_times import (
     alignment_heads,
-    look_weights,
+    attention_weights,
     outside_pauses,
     token_frames,
     token_pieces,
@@ -43,36 +43,36 @@ ENCODED_FRAMES = 3000
 
 @dataclass
 class ClipState:
-    """A clip on its way through the encoder."""
+    """A clip and what the encoder made of it."""
 
     mel: Tensor | None
     language: str | None
-    """None: the decoder is asked for it."""
+    """None: the decoder detects it."""
     seconds: float
-    """The clip's own, without what fills the window."""
+    """The clip's own, without padding."""
     pauses: Sequence[tuple[float, float]] | None = None
-    """Those in the clip, in seconds, if the times of its words are asked for."""
+    """Those in the clip, in seconds, if the times of its words are requested."""
     layers: Memory | None = None
 
     @property
     def ready(self) -> bool:
-        """Whether it was through the encoder."""
+        """Whether the encoder has processed it."""
         return self.layers is not None
 
 
 class WhisperRunner:
-    """One model: the base with all adapters, or a base whose every weight was trained. Belongs to one thread."""
+    """One model: the base with all adapters, or a fully fine-tuned one. Belongs to one thread."""
 
     def __init__(
         self,
         model: Any,
         token_bytes: TokenBytes,
-        silent: Sequence[int],
+        suppressed: Sequence[int],
         slots: int,
         start: int,
         languages: Mapping[str, int],
     ) -> None:
-        """`silent` are tokens that are never generated; `languages` the tokens that may stand behind `start`."""
+        """`suppressed` are tokens that are never generated; `languages` the tokens that may follow `start`."""
         self.model = model
         self.encoding = LoraBatch(model, slots, encoder_side)
         self.decoding = LoraBatch(model, slots, lambda name: not encoder_side(name))
@@ -80,7 +80,7 @@ class WhisperRunner:
         self._heads = alignment_heads(model)
         self._device = next(model.parameters()).device
         self._engine = Engine(
-            SlotDecoder(model, slots, silent).to(self._device),
+            SlotDecoder(model, slots, suppressed).to(self._device),
             token_bytes,
             frozenset({int(model.config.eos_token_id)}),
             self.decoding,
@@ -99,27 +99,28 @@ class WhisperRunner:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[Ticket, Progress]]:
-        """One pass: the encoder for clips that come in, then the decoder for all; the words of what is finished."""
+        """One pass: the encoder for new clips, then the decoder for all; finished transcripts get their words."""
         parts: list[list[Ticket]] = []
         room = 0
         for ticket in self._engine.coming():
-            hearing = ticket.generation.memory
-            if hearing.layers is not None:
+            clip = ticket.generation.memory
+            if clip.layers is not None:
                 continue
-            count = frame_count(hearing.mel)
+            count = frame_count(clip.mel)
             if not parts or count > room:
                 parts.append([])
                 room = max(ENCODED_FRAMES, count)
             parts[-1].append(ticket)
             room -= count
         for part in parts:
-            self._hear(part)
-        return [
-            (ticket, replace(progress, words=self._words(ticket)))
-            if ticket.generation.memory.pauses is not None and progress.finish in ("stop", "length")
-            else (ticket, progress)
-            for ticket, progress in self._engine.step()
-        ]
+            self._encode(part)
+        return [(ticket, self._described(ticket, progress)) for ticket, progress in self._engine.step()]
+
+    def _described(self, ticket: Ticket, progress: Progress) -> Progress:
+        """The progress with the clip's language, and once it is finished with its words if they are requested."""
+        clip = ticket.generation.memory
+        timed = clip.pauses is not None and progress.finish in ("stop", "length")
+        return replace(progress, language=clip.language, words=self._words(ticket) if timed else ())
 
     def frames(self, mels: Sequence[Tensor]) -> list[Tensor]:
         """The bare encoder's frames (F, W) of each spectrogram."""
@@ -128,22 +129,22 @@ class WhisperRunner:
             packed = encode(self.model.get_encoder(), [mel.to(self._device) for mel in mels])
         return list(torch.split(packed[0], counts))
 
-    def _hear(self, tickets: Sequence[Ticket]) -> None:
-        hearings = [ticket.generation.memory for ticket in tickets]
-        mels = [hearing.mel.to(self._device) for hearing in hearings]
+    def _encode(self, tickets: Sequence[Ticket]) -> None:
+        clips = [ticket.generation.memory for ticket in tickets]
+        mels = [clip.mel.to(self._device) for clip in clips]
         counts = [frame_count(mel) for mel in mels]
         keys = [ticket.generation.adapter for ticket in tickets]
         with self.encoding.apply(list(zip(keys, counts, strict=True))):
             frames = encode(self.model.get_encoder(), mels)
             layers = memories(self.model.get_decoder(), frames, counts)
-        for ticket, hearing, memory in zip(tickets, hearings, layers, strict=True):
-            hearing.mel, hearing.layers = None, memory
-            if hearing.language is None and self._languages:
-                hearing.language = self._heard(memory, ticket.generation.adapter)
-                ticket.tokens[ticket.tokens.index(LANGUAGE)] = self._languages[hearing.language]
+        for ticket, clip, memory in zip(tickets, clips, layers, strict=True):
+            clip.mel, clip.layers = None, memory
+            if clip.language is None and self._languages:
+                clip.language = self._detected_language(memory, ticket.generation.adapter)
+                ticket.tokens[ticket.tokens.index(LANGUAGE)] = self._languages[clip.language]
 
-    def _heard(self, memory: Memory, adapter: str | None) -> str:
-        """The language that the decoder names after its start token (section 2.3 of the paper)."""
+    def _detected_language(self, memory: Memory, adapter: str | None) -> str:
+        """The language token that the decoder predicts after its start token (section 2.3 of the paper)."""
         decoder = self.model.get_decoder()
         embedded = decoder.embed_tokens(torch.tensor([[self._start]], device=self._device))
 
@@ -159,20 +160,22 @@ class WhisperRunner:
         return names[int(logits[torch.tensor(list(self._languages.values()), device=self._device)].argmax())]
 
     def _words(self, ticket: Ticket) -> tuple[Word, ...]:
-        """The words of a finished transcript, from where the decoder looks when it reads it at once."""
-        hearing: ClipState = ticket.generation.memory
+        """The words of a finished transcript, timed by the decoder's attention in one pass over the transcript."""
+        clip: ClipState = ticket.generation.memory
         answer = [token for token in ticket.answer if self._token_bytes(token)]
-        if not answer or hearing.layers is None:
+        if not answer or clip.layers is None:
             return ()
         decoder = self.model.get_decoder()
         tokens = [*ticket.tokens, *answer]
         embedded = decoder.embed_tokens(torch.tensor([tokens], device=self._device))
         for at, part in ticket.embeddings:
             embedded[0, at : at + len(part)] = part.to(embedded)
-        frames = min(len(hearing.layers[0][0]), math.ceil(hearing.seconds * FRAMES_PER_SECOND))
+        frames = min(len(clip.layers[0][0]), math.ceil(clip.seconds * FRAMES_PER_SECOND))
         with self.decoding.apply([(ticket.generation.adapter, len(tokens))]):
-            # A token begins where the one before it, which predicts it, begins to look at it
-            weights = look_weights(decoder, embedded, hearing.layers, self._heads, frames, first=len(ticket.tokens) - 1)
-        times = [min(frame / FRAMES_PER_SECOND, hearing.seconds) for frame in token_frames(weights)]
+            # A token begins where the one before it, which predicts it, begins to attend to it
+            weights = attention_weights(
+                decoder, embedded, clip.layers, self._heads, frames, first=len(ticket.tokens) - 1
+            )
+        times = [min(frame / FRAMES_PER_SECOND, clip.seconds) for frame in token_frames(weights)]
         words = words_of(token_pieces(answer, times, self._token_bytes))
-        return outside_pauses(words, hearing.pauses or ())
+        return outside_pauses(words, clip.pauses or ())

@@ -1,8 +1,10 @@
-"""Whisper's computation over packs: clips at their own length, no padding to 30 seconds, adapters by row.
+"""Whisper's computation over packs: clips at their own length, without padding to 30 seconds, adapters by row.
 
-The modules and weights are those of transformers' `WhisperForConditionalGeneration` (Radford et al. 2022, arXiv
-2212.04356); only the order of work is ours. Linear layers see one row of all frames or tokens, attention is taken clip
-by clip. Shape letters: M mel bins, F frames of a pack (50 a second), T tokens of a pack, H heads, D head size, W width.
+Modules and weights are those of transformers' `WhisperForConditionalGeneration` (Radford et al. 2022, arXiv
+2212.04356); only the order of computation differs. Linear layers take one row of all frames or tokens, attention is
+computed clip by clip.
+
+Shape letters: M mel bins, F frames of a pack (50 a second), T tokens of a pack, H heads, D head size, W width.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +20,7 @@ from kauli.models.engine.packing import Buckets, in_buckets, into_buckets, out_o
 
 FRAMES_PER_SECOND = 50
 LANGUAGE = -1
-"""Among a prompt's tokens: the place of a language that is yet to be heard, or has no token."""
+"""Among a prompt's tokens: the place of a language that is yet to be detected, or has no token."""
 MEMORY_LAYERS = ("k_proj", "v_proj")
 """Layers of the decoder that read the encoder's frames instead of the decoder's tokens."""
 
@@ -27,7 +29,7 @@ Memory = list[tuple[Tensor, Tensor]]
 
 
 def encoder_side(name: str) -> bool:
-    """Whether the layer of this name sees frames; the others see tokens."""
+    """Whether the layer of this name computes on frames; the others compute on tokens."""
     parts = name.split(".")
     return "encoder" in parts or ("encoder_attn" in parts and parts[-1] in MEMORY_LAYERS)
 
@@ -40,10 +42,10 @@ def frame_count(mel: Tensor) -> int:
 def encode(encoder: Any, mels: Sequence[Tensor]) -> Tensor:
     """Clips' log-mel spectrograms, each (M, 2 F_i) -> the frames of all, (1, F, W).
 
-    A clip has the same frames in any company. At 30 seconds they are those of transformers.
+    A clip's frames do not depend on the others. At 30 seconds they are those of transformers.
     """
     longest = max(mel.shape[1] for mel in mels)
-    # Convolutions see zeros behind a clip, as they do behind the longest; an even length keeps them out of its frames.
+    # Convolutions read zeros after each clip, as after the longest; an even length keeps them out of its frames.
     padded = torch.stack([functional.pad(mel, (0, longest - mel.shape[1])) for mel in mels])
     x = functional.gelu(encoder.conv1(padded.to(encoder.conv1.weight)))
     x = functional.gelu(encoder.conv2(x)).transpose(1, 2)
@@ -79,7 +81,7 @@ def encode(encoder: Any, mels: Sequence[Tensor]) -> Tensor:
 
 
 def memories(decoder: Any, frames: Tensor, lengths: Sequence[int]) -> list[Memory]:
-    """What the decoder attends to, of each clip, from the frames (1, F, W) of all."""
+    """The keys and values that the decoder attends to, for each clip, from the frames (1, F, W) of all."""
     layers = []
     for layer in decoder.layers:
         attention = layer.encoder_attn
@@ -129,7 +131,7 @@ def _dropped(layer: Any, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class WhisperExample:
-    """An example as it is learned: its sound, and its transcript's tokens behind the prompt."""
+    """An example: its samples, and the tokens of prompt and transcript."""
 
     samples: Any
     """(n,) numpy float32 at 16 kHz."""
@@ -140,18 +142,18 @@ class WhisperExample:
 
     @property
     def frames(self) -> int:
-        """About so many frames of the encoder."""
+        """About how many frames the encoder makes of it."""
         return max(1, len(self.samples) // 320)
 
 
 @dataclass(frozen=True)
 class WhisperBatch:
-    """Clips and their transcripts, packed; N clips, T decoder tokens, A of them learned."""
+    """Clips and their transcripts, packed: N clips, T decoder tokens, A targets among them."""
 
     mels: tuple[Tensor, ...]
     """N times (M, 2 F_i) float32."""
     input_ids: Tensor
-    """(T,) int64; `LANGUAGE` where a language's own embedding stands."""
+    """(T,) int64; `LANGUAGE` where a language's embedding takes the place of a token."""
     languages: tuple[str, ...]
     """Of those embeddings, in their order."""
     position_ids: Tensor
@@ -159,13 +161,13 @@ class WhisperBatch:
     lengths: tuple[int, ...]
     """Decoder tokens of each clip."""
     answer_positions: Tensor
-    """(A,): the positions whose next token is learned."""
+    """(A,): the positions whose next token is a target."""
     answer_ids: Tensor
     """(A,)."""
     answer_document: Tensor
     """(A,): the clip of each."""
     answer_ends: Tensor
-    """(A,) bool: whether it is the end token, which is learned but not scored as text."""
+    """(A,) bool: whether it is the end token, which is a target but not scored as text."""
 
     def to(self, device: torch.device | str) -> "WhisperBatch":
         """The same batch on another device."""
@@ -197,7 +199,7 @@ def packed(clips: Sequence[WhisperExample], mels: Sequence[Tensor], end: int) ->
 
 
 def packed_losses(model: Any, batch: WhisperBatch, languages: Callable[[str], Tensor]) -> Tensor:
-    """The cross entropy of each learned token in nats, (A,), of a `WhisperForConditionalGeneration`.
+    """The cross entropy of each target in nats, (A,), by a `WhisperForConditionalGeneration`.
 
     `languages` gives the embedding (W,) of a language that has no token.
     """
@@ -208,7 +210,7 @@ def packed_losses(model: Any, batch: WhisperBatch, languages: Callable[[str], Te
         Buckets(one.shapes, one.positions.to(frames.device), one.inverse.to(frames.device))
         for one in (into_buckets(batch.lengths, together=True), into_buckets(counts, together=True))
     )
-    seen = true_places(theirs)[0][:, None, None]
+    real = true_places(theirs)[0][:, None, None]
     keys: list[tuple[Tensor, Tensor]] = []
     for layer in decoder.layers:
         attention = layer.encoder_attn
@@ -222,7 +224,7 @@ def packed_losses(model: Any, batch: WhisperBatch, languages: Callable[[str], Te
 
     def look(layer: int, query: Tensor) -> Tensor:
         q = in_buckets(query[0], own)[0].transpose(1, 2)
-        out = functional.scaled_dot_product_attention(q, *keys[layer], attn_mask=seen)
+        out = functional.scaled_dot_product_attention(q, *keys[layer], attn_mask=real)
         return out_of_buckets([out.transpose(1, 2)], own)[None]
 
     embedded = decoder.embed_tokens(batch.input_ids.clamp(min=0))
@@ -234,37 +236,25 @@ def packed_losses(model: Any, batch: WhisperBatch, languages: Callable[[str], Te
     return functional.cross_entropy(logits.float(), batch.answer_ids, reduction="none")
 
 
-class Trained(nn.Module):
-    """A model in training and the embeddings of languages that it has no token for, as one module with one forward."""
-
-    def __init__(self, model: nn.Module, languages: nn.ParameterDict) -> None:
-        super().__init__()
-        self.model, self.languages = model, languages
-
-    def forward(self, batch: WhisperBatch) -> Tensor:
-        """The losses (A,) of a batch's tokens in nats."""
-        return packed_losses(self.model, batch, self.languages.__getitem__)
-
-
 class SlotDecoder(nn.Module):
-    """Whisper's decoder as `kauli.models.engine.engine.Engine` wants its model: tokens of many slots in one row.
+    """Whisper's decoder as the model of an `Engine`: the tokens of many slots in one row.
 
-    `silent` are the tokens that are never generated.
+    `suppressed` are the tokens that are never generated.
     """
 
-    def __init__(self, model: Any, slots: int, silent: Sequence[int]) -> None:
+    def __init__(self, model: Any, slots: int, suppressed: Sequence[int]) -> None:
         super().__init__()
         self._whisper = model
         self._memory = SlotMemory(slots)
-        self.register_buffer("_silent", torch.tensor(sorted(silent), dtype=torch.long), persistent=False)
+        self.register_buffer("_suppressed", torch.tensor(sorted(suppressed), dtype=torch.long), persistent=False)
 
     def get_input_embeddings(self) -> nn.Module:
-        """Of the decoder's tokens."""
+        """The embeddings of the decoder's tokens."""
         out: nn.Module = self._whisper.get_decoder().embed_tokens
         return out
 
     def remember(self, slot: int, memory: Any) -> None:
-        """Let a slot's tokens attend to a clip, whose `layers` are what `memories` gave."""
+        """Let a slot's tokens attend to a clip, whose `layers` come from `memories`."""
         self._memory.put(slot, memory.layers)
 
     def forward(
@@ -281,8 +271,8 @@ class SlotDecoder(nn.Module):
 
         hidden = decode(self._whisper.get_decoder(), inputs_embeds, position_ids[0], attend, look)
         logits = self._whisper.proj_out(hidden[:, logits_to_keep])
-        # Finite, since numbers that are not are what a broken adapter is known by
-        return _Output(logits.index_fill(2, self._silent, -1e9))
+        # Finite: numbers that are not mean a broken adapter
+        return _Output(logits.index_fill(2, self._suppressed, -1e9))
 
 
 @dataclass(frozen=True)

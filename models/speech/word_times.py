@@ -1,9 +1,9 @@
-"""When each word of a transcript was said: by where Whisper's decoder looks, or by the frames of a CTC model's letters.
+"""The times of a transcript's words: by the attention of Whisper's decoder, or by the frames of a CTC model's letters.
 
-The decoder's tokens look at the frames in which they are spoken. These weights become one path through tokens and
+The decoder's tokens attend to the frames in which they are spoken. These weights become one path through tokens and
 frames by dynamic time warping, as in openai-whisper's `timing.py` and in transformers' `_extract_token_timestamps`.
 
-Shape letters: T tokens, N tokens whose times are asked for, F frames, H heads, D head size, W width.
+Shape letters: T tokens, N tokens to time, F frames, H heads, D head size, W width.
 """
 
 import codecs
@@ -31,13 +31,13 @@ _MEDIAN_OF_7 = (
 _LETTER = regex.compile(r"[\p{L}\p{M}\p{N}]")
 
 Heads = Mapping[int, Sequence[int]]
-"""By the number of a decoder's layer, those of its heads that look at what is said."""
+"""By the number of a decoder's layer, its heads that attend to the words spoken."""
 
 
 def alignment_heads(model: Any) -> dict[int, list[int]]:
-    """The heads that the model's settings name, else all of the upper half of its decoder's layers.
+    """The heads that the generation settings name, else all heads of the upper half of the decoder's layers.
 
-    Raises KauliError for settings that name heads that it lacks.
+    Raises KauliError for settings that name heads that the model lacks.
     """
     layers, heads = model.config.decoder_layers, model.config.decoder_attention_heads
     named = getattr(model.generation_config, "alignment_heads", None)
@@ -48,22 +48,22 @@ def alignment_heads(model: Any) -> dict[int, list[int]]:
         if len(pair) != 2 or not (0 <= pair[0] < layers and 0 <= pair[1] < heads):
             raise KauliError(
                 f"generation_config.json names the alignment head {pair}; the decoder has {layers} layers of {heads} "
-                "heads: take alignment_heads out of it, or put in pairs of layer and head that it has."
+                "heads: remove alignment_heads from the file, or list pairs of layer and head that exist."
             )
         found.setdefault(pair[0], []).append(pair[1])
     return found
 
 
-def look_weights(decoder: Any, embedded: Tensor, memory: Memory, heads: Heads, frames: int, first: int) -> Tensor:
-    """(H, T - first, frames) float32: how much each token from `first` on looks at each of a clip's first frames.
+def attention_weights(decoder: Any, embedded: Tensor, memory: Memory, heads: Heads, frames: int, first: int) -> Tensor:
+    """(H, T - first, frames) float32: the attention of each token from `first` on to each of a clip's first frames.
 
     Args:
         decoder: `model.model.decoder`.
         embedded: (1, T, W), all tokens of the prompt and the transcript.
-        memory: what the decoder attends to of the clip.
-        heads: those that are asked for.
-        frames: how many of the memory's frames are the clip's own; silence that fills the window has no weight.
-        first: of the tokens.
+        memory: the clip's keys and values.
+        heads: those to read.
+        frames: how many of the memory's frames are the clip's own; padding gets no weight.
+        first: index of the first token to time.
     """
     found = []
 
@@ -87,9 +87,9 @@ def look_weights(decoder: Any, embedded: Tensor, memory: Memory, heads: Heads, f
 def token_frames(weights: Tensor) -> list[int]:
     """The frame at which each token begins, of weights (H, N, F)."""
     deviation, mean = torch.std_mean(weights, dim=1, keepdim=True, unbiased=False)
-    # 0 / 0 where all tokens look alike at a frame
+    # 0 / 0 where all tokens attend equally to a frame
     weights = ((weights - mean) / deviation).nan_to_num(0.0, 0.0, 0.0)
-    # Head by head they stay in the processor's cache, which is twice as fast
+    # Head by head they fit the processor's cache, which is twice as fast
     weights = torch.stack([smoothed(head) for head in weights])
     return warped(-weights.mean(0).double().cpu().numpy())
 
@@ -97,7 +97,7 @@ def token_frames(weights: Tensor) -> list[int]:
 def warped(costs: npt.NDArray[np.floating]) -> list[int]:
     """Dynamic time warping: for each row of costs (N, F) the first column of the cheapest path from corner to corner.
 
-    Diagonal by diagonal, whose cells don't depend on each other: a clip of 30 s has 1,500 columns.
+    Computed by diagonals, whose cells do not depend on each other: a clip of 30 s has 1,500 columns.
     """
     rows, columns = costs.shape
     W = columns + 1
@@ -113,7 +113,7 @@ def warped(costs: npt.NDArray[np.floating]) -> list[int]:
         begin, end = diagonal + low * columns, diagonal + high * columns + 1
         both, down, along = (flat[begin - back : end - back : columns] for back in (W + 1, W, 1))
         best = np.minimum(np.minimum(both, down), along)
-        # What transformers does where two ways cost the same: along
+        # As in transformers, where two ways cost the same: along
         way = np.where((both < down) & (both < along), 0, np.where((down < both) & (down < along), 1, 2))
         flat[begin:end:columns] = prices[begin:end:columns] + best
         steps[begin:end:columns] = way
@@ -141,7 +141,7 @@ def smoothed(weights: Tensor) -> Tensor:
 def token_pieces(tokens: Iterable[int], times: Sequence[float], token_bytes: Callable[[int], bytes]) -> list[Word]:
     """The text of N tokens in pieces of whole characters, which several tokens may share.
 
-    `times` are where each token begins and the last one ends, N + 1 seconds. Bytes that form no character are left
+    `times` are the start of each token and the end of the last, N + 1 seconds. Bytes that form no character are left
     out, as in the transcript itself (`kauli.models.engine.detokenize.TextStream`).
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="ignore")
@@ -158,9 +158,9 @@ def token_pieces(tokens: Iterable[int], times: Sequence[float], token_bytes: Cal
 
 
 def words_of(pieces: Sequence[Word]) -> tuple[Word, ...]:
-    """The words (`word_spans`) of a transcript that is given in pieces, such as tokens or letters, with their times.
+    """The words (`word_spans`) of a transcript given as pieces, such as tokens or letters, with their times.
 
-    A piece's time is shared evenly among its letters. A word's time is that of its letters: punctuation is silent.
+    A piece's time is divided evenly among its letters. A word's time is that of its letters: punctuation is silent.
     """
     text = ""
     times: list[tuple[float, float]] = []
@@ -179,9 +179,9 @@ def words_of(pieces: Sequence[Word]) -> tuple[Word, ...]:
 
 
 def outside_pauses(words: Sequence[Word], pauses: Sequence[tuple[float, float]]) -> tuple[Word, ...]:
-    """The words without the parts of their times in which nobody speaks; one that lies in a pause stays as it is.
+    """The words with pauses removed from their times; a word inside a pause keeps its time.
 
-    The decoder looks somewhere in silence too, so that a pause becomes part of the word before it or behind it.
+    The decoder attends to some frame in silence too, so that a pause is added to the word before or after it.
     """
     found = []
     for word in words:

@@ -20,6 +20,7 @@ from kauli.models.requests import NO_REPEAT, Media, Message, TextRequest, Transc
 from kauli.models.speech.audio_tower import AudioTower
 from kauli.models.speech.chunking import Segment, cut, join
 from kauli.models.speech.whisper import WhisperTask
+from kauli.models.speech.whisper_training import TrainableWhisper
 from kauli.models.text.connector import Connector, PartSettings
 from kauli.models.text.task import TextTask
 from kauli.models.vision.image_tower import ImageTower
@@ -57,7 +58,7 @@ def publish_transcribe(storage: Path, name: str, language: str, seed: int) -> st
     """A transcribe adapter on the debug base with a random LoRA that changes every answer; returns its spec."""
     folder = storage / "scratch" / f"{name}-{seed}"
     base = find_base("debug", task="transcribe")
-    task = WhisperTask.load(base)
+    task = TrainableWhisper.load(base)
     torch.manual_seed(seed)
     task.model = get_peft_model(
         task.model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], base_model_name_or_path=base.reference)

@@ -9,7 +9,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import WhisperForConditionalGeneration
 
 from kauli.models.bases.find import find_base
-from kauli.models.speech.whisper import RATE, WhisperTask
+from kauli.models.media.decode import RATE
+from kauli.models.speech.whisper import WhisperTask
+from kauli.models.speech.whisper_training import TrainableWhisper
 
 
 def sound(seconds: float, seed: int) -> Any:
@@ -21,6 +23,10 @@ def sound(seconds: float, seed: int) -> Any:
 
 def whisper() -> WhisperTask:
     return WhisperTask.load(find_base("debug", task="transcribe"), device="cpu")
+
+
+def trainable() -> TrainableWhisper:
+    return TrainableWhisper.load(find_base("debug", task="transcribe"), device="cpu")
 
 
 def reference() -> Any:

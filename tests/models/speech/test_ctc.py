@@ -13,9 +13,12 @@ import pytest
 import soundfile
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+from transformers import AutoModelForCausalLM, Wav2Vec2Config, Wav2Vec2ForCTC
 
 from kauli.models.adapters.folder import check_files
+from kauli.models.adapters.kinds.attention_adapter import AttentionAdapter
+from kauli.models.adapters.kinds.full import Full
+from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base
 from kauli.models.errors import KauliError, UsageError
@@ -23,14 +26,15 @@ from kauli.models.media.decode import RATE
 from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.ctc import CtcTask
 from kauli.models.speech.ctc_batch import SPELLED, CtcRunner
-from kauli.models.speech.task import Recogniser
-from kauli.models.speech.vocabulary import Vocabulary, find_code, spoken
+from kauli.models.speech.ctc_model import CtcBatch
+from kauli.models.speech.ctc_training import TrainableCtc
+from kauli.models.speech.task import Recogniser, TrainableRecogniser
+from kauli.models.speech.vocabulary import Vocabulary, find_code, normalised
 from kauli.models.speech.whisper import WhisperTask
-from kauli.models.tasks import load_task
+from kauli.models.speech.whisper_training import TrainableWhisper
 from kauli.serving.events import Piece, Started
 from kauli.serving.workers.transcriber import Transcriber
 from kauli.training.evaluation.run import evaluate
-from kauli.training.methods import AttentionAdapter, Full, Lora
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.text import Examples
 from kauli.training.tasks.transcribe import TranscribeLearner
@@ -69,23 +73,31 @@ def base() -> Base:
 
 
 def load(base: Base) -> CtcTask:
-    task = load_task("transcribe", base, device="cpu")
-    assert isinstance(task, CtcTask)
-    return task
+    return CtcTask.load(base, device="cpu")
 
 
-def fit(task: CtcTask, kind: str, steps: int, until: float = 0.0) -> list[float]:
+def trainable(base: Base) -> TrainableCtc:
+    return TrainableCtc.load(base, device="cpu")
+
+
+def mean_loss(task: TrainableCtc, batch: CtcBatch) -> torch.Tensor:
+    """Nats per letter."""
+    found: torch.Tensor = task.trained(batch).sum() / batch.lengths.sum()
+    return found
+
+
+def fit(task: TrainableCtc, kind: str, steps: int, until: float = 0.0) -> list[float]:
     """Learn the rows, at most until a letter costs so many nats; the losses."""
     method, rate = METHODS[kind]
     torch.manual_seed(0)
-    task.model = method.attach(task.model, task.base.reference)
+    task.attach(method)
     batch = task.collate(task.encode(ROWS))
     parameters = [value for value in task.trained.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
     task.trained.train()
     losses: list[float] = []
     while len(losses) < steps and (not losses or losses[-1] > until):
-        loss = task.loss(batch)
+        loss = mean_loss(task, batch)
         optimizer.zero_grad()
         loss.backward()
         assert all(value.grad is not None for value in parameters)  # else several workers could not train it
@@ -101,7 +113,7 @@ def trained(base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, t
     """Of each method the adapter's folder, and what the rows cost when it was saved."""
     found = {}
     for kind in METHODS:
-        task = load(base)
+        task = trainable(base)
         task.add_languages(["be"], {}, TEXTS)
         # How many steps it takes differs between machines, which round differently
         assert fit(task, kind, 200, until=0.005)[-1] <= 0.005
@@ -135,7 +147,7 @@ def costs(bits: Sequence[tuple[float, int]]) -> list[float]:
     ],
 )
 def test_a_transcript_is_taken_as_it_is_said(text: str, said: str) -> None:
-    assert spoken(text) == said
+    assert normalised(text) == said
 
 
 def test_letters_are_found_in_any_case_and_new_ones_stand_behind() -> None:
@@ -158,10 +170,25 @@ def test_codes_of_mms_are_found_by_tag() -> None:
 def test_a_base_is_loaded_by_its_architecture(base: Base) -> None:
     assert isinstance(Recogniser.load(base, device="cpu"), CtcTask)
     assert isinstance(Recogniser.load(find_base("debug", task="transcribe"), device="cpu"), WhisperTask)
+    assert isinstance(TrainableRecogniser.load(base, device="cpu"), TrainableCtc)
+    whisper = TrainableRecogniser.load(find_base("debug", task="transcribe"), device="cpu")
+    assert isinstance(whisper, TrainableWhisper)
+    for loaded in (load(base), trainable(base), whisper):
+        dims = loaded.model_input(np.zeros(RATE, np.float32)).ndim
+        assert (loaded.input_kind, dims, loaded.pads) in (("wave", 1, False), ("spectrogram", 2, True))
+
+
+def test_clips_can_not_be_padded_to_a_window(base: Base) -> None:
+    task = load(base)
+    with pytest.raises(UsageError, match="debug-wav2vec2 takes clips at their own length"):
+        task.submit(TranscriptionRequest(ROWS[0]["samples"], full_window=True), None)
+    with pytest.raises(UsageError, match="takes clips at their own length"):
+        task.bits(ROWS, None, full_window=True)
+    assert task.bits(ROWS, None, full_window=False) == task.bits(ROWS, None)
 
 
 def test_losses_are_those_of_transformers(base: Base) -> None:
-    task = load(base)
+    task = trainable(base)
     model: Any = Wav2Vec2ForCTC.from_pretrained(base.folder)
     rows = ROWS[:4]
     batch = task.collate(task.encode(rows))
@@ -173,10 +200,11 @@ def test_losses_are_those_of_transformers(base: Base) -> None:
         wanted = model.eval()(values, attention_mask=mask, labels=labels).loss
         found = task.trained(batch)
     torch.testing.assert_close(found.sum(), wanted)
-    torch.testing.assert_close(task.loss(batch), wanted / batch.lengths.sum())
-    nats = [cost * np.log(2) for cost in costs(task.bits(rows, None))]
+    assert [task.num_targets(example) for example in task.encode(rows)] == batch.lengths.tolist()
+    bits = load(base).bits(rows, None)
+    nats = [cost * np.log(2) for cost in costs(bits)]
     assert nats == pytest.approx(found.tolist(), rel=1e-5)
-    assert costs(task.current_bits(rows)) == pytest.approx(costs(task.bits(rows, None)))
+    assert costs(task.current_bits(rows)) == pytest.approx(costs(bits))
 
 
 @pytest.mark.parametrize("norm", ["layer", "group"])
@@ -201,7 +229,7 @@ def test_eight_clips_are_learned_and_what_is_saved_says_the_same(
     assert costs(bits) == pytest.approx(costs(before), rel=1e-3, abs=1e-3)
     assert [size for _, size in bits] == [len(text.encode()) for text in TEXTS]
     assert transcribe(task, ["x@1"] * 8) == list(TEXTS)
-    assert task.speaks("x@1") == ("be",)
+    assert task.languages("x@1") == ("be",)
     task.remove_adapter("x@1")
     assert task.adapters() == []
 
@@ -247,18 +275,18 @@ def test_requests_are_cancelled_cut_and_asked_several_times(
     assert (found[first].text, found[first].tokens, found[first].finish) == ("mama", 4, "length")
     assert b"".join(one.bytes for one in found[first].logprobs) == b"mama"
     assert all(-3 < one.logprob <= 0 for one in found[first].logprobs)
-    assert first.generation.language == "be"
-    with pytest.raises(UsageError, match=r"31\.0 seconds; debug-wav2vec2 hears 30 at once"):
+    assert found[first].language == "be"
+    with pytest.raises(UsageError, match=r"31\.0 seconds; debug-wav2vec2 takes 30 at most"):
         task.submit(TranscriptionRequest(np.zeros(16_000 * 31, np.float32)), None)
     (chunks,) = task.generate([request], ["x"], cancelled=lambda row: True)
     assert [chunk.finish for chunk in chunks] == ["cancelled"] * 2
 
 
-def heard_by_pitch(voice: Any, waves: Sequence[torch.Tensor], speakers: Sequence[Any]) -> list[torch.Tensor]:
+def heard_by_pitch(runner: Any, waves: Sequence[torch.Tensor], heads: Sequence[Any]) -> list[torch.Tensor]:
     """What a model would say that writes each letter in the frames of its tone, unlike one that learned eight clips."""
     out = []
-    for wave, speaker in zip(waves, speakers, strict=True):
-        letters = speaker.letters
+    for wave, head in zip(waves, heads, strict=True):
+        letters = head.letters
         frames = wave.numpy()[: len(wave) // 320 * 320].reshape(-1, 320)
         spectrum = np.abs(np.fft.rfft(frames * np.hanning(320), 4096))
         pitch = spectrum.argmax(1) * RATE / 4096
@@ -325,12 +353,13 @@ def test_numbers_that_are_not_finite_fail_their_own_clip_alone(base: Base, tmp_p
 
 
 def test_a_clip_too_short_for_its_transcript_is_left_out(base: Base, capsys: pytest.CaptureFixture[str]) -> None:
-    task = load(base)
+    task = trainable(base)
     short = {**ROWS[0], "samples": ROWS[0]["samples"][:1000], "text": "aabbaabb"}
     assert len(task.encode([*ROWS, short])) == 8
-    assert "1 of 9 recordings are too short for their transcripts: left out" in capsys.readouterr().err
-    with pytest.raises(UsageError, match="all 1 recordings are too short"):
+    assert "1 of 9 clips are too short for their transcripts: left out" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="all 1 clips are too short"):
         task.encode([short])
+    task = load(base)
     assert task.bits([short], None)[0] == pytest.approx((8 * SPELLED, 8))
     silence = {**short, "samples": np.zeros(3, np.float32), "text": "..."}
     ((cost, size),) = task.bits([silence], None)
@@ -389,7 +418,7 @@ def test_a_model_of_another_shape_is_refused(
         load(changed(base, tmp_path / "base", conv_stride=(80, 2))).add_adapter("x", folder)
     tensors = load_file(folder / "model.safetensors")
     save_file({name: value for name, value in tensors.items() if "layers.0" not in name}, folder / "model.safetensors")
-    with pytest.raises(KauliError, match="is not whole"):
+    with pytest.raises(KauliError, match="is incomplete"):
         load(base).add_adapter("x", folder)
 
 
@@ -423,14 +452,14 @@ def mms(base: Base, tmp_path: Path) -> Base:
 
 def test_the_languages_of_an_mms_are_heard_by_their_own_adapters(mms: Base) -> None:
     task = load(mms)
-    assert task.speaks() == ("en", "sw")
+    assert task.languages() == ("en", "sw")
     model: Any = Wav2Vec2ForCTC.from_pretrained(mms.folder)
     model.eval()
     rows = [{**ROWS[0], "text": "mama ab", "language": tag} for tag in ("sw", "en", "be")]
     found = task.bits([{**row, "text": "ab ba"} for row in rows], None)
     model.load_adapter("swh")
     model.config.ctc_loss_reduction = "sum"
-    wave = task.mel(ROWS[0]["samples"])[None]
+    wave = task.model_input(ROWS[0]["samples"])[None]
     with torch.no_grad():
         loss = model(wave, labels=torch.tensor([[2, 3, 1, 3, 2]])).loss
     assert found[0][0] * np.log(2) == pytest.approx(float(loss), rel=1e-4)
@@ -447,7 +476,7 @@ def test_training_goes_on_from_the_adapter_that_an_mms_has(
     monkeypatch.setitem(METHODS, "attention", (AttentionAdapter(dim=8), 0.01))
     rows = [{**row, "language": "sw", "text": row["text"].replace("ў", "o")} for row in ROWS]
     bare = load(mms).bits(rows, None)
-    task = load(mms)
+    task = trainable(mms)
     task.add_languages(["sw"], {}, TEXTS)
     assert costs(task.current_bits(rows)) == pytest.approx(costs(bare))
     assert task.letters.tokens == ("<pad>", "|", *"abdeimo", "ў")
@@ -470,13 +499,39 @@ def test_a_bare_encoder_writes_nothing_and_learns_letters(base: Base, tmp_path: 
     (folder / "base.json").unlink()
     weights = {name: value for name, value in load_file(folder / "model.safetensors").items() if "lm_head" not in name}
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    task = load(find_base(str(folder), task="transcribe"))
-    assert transcribe(task, [None] * 8) == [""] * 8
-    assert sum(costs(task.bits(ROWS, None))) > SPELLED * 6 * 8
+    served = load(find_base(str(folder), task="transcribe"))
+    assert transcribe(served, [None] * 8) == [""] * 8
+    assert sum(costs(served.bits(ROWS, None))) > SPELLED * 6 * 8
+    task = trainable(served.base)
     task.add_languages(["be"], {}, TEXTS)
     assert task.letters.tokens == ("<pad>", "|", *"abdeimoў")
     losses = fit(task, "attention", 8)
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("kind", [None, *METHODS])
+@pytest.mark.parametrize("language", ["sw", "be"])
+def test_training_gives_the_base_back_as_it_was_loaded(
+    mms: Base, kind: str | None, language: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(METHODS, "attention", (AttentionAdapter(dim=8), 0.01))
+    rows = [{**row, "language": tag} for row in ROWS[:3] for tag in ("sw", "en")]
+    task = trainable(mms)
+    task.add_languages([language], {}, TEXTS)
+    if kind is not None:
+        fit(task, kind, 2)
+    read_again = []
+    real = CtcTask.load
+    monkeypatch.setattr(CtcTask, "load", lambda *given, **named: read_again.append(1) or real(*given, **named))
+    served = task.served()
+    assert bool(read_again) == (kind == "full")
+    fresh = load(mms)
+    found = dict(served.model.named_parameters())
+    assert found.keys() == dict(fresh.model.named_parameters()).keys()
+    assert all(torch.equal(found[name], value) for name, value in fresh.model.named_parameters())
+    assert served.model.config.vocab_size == fresh.model.config.vocab_size
+    assert served.bits(rows, None) == fresh.bits(rows, None)
+    assert transcribe(served, [None] * 6, rows) == transcribe(fresh, [None] * 6, rows)
 
 
 @pytest.mark.parametrize("kind", ["attention", "lora"])
@@ -484,9 +539,9 @@ def test_training_starts_from_another_adapter(
     base: Base, trained: dict[str, tuple[Path, list[tuple[float, int]]]], kind: str
 ) -> None:
     folder, before = trained[kind]
-    task = load(base)
+    task = trainable(base)
     task.add_languages(["ky"], {}, [*TEXTS, "ың"])
-    task.model = METHODS[kind][0].attach(task.model, base.reference)
+    task.attach(METHODS[kind][0])
     task.start_from(folder)
     # The same but for what the new letters take of the likelihood
     assert sum(costs(task.current_bits(ROWS))) < sum(costs(before)) + 8 * 40
@@ -497,11 +552,15 @@ def test_training_starts_from_another_adapter(
 
 def test_attention_adapters_are_refused_where_they_have_no_place(base: Base, mms: Base, tmp_path: Path) -> None:
     after = load(changed(base, tmp_path / "after", do_stable_layer_norm=False))
-    with pytest.raises(UsageError, match="Wav2Vec2ForCTC with the norm behind attention"):
+    with pytest.raises(UsageError, match="Wav2Vec2ForCTC with the norm after attention"):
         AttentionAdapter().attach(after.model, "x/y")
-    for name, kind in (("text", "LlamaForCausalLM"), ("transcribe", "WhisperForConditionalGeneration")):
+    models: list[Any] = [
+        AutoModelForCausalLM.from_pretrained(find_base("debug").folder),
+        WhisperTask.load(find_base("debug", task="transcribe"), device="cpu").model,
+    ]
+    for model, kind in zip(models, ("LlamaForCausalLM", "WhisperForConditionalGeneration"), strict=True):
         with pytest.raises(UsageError, match=f"the base is a {kind}, which has no place for attention adapters"):
-            AttentionAdapter().attach(load_task(name, find_base("debug", task=name), device="cpu").model, "x/y")
+            AttentionAdapter().attach(model, "x/y")
     with pytest.raises(UsageError, match=r"method\.dim 16: the base's own attention adapters have 8"):
         AttentionAdapter().attach(load(mms).model, "x/y")
 

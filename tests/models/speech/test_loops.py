@@ -111,7 +111,7 @@ def test_more_than_a_tenth_of_loops_are_a_collapse_unless_they_were_said() -> No
     loop = " ха" * 40
     assert collapsed([loop, *RIGHT[1:]], RIGHT) is None
     found = collapsed([loop, *RIGHT[1:9], loop], RIGHT)
-    assert found == f"2 of 10 transcripts repeat themselves without end, as '{loop.strip()[:60]}'"
+    assert found == f"2 of 10 transcripts repeat without end, such as '{loop.strip()[:60]}'"
     assert collapsed([loop, *RIGHT[1:9], loop], [loop, *RIGHT[1:]]) is None
 
 

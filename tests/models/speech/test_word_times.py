@@ -87,7 +87,9 @@ def theirs(model: Any, task: WhisperTask, samples: Any, prompt: list[int], answe
     tokens = torch.tensor([[*prompt, *answer]])
     with torch.no_grad():
         out = model(
-            input_features=task.mel(samples, task.seconds)[None], decoder_input_ids=tokens, output_attentions=True
+            input_features=task.model_input(samples, task.seconds)[None],
+            decoder_input_ids=tokens,
+            output_attentions=True,
         )
     whole = GenerateEncoderDecoderOutput(sequences=tokens, cross_attentions=(out.cross_attentions,))
     heads = [(layer, head) for layer, of in alignment_heads(task.model).items() for head in of]
@@ -161,7 +163,7 @@ def test_without_words_nothing_is_read_again(monkeypatch: pytest.MonkeyPatch) ->
     def refused(*_: Any, **__: Any) -> Any:
         raise AssertionError("the transcript was read again")
 
-    monkeypatch.setattr(voice, "look_weights", refused)
+    monkeypatch.setattr(voice, "attention_weights", refused)
     task = whisper()
     assert words(task, TranscriptionRequest(sound(1, 1), "be")) == ()
     with pytest.raises(AssertionError, match="read again"):

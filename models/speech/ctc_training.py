@@ -1,0 +1,187 @@
+"""A CTC model in training: new letters join the head, attention adapters continue the base's own."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+from kauli.models.adapters.kinds.base import AdapterKind
+from kauli.models.adapters.peft_weights import without_peft
+from kauli.models.bases.find import Base
+from kauli.models.errors import UsageError
+from kauli.models.progress import note
+from kauli.models.speech.ctc import SECONDS, CtcBase, CtcTask
+from kauli.models.speech.ctc_adapter import (
+    Settings,
+    new_head,
+    start_from,
+    trains_all_weights,
+    write_settings,
+    write_weights,
+)
+from kauli.models.speech.ctc_batch import own_frames
+from kauli.models.speech.ctc_model import (
+    CtcBatch,
+    adapter_layers,
+    encode,
+    fewest_samples,
+    frame_count,
+    frames_needed,
+    losses,
+)
+from kauli.models.speech.task import SLOTS, Row, TrainableRecogniser, served_dtype
+from kauli.models.speech.vocabulary import Vocabulary, find_code
+
+
+@dataclass(frozen=True)
+class CtcExample:
+    """An example: its samples, and its transcript's letters."""
+
+    samples: Any
+    """(n,) numpy float32 at 16 kHz."""
+    tokens: list[int]
+    frames: int
+    language: str
+
+
+class TrainableCtc(CtcBase, TrainableRecogniser):
+    """A CTC model that learns an adapter, on one device."""
+
+    def __init__(self, model: Any, extractor: Any, base: Base) -> None:
+        super().__init__(model, extractor, base)
+        self._own_head, self._own_layers = model.lm_head, self._heads[None].attention
+        self._before = self._heads[None]
+        self.letters = self._before.letters
+        """Of the head in training."""
+        self._languages: tuple[str, ...] = ()
+        self._init_from: str | None = None
+        self._attached = False
+
+    @property
+    def trained(self) -> nn.Module:
+        """The module to train: called with a `CtcBatch` it returns the losses (N,) of its clips in nats."""
+        return _Trained(self.model, self._bare, self.letters.blank)
+
+    def add_languages(
+        self, tags: Sequence[str], init_from: Mapping[str, Sequence[str]], texts: Sequence[str] = ()
+    ) -> None:
+        """Set the languages to train, and the letters: the base's, followed by the others in `texts`.
+
+        A letter that the base knows is initialised by its weights in the head, another by zeros. A language that an
+        MMS has an adapter for is initialised by it; `init_from` has no part in it, any language can be trained.
+        """
+        self._languages = tuple(tags)
+        self._init_from = find_code(tags[0], self._codes) if len(tags) == 1 else None
+        self._before = own = self._head_of(self._init_from)
+        for layer, module in zip(adapter_layers(self._bare), own.attention, strict=False):
+            layer.adapter_layer = deepcopy(module)  # the base's own stays as it is, for `served`
+        self.letters = own.letters.with_those_of(texts)
+        self._set_head(new_head(own, self.letters))
+
+    def _set_head(self, head: nn.Linear) -> None:
+        self._bare.lm_head = head
+        self._bare.config.vocab_size = head.out_features
+
+    def attach(self, kind: AdapterKind) -> None:
+        """Put an adapter of this kind on the model, ready to train."""
+        self.model = kind.attach(self.model, self.base.reference)
+        self._attached = True
+
+    def start_from(self, folder: Path) -> None:
+        """Give the attached adapter the weights of an adapter folder of the same kind and shape, else KauliError.
+
+        A letter that both know gets its weights; other letters keep their initial ones.
+        """
+        start_from(folder, self.model, self._bare, self.letters, self.base.name)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter: attention adapters under MMS's names, a PEFT folder with the head beside it, or the whole
+        model; and its letters in speech.json.
+        """
+        dim = write_weights(folder, self.model, self._bare)
+        init_from = self._init_from if isinstance(self.model, PeftModel) else None
+        write_settings(folder, Settings.of(self._languages, self.letters, dim, init_from))
+
+    def encode(self, rows: Sequence[Row]) -> list[CtcExample]:
+        """Rows as examples; a clip too short for its transcript is left out, with a note.
+
+        Raises UsageError where none is left.
+        """
+        examples = [self._example(row) for row in rows]
+        kept = [one for one in examples if frames_needed(one.tokens) <= one.frames]
+        if examples and not kept:
+            raise UsageError(
+                f"all {len(examples)} clips are too short for their transcripts: {self.base.name} writes one letter "
+                f"a frame, {self.window / SECONDS:.0f} a second. Check the data: kauli data check."
+            )
+        if len(kept) < len(examples):
+            note(f"{len(examples) - len(kept)} of {len(examples)} clips are too short for their transcripts: left out")
+        return kept
+
+    def _example(self, row: Row) -> CtcExample:
+        samples = max(fewest_samples(self._bare.config), len(row["samples"]))
+        frames = min(self.window, frame_count(self._bare.config, samples))
+        return CtcExample(row["samples"], self.letters.encode(row["text"])[0], frames, row["language"])
+
+    def concatenated(self, examples: Sequence[CtcExample]) -> CtcExample:
+        """Examples of one language as one: their samples and their letters, one after another, with spaces between."""
+        space = self.letters.places.get(" ")
+        between = [] if space is None else [space]
+        tokens = [token for one in examples for token in [*between, *one.tokens]][len(between) :]
+        samples = np.concatenate([one.samples for one in examples])
+        return CtcExample(samples, tokens, sum(one.frames for one in examples), examples[0].language)
+
+    def collate(self, examples: Sequence[CtcExample], inputs: Sequence[Tensor] | None = None) -> CtcBatch:
+        """A batch; `inputs` replace the examples' own waves, say by augmented ones."""
+        return CtcBatch(
+            tuple(inputs if inputs is not None else (self.model_input(one.samples) for one in examples)),
+            torch.tensor([token for one in examples for token in one.tokens], dtype=torch.long),
+            torch.tensor([len(one.tokens) for one in examples], dtype=torch.long),
+        )
+
+    def num_targets(self, example: CtcExample) -> int:
+        """The letters of the transcript, so that the mean loss is one per letter; at least 1."""
+        return max(1, len(example.tokens))
+
+    def current_bits(self, rows: Sequence[Row]) -> list[tuple[float, int]]:
+        """As `CtcTask.bits`, of the model in its present state: before `attach` with the base's own letters."""
+        own = self._before
+        letters, weight, bias = own.letters, own.weight, own.bias
+        if self._attached:
+            letters, weight, bias = self.letters, self._bare.lm_head.weight, self._bare.lm_head.bias
+
+        def logits(part: Sequence[Row]) -> tuple[list[Tensor], list[Vocabulary]]:
+            waves = [self.model_input(row["samples"]).to(self.device) for row in part]
+            found = functional.linear(encode(self._bare, waves), weight, bias)
+            return own_frames(self._bare, found, waves), [letters] * len(part)
+
+        return self._bits(rows, logits, SLOTS)
+
+    def served(self) -> CtcTask:
+        """The base as a `CtcTask` on the same weights; read anew after full fine-tuning, which changed them."""
+        if self._attached and trains_all_weights(self.model, self._bare):
+            return CtcTask.load(self.base, str(self.device))
+        without_peft(self.model)
+        self._set_head(self._own_head)
+        for layer, module in zip(adapter_layers(self._bare), self._own_layers, strict=False):
+            layer.adapter_layer = module
+        return CtcTask(self._bare.to(served_dtype(self.device)), self.extractor, self.base)
+
+
+class _Trained(nn.Module):
+    """The model with the loss as its forward. `model` holds `bare` and what a method put around it."""
+
+    def __init__(self, model: nn.Module, bare: Any, blank: int) -> None:
+        super().__init__()
+        self.model, self._bare, self._blank = model, [bare], blank  # in a list, so that no parameter has two names
+
+    def forward(self, batch: CtcBatch) -> Tensor:
+        """The losses (N,) of a batch's clips in nats."""
+        return losses(self._bare[0], batch, self._blank)

@@ -1,0 +1,113 @@
+"""A Whisper in training: languages without a token get an embedding of their own, which is trained with the adapter."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from kauli.models.adapters.kinds.base import AdapterKind
+from kauli.models.adapters.peft_weights import without_peft
+from kauli.models.bases.find import Base
+from kauli.models.errors import UsageError
+from kauli.models.speech.task import SLOTS, Row, TrainableRecogniser, served_dtype
+from kauli.models.speech.whisper import WhisperBase, WhisperTask
+from kauli.models.speech.whisper_adapter import start_from, write_adapter
+from kauli.models.speech.whisper_model import WhisperBatch, WhisperExample, packed_losses
+
+
+class TrainableWhisper(WhisperBase, TrainableRecogniser):
+    """A Whisper that learns an adapter, on one device."""
+
+    def __init__(self, model: Any, tokenizer: Any, extractor: Any, base: Base) -> None:
+        super().__init__(model, tokenizer, extractor, base)
+        self.language_embeddings = nn.ParameterDict()
+        """Embeddings (W,) of the languages that the base has no token for."""
+        self._languages: tuple[str, ...] = ()
+        self._attached = False
+
+    @property
+    def trained(self) -> nn.Module:
+        """The module to train: called with a `WhisperBatch` it returns the losses (A,) of its tokens in nats."""
+        return _Trained(self.model, self.language_embeddings)
+
+    def add_languages(
+        self, tags: Sequence[str], init_from: Mapping[str, Sequence[str]], texts: Sequence[str] = ()
+    ) -> None:
+        """Set the languages to train; one without a token is initialised by the mean of its `init_from` languages.
+
+        `texts` have no part in it: Whisper's tokens write any text. Raises UsageError where a language has neither a
+        token nor related languages that have one.
+        """
+        self._languages = tuple(tags)
+        table = self.model.get_decoder().embed_tokens.weight.detach()
+        for tag in tags:
+            if self._token_of(tag) is not None:
+                continue
+            names = init_from.get(tag, ())
+            unknown = [name for name in names if self._token_of(name) is None]
+            if not names or unknown:
+                wrong = f"'{unknown[0]}' is none of them" if unknown else "none are named"
+                raise UsageError(
+                    f"{self.base.name} has no token for '{tag}', which is then initialised from languages that it "
+                    f"knows, and {wrong}: set transcribe.init_from_languages, such as {{{tag}: [kk, tt, uz]}}. "
+                    f"It knows {', '.join(sorted(self._language_tokens))}."
+                )
+            places = torch.tensor([self._token_of(name) for name in names], device=table.device)
+            self.language_embeddings[tag] = nn.Parameter(table[places].float().mean(0))
+
+    def attach(self, kind: AdapterKind) -> None:
+        """Put an adapter of this kind on the model, ready to train."""
+        self.model = kind.attach(self.model, self.base.reference)
+        self._attached = True
+
+    def start_from(self, folder: Path) -> None:
+        """Give the attached adapter the weights of an adapter folder of the same kind and shape, else KauliError."""
+        start_from(folder, self.model, self.language_embeddings, self.base.name)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as a PEFT folder, or the whole model's weights after full fine-tuning."""
+        write_adapter(folder, self.model, self.language_embeddings, self._languages)
+
+    def concatenated(self, examples: Sequence[WhisperExample]) -> WhisperExample:
+        """Examples of one language as one: their samples and their transcripts, one after another."""
+        if len(examples) == 1:
+            return examples[0]
+        first = examples[0]
+        answers = [token for one in examples for token in one.tokens[one.answer_start :] if token != self.end]
+        tokens = [*first.tokens[: first.answer_start], *answers, self.end]
+        return replace(first, samples=np.concatenate([one.samples for one in examples]), tokens=tokens)
+
+    def num_targets(self, example: WhisperExample) -> int:
+        """The tokens to predict: the transcript's and the end token."""
+        return len(example.tokens) - example.answer_start
+
+    def current_bits(self, rows: Sequence[Row]) -> list[tuple[float, int]]:
+        """As `WhisperTask.bits`, of the model in its present state.
+
+        Clips are padded to the whole window, for which the base was made, until an adapter is attached.
+        """
+        return self._bits(rows, self.trained, not self._attached, SLOTS)
+
+    def served(self) -> WhisperTask:
+        """The base as a `WhisperTask` on the same weights; read anew after full fine-tuning, which changed them."""
+        if self._attached and not isinstance(self.model, PeftModel):
+            return WhisperTask.load(self.base, str(self.device))
+        model: Any = without_peft(self.model)
+        return WhisperTask(model.to(served_dtype(self.device)), self.tokenizer, self.extractor, self.base)
+
+
+class _Trained(nn.Module):
+    """The model and the embeddings of languages without a token, as one module with one forward."""
+
+    def __init__(self, model: nn.Module, languages: nn.ParameterDict) -> None:
+        super().__init__()
+        self.model, self.languages = model, languages
+
+    def forward(self, batch: WhisperBatch) -> Tensor:
+        """The losses (A,) of a batch's tokens in nats."""
+        return packed_losses(self.model, batch, self.languages.__getitem__)
