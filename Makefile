@@ -1,5 +1,5 @@
 # Each target sets up what it needs; a second call takes seconds.
-.PHONY: setup demo test check bench results
+.PHONY: setup demo test test-fast docs check bench results
 export UV_PROJECT_ENVIRONMENT := .venv
 PYTHON := .venv/bin/python
 STAMP := .venv/.locked
@@ -18,8 +18,17 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	.venv/bin/kauli demo
 
+# Two workers of one thread each; a file stays on one worker, and so do all tests that start Ray.
 test: setup
-	$(PYTHON) -m pytest
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(TESTS)
+
+# The inner loop, under a minute: the test files that import neither torch nor Ray, found by reading their imports.
+test-fast: setup
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --fast -m "not weights"
+
+# The parts of docs/ that are generated; a test compares them.
+docs: setup
+	$(PYTHON) docs/generate.py
 
 check: setup
 	.venv/bin/ruff check .

@@ -1,46 +1,55 @@
-"""What several test files share: a store with adapters of random weights that change every answer."""
+"""Fixtures of all tests, and how tests are chosen and shared out. A heavy library is imported when a test asks."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+# Before torch is imported: a thread a process, so that two workers share two cores. Ray's processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from kauli.models.adapters.peft_import import from_peft
-from kauli.models.adapters.registry import Registry
-from kauli.models.bases.find import Base, find_base
+import pytest
+
+from support.imports import is_heavy
 
 Publish = Callable[[Path, str, str, int], str]
 
+FIRST = ("test_faults.py", "test_serve_ray.py", "test_compare.py")
+"""Started first, since they take longest: a worker that got one of them last would keep the other waiting."""
 
-def publish_random(storage: Path, name: str, language: str, seed: int, base: Base) -> str:
-    """An adapter with random weights that change every answer; returns its spec."""
-    scratch = storage / "scratch" / f"{name}-{seed}"
-    torch.manual_seed(seed)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base.folder), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
-    )
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if "lora_B" in key:
-                parameter.normal_(std=1.0)
-    model.save_pretrained(scratch / "plain")
-    card = from_peft(
-        scratch / "plain", scratch / "ours", name=name, language=language.split(","), base=base, accept_base=True
-    )
-    return Registry(str(storage)).publish(scratch / "ours", card).spec
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="Only test files that import no heavy library (torch, ...).")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `--fast` leave out what would import torch; None leaves the decision to pytest."""
+    test = collection_path.name.startswith("test_") and collection_path.suffix == ".py"
+    return True if test and config.getoption("--fast") and is_heavy(collection_path) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first; with `--dist loadgroup` a file stays on one worker (its fixtures are made once), and so
+    do all tests that start Ray: two clusters at a time would be slower than one after the other.
+    """
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
 def publish() -> Publish:
     """Publishes an adapter of random weights on the debug base: (store, name, languages, seed) -> its spec."""
+    from kauli.models.bases.find import find_base
+    from support.text_adapters import publish_random
+
     return lambda storage, name, language, seed: publish_random(storage, name, language, seed, find_base("debug"))
 
 
 @pytest.fixture(scope="module")
 def storage(publish: Publish, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A store with text adapters in several languages, which is also $KAULI_STORAGE, beside a new $KAULI_HOME."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KAULI_HOME", str(tmp_path_factory.mktemp("home")))
         folder = tmp_path_factory.mktemp("store")

@@ -1,0 +1,29 @@
+"""Text adapters of random weights on a debug base, for tests."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from kauli.models.adapters.peft_import import from_peft
+from kauli.models.adapters.registry import Registry
+from kauli.models.bases.find import Base
+
+
+def publish_random(storage: Path, name: str, language: str, seed: int, base: Base) -> str:
+    """An adapter with random weights that change every answer; returns its spec."""
+    scratch = storage / "scratch" / f"{name}-{seed}"
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base.folder), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    )
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key:
+                parameter.normal_(std=1.0)
+    model.save_pretrained(scratch / "plain")
+    card = from_peft(
+        scratch / "plain", scratch / "ours", name=name, language=language.split(","), base=base, accept_base=True
+    )
+    return Registry(str(storage)).publish(scratch / "ours", card).spec
