@@ -89,6 +89,21 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """What a pass added to an answer: whole characters only; the last one says why it ended."""
+
+    text: str
+    tokens: int
+    finish: str | None = None
+    """None, or "stop" (end token or stop string), "length" (`max_tokens` or the context), "cancelled", "failed"."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    words: tuple[Word, ...] = ()
+    """Of the last progress of a transcript whose words were asked for."""
+    language: str | None = None
+    """Of a transcript: its language's BCP-47 tag, as asked for or as detected; None: unknown."""
+
+
+@dataclass(frozen=True)
 class Chunk:
     """Some text of answer `index` to request `row`, whole characters only; its last chunk says why it ended."""
 

@@ -1,64 +1,197 @@
-"""The one table of tasks, and the surface that all of them have."""
+"""The one table of tasks in the models layer; importing it needs no torch.
 
-from collections.abc import Callable, Iterator, Sequence
+Training has its own table (`kauli.training.tasks.table`), and so has the service (`kauli.serving.tasks`): all three go
+by the names here. Everything that a task needs is named by a string "module:attribute" and imported when it is used.
+"""
+
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
+from kauli.models.adapters.kinds.table import KINDS, kinds_of
 
-from kauli.models.bases.find import Base
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-TASKS = {
-    "text": "kauli.models.text.task:TextTask",
-    "describe": "kauli.models.text.describe:DescribeTask",
-    "align": "kauli.models.vision.align:AlignTask",
-    "transcribe": "kauli.models.speech.task:Recogniser",
-}
-"""Name -> module and class; a module is imported when its task is asked for, since each brings its own libraries."""
+    from kauli.models.adapters.kinds.base import AdapterKind
+    from kauli.models.bases.find import Base
 
 
-class Task(Protocol):
-    """What is learned and generated: the frozen part once (`encode`), then batches, losses and answers.
+@runtime_checkable
+class Served(Protocol):
+    """A loaded base that answers with any number of adapters. What it is asked is each task's own."""
 
-    Rows are examples as dictionaries; features, batches and requests are each task's own.
-    """
-
-    base: Base
-    model: torch.nn.Module
-
-    def encode(self, rows: Sequence[Any], max_length: int | None = None) -> list[Any]:
-        """The frozen part of each row, computed once; the caller keeps it."""
-        ...
-
-    def collate(self, documents: Sequence[Any]) -> Any:
-        """Encoded rows as one batch of tensors."""
-        ...
-
-    def loss(self, batch: Any) -> Tensor:
-        """A differentiable scalar: the mean over the batch's answer tokens, frames or pairs."""
-        ...
-
-    def generate(
-        self, requests: Sequence[Any], adapters: Sequence[str | None], cancelled: Callable[[int], bool] | None = None
-    ) -> Iterator[list[Any]]:
-        """Answer a batch, each row with its own adapter; yields chunks as they come.
-
-        The task `align` generates nothing: it has `embed_images` and `embed_texts` in its place.
-        """
-        ...
+    base: "Base"
 
     def add_adapter(self, key: str, folder: Path) -> None:
-        """Load an adapter folder; KauliError where it does not fit the base."""
-        ...
+        """Load an adapter folder under a key; KauliError where it does not fit the base."""
+
+    def remove_adapter(self, key: str) -> None:
+        """Forget a loaded adapter."""
+
+    def adapters(self) -> list[str]:
+        """The keys of the loaded adapters."""
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """A loaded base that learns one adapter; its losses and batches are each task's own."""
+
+    base: "Base"
+    model: Any
+
+    @property
+    def device(self) -> "torch.device":
+        """Where the model is."""
+
+    @property
+    def trained(self) -> "nn.Module":
+        """The module that training computes with."""
+
+    def attach(self, kind: "AdapterKind") -> None:
+        """Give the model a fresh adapter of this kind, the only thing that is trained."""
+
+    def start_from(self, folder: Path) -> None:
+        """Give the adapter in training the weights of an adapter folder; KauliError where they do not fit."""
 
     def save(self, folder: Path) -> None:
         """Write the adapter in training as a folder."""
-        ...
+
+    def served(self) -> Served:
+        """The base ready to answer, on the same weights; they are read anew only where training changed them.
+
+        This object can't be used afterwards.
+        """
 
 
-def load_task(name: str, base: Base, device: str | None = None, dtype: torch.dtype | None = None) -> Any:
-    """The task `name` on a base, ready to train or to generate: a `Task`, with what else its class has."""
-    module, _, attribute = TASKS[name].partition(":")
-    return getattr(import_module(module), attribute).load(base, device=device, dtype=dtype)
+@dataclass(frozen=True)
+class Peft:
+    """How plain PEFT treats the bases of a task, for adapters that come from outside."""
+
+    auto_model: str
+    """The class of transformers that it wraps."""
+    task_type: str | None
+    """PEFT's task type; it has none for recognisers: by SEQ_2_SEQ_LM it would give them `input_ids`."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """(`model_type` of a base, why its adapters can't be taken)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table."""
+
+    name: str
+    card_task: str
+    """What a card's and a recipe's field `task` says; with `TASKS` of one such name the method's kind decides."""
+    takes: str
+    """The task that bases.yaml lists its bases under."""
+    debug: str
+    """The debug base."""
+    served: str
+    trainable: str
+    """"" for a task that is fitted on a served base."""
+    usage: str
+    """Renders the section "Use" of a model card from the card."""
+    command: str
+    """The command to try an adapter with."""
+    headline: tuple[str, ...]
+    """Metrics; the first that an adapter has tells it apart from others in a list."""
+    validation: str
+    """The metric on the validation split by which a run's checkpoint is chosen."""
+    check: str
+    """Refuses a folder that is no base of this task: (folder, name) -> None."""
+    peft: Peft | None = None
+    model_types: tuple[str, ...] = ()
+    """`model_type`s in config.json by which a base of this task is recognised; none: by the architecture's suffix."""
+
+    @property
+    def kinds(self) -> "tuple[type[AdapterKind], ...]":
+        """The adapter kinds that it is trained by."""
+        return kinds_of(self.name)
+
+
+_LANGUAGE_MODEL = Peft("AutoModelForCausalLM", "CAUSAL_LM")
+_ROWS = (
+    Task(
+        "text", "text", takes="text", debug="debug-text",
+        served="kauli.models.text.task:TextTask", trainable="kauli.models.text.training:TrainableText",
+        usage="kauli.models.adapters.usage:text_usage", command="kauli generate Habari",
+        headline=("bits_per_byte",), validation="bits_per_byte", check="kauli.models.bases.folder:check_text",
+        peft=_LANGUAGE_MODEL,
+    ),
+    Task(
+        "describe", "describe", takes="text", debug="debug-text",
+        served="kauli.models.text.task:TextTask", trainable="kauli.models.text.describe:TrainableDescribe",
+        usage="kauli.models.adapters.usage:describe_usage", command="kauli describe --image image.png",
+        headline=("bits_per_byte",), validation="bits_per_byte", check="kauli.models.bases.folder:check_text",
+    ),
+    Task(
+        "align", "align", takes="align", debug="debug-clip",
+        served="kauli.models.vision.align:AlignTask", trainable="kauli.models.vision.training:TrainableAlign",
+        usage="kauli.models.adapters.usage:align_usage", command="kauli eval",
+        headline=("i2t_r10",), validation="one_minus_mrr", check="kauli.models.bases.folder:check_aligned",
+    ),
+    Task(
+        "head", "align", takes="align", debug="debug-clip",
+        served="kauli.models.vision.align:AlignTask", trainable="",
+        usage="kauli.models.adapters.usage:head_usage", command="kauli eval",
+        headline=("macro_f1",), validation="one_minus_macro_f1", check="kauli.models.bases.folder:check_aligned",
+    ),
+    Task(
+        "transcribe", "transcribe", takes="transcribe", debug="debug-whisper",
+        served="kauli.models.speech.task:Recogniser", trainable="kauli.models.speech.task:TrainableRecogniser",
+        usage="kauli.models.adapters.usage:transcribe_usage", command="kauli transcribe clip.ogg",
+        headline=("cer",), validation="bits_per_byte", check="kauli.models.bases.folder:check_recogniser",
+        peft=Peft(
+            "AutoModelForSpeechSeq2Seq", None,
+            (("wav2vec2", "plain PEFT does not keep the characters that such an adapter writes"),),
+        ),
+        model_types=("whisper", "wav2vec2"),
+    ),
+)  # fmt: skip
+TASKS: dict[str, Task] = {row.name: row for row in _ROWS}
+"""By name. A new task is a row here and the modules that it names."""
+
+
+def task_of(card_task: str, kind: str = "") -> Task:
+    """The row of what a card or a recipe says: its `task`, and its method's `kind` where the task has several rows.
+
+    KeyError for a task without a row.
+    """
+    rows = [row for row in TASKS.values() if row.card_task == card_task]
+    if not rows:
+        raise KeyError(card_task)
+    return next((row for row in rows if kind in KINDS and row.name in KINDS[kind].tasks), rows[0])
+
+
+def base_task(name: str) -> Task:
+    """The row whose bases a task takes: `describe` -> `text`."""
+    return TASKS[TASKS[name].takes] if name in TASKS else task_of(name)
+
+
+def load_served(
+    name: str, base: "Base", device: str | None = None, dtype: "torch.dtype | None" = None, **options: Any
+) -> Any:
+    """A task's base, ready to answer with adapters: a `Served`. `options` are those of its class (`slots`, `window`).
+
+    By default it is on the GPU in bf16 where there is one, else on the CPU in fp32.
+    """
+    return resolve(TASKS[name].served).load(base, device=device, dtype=dtype, **options)
+
+
+def load_trainable(name: str, base: "Base", device: str | None = None, dtype: "torch.dtype | None" = None) -> Any:
+    """A task's base, ready to learn an adapter: a `Trainable`; device and precision as in `load_served`."""
+    return resolve(TASKS[name].trainable).load(base, device=device, dtype=dtype)
+
+
+def resolve(name: str) -> Any:
+    """What "module:attribute" names."""
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def load_task(name: str, base: "Base", device: str | None = None, dtype: "torch.dtype | None" = None) -> Any:
+    """Until its last caller is gone."""
+    return load_served(name, base, device, dtype)

@@ -51,7 +51,7 @@ def adapters_show(
     adapter: Annotated[str, typer.Argument(metavar="NAME[@VERSION]")], storage: Storage = None, as_json: Json = False
 ) -> None:
     """Print an adapter's model card."""
-    from kauli.models.adapters.folder import render_readme
+    from kauli.models.adapters.page import render_readme
     from kauli.models.adapters.registry import Registry
 
     card = Registry(storage or default_storage()).card(adapter)
@@ -74,17 +74,19 @@ def adapters_add(
     as_json: Json = False,
 ) -> None:
     """Publish an adapter that was made by plain PEFT."""
+    from kauli.models.adapters.peft_import import find_peft_base
     from kauli.models.languages import check_tag
+    from kauli.models.tasks import TASKS
 
     tags = [check_tag(tag) for tag in split_list(language, "--language")]  # before a base is fetched
-    found = _base_of(base)
+    found = find_peft_base(base)
     published = _publish(folder, name, tags, found, storage or default_storage(), accept_base)
     adapter = f"{published.name}@{published.version}"
     if as_json:
         show({"adapter": adapter, "path": published.uri})
     else:
         print(f"{adapter}  {published.uri}")
-    hint(f"kauli {'transcribe clip.ogg' if found.task == 'transcribe' else 'generate Habari'} --model {adapter}")
+    hint(f"{TASKS[found.task].command} --model {adapter}")
 
 
 @app.command("promote")
@@ -149,26 +151,11 @@ def _rows(registry: "Registry") -> list[dict[str, Any]]:
 
 def _main_metric(card: "Card") -> str:
     """By what adapters of its task are told apart, on synthetic rows where no others were measured."""
-    from kauli.training.evaluation.scorers import SYNTHETIC
+    from kauli.models.metrics import SYNTHETIC
 
     names = MAIN_METRICS.get(card.task, ("bits_per_byte",))
     measured = [prefix + name for prefix in ("", SYNTHETIC) for name in names if prefix + name in card.metrics]
     return measured[0] if measured else names[0]
-
-
-def _base_of(name: str) -> "Base":
-    """The base called `name`, of whichever task it is that plain PEFT makes adapters for."""
-    from kauli.models.bases.find import find_base, known_bases
-    from kauli.models.bases.whisper_import import SPEECH_MODELS
-    from kauli.models.files import read_json
-
-    card = known_bases().get(name)
-    if card is not None:
-        return find_base(name, allow_noncommercial=True, task="transcribe" if "transcribe" in card.tasks else "text")
-    found = find_base(name, allow_noncommercial=True)  # a Whisper passes, since its architecture generates text
-    if read_json(found.folder / "config.json").get("model_type") in SPEECH_MODELS:
-        return find_base(name, allow_noncommercial=True, task="transcribe")
-    return found
 
 
 def _publish(

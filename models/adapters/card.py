@@ -1,5 +1,6 @@
 """The card of an adapter (`card.json`): what it is, on which base, from which data, how good, under which licences."""
 
+import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -7,9 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from kauli.models.adapters.page import render_readme
+from kauli.models.adapters.upgrade import upgrade_card
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.files import hash_files, write_atomically
 
 CARD_FILE = "card.json"
 README_FILE = "README.md"
@@ -54,28 +54,57 @@ class DataReference(_Part):
     sources: list[str] | dict[str, int] = Field(default_factory=list)
 
 
+class EncoderReference(_Part):
+    """The base whose encoder makes the features that an adapter's connector takes."""
+
+    base: str
+    """Its name."""
+    sha256: str | None = None
+    """None: not recorded."""
+
+
+class PromptReference(_Part):
+    """The instruction that the adapter was trained with."""
+
+    instruction: str | None = None
+    """`{language}` in it is the language's English name; None: each example had its own."""
+
+
+class EvaluationSettings(_Part):
+    """What an evaluation of the adapter must know beside its data."""
+
+    max_chars_per_second: float | None = None
+    """Characters a second; rows with audio whose text is longer are left out."""
+    base_languages: dict[str, str] = Field(default_factory=dict)
+    """A language that the base does not know -> the language that the base is asked for in its place."""
+
+
 class Validation(_Part):
-    """Bits per byte on the validation split; the adapter gets the alias `latest` when its figure is the smaller."""
+    """A figure on the validation split; the adapter gets the alias `latest` when its figure is the smaller."""
 
     base: float | None
     adapter: float | None
+    metric: str = "bits_per_byte"
+    """A name of `kauli.models.metrics.METRICS`."""
 
 
 class Training(_Part):
-    """What the training cost. `curve` holds `[step, training loss, validation bits per byte or null]`."""
+    """Resources that the training took. `curve` holds `[step, training loss, validation figure or null]`."""
 
     steps: int
     seconds: float
     tokens: int
     machine: str
     seed: int
+    precision: str | None = None
+    """"fp32" or "bf16", and why; None: not recorded."""
     curve: list[list[float | None]] = Field(default_factory=list)
 
 
 class Card(_Part):
     """Everything that is known about an adapter beside its weights."""
 
-    schema_version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: Literal[2] = Field(default=2, alias="schema")
     name: str
     version: int | None = None
     """Given by the registry; None before the adapter is published."""
@@ -89,6 +118,11 @@ class Card(_Part):
     attributions: list[Attribution] = Field(default_factory=list)
     data: DataReference | None = None
     recipe: dict[str, Any] | None = None
+    """As the training run had it, for display and reproduction; whatever a reader needs is a field of the card."""
+    encoders: dict[str, EncoderReference] = Field(default_factory=dict)
+    """Kind of media, "image" or "audio" -> the base whose encoder the connector takes."""
+    prompt: PromptReference = Field(default_factory=PromptReference)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     metrics: dict[str, float | None] = Field(default_factory=dict)
     """The adapter on the test split."""
     base_metrics: dict[str, float | None] | None = None
@@ -146,9 +180,10 @@ def check_name(name: str, what: str = "adapter name") -> str:
 
 
 def parse_card(text: str | bytes, where: str) -> Card:
-    """Read the text of a `card.json`; `where` names it in the `KauliError` of a card that cannot be read."""
+    """The card in the text of a `card.json`, of schema 1 as well; KauliError, which names `where`, if unreadable."""
     try:
-        return Card.model_validate_json(text)
+        content = json.loads(text)
+        return Card.model_validate(upgrade_card(content) if isinstance(content, dict) else content)
     except UsageError as error:
         raise KauliError(f"{where} is not a readable card: {error}") from error
     except ValidationError as error:
@@ -158,6 +193,8 @@ def parse_card(text: str | bytes, where: str) -> Card:
             f"{where} is not a readable card: {place + ': ' if place else ''}{first['msg']}. "
             "It is damaged, or from another version of kauli."
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise KauliError(f"{where} is not a readable card: {error}. It is damaged.") from error
 
 
 def read_card(folder: Path) -> Card:
@@ -173,15 +210,3 @@ def read_card(folder: Path) -> Card:
     except OSError as error:
         raise KauliError(f"{path} cannot be read: {error.strerror}") from error
     return parse_card(text, str(path))
-
-
-def write_card(folder: Path, card: Card) -> Card:
-    """Write `README.md` and then, as the last file, `card.json` with the hash of every file in `folder`.
-
-    Returns the card as written (`card` itself is not changed).
-    """
-    page = render_readme(card)
-    write_atomically(folder / README_FILE, page.encode())
-    written = card.model_copy(update={"files": hash_files(folder, CARD_FILE)})
-    write_atomically(folder / CARD_FILE, written.to_json().encode())
-    return written

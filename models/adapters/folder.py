@@ -8,22 +8,32 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kauli.models.adapters.card import CARD_FILE, SUFFIXES, Card, read_card, write_card
+from kauli.models.adapters.card import CARD_FILE, README_FILE, SUFFIXES, Card, read_card
 from kauli.models.adapters.page import render_readme
 from kauli.models.errors import KauliError
-from kauli.models.files import check_safetensors, hash_files, read_json
+from kauli.models.files import check_safetensors, hash_files, read_json, write_atomically
 from kauli.models.progress import note
 
 if TYPE_CHECKING:
     from kauli.models.bases.find import Base
-
-__all__ = ["Card", "check_base", "check_files", "check_folder", "read_card", "render_readme", "write_card"]
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Keys by which a configuration makes transformers, peft or diffusers import code that came with the weights.
 _CODE_KEYS = {"auto_map", "trust_remote_code", "custom_generate", "custom_pipelines", "megatron_config"}
+
+
+def write_card(folder: Path, card: Card) -> Card:
+    """Write `README.md` and then, as the last file, `card.json` with the hash of every file in `folder`.
+
+    Returns the card as written (`card` itself is not changed).
+    """
+    page = render_readme(card)
+    write_atomically(folder / README_FILE, page.encode())
+    written = card.model_copy(update={"files": hash_files(folder, CARD_FILE)})
+    write_atomically(folder / CARD_FILE, written.to_json().encode())
+    return written
 
 
 def check_folder(folder: Path, card: Card | None = None) -> Card:

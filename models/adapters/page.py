@@ -1,46 +1,30 @@
 """The model card that a stranger reads: `README.md`, rendered from the adapter's `card.json`."""
 
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
+from kauli.models.adapters.card import Card
+from kauli.models.adapters.usage import fenced
 from kauli.models.languages import display_name
-
-if TYPE_CHECKING:
-    from kauli.models.adapters.card import Card  # the card's file writes this page, so it may only be named here
+from kauli.models.metrics import METRICS, label, metric_of, plain_name
+from kauli.models.tasks import TASKS, resolve, task_of
 
 # The identifiers that the Hugging Face hub knows; any other licence goes there as "other" with its name.
 _HUB_LICENCES = {
     "apache-2.0", "mit", "bsd-3-clause", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "unlicense", "gemma",
     "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",
 }  # fmt: skip
-_MEANING = {
-    "bits_per_byte": "bits per byte (lower is better)",
-    "chrf": "chrF, 0-100 (higher is better)",
-    "exact": "exact match, fraction (higher is better)",
-    "distinct_2": "distinct bigrams, fraction (higher: more varied)",
-    "self_bleu": "self-BLEU, fraction (lower: more varied)",
-    "english_bits_per_byte": "bits per byte of English (higher than the base: forgotten)",
-    "script_share": "letters in the expected script, fraction (higher is better)",
-    "clip_similarity": "cosine of picture and text in kauli-clip (higher is better)",
-    "macro_f1": "macro-F1, fraction (higher is better)",
-    "accuracy": "accuracy, fraction (higher is better)",
-    "median_rank": "median rank of the right text (lower is better)",
-    "cer": "character error rate (lower is better)",
-    "wer": "word error rate (lower is better)",
-}
-_PREFIXES = re.compile(r"(new_pictures_)?(?:noise_(\d+)db_)?(synthetic_)?")
 
 
-def render_readme(card: "Card") -> str:
+def render_readme(card: Card) -> str:
     """Markdown with the Hugging Face metadata block in front."""
     parts = (_metadata, _summary, _usage, _data, _results, _training, _limits, _exceptions)
     return "\n\n".join(text for part in parts if (text := part(card))) + "\n"
 
 
-def _metadata(card: "Card") -> str:
+def _metadata(card: Card) -> str:
     known = card.licence.lower() in _HUB_LICENCES
     metadata: dict[str, Any] = {
         "base_model": card.base.reference,
@@ -53,7 +37,7 @@ def _metadata(card: "Card") -> str:
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---"
 
 
-def _summary(card: "Card") -> str:
+def _summary(card: Card) -> str:
     what = "All weights of" if _is_full(card) else "An adapter for"
     base = f"`{card.base.reference}`"
     if card.base.derived_from:
@@ -62,50 +46,13 @@ def _summary(card: "Card") -> str:
     return f"# {card.spec}\n\n{what} {base}{trained} for the task `{card.task}` in {_languages(card.language)}."
 
 
-def _usage(card: "Card") -> str:
-    language = card.language[0] if card.language else "en"
-    if card.task == "align":
-        ask = '{"model": "' + card.spec + '", "input": "data:image/png;base64,..."}'
-        return f"## Use\n\n`kauli serve`, then POST to `/v1/classify`:\n\n{_fenced(ask, 'json')}"
-    command = f'kauli generate "..." --model {card.spec} --language {language}'
-    if card.task == "describe":
-        command = f"kauli describe --image picture.png --model {card.spec} --language {language}"
-    if card.task == "transcribe":
-        return _speech_usage(card, language)
-    if _is_full(card):
-        title, load = "plain transformers", ""
-        python = "model = AutoModelForCausalLM.from_pretrained(folder)"
-    else:
-        title, load = "plain PEFT", "from peft import PeftModel\n"
-        if card.task == "describe":
-            title += " (text alone: `connector.safetensors`, which takes pictures, is kauli's)"
-        python = (
-            f'base = AutoModelForCausalLM.from_pretrained("{card.base.reference}")\n'
-            "model = PeftModel.from_pretrained(base, folder)"
-        )
-    template = ""
-    if card.template:
-        template = f"\n\nIt was trained with this chat template:\n\n{_fenced(card.template, 'jinja')}"
-    code = f'{load}from transformers import AutoModelForCausalLM\n\nfolder = "..."  # where this page lies\n{python}'
-    ways = f"With kauli:\n\n{_fenced(command, 'sh')}\n\nWith {title}:\n\n{_fenced(code, 'python')}"
-    return f"## Use\n\n{ways}{template}"
+def _usage(card: Card) -> str:
+    if card.task not in {task.card_task for task in TASKS.values()}:
+        return ""  # of a later version
+    return str(resolve(task_of(card.task, _kind(card)).usage)(card))
 
 
-def _speech_usage(card: "Card", language: str) -> str:
-    ways = f"With kauli:\n\n{_fenced(f'kauli transcribe clip.ogg --model {card.spec} --language {language}', 'sh')}"
-    if card.method.get("kind") == "lora":
-        python = (
-            "from peft import PeftModel\nfrom transformers import WhisperForConditionalGeneration\n\n"
-            'folder = "..."  # where this page lies\n'
-            f'base = WhisperForConditionalGeneration.from_pretrained("{card.base.reference}")\n'
-            "model = PeftModel.from_pretrained(base, folder)"
-        )
-        heard = "clips filled up to 30 seconds; it was trained on clips at their own length, as kauli hears them"
-        ways += f"\n\nWith plain PEFT on a Whisper ({heard}):\n\n{_fenced(python, 'python')}"
-    return f"## Use\n\n{ways}"
-
-
-def _data(card: "Card") -> str:
+def _data(card: Card) -> str:
     lines = ["## Data and licences", "", f"This adapter: **{card.licence}**. Its base: {card.base.licence}."]
     if card.data:
         data = card.data
@@ -123,7 +70,7 @@ def _data(card: "Card") -> str:
     return "\n".join(lines)
 
 
-def _results(card: "Card") -> str:
+def _results(card: Card) -> str:
     if not card.metrics:
         return "## Results\n\nNot measured: `kauli eval` does it."
     rows = []
@@ -136,18 +83,17 @@ def _results(card: "Card") -> str:
     return f"## Results\n\nOn held-out groups that no choice was made on (split `test`).\n\n{table}"
 
 
-def _training(card: "Card") -> str:
+def _training(card: Card) -> str:
     lines = []
     if card.training:
         cost = card.training
         lines.append(
             f"{cost.steps:,} steps, {cost.tokens:,} tokens, {cost.seconds / 60:.1f} minutes "
-            f"on {cost.machine}; seed {cost.seed}."
+            f"on {cost.machine}; seed {cost.seed}{f'; {cost.precision}' if cost.precision else ''}."
         )
     if card.validation:
         figures = f"{_number(card.validation.base)} before, {_number(card.validation.adapter)} after"
-        what = {"projection": "1 - mean reciprocal rank", "head": "1 - macro-F1"}
-        lines.append(f"Validation, {what.get(card.method.get('kind', ''), 'bits per byte')}: {figures}.")
+        lines.append(f"Validation, {metric_of(card.validation.metric).unit}: {figures}.")
     if card.method:
         lines.append("Method: " + ", ".join(f"{key} {_value(value)}" for key, value in card.method.items()) + ".")
     if card.versions:
@@ -155,11 +101,11 @@ def _training(card: "Card") -> str:
     text = "\n\n".join(lines)
     if card.recipe:
         recipe = yaml.safe_dump(card.recipe, sort_keys=False, allow_unicode=True)
-        text += f"\n\nRecipe:\n\n{_fenced(recipe, 'yaml')}"
+        text += f"\n\nRecipe:\n\n{fenced(recipe, 'yaml')}"
     return f"## Training\n\n{text}" if text else ""
 
 
-def _limits(card: "Card") -> str:
+def _limits(card: Card) -> str:
     lines = [
         f"- It answers in {_languages(card.language)}; other languages, English among them, may have become worse.",
         "- Learned from little data, it can be fluent and wrong. It adds no safety to what its base has.",
@@ -168,15 +114,15 @@ def _limits(card: "Card") -> str:
     return "## Limits\n\n" + "\n".join(lines)
 
 
-def _exceptions(card: "Card") -> str:
+def _exceptions(card: Card) -> str:
     return "## Exceptions\n\n" + "\n".join(f"- {text}" for text in card.exceptions) if card.exceptions else ""
 
 
-def _kind(card: "Card") -> str:
+def _kind(card: Card) -> str:
     return str(card.method.get("kind", ""))
 
 
-def _is_full(card: "Card") -> bool:
+def _is_full(card: Card) -> bool:
     return _kind(card) == "full"
 
 
@@ -184,17 +130,13 @@ def _languages(tags: Sequence[str]) -> str:
     return ", ".join(f"{display_name(tag)} ({tag})" for tag in tags) or "no language"
 
 
-def _meaning(metric: str) -> str:
-    found = _PREFIXES.match(metric)
-    assert found is not None  # each part of it may be absent
-    new, noise, synthetic = found.groups()
-    where = [
-        *(["on new pictures of known concepts"] if new else []),
-        *([f"with speech in noise at {noise} dB"] if noise else []),
-        *(["on synthetic rows"] if synthetic else []),
-    ]
-    name = metric[found.end() :]
-    return (f"{', '.join(where)}: " if where else "") + _MEANING.get(name, name)
+def _meaning(name: str) -> str:
+    """A metric's label, its unit, and which end is better."""
+    row = METRICS.get(plain_name(name))
+    if row is None:
+        return label(name)
+    fraction = ", fraction" if row.percent else ""
+    return f"{label(name)}{fraction}" + (f" ({row.better} is better)" if row.better else "")
 
 
 def _number(value: float | None) -> str:
@@ -209,11 +151,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in (head, *rows)]
     cells.insert(1, ["---"] * len(head))
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-
-
-def _fenced(text: str, kind: str) -> str:
-    """A code block whose fence is longer than any in `text`, so that no content can end it."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}{kind}\n{text.rstrip()}\n{fence}"

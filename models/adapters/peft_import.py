@@ -12,13 +12,14 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from kauli.models.adapters.card import README_FILE, BaseReference, Card, check_name, write_card
-from kauli.models.adapters.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_files, check_no_code
-from kauli.models.adapters.linear import KINDS
+from kauli.models.adapters.card import README_FILE, BaseReference, Card, check_name
+from kauli.models.adapters.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_files, check_no_code, write_card
+from kauli.models.adapters.kinds.table import peft_kinds
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.files import atomic_folder, check_safetensors, read_json
 from kauli.models.languages import check_tag
 from kauli.models.progress import note
+from kauli.models.tasks import TASKS, Peft, resolve
 
 if TYPE_CHECKING:
     from kauli.models.bases.find import Base
@@ -45,8 +46,7 @@ def from_peft(
     exceptions = _check_reference(config.get("base_model_name_or_path"), folder, base, accept_base)
     shapes = check_safetensors(folder / ADAPTER_WEIGHTS)
     config["base_model_name_or_path"] = base.reference
-    # PEFT knows no task type of speech recognisers: by SEQ_2_SEQ_LM it would give them `input_ids`
-    config["task_type"] = None if base.task == "transcribe" else "CAUSAL_LM"
+    config["task_type"] = _peft_of(base, folder).task_type
     config["auto_mapping"] = None  # it would name classes to import, and kauli's tasks know their own
     config["inference_mode"] = True
     check_fit(config, shapes, base, folder)
@@ -81,33 +81,46 @@ def from_peft(
         return write_card(partial, card)
 
 
+def find_peft_base(name: str) -> "Base":
+    """The base called `name`, of that task whose adapters plain PEFT makes; raises as `find_base` does."""
+    from kauli.models.bases.find import find_base, known_bases
+
+    tasks = [task for task in TASKS.values() if task.peft is not None]
+    card = known_bases().get(name)
+    if card is not None:
+        fitting = [task.name for task in tasks if task.name in card.tasks]
+        return find_base(name, allow_noncommercial=True, task=fitting[0] if fitting else tasks[0].name)
+    found = find_base(name, allow_noncommercial=True, task=tasks[0].name)
+    # A Whisper passes as a language model, since its architecture generates text
+    kind = read_json(found.folder / "config.json").get("model_type")
+    other = next((task.name for task in tasks if kind in task.model_types), None)
+    return found if other is None else find_base(name, allow_noncommercial=True, task=other)
+
+
 def check_fit(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: "Base", folder: Path) -> None:
     """Raise `KauliError` unless an adapter has just the tensors that PEFT would make for `config` on `base`.
 
     Nothing is loaded: the base is built on torch's meta device from its configuration.
     """
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSpeechSeq2Seq
+    from transformers import AutoConfig
 
+    known = _peft_of(base, folder)
     started = config.get("init_lora_weights")
     if isinstance(started, str) and started.lower().startswith(_CHANGED_BASE):
         raise KauliError(
             f"{folder / ADAPTER_CONFIG}: an adapter begun with init_lora_weights='{started}' fits a changed base. "
             "Save it with peft's `path_initial_model_for_weight_conversion` first."
         )
-    kind: Any = AutoModelForSpeechSeq2Seq if base.task == "transcribe" else AutoModelForCausalLM
     building: dict[str, Any] = {"base_model_name_or_path": None}
     if config["peft_type"] == "LORA":
         building["init_lora_weights"] = False  # values do not matter, only shapes
     try:
         shape = AutoConfig.from_pretrained(base.folder)
-        if shape.model_type == "wav2vec2":
-            raise KauliError(
-                f"{folder} can't be added for {base.name}: plain PEFT does not keep the letters that such an adapter "
-                "writes. Make one with `kauli train`."
-            )
+        if (reason := dict(known.refused).get(shape.model_type)) is not None:
+            raise KauliError(f"{folder} can't be added for {base.name}: {reason}. Make one with `kauli train`.")
         with torch.device("meta"):
-            model = kind.from_config(shape)
+            model = resolve(f"transformers:{known.auto_model}").from_config(shape)
             settings = PeftConfig.from_peft_type(**{**config, **building})  # type: ignore[no-untyped-call]
             adapted = get_peft_model(model, settings, low_cpu_mem_usage=True)
             made = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -129,6 +142,16 @@ def check_fit(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: 
         raise KauliError(f"{folder} does not fit {base.name}: {what} ({count}).")
 
 
+def _peft_of(base: "Base", folder: Path) -> Peft:
+    known = TASKS[base.task].peft
+    if known is None:
+        fitting = ", ".join(name for name, task in TASKS.items() if task.peft is not None)
+        raise KauliError(
+            f"{folder} can't be added for {base.name}, a base of the task '{base.task}': take one of {fitting}."
+        )
+    return known
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder: give one that peft's `save_pretrained` wrote.")
@@ -148,10 +171,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     check_no_code(config, folder / ADAPTER_CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise KauliError(f"{folder / ADAPTER_CONFIG} is not a configuration of peft: it has no 'peft_type'.")
-    if config["peft_type"] not in KINDS:
+    if config["peft_type"] not in peft_kinds():
         raise KauliError(
             f"{folder / ADAPTER_CONFIG}: adapters of the kind {config['peft_type']} cannot be applied; "
-            f"{' and '.join(KINDS)} (with rsLoRA and DoRA) can."
+            f"{' and '.join(peft_kinds())} (with rsLoRA and DoRA) can."
         )
     if left:
         note(f"left behind, as an adapter does not need them: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}")

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from kauli.models.bases.folder import PLAIN
+
 Shape = Literal["llama", "gemma3", "qwen3", "clip", "whisper", "wav2vec2"]
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
 def build_debug(shape: Shape, out: Path) -> None:

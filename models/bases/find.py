@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 
 from kauli.models.bases.card import BaseCard, Gguf, PackagedFile, Whisper
 from kauli.models.bases.clip_import import build_towers
-from kauli.models.bases.debug import PLAIN, build_debug
+from kauli.models.bases.debug import build_debug
 from kauli.models.bases.folder import (
+    PLAIN,
     RECORD,
     Record,
     check_model,
@@ -35,12 +36,10 @@ from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.files import atomic_folder, file_lock
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
+from kauli.models.tasks import TASKS
 
 # Raise it when a converter or a debug shape changes what it writes: stored bases are then made anew.
 FORMAT = 1
-DEBUG_OF_TASK = {"text": "debug-text", "align": "debug-clip", "transcribe": "debug-whisper"}
-MODEL_OF_TASK = {"describe": "text"}
-"""Tasks whose base is that of another task."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,11 @@ def find_base(
     nothing, terms not accepted, a non-commercial licence not allowed, or a model that kauli does not load;
     `KauliError` when it cannot be had.
     """
-    task = MODEL_OF_TASK.get(task, task)
-    if name == "debug":
-        if task not in DEBUG_OF_TASK:
-            raise UsageError(f"There is no debug base for the task '{task}'. There is one for: {_list(DEBUG_OF_TASK)}.")
-        name = DEBUG_OF_TASK[task]
+    if task in TASKS:
+        task = TASKS[task].takes
+        name = TASKS[task].debug if name == "debug" else name
+    elif name == "debug":
+        raise UsageError(f"There is no debug base for the task '{task}'. There is one for: {_list(TASKS)}.")
     card = known_bases().get(name)
     if card is not None:
         _check_task(name, card, task)
@@ -118,7 +117,7 @@ def fetch_base(name: str, *, accept_terms: bool = False) -> Base:
     A non-commercial base is fetched with a note: it is the recipe that must allow its use.
     """
     task = known_bases()[name].tasks[0] if name in known_bases() else "text"
-    folder = _folder_of("debug-text" if name == "debug" else name)
+    folder = _folder_of(TASKS[task].debug if name == "debug" else name)
     record = read_record(folder)
     if record is not None:
         damaged = damaged_files(folder, record, content=True)

@@ -10,16 +10,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from kauli.models.bases.clip_import import CLIP_CONFIG, check_clip
-from kauli.models.bases.whisper_import import check_speech
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.files import sha256_file
 from kauli.models.paths import kauli_home
+from kauli.models.tasks import TASKS, resolve
 
 RECORD = "base.json"
 # What a base is, besides its configuration: its weights and its vocabulary.
 IDENTITY_FILES = ("*.safetensors", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.*", "merges.txt")
 # Keys of config.json that differ between machines and library versions without changing the model.
 VOLATILE_KEYS = {"transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype"}
+PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+"""The chat template of a base that has none."""
 # Suffixes of architectures that generate text from left to right (the second: Gemma 3 with pictures and its like).
 TEXT_ARCHITECTURES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 
@@ -102,23 +104,50 @@ def hash_folder(folder: Path) -> str:
 
 
 def check_model(folder: Path, name: str, task: str) -> None:
-    """Raise `UsageError` unless `folder` holds a model that kauli loads: safetensors whole, no code, a vocabulary."""
-    if task == "align":
-        check_clip(folder, name)
-        _check_weights(folder, name)
-        return
+    """Raise `UsageError` unless `folder` holds a base of `task`: whole safetensors, no code, a vocabulary."""
+    resolve(TASKS[task].check)(folder, name)
+
+
+def check_aligned(folder: Path, name: str) -> None:
+    """Raise `UsageError` unless `folder` holds an open_clip model that kauli loads."""
+    check_clip(folder, name)
+    _check_weights(folder, name)
+
+
+def check_recogniser(folder: Path, name: str) -> None:
+    """Raise `UsageError` unless `folder` holds a speech recogniser that kauli loads."""
+    config = _check_config(folder, name)
+    kind, known = config.get("model_type"), TASKS["transcribe"].model_types
+    if kind not in known:
+        raise UsageError(f"'{name}' is a model of the kind '{kind}'; the task 'transcribe' takes {', '.join(known)}.")
+    # A wav2vec2 without a vocabulary is a bare encoder, which gets one in training
+    if kind == "whisper" and not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        raise UsageError(f"'{name}' has no tokenizer (tokenizer.json or vocab.json).")
+    if not (folder / "preprocessor_config.json").is_file():
+        raise UsageError(f"'{name}' has no preprocessor_config.json, which says how audio becomes its input.")
+
+
+def check_text(folder: Path, name: str) -> None:
+    """Raise `UsageError` unless `folder` holds a causal language model that kauli loads."""
+    architectures = _check_config(folder, name).get("architectures") or []
+    if architectures and not any(str(kind).endswith(TEXT_ARCHITECTURES) for kind in architectures):
+        raise UsageError(f"'{name}' is a {architectures[0]}; the task 'text' needs a causal language model.")
+    vocabulary = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
+    if not any((folder / file).is_file() for file in vocabulary):
+        raise UsageError(f"'{name}' has no tokenizer (one of {', '.join(vocabulary)}).")
+
+
+def _check_config(folder: Path, name: str) -> dict[str, Any]:
+    """The configuration of a folder of transformers, whose weights are whole and which asks for no code."""
     if not (folder / "config.json").is_file():
         hint = " It is an adapter, not a base." if (folder / "adapter_config.json").is_file() else ""
         raise UsageError(f"'{name}' is no base: it has no config.json.{hint}")
     config = _json(folder / "config.json", name)
     for file in ("config.json", "tokenizer_config.json"):
         if (folder / file).is_file() and "auto_map" in _json(folder / file, name):
-            raise UsageError(f"'{name}' needs code of its own (auto_map in {file}), which kauli never runs.")
+            raise UsageError(f"'{name}' needs its own code (auto_map in {file}), which kauli never runs.")
     _check_weights(folder, name)
-    if task == "transcribe":
-        check_speech(folder, name, config)
-    else:
-        _check_text_model(folder, name, config)
+    return config
 
 
 def _check_weights(folder: Path, name: str) -> None:
@@ -147,15 +176,6 @@ def has_chat_template(folder: Path) -> bool:
     return (folder / "chat_template.jinja").is_file() or (
         settings.is_file() and "chat_template" in _json(settings, str(folder))
     )
-
-
-def _check_text_model(folder: Path, name: str, config: dict[str, Any]) -> None:
-    architectures = config.get("architectures") or []
-    if architectures and not any(str(kind).endswith(TEXT_ARCHITECTURES) for kind in architectures):
-        raise UsageError(f"'{name}' is a {architectures[0]}; the task 'text' needs a causal language model.")
-    vocabulary = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
-    if not any((folder / file).is_file() for file in vocabulary):
-        raise UsageError(f"'{name}' has no tokenizer (one of {', '.join(vocabulary)}).")
 
 
 def _identity_names(folder: Path) -> list[str]:

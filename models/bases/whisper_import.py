@@ -11,26 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from kauli.models.errors import KauliError, UsageError
+from kauli.models.errors import KauliError
 
-SPEECH_MODELS = ("whisper", "wav2vec2")
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 _HEADS = {384: 6, 512: 8, 768: 12, 1024: 16, 1280: 20}  # of tiny to large, by their width
 _NORM = {"gamma": "weight", "beta": "bias"}
-
-
-def check_speech(folder: Path, name: str, config: Mapping[str, Any]) -> None:
-    """Raise `UsageError` unless the folder holds what a speech recogniser needs beside its weights."""
-    kind = config.get("model_type")
-    if kind not in SPEECH_MODELS:
-        raise UsageError(
-            f"'{name}' is a model of the kind '{kind}'; the task 'transcribe' takes {', '.join(SPEECH_MODELS)}."
-        )
-    # A wav2vec2 without letters is a bare encoder, which gets them in training
-    if kind == "whisper" and not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-        raise UsageError(f"'{name}' has no tokenizer (tokenizer.json or vocab.json).")
-    if not (folder / "preprocessor_config.json").is_file():
-        raise UsageError(f"'{name}' has no preprocessor_config.json, which says how sound becomes its input.")
 
 
 def convert_whisper(model: Path, tokenizer: Path, settings: Path, out: Path) -> None:

@@ -20,7 +20,7 @@ from kauli.models.engine.detokenize import TextStream, TokenBytes
 from kauli.models.engine.kv_cache import SlotCache, SlotPass, Span
 from kauli.models.engine.lora_batch import LoraBatch, Segment
 from kauli.models.engine.sampling import Draw, Sampling, choose
-from kauli.models.requests import TokenLogprob, Word
+from kauli.models.requests import Progress, TokenLogprob
 
 PROMPT_TOKENS = 256
 """Tokens of prompts that one pass reads at most."""
@@ -46,19 +46,6 @@ class Generation:
     memory: Any = None
     """What the model attends to beside its own tokens; its `remember(slot, memory)` gets it with the slot, once it is
     `ready`."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a pass added to an answer: whole characters only; the last one says why it ended."""
-
-    text: str
-    tokens: int
-    finish: str | None = None
-    """None, or "stop" (end token or stop string), "length" (`max_tokens` or the context), "cancelled", "failed"."""
-    logprobs: tuple[TokenLogprob, ...] = ()
-    words: tuple[Word, ...] = ()
-    """Of the last progress of a transcript whose words were asked for."""
 
 
 @dataclass(eq=False)

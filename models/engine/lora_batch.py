@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from kauli.models.adapters.linear import LinearDelta, read_deltas
+from kauli.models.adapters.delta import LinearDelta
+from kauli.models.adapters.linear import read_deltas
 
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one parent that read the same input: their A are multiplied at once."""

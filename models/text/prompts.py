@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from kauli.models.bases.debug import PLAIN
+from kauli.models.bases.folder import PLAIN
 from kauli.models.engine.packing import FEATURE, Document
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc

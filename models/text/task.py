@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from kauli.models.adapters.linear import LinearDelta
+from kauli.models.adapters.delta import LinearDelta
 from kauli.models.bases.find import Base
 from kauli.models.engine.detokenize import TokenBytes
 from kauli.models.engine.engine import Engine, Generation, Part, Progress, Ticket

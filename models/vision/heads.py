@@ -15,7 +15,7 @@ length 1 at the door, so it does not matter whether they come so.
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
+from kauli.models.adapters.kinds.head import HeadKind
 from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.files import check_safetensors, read_json
 
-HeadKind = Literal["zero_shot", "prototype", "linear", "clip_adapter", "tip", "tip_f"]
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 HEAD_WEIGHTS, HEAD_CARD = "head.safetensors", "head.json"
 LOGIT_SCALE = 100.0  # where CLIP's own training ends, and what the two adapters' authors take

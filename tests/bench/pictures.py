@@ -18,6 +18,7 @@ import torch
 from openai import DefaultHttpxClient, OpenAI
 from PIL import Image
 
+from kauli.models.adapters.kinds.projection import Projection
 from kauli.models.bases.find import find_base
 from kauli.models.media.decode import decode_image
 from kauli.models.tasks import load_task
@@ -29,7 +30,6 @@ from kauli.training.evaluation.report import update_section
 from kauli.training.features.pictures import load_tower, part_settings, picture_rows, with_media
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
-from kauli.training.methods import Projection
 from kauli.training.recipe import load_recipe
 from kauli.training.tasks.head import class_names, labelled
 from kauli.training.tasks.text import Examples, TextLearner

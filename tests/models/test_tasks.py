@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from kauli.models.adapters.kinds.lora import Lora
+from kauli.models.adapters.kinds.projection import Projection
 from kauli.models.bases.find import find_base
 from kauli.models.requests import Media, TextRequest, TranscriptionRequest
 from kauli.models.tasks import TASKS, load_task
 from kauli.models.text.connector import PartSettings
-from kauli.training.methods import Lora, Projection
 
 WORDS = ("moto", "maji", "mti", "jua", "mto", "bahari", "upepo", "mvua")
 PARTS = {"image": PartSettings(encoder="made-up", sha256="0" * 64, width=24, places=3, grid=1, inner=16)}

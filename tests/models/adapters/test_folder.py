@@ -14,8 +14,9 @@ from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from kauli.models.adapters.card import Attribution, BaseReference, Card, DataReference, Training, Validation
-from kauli.models.adapters.folder import check_base, check_files, check_folder, read_card, render_readme, write_card
+from kauli.models.adapters.card import Attribution, BaseReference, Card, DataReference, Training, Validation, read_card
+from kauli.models.adapters.folder import check_base, check_files, check_folder, write_card
+from kauli.models.adapters.page import render_readme
 from kauli.models.adapters.peft_import import from_peft
 from kauli.models.bases.find import Base, find_base
 from kauli.models.errors import KauliError, UsageError
@@ -102,13 +103,13 @@ def test_card_returns_as_written(folder: Path, base: Base) -> None:
     read = read_card(folder)
     assert read.metrics == {"bits_per_byte": 2.5, "exact": None}  # JSON has no NaN
     assert read.model_copy(update={"metrics": written.metrics}) == written
-    assert json.loads((folder / "card.json").read_text())["schema"] == 1
+    assert json.loads((folder / "card.json").read_text())["schema"] == 2
     check_folder(folder)
 
 
 def test_unknown_key_or_later_schema_is_named(folder: Path) -> None:
     content = json.loads((folder / "card.json").read_text())
-    for change in ({"colour": "red"}, {"schema": 2}):
+    for change in ({"colour": "red"}, {"schema": 3}):
         (folder / "card.json").write_text(json.dumps(content | change))
         with pytest.raises(KauliError, match=next(iter(change))):
             read_card(folder)
@@ -154,7 +155,7 @@ def test_page_holds_what_a_stranger_needs(base: Base) -> None:
     assert metadata["license"] == "cc-by-sa-4.0"
     assert "# text-sw@3\n" in page
     assert 'from_pretrained("kauli/debug-text")' in page
-    assert "| bits per byte (lower is better) | 3.5 | 2.5 | 2.4 to 2.6 |" in page
+    assert "| Bits per byte (lower is better) | 3.5 | 2.5 | 2.4 to 2.6 |" in page
     assert "| FreeDict \\| eng-swh | GPL-2.0-or-later | 1,234 |" in page
     assert "\n````jinja\n" in page  # the template's own fence does not end the block
     other = yaml.safe_load(render_readme(make_card(base, licence="GPL-2.0 AND MIT")).split("---\n")[1])

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from kauli.models.bases.find import fetch_base, find_base
-from kauli.models.bases.whisper_import import check_speech, convert_whisper, read_ctranslate2
+from kauli.models.bases.folder import check_recogniser
+from kauli.models.bases.whisper_import import convert_whisper, read_ctranslate2
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.media.decode import decode_audio
 from kauli.training.data.dataset import load_data
@@ -134,16 +135,18 @@ def test_a_variable_too_many_or_too_few_is_refused(tmp_path: Path, change: str) 
 
 
 def test_other_models_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'llama'; the task 'transcribe' takes whisper, wav2vec2"):
-        check_speech(tmp_path, "x", {"model_type": "llama"})
-    with pytest.raises(UsageError, match="no tokenizer"):
-        check_speech(tmp_path, "x", {"model_type": "whisper"})
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    messages = {"llama": "'llama'; the task 'transcribe' takes whisper, wav2vec2", "whisper": "no tokenizer"}
+    for kind, message in messages.items():
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        with pytest.raises(UsageError, match=message):
+            check_recogniser(tmp_path, "x")
 
 
 @pytest.mark.weights
 def test_the_packaged_whisper_writes_what_its_own_engine_writes() -> None:
     from kauli.models.speech.whisper import WhisperTask
-    from kauli.training.evaluation.speech import transcribe
+    from kauli.training.evaluation.transcribe import transcribe
 
     base = fetch_base("whisper-base")
     rows = load_data("starter", ["be"]).rows(split="validation", languages=["be"], columns=["id", "language", "audio"])

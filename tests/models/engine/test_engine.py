@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from kauli.models.adapters.linear import LinearDelta
+from kauli.models.adapters.delta import LinearDelta
 from kauli.models.bases.find import find_base
 from kauli.models.engine.detokenize import TokenBytes
 from kauli.models.engine.engine import Engine, Generation, Part, Ticket

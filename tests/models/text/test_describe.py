@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import find_base
 from kauli.models.engine.packing import FEATURE, MediaFeatures, pack
 from kauli.models.errors import KauliError, UsageError
@@ -14,7 +15,6 @@ from kauli.models.requests import MARK, Media, Message, TextRequest
 from kauli.models.tasks import load_task
 from kauli.models.text.connector import SETTINGS, WEIGHTS, Connector, PartSettings
 from kauli.models.text.describe import DescribeTask
-from kauli.training.methods import Lora
 
 WIDTH, PLACES = 24, 3
 PARTS = {"image": PartSettings(encoder="made-up", sha256="0" * 64, width=WIDTH, places=PLACES, grid=1, inner=16)}

@@ -11,12 +11,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import find_base
 from kauli.models.engine.detokenize import TextStream
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import Message, TextRequest
 from kauli.models.text.task import TextTask
-from kauli.training.methods import Lora
 
 
 @pytest.fixture(scope="module")
