@@ -24,9 +24,10 @@ from kauli.training.data.profile import leaks, profile
 from kauli.training.data.schema import SCHEMA, write_parquet
 from kauli.training.data.synthetic_speech import espeak_files, spoken_rows, synthesise, voice_languages
 from kauli.training.evaluation.report import render_report
+from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import Scores
 from kauli.training.evaluation.scorers import tally
-from kauli.training.evaluation.speech import evaluate_speech
+from kauli.training.evaluation.transcribe import evaluate_transcribe
 from kauli.training.features.recordings import recording_rows
 from kauli.training.recipe import Recipe, load_recipe
 from kauli.training.train import train
@@ -208,10 +209,10 @@ def test_what_is_learned_of_synthetic_rows_alone_is_measured_under_names_of_its_
     assert "has a character error rate, on synthetic rows, of" in render_report(result.evaluation, card)
     base = find_base("debug", task="transcribe")
     dataset = load_data("starter-espeak", ["ky"])
-    alone = evaluate_speech(None, base, dataset, ["ky"], related={"ky": ["kk"]})
+    alone = evaluate_transcribe(EvalRequest(None, base, dataset, ("ky",), base_languages={"ky": "kk"}))
     assert "debug-whisper does not know ky and was asked for kk" in alone.notes
     with pytest.raises(UsageError, match="debug-whisper does not know the language 'ky'"):
-        evaluate_speech(None, base, dataset, ["ky"])
+        evaluate_transcribe(EvalRequest(None, base, dataset, ("ky",)))
     assert set(alone.metrics) == names
     assert "on synthetic rows" in render_report(alone)
 

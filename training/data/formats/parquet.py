@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from kauli.training.data.formats.arrow import rows_of_batches
 
-_BATCH = 32  # rows decoded at once: they may hold audio
+_BATCH = 16  # rows decoded at once: they may hold audio
 
 
 def read_parquet(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:

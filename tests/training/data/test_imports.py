@@ -1,0 +1,110 @@
+"""Imports of user data: media are streamed, formats are a table, and what changes in between is noticed."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kauli.models.errors import KauliError, UsageError
+from kauli.training.data import imports
+from kauli.training.data.dataset import load_data
+from kauli.training.data.formats.table import FORMATS
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KAULI_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def clip(number: int, size: int = 40) -> bytes:
+    return f"{number:08d}".encode() * (size // 8)
+
+
+def clips(path: Path, count: int, size: int = 40) -> Path:
+    with pq.ParquetWriter(path, pa.schema({"text": pa.string(), "audio": pa.binary()})) as writer:
+        for number in range(count):
+            writer.write_table(pa.table({"text": [f"Neno {number}"], "audio": [clip(number, size)]}))
+    return path
+
+
+def test_every_row_keeps_its_own_media(tmp_path: Path) -> None:
+    """Rows are sorted by their id, which is not the order in which media are read."""
+    clips(tmp_path / "a.parquet", 30)
+    (tmp_path / "media").mkdir()
+    (tmp_path / "media/x.png").write_bytes(b"\x89PNGx")
+    lines = "".join(f'{{"text": "Picha {number}", "image": "media/x.png"}}\n' for number in range(9))
+    (tmp_path / "b.jsonl").write_text(lines)
+    rows = load_data(str(tmp_path), ["sw"]).rows(columns=["id", "text", "audio", "image"])
+    assert [row["id"] for row in rows] == sorted(row["id"] for row in rows)
+    assert {row["text"]: (row["audio"], row["image"]) for row in rows} == {
+        **{f"Neno {number}": (clip(number), None) for number in range(30)},
+        **{f"Picha {number}": (None, b"\x89PNGx") for number in range(9)},
+    }
+
+
+def test_a_new_format_is_a_line_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        for number, line in enumerate(file.read_text().splitlines(), start=1):
+            yield f"{file.name} line {number}", {"text": line} if line != "bad" else "a bad line"
+
+    monkeypatch.setitem(FORMATS, ".txt", read)
+    (tmp_path / "good.txt").write_text("moja\nmbili\ntatu\n")
+    assert {row["text"] for row in load_data(str(tmp_path / "good.txt"), ["sw"]).rows()} == {"moja", "mbili", "tatu"}
+    (tmp_path / "bad.txt").write_text("moja\nbad\n")
+    with pytest.raises(UsageError, match=r"1 problem; .*\n  bad.txt line 2: a bad line"):
+        load_data(str(tmp_path / "bad.txt"), ["sw"])
+
+
+def test_data_that_changes_while_it_is_imported_is_an_error(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = clips(tmp_path / "mine.parquet", 5)
+    real = imports._fill_groups
+
+    def change(*args: Any) -> None:
+        real(*args)
+        clips(path, 4)
+
+    monkeypatch.setattr(imports, "_fill_groups", change)
+    with pytest.raises(KauliError, match=r"mine.parquet changed while it was imported: start again"):
+        load_data(str(path), ["sw"])
+    assert not list(home.rglob("*.parquet"))
+
+
+def test_a_known_import_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = clips(tmp_path / "mine.parquet", 5)
+    first = load_data(str(path), ["sw"])
+    monkeypatch.setattr(imports, "write_parquet", lambda *_: pytest.fail("written again"))
+    assert load_data(str(path), ["sw"]).folder == first.folder
+    monkeypatch.undo()
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from kauli.training.data.dataset import load_data
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+before = peak()
+dataset = load_data(sys.argv[1], ["sw"])
+print(peak() - before, dataset.count())
+"""
+
+
+def test_memory_does_not_grow_with_the_media_of_an_import(tmp_path: Path) -> None:
+    grown = []
+    for count in (20, 200):
+        path = clips(tmp_path / f"{count}.parquet", count, 1 << 20)
+        command = [sys.executable, "-c", MEASURE, str(path)]
+        growth, rows = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        assert int(rows) == count
+        grown.append(int(growth) / 1024)
+    assert grown[1] < grown[0] + 90  # MiB; holding all clips would add 180
