@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.text import Examples, TextLearner
+from support.ranks import Ranks
 
 WORDS = [
     "moto",
@@ -77,20 +76,10 @@ def main_of_a_rank(out: str) -> None:
 
 
 def test_one_worker_two_workers_and_accumulation_have_the_same_gradients(tmp_path: Path) -> None:
-    ranks = []
-    for rank in range(2):
-        environment = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "29641", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent),
-            "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
-        code = f"import test_loop; test_loop.main_of_a_rank({str(tmp_path)!r})"
-        ranks.append(subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True))
+    ranks = Ranks(__file__, "main_of_a_rank", tmp_path)
     one = gradients_after_a_step(tmp_path / "one", 700)
     accumulated = gradients_after_a_step(tmp_path / "accumulated", 128)
-    for process in ranks:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    ranks.wait()
     two = load_file(tmp_path / "gradients.safetensors")
     assert one.keys() == two.keys() == accumulated.keys()
     assert any(float(value.abs().max()) > 1e-3 for value in one.values())
