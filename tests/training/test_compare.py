@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from kauli.models.errors import KauliError, UsageError
-from kauli.training.compare import Cell, compare
+from kauli.training.compare import compare
+from kauli.training.evaluation.comparison import Cell
 from kauli.training.evaluation.results import Scores
-from kauli.training.evaluation.scorers import Tally, score_generations, tally
+from kauli.training.evaluation.scorers import Tally, score_answers, tally
 from kauli.training.recipe import Recipe, parse_recipe
 
 SIZES = (10, 20, 30, 40)
@@ -43,7 +44,7 @@ class Runs:
         languages = {}
         for tag in recipe.language:
             rows = [{"group": f"g{n}", "language": tag} for n in range(3)]
-            answers = score_generations(["paka mweusi"] * 3, ["paka mweupe"] * 3, rows)
+            answers = score_answers(["paka mweusi"] * 3, ["paka mweupe"] * 3, rows)
             languages[tag] = {"bits_per_byte": self.bits(rate), **answers}
         return Scores(languages, {"udhr": self.bits(rate)}, {"udhr": self.bits(1.0)})
 

@@ -1,4 +1,4 @@
-"""The drawings of the report as SVG data URIs: numbers and ASCII names only, other letters need the reader's fonts."""
+"""The charts of a report as SVG data URIs: numbers and ASCII names only, other letters need the reader's fonts."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from kauli.models.metrics import metric_of
 from kauli.training.evaluation.intervals import Interval
 
 INK, MUTED, LINE, ADAPTER, BASE = "#1d2433", "#667085", "#e4e7ec", "#0b6e5b", "#98a2b3"
@@ -45,11 +46,11 @@ def dumbbells(adapter: Mapping[str, Interval], base: Mapping[str, Interval], uni
     return _draw(figure, f"{unit} by source: {words}.")
 
 
-def learning_curve(curve: Sequence[Sequence[float | None]]) -> Drawing | None:
-    """Training loss and validation bits per byte over steps; None where nothing was recorded."""
+def learning_curve(curve: Sequence[Sequence[float | None]], metric: str) -> Drawing | None:
+    """Training loss and the validation `metric` over steps; None where nothing was recorded."""
     panels = [
-        ("training loss (nats per token)", _series(curve, 1), MUTED),
-        ("validation (bits per byte)", _series(curve, 2), ADAPTER),
+        ("training loss (nats)", _series(curve, 1), MUTED),
+        (f"validation ({metric_of(metric).unit})", _series(curve, 2), ADAPTER),
     ]
     drawn = [panel for panel in panels if panel[1]]
     if not drawn:

@@ -1,13 +1,15 @@
-"""How wrong transcripts are: CER over graphemes, WER, and the share of loops, as sums by group; edits are jiwer's."""
+"""How wrong transcripts are: edits of graphemes (CER) and of words (WER), and loops; edits are jiwer's."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jiwer
 import regex
 
 from kauli.models.speech.loops import looped
-from kauli.training.evaluation.scorers import Row, Tally, tally
+
+Row = Mapping[str, Any]
 
 NORMALISATION = (
     "before CER and WER are counted, transcripts and references are brought to Unicode NFC and folded in case, every "
@@ -29,34 +31,33 @@ def normalised(text: str) -> str:
 
     Unicode NFC, case folded; every kind of apostrophe is ' and stays between letters, other punctuation and symbols of
     any script (hyphens too) are spaces, invisible format characters are gone, combining marks stay. Numbers are not
-    spelt out. `NORMALISATION` says it to readers of a report.
+    spelt out. `NORMALISATION` is the sentence for readers of a report.
     """
     visible = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
     folded = unicodedata.normalize("NFC", visible.casefold())  # which may have taken a letter apart
     return " ".join(_NO_WORD.sub(" ", _APOSTROPHES.sub("'", folded)).split())
 
 
-def score_transcripts(predictions: Sequence[str], references: Sequence[str], rows: Sequence[Row]) -> dict[str, Tally]:
-    """CER, WER and the share of loops of one system's transcripts.
+def character_edits(
+    predictions: Sequence[str], references: Sequence[str], rows: Sequence[Row] = ()
+) -> list[list[float]]:
+    """(rows, 2): edits of graphemes and reference graphemes, after `normalised`; `rows` are not looked at.
 
-    Args:
-        predictions: one for each row.
-        references: what was said.
-        rows: with `group`.
-
-    Returns:
-        Metric name -> sums by group: `cer` of edits and reference graphemes, `wer` of edits and reference words (both
-        after `normalised`; above 1 where much is invented), `looped` of loops and transcripts. Where nothing was said,
-        what is transcribed all the same counts as edits.
+    Where the reference is empty, everything in the transcript counts as edits; so a rate may be above 1.
     """
-    groups = [row["group"] for row in rows]
-    heard = [normalised(text) for text in predictions]
-    said = [normalised(text) for text in references]
-    return {
-        "cer": tally("cer", groups, _edits(list(map(_graphemes, heard)), list(map(_graphemes, said)))),
-        "wer": tally("wer", groups, _edits(heard, said)),
-        "looped": tally("looped", groups, [[float(looped(text)), 1.0] for text in predictions]),
-    }
+    return _edits(
+        [_graphemes(normalised(text)) for text in predictions], [_graphemes(normalised(t)) for t in references]
+    )
+
+
+def word_edits(predictions: Sequence[str], references: Sequence[str], rows: Sequence[Row] = ()) -> list[list[float]]:
+    """The same in words."""
+    return _edits([normalised(text) for text in predictions], [normalised(text) for text in references])
+
+
+def loops(predictions: Sequence[str], references: Sequence[str], rows: Sequence[Row] = ()) -> list[list[float]]:
+    """(rows, 2): whether the transcript repeats itself without end, and 1."""
+    return [[float(looped(text)), 1.0] for text in predictions]
 
 
 def _graphemes(text: str) -> str:
@@ -64,9 +65,9 @@ def _graphemes(text: str) -> str:
     return f" {_SPACE} ".join(" ".join(regex.findall(r"\X", word)) for word in text.split())
 
 
-def _edits(heard: list[str], said: list[str]) -> list[list[float]]:
-    """(rows, 2): substitutions, deletions and insertions of words in each row, and the words that were said."""
-    found = jiwer.process_words(said, heard)
+def _edits(transcripts: list[str], references: list[str]) -> list[list[float]]:
+    """(rows, 2): substitutions, deletions and insertions of words in each row, and the words of the reference."""
+    found = jiwer.process_words(references, transcripts)
     return [
         [float(sum(_size(chunk) for chunk in chunks if chunk.type != "equal")), float(len(words))]
         for chunks, words in zip(found.alignments, found.references, strict=True)

@@ -75,13 +75,17 @@ def difference(ours: Array, theirs: Array, finish: Finish, *, draws: int = DRAWS
 
 
 def relative(ours: Array, theirs: Array, finish: Finish, *, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """`ours / theirs - 1` on the same groups (and seeds), resampled together; shapes as in `difference`."""
+    """`ours / theirs - 1` on the same groups (and seeds), resampled together; shapes as in `difference`.
+
+    Infinite or NaN where `theirs` is 0.
+    """
     if ours.shape != theirs.shape:
         raise ValueError(f"a paired ratio needs the same seeds and groups: {ours.shape} is not {theirs.shape}")
     left, right = _stack(ours), _stack(theirs)
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = _replicates(left, finish, draws, seed) / _replicates(right, finish, draws, seed) - 1
-        return _percentiles(_point(left, finish) / _point(right, finish) - 1, drawn)
+        value = float(np.divide(_point(left, finish), _point(right, finish))) - 1
+    return _percentiles(value, drawn)
 
 
 def _stack(sums: Array) -> Array:

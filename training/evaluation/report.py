@@ -16,58 +16,27 @@ from kauli.models.errors import UsageError
 from kauli.models.files import write_atomically
 from kauli.models.languages import display_name
 from kauli.models.media.image_format import media_type
-from kauli.training.compare import CompareResult
-from kauli.training.evaluation.charts import dumbbells, learning_curve
-from kauli.training.evaluation.intervals import Interval, interval
-from kauli.training.evaluation.results import FEW_GROUPS, EvalResult, Sample, Scores, bracket, figure, paired
-from kauli.training.evaluation.scorers import (
-    LOWER_IS_BETTER,
+from kauli.models.metrics import (
+    METRICS,
     NEW_PICTURES,
-    NOISE_LEVELS,
-    SPEECH,
     SYNTHETIC,
-    noise_prefix,
+    explanation,
+    label,
+    lower_is_better,
+    metric_of,
     plain_name,
 )
+from kauli.models.tasks import TASKS
+from kauli.training.evaluation.charts import dumbbells, learning_curve
+from kauli.training.evaluation.comparison import CompareResult
+from kauli.training.evaluation.intervals import Interval, interval
+from kauli.training.evaluation.results import FEW_GROUPS, EvalResult, Sample, Scores, bracket, format_value, paired
 
 SHOWN = 12
-PERCENT = frozenset({"exact", "distinct_2", "self_bleu", "script_share", "macro_f1", "accuracy", *SPEECH})
-LABELS = {
-    "bits_per_byte": (
-        "Bits per byte",
-        "Lower is better. What each byte of held-out text costs a model that predicts it: the steadiest figure here.",
-    ),
-    "chrf": ("chrF, 0 to 100", "Higher is better. Letter sequences that answer and reference share."),
-    "exact": ("Exact answers", "Higher is better. Answers equal to the reference, letter for letter."),
-    "distinct_2": ("Distinct word pairs", "Of all word pairs in the answers; low where a model repeats itself."),
-    "self_bleu": ("Self-BLEU", "How alike the answers are to each other; low where they vary."),
-    "clip_similarity": (
-        "Similarity to the picture",
-        "Higher is better. Cosine of picture and answer in a shared space.",
-    ),
-    "macro_f1": ("Macro-F1", "Higher is better. The mean over classes of precision and recall in one."),
-    "accuracy": ("Accuracy", "Higher is better. The share of pictures that got their class."),
-    **{
-        f"{way}_r{cut}": (f"{words}, recall at {cut}", f"Higher is better. The right one among the first {cut}.")
-        for way, words in (("i2t", "Picture to text"), ("t2i", "Text to picture"))
-        for cut in (1, 5, 10)
-    },
-    "median_rank": ("Median rank", "Lower is better. Of the right text among those of all groups."),
-    "cer": ("Character error rate", "Lower is better. Edits that make the transcript right, over what was said."),
-    "wer": ("Word error rate", "Lower is better. The same in whole words."),
-    "looped": ("Loops", "Lower is better. Transcripts that repeat themselves without end."),
-    "script_share": ("Letters in the right script", "Of all letters in the answers, those of the language's script."),
-}
-SETS = {
-    NEW_PICTURES: "new pictures of known concepts",
-    **{noise_prefix(level): f"speech in noise at {level} dB" for level in NOISE_LEVELS},
-    SYNTHETIC: "synthetic rows",
-}
-DESCRIPTIVE = frozenset({"distinct_2", "self_bleu"})  # neither end is good in itself
 
 
 def render_report(result: EvalResult, card: Card | None = None, profile: str = "") -> str:
-    """The HTML page of an evaluation: no script, no link, no picture from elsewhere.
+    """The HTML page of an evaluation: no script, no link, no image from elsewhere.
 
     Args:
         result: of `kauli.training.evaluation.run`.
@@ -88,9 +57,9 @@ def render_report(result: EvalResult, card: Card | None = None, profile: str = "
         groups=f"{result.groups:,}",
         metrics=_metric_rows(result),
         signature=result.signatures.get("chrf", ""),
-        sources=dumbbells(ours, theirs, "bits per byte"),
+        sources=dumbbells(ours, theirs, "bits per byte") if ours else None,
         languages=_languages(result) if len(result.languages) > 1 else None,
-        curve=learning_curve(training.curve) if training else None,
+        curve=learning_curve(training.curve, card.validation.metric) if training and card and card.validation else None,
         training=_training(card),
         samples=[_sample(one) for one in result.samples],
         samples_note=_samples_note(result),
@@ -124,7 +93,7 @@ def compare_markdown(result: CompareResult) -> str:
 
 
 def update_section(path: Path, name: str, markdown: str) -> None:
-    """Replace what stands between `<!-- begin:NAME -->` and `<!-- end:NAME -->` in a file, or add both at its end.
+    """Replace what is between `<!-- begin:NAME -->` and `<!-- end:NAME -->` in a file, or add both at its end.
 
     Raises:
         UsageError: the name has other than letters, digits, dots and dashes, or a marker lacks its partner.
@@ -151,33 +120,31 @@ def _title(result: EvalResult) -> str:
 
 def _lead(result: EvalResult) -> str:
     names = _listed([display_name(tag) for tag in result.languages])
-    over = f"{result.examples:,} {names} examples that were held out of training ({result.groups:,} groups)"
+    over = f"On {result.examples:,} {names} examples that were held out of training ({result.groups:,} groups)"
+    ours, name = result.scores.total(), _headline(result)
+    if name is None:
+        return f"{over}, {result.adapter or result.base} was measured on {result.base}."
+    value = _shown(name, ours[name].value())
+    before = result.base_scores.total()[name].value() if result.base_scores else None
+    system = f"the base {result.base}" if before is None else f"the adapter {result.adapter}"
+    where, row = ", on synthetic rows," if SYNTHETIC in name else "", metric_of(name)
+    if row.name == "bits_per_byte":
+        needs = f"{over}, {system} needs{where} {value} bits for each byte of text"
+        if before is None:
+            return f"{needs}."
+        change = 1 - ours[name].value() / before
+        how = f"{abs(change):.0%} {'less' if change > 0 else 'more'}"
+        return f"{needs} where its base {result.base} needs {_shown(name, before)}: {how}."
+    words = f"{'an' if row.label[0] in 'AEIO' else 'a'} {row.label[0].lower()}{row.label[1:]}{where} of {value}"
+    beside = "" if before is None else f" where its base {result.base} has {_shown(name, before)}"
+    return f"{over}, {system} has {words}{beside}."
+
+
+def _headline(result: EvalResult) -> str | None:
+    """The metric that the task is told by, on real rows where there are any."""
+    wanted = [metric for task in TASKS.values() if task.card_task == result.task for metric in task.headline]
     total = result.scores.total()
-    bits = total.get("bits_per_byte")
-    if bits is None and result.task == "align":
-        return f"On {over}, {result.adapter or result.base} was measured on {result.base}."
-    if result.task == "transcribe":
-        return f"On {over}, {_lead_of_transcripts(result)}"
-    if bits is None or result.base_scores is None:
-        value = f"{figure(bits.metric, bits.value())} bits per byte" if bits else "synthetic rows only"
-        return f"On {over}, the base {result.base} was measured: {value}."
-    before = result.base_scores.total()["bits_per_byte"].value()
-    change = 1 - bits.value() / before
-    how = f"{abs(change):.0%} {'less' if change > 0 else 'more'}"
-    return (
-        f"On {over}, the adapter {result.adapter} needs {figure(bits.metric, bits.value())} bits for each byte of text "
-        f"where its base {result.base} needs {figure(bits.metric, before)}: {how}."
-    )
-
-
-def _lead_of_transcripts(result: EvalResult) -> str:
-    cer = next(name for name in result.scores.total() if plain_name(name) == "cer")  # on real rows where there are any
-    rate = LABELS["cer"][0].lower() + (", on synthetic rows," if SYNTHETIC in cer else "")
-    value = _shown(cer, result.scores.total()[cer].value())
-    if result.base_scores is None:
-        return f"the base {result.base} has a {rate} of {value}."
-    before = _shown(cer, result.base_scores.total()[cer].value())
-    return f"the adapter {result.adapter} has a {rate} of {value} where its base {result.base} has {before}."
+    return next((name for metric in wanted for name in total if plain_name(name) == metric), None)
 
 
 def _facts(result: EvalResult, card: Card | None) -> list[tuple[str, str]]:
@@ -194,19 +161,19 @@ def _facts(result: EvalResult, card: Card | None) -> list[tuple[str, str]]:
 def _tiles(result: EvalResult) -> list[dict[str, str]]:
     ours, base, change = result.adapter_intervals, result.base_intervals, result.differences
     tiles = []
-    for name in ("bits_per_byte", "chrf", "macro_f1", "accuracy", "i2t_r10", "t2i_r10", "cer", "wer"):
-        if name in ours:
+    for name, metric in METRICS.items():
+        if metric.headline and name in ours:
             note = _change_note(name, change.get(name))
             value, before = _shown(name, ours[name].value), _shown(name, base[name].value) if base else ""
-            tiles.append({"name": LABELS[name][0], "value": value, "base": before, **note})
+            tiles.append({"name": metric.label, "value": value, "base": before, **note})
     english = result.english()
     if english:
         both = result.base_scores is not None
         tiles.append(
             {
                 "name": "English, bits per byte",
-                "value": figure("bits_per_byte", english["adapter" if both else "base"]),
-                "base": figure("bits_per_byte", english["base"]) if both else "",
+                "value": format_value("bits_per_byte", english["adapter" if both else "base"]),
+                "base": format_value("bits_per_byte", english["base"]) if both else "",
                 "verdict": "",
                 "note": _english_note(english) if both else "",
             }
@@ -220,7 +187,7 @@ def _english_note(english: Mapping[str, Any]) -> str:
     unsure = interval is None or interval[0] <= 0 <= interval[1]
     if unsure:
         return "no clear change"
-    by = figure("bits_per_byte", change, sign=True)
+    by = format_value("bits_per_byte", change, sign=True)
     return f"some English was forgotten: {by}" if change > 0 else f"better than the base: {by}"
 
 
@@ -234,14 +201,13 @@ def _change_note(name: str, change: Interval | None) -> dict[str, str]:
 
 def _verdict(name: str, change: Interval) -> tuple[str, str]:
     """A class and words for adapter minus base."""
-    plain = plain_name(name)
-    if plain in DESCRIPTIVE:
+    if metric_of(name).better is None:
         return "", ""
     if not change.known:
         return "", "not told apart"
     if change.low <= 0 <= change.high:
         return "", "no clear difference"
-    good = (change.value < 0) == (plain in LOWER_IS_BETTER)
+    good = (change.value < 0) == lower_is_better(name)
     return ("better", "better") if good else ("worse", "worse")
 
 
@@ -252,9 +218,7 @@ def _metric_rows(result: EvalResult) -> list[dict[str, str]]:
     change = result.differences
     rows = []
     for name, one in ours.items():
-        label, what = LABELS[plain_name(name)]
-        where = [text for prefix, text in SETS.items() if prefix in name]
-        row = {"label": f"{label} ({', '.join(where)})" if where else label, "what": what}
+        row = {"label": label(name), "what": explanation(name)}
         for side, found in (("adapter", one if both else None), ("base", base[name]), ("difference", change.get(name))):
             row[side] = _shown(name, found.value, sign=side == "difference") if found else ""
             row[f"{side}_range"] = _range(name, found, sign=side == "difference") if found else ""
@@ -264,15 +228,15 @@ def _metric_rows(result: EvalResult) -> list[dict[str, str]]:
 
 
 def _shown(name: str, value: float, *, sign: bool = False) -> str:
-    if plain_name(name) in PERCENT and isfinite(value):
+    if metric_of(name).percent and isfinite(value):
         return f"{100 * value:+.1f} points" if sign else f"{100 * value:.1f} %"
-    return figure(name, value, sign=sign)
+    return format_value(name, value, sign=sign)
 
 
 def _range(name: str, one: Interval, *, sign: bool = False) -> str:
     if not one.known:
         return ""
-    if plain_name(name) in PERCENT:
+    if metric_of(name).percent:
         shape = "+.1f" if sign else ".1f"
         return f"[{100 * one.low:{shape}}, {100 * one.high:{shape}}]"
     return bracket(name, one, sign=sign)
@@ -284,25 +248,26 @@ def _by_source(scores: Scores, seed: int) -> dict[str, Interval]:
 
 
 def _languages(result: EvalResult) -> dict[str, list[Any]]:
-    """A row for each language: bits per byte and chrF."""
+    """A row for each language: its first two headline metrics, the difference of the first."""
+    total, both = result.scores.total(), result.adapter is not None
+    metrics = [name for name, metric in METRICS.items() if metric.headline and name in total][:2]
+    heads: list[str] = []
+    for name in metrics:
+        apart = ["difference", "95 % interval"] if name == metrics[0] else []
+        heads += [METRICS[name].label, *(["of the base", *apart] if both else [])]
     rows = []
     for tag in result.languages:
-        if tag not in result.scores.by_language:
-            continue
         ours, theirs = result.scores.total([tag]), (result.base_scores or result.scores).total([tag])
-        bits = ours.get("bits_per_byte")
-        change = paired(bits, theirs["bits_per_byte"], result.seed) if bits and result.adapter else None
-        sides = (ours, theirs) if result.adapter else (ours,)
-        values = [
-            [_shown(name, side[name].value()) if name in side else "" for side in sides]
-            for name in ("bits_per_byte", "chrf")
-        ]
-        apart = ["", ""] if result.adapter else []
-        if change:
-            apart = [_shown("bits_per_byte", change.value, sign=True), _range("bits_per_byte", change, sign=True)]
-        rows.append([display_name(tag), *values[0], *apart, *values[1]])
-    both = ["bits per byte", "of the base", "difference", "95 % interval", "chrF", "of the base"]
-    return {"heads": both if result.adapter else ["bits per byte", "chrF"], "rows": rows}
+        cells = [display_name(tag)]
+        for name in metrics:
+            cells += [_shown(name, side[name].value()) if name in side else "" for side in (ours, theirs)[: 1 + both]]
+            if both and name == metrics[0]:
+                change = paired(ours[name], theirs[name], result.seed) if name in ours else None
+                cells += (
+                    [_shown(name, change.value, sign=True), _range(name, change, sign=True)] if change else ["", ""]
+                )
+        rows.append(cells)
+    return {"heads": heads, "rows": rows}
 
 
 def _training(card: Card | None) -> str:
@@ -330,32 +295,33 @@ def _sample(one: Sample) -> dict[str, Any]:
 
 def _samples_note(result: EvalResult) -> str:
     return (
-        f"{result.generated} held-out prompts, in turn from each source, by a hash of their id and not by the answers. "
-        "Each answer is the most likely one (greedy), cut after 96 tokens; chrF is that of the "
-        f"{'adapter' if result.adapter else 'base'}'s answer."
+        f"{result.generated} held-out rows, chosen by a hash of their id and not by the answers. Each answer is the "
+        f"most likely one (greedy); chrF is that of the {'adapter' if result.adapter else 'base'}'s answer."
     )
 
 
 def _limits(result: EvalResult) -> list[str]:
-    new = " (but for the new pictures of known concepts, whose concept was)" if result.task == "describe" else ""
+    second = any(NEW_PICTURES in name for name in result.scores.total())
+    new = " (but for the new images of known concepts, whose concept was)" if second else ""
     limits = [
-        "No concept of these examples (a picture, a sentence, its translation, a recording) was in the training data"
-        f"{new}.",
-        f"Bits per byte covers all {result.examples:,} examples, the figures about answers {result.generated} of them."
+        f"No concept of these examples (an image, a sentence, its translation, a clip) was in the training data{new}.",
+        f"Bits per byte covers all {result.examples:,} examples, the metrics of answers {result.generated} of them."
         if result.generated
-        else f"The figures cover all {result.examples:,} examples.",
-        "The intervals speak of the choice of examples only: another training seed would move the figures too. "
+        else f"The metrics cover all {result.examples:,} examples.",
+        "The intervals cover the choice of examples only: another training seed would change the values too. "
         "`kauli compare` measures by how much.",
     ]
     few = {name: len(one.groups) for name, one in result.scores.by_source.items() if len(one.groups) < FEW_GROUPS}
     if few:
         listed = ", ".join(f"{name} ({count})" for name, count in few.items())
-        limits.append(f"Sources with few groups have intervals that are rather too narrow than too wide: {listed}.")
+        limits.append(f"The intervals of sources with few groups tend to be too narrow: {listed}.")
     if result.scores.english:
-        limits.append("English is measured on the English rows of the same split: what the adapter costs the base.")
+        limits.append(
+            "English is measured on the English rows of the same split: what the adapter made the base forget."
+        )
     if result.generated:
         limits.append(
-            "Few bits per byte with a low chrF: the model has come to expect the language, but not to translate."
+            "Few bits per byte with a low chrF: the model has learned to predict the language, but not to translate."
         )
     return [*limits, *(f"{note[0].upper()}{note[1:]}." for note in result.notes)]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kauli.models.adapters.card import Card
 from kauli.models.bases.find import Base
 from kauli.models.languages import check_tag
 from kauli.models.tasks import load_served
@@ -39,6 +40,8 @@ class EvalRequest:
     """Rows with audio and more characters a second are dropped, as in training."""
     base_languages: Mapping[str, str] = field(default_factory=dict)
     """A language that the base does not know -> the language to ask the base for."""
+    encoder: str | None = None
+    """The base whose image tower finds the nearest training image, where no connector names one."""
     served: Any = None
     """The served task with the base's weights already loaded; None: the evaluator loads it."""
 
@@ -48,9 +51,18 @@ class EvalRequest:
         return tuple(check_tag(tag) for tag in self.languages)
 
     @property
+    def adapter(self) -> str | None:
+        """The key of the adapter in the served task; None where the base alone is evaluated."""
+        return None if self.folder is None else ADAPTER
+
+    @property
     def where(self) -> str:
         """The languages and the split in words, for errors."""
         return f"{', '.join(self.languages)} in its '{self.split}' split"
+
+    def base_task(self, name: str) -> Any:
+        """The served task of this name, without the adapter."""
+        return load_served(name, self.base) if self.served is None else self.served
 
     def task(self, name: str) -> Any:
         """The served task of this name with the adapter loaded under the key `ADAPTER`.
@@ -58,7 +70,34 @@ class EvalRequest:
         Raises:
             KauliError: a damaged adapter, or one of another base.
         """
-        served = load_served(name, self.base) if self.served is None else self.served
+        served = self.base_task(name)
         if self.folder is not None:
             served.add_adapter(ADAPTER, self.folder)
         return served
+
+
+def request_of(
+    card: Card,
+    folder: Path,
+    base: Base,
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    limit: int = GENERATED,
+    scored: int | None = None,
+    served: Any = None,
+) -> EvalRequest:
+    """The evaluation of a published or drafted adapter, with the settings of its card."""
+    return EvalRequest(
+        folder,
+        base,
+        dataset,
+        tuple(card.language),
+        split,
+        limit,
+        scored,
+        instruction=card.prompt.instruction,
+        max_chars_per_second=card.evaluation.max_chars_per_second,
+        base_languages=card.evaluation.base_languages,
+        served=served,
+    )

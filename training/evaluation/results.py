@@ -1,4 +1,4 @@
-"""What an evaluation found: sums by group for adapter and base, and the figures, tables and JSON made of them."""
+"""The result of an evaluation: sums by group for adapter and base, and the values, tables and JSON made of them."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,9 @@ from functools import cached_property
 from typing import Any
 
 from kauli.models.languages import display_name
+from kauli.models.metrics import METRICS, metric_of
 from kauli.training.evaluation.intervals import Interval, difference, interval, relative
-from kauli.training.evaluation.scorers import METRICS, Tally, merge, tally_from_json
+from kauli.training.evaluation.scorers import Tally, merge, tally_from_json
 
 FEW_GROUPS = 20
 Tallies = Mapping[str, Tally]
@@ -30,8 +31,9 @@ class Scores:
         """Metric -> sums over all languages (or those named), in a fixed order."""
         chosen = [self.by_language[tag] for tag in languages or self.by_language]
         metrics = {name: one[name].metric for one in chosen for name in one}
-        # The metrics without a prefix first, each prefix's together
-        names = sorted(metrics, key=lambda name: (name.removesuffix(metrics[name]), METRICS.index(metrics[name])))
+        # the metrics without a prefix first, each prefix's together
+        order = list(METRICS)
+        names = sorted(metrics, key=lambda name: (name.removesuffix(metrics[name]), order.index(metrics[name])))
         return {name: merge([one[name] for one in chosen if name in one]) for name in names}
 
     def to_json(self) -> dict[str, Any]:
@@ -67,7 +69,7 @@ class Sample:
     continuation: bool = False
     """The row had no prompt: its first half was continued, and `reference` is the rest."""
     image: bytes | None = None
-    """The picture that was shown, encoded."""
+    """The row's image, encoded."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class EvalResult:
     notes: tuple[str, ...] = ()
     task: str = "text"
     baselines: Mapping[str, Scores] = field(default_factory=dict)
-    """What is easier than the task, on the same rows: see `kauli.training.evaluation.pictures`."""
+    """What is easier than the task, on the same rows: see `kauli.training.evaluation.describe`."""
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -139,7 +141,7 @@ class EvalResult:
         return found
 
     def wrong_image_gain(self, languages: list[str] | None = None) -> dict[str, Interval]:
-        """Bits per byte with the right picture over those with a wrong one, minus 1: below 0 the picture helps."""
+        """Bits per byte with the right image over those with a wrong one, minus 1: below 0 the image helps."""
         if not self.adapter or "wrong_image" not in self.baselines:
             return {}
         ours, wrong = self.scores.total(languages), self.baselines["wrong_image"].total(languages)
@@ -160,7 +162,7 @@ class EvalResult:
             "metrics": self.metrics,
             "base_metrics": self.base_metrics,
             "baselines": self._baselines(),
-            **self._picture_proofs(),
+            **self._image_gains(),
             "intervals": self.intervals,
             "base_intervals": {name: one.pair() for name, one in self.base_intervals.items() if one.known},
             "differences": {name: spread(one) for name, one in self.differences.items()},
@@ -184,23 +186,23 @@ class EvalResult:
     def summary(self) -> str:
         """A table for the terminal."""
         names = ", ".join(display_name(tag) for tag in self.languages)
-        who = f"{self.adapter} on {self.base}" if self.adapter else self.base
-        lines = [f"{who}: {names}, {self.split} split, {self.examples} examples in {self.groups} groups", ""]
+        evaluated = f"{self.adapter} on {self.base}" if self.adapter else self.base
+        lines = [f"{evaluated}: {names}, {self.split} split, {self.examples} examples in {self.groups} groups", ""]
         base, change = self.base_intervals, self.differences
         heads = ["", "adapter", "95 % interval", "base", "difference", "95 % interval"]
         rows = [heads if self.adapter else ["", "base", "95 % interval"]]
         for name, one in self.adapter_intervals.items():
-            row = [name, figure(name, one.value), bracket(name, one)]
+            row = [name, format_value(name, one.value), bracket(name, one)]
             if self.adapter:
-                row.append(figure(name, base[name].value))
-                row += [figure(name, change[name].value, sign=True), bracket(name, change[name], sign=True)]
+                row.append(format_value(name, base[name].value))
+                row += [format_value(name, change[name].value, sign=True), bracket(name, change[name], sign=True)]
             rows.append(row)
         lines += columns(rows)
         for tag in self.languages if self.baselines else ():
             lines += ["", f"{display_name(tag)} beside the baselines", *columns(self._baseline_rows(tag))]
             for name, one in self.wrong_image_gain([tag]).items():
                 shown = f"{one.value:+.1%} [{one.low:+.1%}, {one.high:+.1%}]"
-                lines.append(f"{name}, the right picture against a wrong one: {shown}")
+                lines.append(f"{name}, the right image against a wrong one: {shown}")
         if len(self.scores.by_source) > 1 or self.scores.english:
             lines += ["", *columns(self._source_rows())]
         return "\n".join([*lines, *(f"note: {text}" for text in self.notes)])
@@ -211,7 +213,7 @@ class EvalResult:
         names = list(dict.fromkeys(metric for total in totals.values() for metric in total))
         rows = [["", *names]]
         for name, total in totals.items():
-            rows.append([name, *(figure(key, total[key].value()) if key in total else "-" for key in names)])
+            rows.append([name, *(format_value(key, total[key].value()) if key in total else "-" for key in names)])
         return rows
 
     def _source_rows(self) -> list[list[str]]:
@@ -221,7 +223,7 @@ class EvalResult:
         for label, ours, theirs in tables:
             for source, one in ours.items():
                 systems = [one, theirs[source]] if self.adapter else [one]
-                rows.append([label + source, *(figure(system.metric, system.value()) for system in systems)])
+                rows.append([label + source, *(format_value(system.metric, system.value()) for system in systems)])
         return rows
 
     def _language(self, tag: str) -> dict[str, Any]:
@@ -230,15 +232,15 @@ class EvalResult:
         return {
             "metrics": ours,
             "base_metrics": theirs and {name: defined(one.value()) for name, one in theirs.items()},
-            **({"baselines": self._baselines([tag]), **self._picture_proofs([tag])} if self.baselines else {}),
+            **({"baselines": self._baselines([tag]), **self._image_gains([tag])} if self.baselines else {}),
         }
 
     def _baselines(self, languages: list[str] | None = None) -> dict[str, dict[str, float | None]]:
         totals = {name: scores.total(languages) for name, scores in self.baselines.items()}
         return {name: {key: defined(one.value()) for key, one in total.items()} for name, total in totals.items()}
 
-    def _picture_proofs(self, languages: list[str] | None = None) -> dict[str, Any]:
-        """What tells whether the adapter looks at its picture."""
+    def _image_gains(self, languages: list[str] | None = None) -> dict[str, Any]:
+        """Whether the adapter uses its image."""
         if not self.baselines:
             return {}
         against = self.against_baselines(languages)
@@ -262,7 +264,7 @@ def paired(ours: Tally, theirs: Tally, seed: int = 0) -> Interval:
 
 
 def defined(value: float) -> float | None:
-    """NaN as None, which JSON can say."""
+    """NaN as None, which JSON has."""
     return value if math.isfinite(value) else None
 
 
@@ -271,16 +273,17 @@ def spread(one: Interval) -> dict[str, Any]:
     return {"value": defined(one.value), "interval": one.pair() if one.known else None}
 
 
-def figure(metric: str, value: float | None, *, sign: bool = False) -> str:
+def format_value(metric: str, value: float | None, *, sign: bool = False) -> str:
     """A metric's number with the digits that it deserves, as 2.613 or, for chrF, 38.1; "-" for none."""
     if value is None or not math.isfinite(value):
         return "-"
-    return f"{value:{'+' if sign else ''}.{1 if metric.endswith('chrf') else 3}f}"
+    return f"{value:{'+' if sign else ''}.{metric_of(metric).digits}f}"
 
 
 def bracket(metric: str, one: Interval, *, sign: bool = False) -> str:
     """`[low, high]`, or "-" where there is no interval."""
-    return f"[{figure(metric, one.low, sign=sign)}, {figure(metric, one.high, sign=sign)}]" if one.known else "-"
+    low, high = (format_value(metric, end, sign=sign) for end in (one.low, one.high))
+    return f"[{low}, {high}]" if one.known else "-"
 
 
 def _intervals(tallies: Tallies, seed: int) -> dict[str, Interval]:
@@ -288,7 +291,7 @@ def _intervals(tallies: Tallies, seed: int) -> dict[str, Interval]:
 
 
 def _pair(ours: Tally, theirs: Tally | None, seed: int) -> dict[str, Any]:
-    """Bits per byte of both systems; a bare base stands under `base` alone."""
+    """Bits per byte of both systems; a bare base is under `base` alone."""
     change = paired(ours, theirs, seed) if theirs else None
     return {
         "adapter": defined(ours.value()) if theirs else None,

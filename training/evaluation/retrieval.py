@@ -1,14 +1,12 @@
-"""Retrieval of the task `align`: pictures find their captions and captions their pictures among held-out groups.
+"""Retrieval of the task `align`: images find their captions and captions their images among held-out groups.
 
 A gallery is all that a split has in one language. What is found is a group, not a row: a query's rank is 1 + the number
 of other groups with a candidate that scores at least as high as the best candidate of the query's own group. So a
-concept with several pictures or captions counts once against others, whichever of its own is nearest answers for it,
-and a tie counts against the model (embeddings that are all alike rank last, not first).
+concept with several images or captions counts once against others, the nearest of its own decides its rank, and a tie
+counts against the model (embeddings that are all alike rank last, not first).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,86 +14,47 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
-from kauli.models.languages import check_tag
-from kauli.models.vision.align import AlignTask
-from kauli.training.data.dataset import Dataset
-from kauli.training.evaluation.results import EvalResult, Scores
-from kauli.training.evaluation.scorers import RANKS, Tally, tally
+from kauli.training.evaluation.request import ADAPTER, EvalRequest
+from kauli.training.evaluation.results import EvalResult
+from kauli.training.evaluation.scorers import RANKS, Row, Tally, tally
+from kauli.training.evaluation.systems import BASE, Answering, Systems
 from kauli.training.features.pairs import picture_features, text_features
 from kauli.training.features.pictures import picture_rows
 
-Row = Mapping[str, Any]
 Ints = NDArray[np.int64]
 CUTS = (1, 5, 10)
-ADAPTER = "evaluated"
 
 
-def evaluate_align(
-    folder: Path | None,
-    base: Base,
-    dataset: Dataset,
-    languages: Sequence[str],
-    split: str = "test",
-    seed: int = 0,
-) -> EvalResult:
-    """Evaluate the projections in `folder` beside those of `base`, or the base alone where `folder` is None.
+def evaluate_align(request: EvalRequest) -> EvalResult:
+    """Evaluate projections beside those of the base, or the base alone.
 
     Raises:
-        UsageError: the split holds no picture with a text in these languages.
+        UsageError: the split holds no image with a text in these languages.
         KauliError: a damaged adapter, or one of another base.
     """
-    task = AlignTask.load(base)
-    if folder is not None:
-        task.add_adapter(ADAPTER, folder)
-    result = measure_align(task, None if folder is None else ADAPTER, dataset, languages, split, seed)
-    return replace(result, base=base.name, adapter=None if folder is None else folder.name)
-
-
-def measure_align(
-    task: AlignTask, adapter: str | None, dataset: Dataset, languages: Sequence[str], split: str = "test", seed: int = 0
-) -> EvalResult:
-    """The same of a loaded adapter (a key of `task`; None: the base alone)."""
-    tags = tuple(check_tag(tag) for tag in languages)
-    rows = picture_rows(dataset, split, tags, None)
+    rows = picture_rows(request.dataset, request.split, request.tags, None)
     if not rows:
-        raise UsageError(
-            f"the data has no picture with a text in {', '.join(tags)} in its '{split}' split: nothing can be measured."
-        )
-    features = picture_features(task, rows), text_features(task, rows)
-    systems = [None] if adapter is None else [adapter, None]
-    scores = []
-    for system in systems:
-        images, texts = task.project_images(features[0], system), task.project_texts(features[1], system)
-        scores.append(Scores(retrieval(rows, images, texts)))
-    sizes = {tag: len({row["group"] for row in rows if row["language"] == tag}) for tag in tags}
-    return EvalResult(
-        adapter=adapter,
-        base="base",
-        languages=tags,
-        split=split,
-        seed=seed,
-        examples=len(rows),
-        groups=len({row["group"] for row in rows}),
-        generated=0,
-        scores=scores[0],
-        base_scores=scores[1] if len(scores) > 1 else None,
-        data={"name": dataset.name, "sha256": dataset.sha256},
-        notes=("groups in the gallery: " + ", ".join(f"{tag} {size}" for tag, size in sizes.items()),),
-        task="align",
-    )
+        raise UsageError(f"the data has no image with a text in {request.where}: nothing can be measured.")
+    task = request.task("align")
+    images, texts = picture_features(task, rows), text_features(task, rows)
+    systems = Systems(request, Answering("align"))
+    for name, key in ((ADAPTER, ADAPTER), (BASE, None)) if request.folder else ((BASE, None),):
+        systems.add(name, retrieval(rows, task.project_images(images, key), task.project_texts(texts, key)))
+    sizes = {tag: len({row["group"] for row in rows if row["language"] == tag}) for tag in request.tags}
+    systems.notes.append("groups in the gallery: " + ", ".join(f"{tag} {size}" for tag, size in sizes.items()))
+    return systems.result(rows)
 
 
 def retrieval(rows: Sequence[Row], images: Tensor, texts: Tensor) -> dict[str, dict[str, Tally]]:
-    """Language -> `i2t_r1`, `i2t_r5`, `i2t_r10`, the same as `t2i_`, and `median_rank` (picture -> text).
+    """Language -> `i2t_r1`, `i2t_r5`, `i2t_r10`, the same as `t2i_`, and `median_rank` (image -> text).
 
     Args:
         rows: with `picture`, `text`, `group` and `language`.
-        images: (N, dim) of length 1, each row's picture.
+        images: (N, dim) of length 1, each row's image.
         texts: (N, dim) of length 1, each row's text.
 
-    A picture asks once in each language, and so does a text of a group, however many rows hold them.
+    An image asks once in each language, and so does a text of a group, however many rows hold them.
     """
     found = {}
     for language in sorted({row["language"] for row in rows}):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from kauli.training.evaluation.intervals import Array, difference, interval, resample
+from kauli.training.evaluation.intervals import Array, difference, interval, relative, resample
 
 
 def mean(sums: Array) -> Array:
@@ -112,3 +112,26 @@ def test_undefined_metric_has_no_interval() -> None:
 def test_different_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="same seeds and groups"):
         difference(column(1.0, 2.0), column(1.0), mean)
+
+
+def test_a_relative_change_is_a_quotient_of_the_totals() -> None:
+    # 12 / 4 against 20 / 4: -40 %, not 12 * 20; the groups' own changes are -1/2 and -1/3, the ends of resamples of two
+    ours, theirs = np.array([[4.0, 2.0], [8.0, 2.0]]), np.array([[8.0, 2.0], [12.0, 2.0]])
+    found = relative(ours, theirs, mean)
+    assert [found.value, found.low, found.high] == pytest.approx([12 / 20 - 1, 4 / 8 - 1, 8 / 12 - 1])
+    swapped = relative(theirs, ours, mean)
+    assert [swapped.value, swapped.low, swapped.high] == pytest.approx([20 / 12 - 1, 12 / 8 - 1, 8 / 4 - 1])
+
+
+def test_a_relative_change_is_paired() -> None:
+    hard = np.random.default_rng(6).uniform(1.0, 9.0, size=50)
+    found = relative(column(*(0.8 * hard)), column(*hard), mean)
+    assert [found.value, found.low, found.high] == pytest.approx([-0.2, -0.2, -0.2])
+
+
+def test_a_relative_change_needs_the_same_groups_and_a_base() -> None:
+    with pytest.raises(ValueError, match="same seeds and groups"):
+        relative(column(1.0, 2.0), column(1.0), mean)
+    nothing = relative(column(1.0, 2.0), column(0.0, 0.0), mean)
+    assert math.isinf(nothing.value)
+    assert not nothing.known

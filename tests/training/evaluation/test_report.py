@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kauli.models.adapters.card import Attribution, BaseReference, Card, Training
+from kauli.models.adapters.card import Attribution, BaseReference, Card, Training, Validation
 from kauli.models.errors import UsageError
-from kauli.training.compare import CompareResult, Line
+from kauli.training.evaluation.comparison import CompareResult, Line
 from kauli.training.evaluation.report import compare_markdown, eval_markdown, render_report, update_section
 from kauli.training.evaluation.results import EvalResult, Sample, Scores
-from kauli.training.evaluation.scorers import Tally, score_generations, tally
+from kauli.training.evaluation.scorers import Tally, score_answers, tally
 
 TEXTS = {
     "am": ["የሰው ልጅ ሁሉ ሲወለድ ነጻ ነው", "ድመት", "ውሻ ይሮጣል", "ትልቅ ቤት"],
@@ -34,7 +34,7 @@ def scores(rate: float, tags: list[str]) -> Scores:
     for tag in tags:
         rows = [{"group": f"g{i}", "language": tag} for i in range(4)]
         half = [text[: max(1, int(len(text) / rate))] for text in TEXTS[tag]]
-        by_language[tag] = {"bits_per_byte": bits(80, rate), **score_generations(half, TEXTS[tag], rows)}
+        by_language[tag] = {"bits_per_byte": bits(80, rate), **score_answers(half, TEXTS[tag], rows)}
     by_source = {"cldr": bits(60, rate), "udhr": bits(6, rate - 0.3)}
     return Scores(by_language, by_source, {"udhr": bits(6, 0.9 + rate / 50)})
 
@@ -77,7 +77,6 @@ def card(tags: list[str]) -> Card:
         [step, 3.0 - step / 200, 3.4 - step / 250 if step % 50 == 0 else None] for step in range(10, 310, 10)
     ]
     return Card(
-        schema=1,
         name="text-x",
         version=3,
         task="text",
@@ -87,6 +86,7 @@ def card(tags: list[str]) -> Card:
         licence="CC-BY-SA-3.0",
         attributions=[Attribution(source="udhr", licence="free to reproduce", rows=1234)],
         recipe={"name": "text-x", "language": tags, "train": {"steps": 300}},
+        validation=Validation(base=3.4, adapter=2.2),
         training=Training(steps=300, seconds=612.0, tokens=307200, machine="2 cores", seed=0, curve=curve),
         versions={"torch": "2.14"},
     )

@@ -12,21 +12,16 @@ from transformers import AutoModelForCausalLM
 
 from kauli.models.adapters.peft_import import from_peft
 from kauli.models.adapters.registry import Registry
-from kauli.models.bases.find import find_base
+from kauli.models.bases.find import Base, find_base
 from kauli.models.errors import UsageError
 from kauli.models.requests import Chunk, TextRequest
 from kauli.training.data.dataset import Dataset
 from kauli.training.data.schema import write_parquet
-from kauli.training.evaluation.results import scores_from_json
-from kauli.training.evaluation.run import (
-    choose,
-    english_rows,
-    evaluate,
-    evaluate_folder,
-    measure,
-    reference_for,
-    request_for,
-)
+from kauli.training.evaluation.request import EvalRequest
+from kauli.training.evaluation.results import EvalResult, scores_from_json
+from kauli.training.evaluation.rows import choose, english_rows
+from kauli.training.evaluation.run import evaluate
+from kauli.training.evaluation.text import evaluate_text, generated, reference_for, request_for
 
 LONG = "Watu wote wamezaliwa huru hadhi na haki zao ni sawa"
 
@@ -42,6 +37,8 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
         "licence": "CC0-1.0",
         "synthetic": False,
         "split": "test",
+        "image": None,
+        "audio": None,
     }
     return plain | changes
 
@@ -59,7 +56,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class MadeUp:
-    """A model that pays 8 bits for each byte without an adapter and 2 with one, and answers `abcd` or `xy`."""
+    """A model that needs 8 bits for each byte without an adapter and 2 with one, and answers `abcd` or `xy`."""
+
+    def add_adapter(self, key: str, folder: Path) -> None:
+        self.loaded = key, folder
 
     def bits(self, rows: Sequence[Mapping[str, Any]], adapter: str | None) -> list[tuple[float, int]]:
         sizes = [len(one["text"].encode()) for one in rows]
@@ -72,9 +72,15 @@ class MadeUp:
             yield [Chunk(n, text[letter : letter + 1], 1) for n, text in enumerate(answers) if letter < len(text)]
 
 
+def measure(adapter: str | None, dataset: Dataset, languages: Sequence[str], **options: Any) -> EvalResult:
+    base = Base("base", Path("base"), "0" * 64, "CC0-1.0", False, (), None, None, None, "text")
+    folder = None if adapter is None else Path(adapter)
+    return evaluate_text(EvalRequest(folder, base, dataset, tuple(languages), served=MadeUp(), **options))
+
+
 def test_known_sums_give_known_figures(tmp_path: Path) -> None:
     rows = [row(0), row(1, text="abcé"), row(2, split="train"), row(3, source="texts", prompt=None, text=LONG)]
-    result = measure(MadeUp(), "x", dataset(tmp_path / "d.parquet", rows), ["sw"])
+    result = measure("x", dataset(tmp_path / "d.parquet", rows), ["sw"])
     assert (result.examples, result.groups, result.generated) == (3, 3, 3)
     assert result.metrics["bits_per_byte"] == 2.0
     assert result.base_metrics is not None
@@ -89,7 +95,7 @@ def test_known_sums_give_known_figures(tmp_path: Path) -> None:
 
 
 def test_json_has_the_promised_shape(tmp_path: Path) -> None:
-    result = measure(MadeUp(), "x", dataset(tmp_path / "d.parquet", [row(n) for n in range(4)]), ["sw"])
+    result = measure("x", dataset(tmp_path / "d.parquet", [row(n) for n in range(4)]), ["sw"])
     found = json.loads(json.dumps(result.to_json(), allow_nan=False))
     promised = "adapter base task language split seed examples groups metrics base_metrics baselines intervals"
     assert set(promised.split()) <= set(found)
@@ -104,7 +110,7 @@ def test_json_has_the_promised_shape(tmp_path: Path) -> None:
 
 
 def test_a_bare_base_stands_alone(tmp_path: Path) -> None:
-    result = measure(MadeUp(), None, dataset(tmp_path / "d.parquet", [row(0), row(1)]), ["sw"])
+    result = measure(None, dataset(tmp_path / "d.parquet", [row(0), row(1)]), ["sw"])
     found = result.to_json()
     assert (found["adapter"], found["base_metrics"], found["differences"]) == (None, None, {})
     assert found["metrics"]["bits_per_byte"] == 8.0
@@ -114,7 +120,7 @@ def test_a_bare_base_stands_alone(tmp_path: Path) -> None:
 
 def test_synthetic_rows_are_kept_apart(tmp_path: Path) -> None:
     rows = [row(0), row(1), row(2, synthetic=True, text="wxyz"), row(3, synthetic=True)]
-    result = measure(MadeUp(), "x", dataset(tmp_path / "d.parquet", rows), ["sw"])
+    result = measure("x", dataset(tmp_path / "d.parquet", rows), ["sw"])
     assert result.metrics["exact"] == 1.0
     assert result.metrics["synthetic_exact"] == 0.5
     assert result.metrics["synthetic_bits_per_byte"] == 2.0
@@ -133,18 +139,18 @@ def test_english_of_the_same_split_shows_what_was_forgotten(tmp_path: Path) -> N
     ]
     data = dataset(tmp_path / "d.parquet", rows, ["sw"])
     assert [one["id"] for one in english_rows(data, "test")] == ["r1"]
-    result = measure(MadeUp(), "x", data, ["sw"])
+    result = measure("x", data, ["sw"])
     forgotten = result.english()
     assert forgotten is not None
     assert (forgotten["adapter"], forgotten["base"], forgotten["groups"]) == (2.0, 8.0, 1)
     assert result.metrics["bits_per_byte"] == 2.0
     assert result.scores.total()["bits_per_byte"].groups == ("g0",)
-    assert measure(MadeUp(), "x", data, ["sw"], english=False).english() is None
+    assert measure("x", data, ["sw", "en"]).english() is None  # it is what is measured
 
 
 def test_languages_are_counted_together_and_apart(tmp_path: Path) -> None:
     rows = [row(0), row(1), row(2, group="g0", language="am", text="ሰላም"), row(3, language="be", text="дом")]
-    result = measure(MadeUp(), "x", dataset(tmp_path / "d.parquet", rows), ["sw", "am"])
+    result = measure("x", dataset(tmp_path / "d.parquet", rows), ["sw", "am"])
     assert result.examples == 3
     assert result.groups == 2
     found = result.to_json()
@@ -156,7 +162,7 @@ def test_languages_are_counted_together_and_apart(tmp_path: Path) -> None:
 
 def test_sums_survive_json(tmp_path: Path) -> None:
     rows = [row(0), row(1, synthetic=True), row(2, language="en", text="two")]
-    scores = measure(MadeUp(), "x", dataset(tmp_path / "d.parquet", rows), ["sw"]).scores
+    scores = measure("x", dataset(tmp_path / "d.parquet", rows), ["sw"]).scores
     back = scores_from_json(json.loads(json.dumps(scores.to_json())))
     assert back.to_json() == scores.to_json()
     assert back.total().keys() == scores.total().keys()
@@ -164,12 +170,13 @@ def test_sums_survive_json(tmp_path: Path) -> None:
 
 def test_choice_is_even_over_sources_and_stable() -> None:
     rows = [row(n, source="many") for n in range(50)] + [row(n, source="few") for n in range(50, 53)]
-    chosen = choose(rows, 10)
+    by = ("language", "source")
+    chosen = choose(rows, 10, by)
     assert [one["source"] for one in chosen].count("few") == 3
-    assert choose(list(reversed(rows)), 10) == chosen
-    assert choose(rows, 4) == chosen[:4]
-    assert len(choose(rows, 1000)) == 53
-    assert choose(rows, 0) == []
+    assert choose(list(reversed(rows)), 10, by) == chosen
+    assert choose(rows, 4, by) == chosen[:4]
+    assert len(choose(rows, 1000, by)) == 53
+    assert choose(rows, 0, by) == []
 
 
 def test_a_text_without_prompt_is_continued() -> None:
@@ -178,7 +185,7 @@ def test_a_text_without_prompt_is_continued() -> None:
     assert request.messages is None
     assert request.prompt == "Watu wote wamezaliwa huru hadhi"
     assert reference_for(long) == "na haki zao ni sawa"
-    assert choose([long, short], 10) == [long]
+    assert generated([long, short], 10, synthetic=False) == [long]
     asked = request_for(row(2))
     assert asked.messages is not None
     assert [(one.role, one.content) for one in asked.messages] == [("user", "Translate into Swahili: number 2")]
@@ -187,7 +194,7 @@ def test_a_text_without_prompt_is_continued() -> None:
 def test_a_split_without_text_is_an_error(tmp_path: Path) -> None:
     data = dataset(tmp_path / "d.parquet", [row(0), row(1, split="train")])
     with pytest.raises(UsageError, match="no text in sw in its 'validation' split"):
-        measure(MadeUp(), "x", data, ["sw"], split="validation")
+        measure("x", data, ["sw"], split="validation")
 
 
 def published(tmp_path: Path, storage: str) -> str:
@@ -216,7 +223,7 @@ def test_evaluating_a_published_adapter(tmp_path: Path) -> None:
     assert result.metrics["bits_per_byte"] != result.base_metrics["bits_per_byte"]  # type: ignore[index]
     assert "text-x@1: Swahili" in page.read_text(encoding="utf-8")
 
-    alone = evaluate_folder(None, find_base("debug"), data, ["sw"], limit=2)
+    alone = evaluate_text(EvalRequest(None, find_base("debug"), data, ("sw",), limit=2))
     assert alone.base == "debug-text"
     assert alone.metrics["bits_per_byte"] == pytest.approx(result.base_metrics["bits_per_byte"])  # type: ignore[index]
     assert [one.base for one in alone.samples] == [one.base for one in result.samples]

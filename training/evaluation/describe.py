@@ -1,0 +1,188 @@
+"""Descriptions of images measured: adapter, base and four baselines, on new concepts and new images of known ones.
+
+Metrics of the second test set have the prefix `new_pictures_`. The baselines are the adapter with no image, the adapter
+with another concept's image, the caption of the nearest training image, and the most frequent training caption: an
+adapter that does not beat them ignores its image.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from kauli.models.bases.find import find_base, local_bases
+from kauli.models.errors import KauliError, UsageError
+from kauli.models.media.decode import decode_image
+from kauli.models.metrics import NEW_PICTURES
+from kauli.models.requests import NO_REPEAT, TextRequest
+from kauli.models.tasks import load_served
+from kauli.models.text.connector import Connector, PartSettings
+from kauli.models.vision.image_tower import ImageTower
+from kauli.training.evaluation.request import ADAPTER, EvalRequest
+from kauli.training.evaluation.results import EvalResult
+from kauli.training.evaluation.rows import by_language, choose, some_groups
+from kauli.training.evaluation.scorers import Row, clean, tally
+from kauli.training.evaluation.systems import BASE, Answering, System, Systems
+from kauli.training.features.pictures import other_pictures, picture_rows, with_media, without_media
+
+NO_IMAGE, WRONG_IMAGE, NEAREST, MOST_FREQUENT = "no_image", "wrong_image", "nearest", "most_frequent"
+NO_OTHER = f"all images are of one group, so that none is wrong for another: {WRONG_IMAGE} is left out"
+MAX_TOKENS = 48
+ENCODER = "kauli-towers"
+ALIGNED = "kauli-clip"
+"""The base whose cosine of image and text is reported, where it is on this machine."""
+
+
+class Aligned(Protocol):
+    """What `clip_similarity` needs of the task `align`."""
+
+    def embed_images(self, images: Sequence[Any]) -> Any:
+        """(N, dim) normalised."""
+
+    def embed_texts(self, texts: Sequence[str]) -> Any:
+        """(N, dim) normalised."""
+
+
+@dataclass(frozen=True)
+class _Set:
+    """One test set: its split, the prefix of its metrics, its rows with media, the rows of it that are described."""
+
+    name: str
+    prefix: str
+    rows: list[Row]
+    chosen: list[Row]
+
+
+def evaluate_describe(request: EvalRequest) -> EvalResult:
+    """Evaluate an adapter for images beside its base and the baselines; a bare base alone is shown no image.
+
+    The new images are measured beside the split `test` alone. `request.limit` is the number of rows of each set that
+    are described; bits per byte covers all.
+
+    Raises:
+        UsageError: no images in the split.
+        KauliError: the encoder here is not the one that the adapter was trained with.
+    """
+    systems = Systems(request, ANSWERING)
+    tower, grid = _tower(request)
+    known = with_media(picture_rows(request.dataset, "train", request.tags, request.instruction), tower, grid)
+    sets, systems.notes = _sets(request, tower, grid)
+    task, aligned = request.task("describe"), _aligned()
+    for one in sets:
+        texts = systems.compare(task, _systems(request, one, systems.notes), one.rows, one.chosen, one.prefix)
+        captions = {NEAREST: _nearest(one.chosen, known), MOST_FREQUENT: _most_frequent(one.chosen, known)}
+        for name, found in captions.items():
+            systems.add_texts(name, one.chosen, found, one.prefix)
+        for name, answers in {**texts, **captions}.items() if aligned is not None else ():
+            _add_similarity(systems, name, aligned, one, answers)
+        where = ", new picture" if one.prefix else ""
+        systems.show(one.chosen, texts, [row["prompt"] or "" for row in one.chosen], where)
+    if aligned is None:
+        systems.notes.append(f"clip_similarity needs the base {ALIGNED}: kauli fetch {ALIGNED}")
+    return systems.result([row for one in sets for row in one.rows], sum(len(one.chosen) for one in sets))
+
+
+def request_for(row: Row) -> TextRequest:
+    """The greedy request that a row makes; no run of six tokens twice, against loops."""
+    return TextRequest.of_prompt(row["prompt"], tuple(row["media"]), max_tokens=MAX_TOKENS, no_repeat=NO_REPEAT)
+
+
+def wrong_pictures(rows: Sequence[Row]) -> list[dict[str, Any]] | None:
+    """The rows with the image of another group; None where all images are of one, and each row would keep its own.
+
+    `rows` have their `media`.
+    """
+    groups = {row["picture"]: row["group"] for row in rows}
+    return other_pictures(rows) if len(set(groups.values())) > 1 else None
+
+
+def _tower(request: EvalRequest) -> tuple[ImageTower, int]:
+    """The image encoder of the adapter and its grid; for a bare base, the encoder of the nearest-image baseline."""
+    if request.folder is None:
+        return ImageTower.load(find_base(request.encoder or ENCODER, task="align", allow_noncommercial=True)), 0
+    connector = Connector.load(request.folder)
+    if connector is None:
+        raise KauliError(f"the adapter in {request.folder} has no connector: it can't take images.")
+    settings: PartSettings = connector.settings["image"]
+    tower = ImageTower.load(find_base(settings.encoder, task="align", allow_noncommercial=True))
+    if tower.sha256 != settings.sha256:
+        raise KauliError(f"the image encoder of {settings.encoder} is not the one that the adapter was trained with.")
+    return tower, settings.grid
+
+
+def _sets(request: EvalRequest, tower: ImageTower, grid: int) -> tuple[list[_Set], list[str]]:
+    sets, notes = [], []
+    second = [(f"{NEW_PICTURES}_", NEW_PICTURES)] if request.split == "test" else []
+    for prefix, name in (("", request.split), *second):
+        found = picture_rows(request.dataset, name, request.tags, request.instruction)
+        part, told = some_groups(found, request.scored, name)
+        rows: list[Row] = list(with_media(part, tower, grid))
+        notes += told
+        if rows:
+            sets.append(_Set(name, prefix, rows, choose(rows, request.limit)))
+    if not sets:
+        raise UsageError(f"the data has no captioned images in {request.where}.")
+    if len(sets) == 1 and request.split == "test":
+        notes.append("no concept of the training split has a second image: there are no new images of known concepts")
+    return sets, notes
+
+
+def _systems(request: EvalRequest, one: _Set, notes: list[str]) -> list[System]:
+    base = System(BASE, without_media(one.rows))
+    if request.folder is None:
+        return [base]
+    found = [base, System(NO_IMAGE, base.rows, ADAPTER), System(ADAPTER, one.rows, ADAPTER)]
+    if (wrong := wrong_pictures(one.rows)) is None:
+        notes.append(f"{one.name}: {NO_OTHER}")
+        return found
+    return [*found, System(WRONG_IMAGE, wrong, ADAPTER)]
+
+
+def _add_similarity(systems: Systems, name: str, aligned: Aligned, one: _Set, texts: Sequence[str]) -> None:
+    """Cosine of image and answer of one system."""
+    answers = {row["id"]: clean(text) for row, text in zip(one.chosen, texts, strict=True)}
+    for tag, kind, rows in by_language(one.chosen):
+        images = np.asarray(aligned.embed_images([decode_image(bytes(row["image"])) for row in rows]))
+        captions = np.asarray(aligned.embed_texts([answers[row["id"]] or " " for row in rows]))
+        cosines = [[float(value), 1.0] for value in (images * captions).sum(axis=1)]
+        found = tally("clip_similarity", [row["group"] for row in rows], cosines)
+        systems.add(name, {tag: {f"{kind}clip_similarity": found}}, one.prefix)
+
+
+def _nearest(rows: Sequence[Row], known: Sequence[Row]) -> list[str]:
+    """The caption, in the row's language, of the training image whose mean feature has the largest cosine."""
+    out = []
+    captions = {tag: [row for row in known if row["language"] == tag] for tag in {row["language"] for row in rows}}
+    stacks = {tag: _means(found) for tag, found in captions.items()}
+    for row in rows:
+        theirs = stacks[row["language"]]
+        if not len(theirs):
+            out.append("")
+            continue
+        out.append(str(captions[row["language"]][int(np.argmax(theirs @ _means([row])[0]))]["text"]))
+    return out
+
+
+def _means(rows: Sequence[Row]) -> Any:
+    found = np.stack([row["media"][0].features[0] for row in rows]).astype(np.float32) if rows else np.zeros((0, 1))
+    return found / np.linalg.norm(found, axis=1, keepdims=True).clip(1e-9)
+
+
+def _most_frequent(rows: Sequence[Row], known: Sequence[Row]) -> list[str]:
+    best: dict[str, str] = {}
+    for tag in {row["language"] for row in rows}:
+        counts = Counter(str(row["text"]) for row in known if row["language"] == tag)
+        best[tag] = min(counts, key=lambda text: (-counts[text], text)) if counts else ""
+    return [best[row["language"]] for row in rows]
+
+
+def _aligned() -> Aligned | None:
+    if ALIGNED not in local_bases():
+        return None
+    task: Aligned = load_served("align", find_base(ALIGNED, task="align"))
+    return task
+
+
+ANSWERING = Answering("describe", ("description",), request_for)

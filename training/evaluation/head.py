@@ -1,0 +1,88 @@
+"""Classification heads measured: macro-F1 and accuracy beside zero-shot, on the labelled images of a split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kauli.models.errors import UsageError
+from kauli.models.languages import nfc
+from kauli.models.vision.heads import Head
+from kauli.training.data.dataset import Dataset
+from kauli.training.evaluation.request import ADAPTER, EvalRequest
+from kauli.training.evaluation.results import EvalResult
+from kauli.training.evaluation.scorers import Row, Tally, tally
+from kauli.training.evaluation.systems import BASE, Answering, Systems
+from kauli.training.features.pairs import picture_features
+from kauli.training.features.pictures import picture_rows
+
+
+@dataclass(frozen=True)
+class LabelledPictures:
+    """The labelled images of a split: rows, their embeddings (N, D), their classes (N,)."""
+
+    rows: list[Any]
+    features: Tensor
+    labels: Tensor
+
+
+def evaluate_head(request: EvalRequest) -> EvalResult:
+    """Macro-F1 and accuracy of a head beside zero-shot, on all labelled images of a split.
+
+    Raises:
+        UsageError: the split has no image of the head's classes, or there is no head to evaluate.
+        KauliError: a damaged head.
+    """
+    if request.folder is None:
+        raise UsageError("a base alone has no classes: name an adapter of the kind 'head'.")
+    head = Head.load(request.folder)
+    task = request.base_task("align")
+    found = labelled(task, request.dataset, request.split, request.tags, head.classes)
+    if not found.rows:
+        raise UsageError(f"the data has no images of {', '.join(head.classes)} in its '{request.split}' split.")
+    zero = zero_shot(head.classes, task.embed_texts(list(head.classes)), task.logit_scale)
+    systems = Systems(request, Answering("align"))
+    for name, one in ((ADAPTER, head), (BASE, zero)):
+        systems.add(name, {request.tags[0]: score(one, found)})
+    systems.notes.append(f"the base is zero-shot: the nearest of the {len(head.classes)} class names")
+    return systems.result(found.rows)
+
+
+def labelled(
+    task: Any, dataset: Dataset, split: str, languages: Sequence[str], classes: Sequence[str]
+) -> LabelledPictures:
+    """The images of a split whose text is one of the classes; `task` is the base of `align`."""
+    return embedded(task, [row for row in picture_rows(dataset, split, languages) if label_of(row) in classes], classes)
+
+
+def embedded(task: Any, rows: Sequence[Any], classes: Sequence[str]) -> LabelledPictures:
+    """Rows of known classes with their embeddings; `task` is the base of `align`."""
+    place = {name: at for at, name in enumerate(classes)}
+    features = task.project_images(picture_features(task, rows)) if rows else torch.zeros(0, task.dim)
+    return LabelledPictures(list(rows), features, torch.tensor([place[label_of(row)] for row in rows]).long())
+
+
+def label_of(row: Row) -> str:
+    """The class of a row: its text."""
+    return nfc(row["text"]).strip()
+
+
+def zero_shot(classes: tuple[str, ...], text: Tensor, scale: float) -> Head:
+    """The head that takes the nearest class name."""
+    nothing = torch.zeros(0, text.shape[1])
+    return Head.fit("zero_shot", nothing, torch.zeros(0, dtype=torch.int64), classes, text, 0, scale)
+
+
+def score(head: Head, found: LabelledPictures) -> dict[str, Tally]:
+    """`macro_f1`, from each group's counts of (class, guess), and `accuracy`."""
+    classes = len(head.classes)
+    guesses: list[int] = head.logits(found.features).argmax(dim=-1).tolist()
+    labels: list[int] = found.labels.tolist()
+    groups = [row["group"] for row in found.rows]
+    counts = torch.zeros(len(groups), classes * classes)
+    for at, (label, guess) in enumerate(zip(labels, guesses, strict=True)):
+        counts[at, label * classes + guess] = 1
+    right = [[float(label == guess), 1.0] for label, guess in zip(labels, guesses, strict=True)]
+    return {"macro_f1": tally("macro_f1", groups, counts.tolist()), "accuracy": tally("accuracy", groups, right)}

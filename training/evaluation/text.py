@@ -1,0 +1,87 @@
+"""Texts of a language model measured: adapter beside base, by bits per byte and greedy answers.
+
+Bits per byte covers every row with a text; some rows, spread over languages and sources, are generated. The English
+rows of the same split show what the adapter forgot.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from kauli.models.errors import UsageError
+from kauli.models.requests import Message, TextRequest
+from kauli.training.evaluation.request import ADAPTER, EvalRequest
+from kauli.training.evaluation.results import EvalResult
+from kauli.training.evaluation.rows import COLUMNS, choose, english_rows, some_groups, source_of, whole_groups
+from kauli.training.evaluation.scorers import Row, Tally, clean
+from kauli.training.evaluation.systems import BASE, Answering, Bits, System, Systems, bits_tally
+
+MAX_TOKENS = 96
+
+
+def evaluate_text(request: EvalRequest) -> EvalResult:
+    """Evaluate an adapter beside its base, or the base alone, on the texts of a split.
+
+    Raises:
+        UsageError: the split holds no text in these languages.
+        KauliError: a damaged adapter, or one of another base.
+    """
+    tags = request.tags
+    found = request.dataset.rows(split=request.split, languages=list(tags), columns=COLUMNS)
+    rows: Sequence[Row] = [row for row in found if clean(row["text"] or "")]
+    if not rows:
+        raise UsageError(f"the data has no text in {request.where}: nothing can be measured.")
+    english = [] if "en" in tags else english_rows(request.dataset, request.split)
+    task = request.task("text")
+    systems = Systems(request, ANSWERING)
+    rows, systems.notes = some_groups(rows, request.scored, request.split)
+    if request.scored is not None and systems.notes:
+        english = whole_groups(english, request.scored)
+    chosen = [row for kind in (False, True) for row in generated(rows, request.limit, synthetic=kind)]
+    real = [row for row in rows if not row["synthetic"]]
+    compared = [System(name, [*rows, *english], key) for name, key in ((ADAPTER, request.adapter), (BASE, None))]
+    compared = compared if request.folder else compared[1:]
+    bits = {system.name: systems.bits(task, system) for system in compared}
+    texts = systems.answers(task, compared, chosen)
+    for name in bits:
+        systems.add_bits(name, rows, bits[name])
+        systems.add_texts(name, chosen, texts[name])
+        systems.sources[name] = (_by_source(real, bits[name]), _by_source(english, bits[name]))
+    systems.show(chosen, texts, [row["prompt"] or request_for(row).prompt or "" for row in chosen])
+    return systems.result(rows, len(chosen))
+
+
+def generated(rows: Sequence[Row], limit: int, *, synthetic: bool) -> list[Row]:
+    """At most `limit` rows that are generated: in turn from each language and source, long enough to be continued."""
+    able = [row for row in rows if bool(row["synthetic"]) == synthetic and (row["prompt"] or _cut(row))]
+    return choose(able, limit, by=("language", "source"))
+
+
+def request_for(row: Row) -> TextRequest:
+    """The greedy request that a row makes: its prompt as a user's message, or half of its text to be continued."""
+    if row["prompt"]:
+        return TextRequest(messages=(Message("user", row["prompt"]),), max_tokens=MAX_TOKENS)
+    return TextRequest(prompt=clean(row["text"])[: _cut(row)], max_tokens=MAX_TOKENS)
+
+
+def reference_for(row: Row) -> str:
+    """What `request_for` should be answered with."""
+    text = clean(row["text"])
+    return text if row["prompt"] else text[_cut(row) :].strip()
+
+
+def _length(row: Row) -> int:
+    return len(row["text"]) + len(row["prompt"] or "")
+
+
+def _cut(row: Row) -> int:
+    """Where a text without prompt is cut in two: before the middle word; 0 where it has fewer than 8 words."""
+    words = list(re.finditer(r"\S+", clean(row["text"])))
+    return words[len(words) // 2 - 1].end() if len(words) >= 8 else 0
+
+
+def _by_source(rows: Sequence[Row], bits: Bits) -> Mapping[str, Tally]:
+    sources = sorted({source_of(row) for row in rows})
+    return {source: bits_tally([row for row in rows if source_of(row) == source], bits) for source in sources}
+
+
+ANSWERING = Answering("text", ("text",), request_for, reference_for, _length)

@@ -1,0 +1,75 @@
+"""Transcripts measured: adapter beside base, on held-out audio, by character and word error rate.
+
+A Whisper base is measured as it was trained, with the clip padded to its whole window; the adapter on clips of their
+own length, as it was trained. The baseline `whole_window` is the adapter with the padded clip, `base_own_length` the
+base alone without padding: they show what the shorter input costs or gains.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from kauli.models.errors import UsageError
+from kauli.models.requests import TranscriptionRequest
+from kauli.models.speech.loops import collapsed
+from kauli.training.evaluation.error_rates import NORMALISATION
+from kauli.training.evaluation.request import ADAPTER, MAX_CHARS_PER_SECOND, EvalRequest
+from kauli.training.evaluation.results import EvalResult
+from kauli.training.evaluation.rows import some_groups
+from kauli.training.evaluation.scorers import Row, clean
+from kauli.training.evaluation.systems import BASE, Answering, System, Systems, generate
+from kauli.training.features.recordings import recording_rows
+
+
+def evaluate_transcribe(request: EvalRequest) -> EvalResult:
+    """Evaluate an adapter beside its base, or the base alone, on the audio of a split.
+
+    Raises:
+        UsageError: no audio in the split, or a language that the base does not know and no other to ask it for.
+        KauliError: a damaged adapter, or one of another base.
+    """
+    fastest = request.max_chars_per_second or MAX_CHARS_PER_SECOND
+    found = recording_rows(request.dataset, request.split, request.tags, fastest)
+    dropped = found.said()
+    if not found.rows:
+        text = f"the data has no transcribed audio in {request.where}"
+        raise UsageError(f"{text}; {dropped}." if dropped else f"{text}.")
+    systems = Systems(request, ANSWERING)
+    rows, cut = some_groups(found.rows, request.scored, request.split)
+    systems.notes = [NORMALISATION, *([dropped] if dropped else []), *cut]
+    task = request.task("transcribe")
+    known = task.languages()
+    unknown = [tag for tag in request.tags if tag not in known and tag.split("-")[0] not in known]
+    instead = {tag: request.base_languages[tag] for tag in unknown if tag in request.base_languages}
+    systems.notes += [f"{request.base.name} does not know {tag} and was asked for {instead[tag]}" for tag in instead]
+    for_base: list[Row] = [{**row, "language": instead.get(row["language"], row["language"])} for row in rows]
+    main, padding = System(BASE, for_base), System("base_own_length", for_base, None, {"full_window": False})
+    compared = [main, padding]
+    if request.folder is not None:
+        main, padding = System(ADAPTER, rows, ADAPTER), System("whole_window", rows, ADAPTER, {"full_window": True})
+        compared = [main, *compared[:1], padding]
+    if not task.pads:
+        compared.remove(padding)
+    texts = systems.compare(task, compared, rows, rows)
+    if fault := collapsed([clean(text) for text in texts[main.name]], [str(row["text"]) for row in rows]):
+        systems.notes.append(f"NOT SOUND: {fault}")
+    systems.show(rows, texts, ["(audio)"] * len(rows))
+    return systems.result(rows, len(rows))
+
+
+def transcribe(served: Any, rows: Sequence[Row], adapter: str | None = None) -> list[str]:
+    """The greedy transcript of each row's `samples`."""
+    texts = generate(served, [request_for(row) for row in rows], [adapter] * len(rows))
+    return [clean(text) for text in texts]
+
+
+def check_transcripts(served: Any, rows: Sequence[Row], adapter: str = ADAPTER) -> str | None:
+    """What is wrong with a loaded adapter's transcripts of these rows (loops, one text for all); None: nothing."""
+    return collapsed(transcribe(served, rows, adapter), [str(row["text"]) for row in rows])
+
+
+def request_for(row: Row, full_window: bool | None = None) -> TranscriptionRequest:
+    """The greedy request that a row makes."""
+    return TranscriptionRequest(row["samples"], row["language"], full_window=full_window)
+
+
+ANSWERING = Answering("transcribe", ("transcript",), request_for, length=None, together=False)
