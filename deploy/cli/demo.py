@@ -177,7 +177,7 @@ def describe_all(url: str, adapter: str) -> list[tuple[str, str, str]]:
     from openai import DefaultHttpxClient, OpenAI
 
     from kauli.training.data.dataset import load_data
-    from kauli.training.evaluation.pictures import choose as choose_pictures
+    from kauli.training.evaluation.rows import choose as choose_pictures
     from kauli.training.features.pictures import picture_rows
     from kauli.training.recipe import load_recipe
 
@@ -203,7 +203,7 @@ def classify_all(url: str, adapter: str) -> list[tuple[str, str, str]]:
     import httpx
 
     from kauli.training.data.dataset import load_data
-    from kauli.training.evaluation.pictures import choose as choose_pictures
+    from kauli.training.evaluation.rows import choose as choose_pictures
     from kauli.training.features.pictures import picture_rows
     from kauli.training.recipe import load_recipe
 

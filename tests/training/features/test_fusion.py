@@ -13,16 +13,16 @@ from PIL import Image
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.errors import UsageError
+from kauli.models.metrics import plain_name
 from kauli.models.tasks import load_task
 from kauli.models.text.connector import Connector
 from kauli.training.data.dataset import Dataset, load_data
 from kauli.training.data.schema import write_parquet
+from kauli.training.evaluation.describe import NO_OTHER
 from kauli.training.evaluation.fusion import evaluate_fusion
-from kauli.training.evaluation.pictures import NO_OTHER
+from kauli.training.evaluation.request import MAX_CHARS_PER_SECOND, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.run import evaluate
-from kauli.training.evaluation.scorers import plain_name
-from kauli.training.evaluation.speech import FASTEST
 from kauli.training.features.fusion import fuse, fused_rows, load_audio_encoder, recording_features
 from kauli.training.recipe import AudioInput, Recipe, parse_recipe
 from kauli.training.tasks.text import Examples
@@ -142,12 +142,16 @@ def test_a_run_from_recipe_to_figures(data: Path, tmp_path: Path) -> None:
     assert all(f"with speech in noise at {level} dB: character error rate" in readme for level in (0, 10))
 
 
-def measured(rows: list[dict[str, Any]], tmp_path: Path, fastest: float = FASTEST) -> EvalResult:
+def measured(rows: list[dict[str, Any]], tmp_path: Path, fastest: float = MAX_CHARS_PER_SECOND) -> EvalResult:
     """What an adapter of random weights is found to do."""
     storage = tmp_path / "store"
     folder = Registry(str(storage)).fetch(publish_hearing(storage, "fused-en", "en", 1))
     data = written(rows, tmp_path)
-    return evaluate_fusion(folder, find_base("debug"), data, ["en"], "Say it:", fastest=fastest)
+    return evaluate_fusion(
+        EvalRequest(
+            folder, find_base("debug"), data, ("en",), instruction="Say it:", max_chars_per_second=fastest
+        )
+    )
 
 
 def test_noise_changes_nothing_for_who_hears_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from kauli.models.vision.image_tower import ImageTower
 from kauli.training.augment.image import Flip
 from kauli.training.data.dataset import Dataset, load_data
 from kauli.training.data.schema import write_parquet
-from kauli.training.evaluation.pictures import NO_OTHER, evaluate_pictures
+from kauli.training.evaluation.describe import NO_OTHER, evaluate_describe
+from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.run import evaluate
 from kauli.training.features.pictures import other_pictures, picture_rows, with_media
 from kauli.training.recipe import Recipe, parse_recipe
@@ -162,7 +163,8 @@ def test_a_run_with_views_and_two_languages_learns(data: Path, tmp_path: Path) -
 
 def test_the_bare_base_can_be_measured_alone(dataset: Dataset) -> None:
     base = find_base("debug")
-    found = evaluate_pictures(None, base, dataset, ["sw"], "In {language}?", encoder="debug-clip", limit=2).to_json()
+    request = EvalRequest(None, base, dataset, ("sw",), limit=2, instruction="In {language}?", encoder="debug-clip")
+    found = evaluate_describe(request).to_json()
     assert found["adapter"] is None
     assert set(found["baselines"]) == {"nearest", "most_frequent"}
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from kauli.models.bases.find import find_base
 from kauli.models.errors import UsageError
 from kauli.models.vision.align import PROJECTION, AlignTask
 from kauli.training.data.dataset import load_data
+from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.retrieval import evaluate_align
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
@@ -25,6 +24,7 @@ from kauli.training.tasks.align import AlignLearner, PairPlan
 from kauli.training.tasks.text import Examples
 from kauli.training.train import train
 from support.clip_checkpoints import checkpoint
+from support.ranks import Ranks
 from support.shapes import rows
 
 
@@ -127,18 +127,8 @@ def main_of_a_rank(out: str) -> None:
 
 def test_one_worker_and_two_have_the_same_gradients(tmp_path: Path) -> None:
     one = gradients_of_both_losses(tmp_path / "one")
-    ranks = []
-    for rank in range(2):
-        environment = os.environ | {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": "29647", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent),
-            "ACCELERATE_USE_CPU": "true",
-        }  # fmt: skip
-        code = f"import test_align; test_align.main_of_a_rank({str(tmp_path)!r})"
-        ranks.append(subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True))
-    for process in ranks:
-        _, errors = process.communicate(timeout=100)
-        assert process.returncode == 0, errors
+    ranks = Ranks(__file__, "main_of_a_rank", tmp_path)
+    ranks.wait()
     two = load_file(tmp_path / "gradients.safetensors")
     assert one.keys() == two.keys()
     assert any(float(value.abs().max()) > 1e-3 for value in one.values())
@@ -174,7 +164,9 @@ def test_from_recipe_to_registry_and_measured_again(data: str, tmp_path: Path) -
     assert (registry.fetch("align-x@1") / PROJECTION).is_file()
     assert card.base_metrics is not None
     again = evaluate_align(
-        registry.fetch("align-x@1"), find_base("debug", task="align"), load_data(data, ["en", "sw"]), ["en", "sw"]
+        EvalRequest(
+            registry.fetch("align-x@1"), find_base("debug", task="align"), load_data(data, ["en", "sw"]), ("en", "sw")
+        )
     )
     assert again.metrics == result.metrics
     assert "groups in the gallery: en 6, sw 4" in again.notes[0]

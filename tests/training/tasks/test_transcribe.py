@@ -17,8 +17,9 @@ from kauli.models.bases.find import find_base
 from kauli.models.errors import UsageError
 from kauli.models.tasks import load_task
 from kauli.training.data.dataset import load_data
+from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.run import evaluate
-from kauli.training.evaluation.speech import evaluate_speech
+from kauli.training.evaluation.transcribe import evaluate_transcribe
 from kauli.training.features.recordings import recording_rows
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.text import Examples
@@ -69,8 +70,8 @@ def test_recordings_that_can_not_be_of_their_text_are_dropped_and_it_is_said(dat
 
 def test_where_all_were_dropped_the_error_says_why(data: str) -> None:
     base = find_base("debug", task="transcribe")
-    with pytest.raises(UsageError, match=r"no transcribed recordings in be.*dropped \(100 % .*: .* than 1 characters"):
-        evaluate_speech(None, base, load_data(data, ["be"]), ["be"], fastest=1)
+    with pytest.raises(UsageError, match=r"no transcribed audio in be.*dropped \(100 % .*: .* than 1 characters"):
+        evaluate_transcribe(EvalRequest(None, base, load_data(data, ["be"]), ("be",), max_chars_per_second=1))
 
 
 def test_a_run_is_published_and_measured_again_alike(data: str, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_run_is_published_and_measured_again_alike(data: str, tmp_path: Path) 
 def test_an_adapter_that_says_nothing_does_not_become_latest(
     data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kauli.training.evaluation.speech.transcribe", lambda task, rows, *how: [""] * len(rows))
+    monkeypatch.setattr("kauli.training.evaluation.transcribe.transcribe", lambda task, rows, *how: [""] * len(rows))
     result = train(recipe(data), str(tmp_path), use_ray=False)
     assert list(result.aliases) == []
     assert "does not become 'latest': on validation" in capsys.readouterr().err
