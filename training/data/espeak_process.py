@@ -1,14 +1,13 @@
-"""The program that speaks for `kauli.training.data.synthetic_speech`: texts come in, samples go out.
+"""The program that synthesises speech for `kauli.training.data.synthetic_speech`: texts in, samples out.
 
-eSpeak's library keeps what sways its pitch and timing in variables that nothing sets back, so that a text sounds
-otherwise after another one. Each text is therefore spoken by a fork of this process, in which the library was loaded
-and not used yet; that it may crash in C costs one text then. For forks to be safe and cheap, this imports next to
-nothing, and nothing of kauli.
+eSpeak's library keeps state of pitch and timing in variables that nothing resets, so that a text sounds different after
+another one. So a fork of this process, in which the library is loaded but not used yet, reads each text; a crash in C
+then loses one text. To keep forks safe and cheap, this program imports little, and nothing of kauli.
 
     python -I -S espeak_process.py LIBRARY DATA
 
-reads from stdin a JSON list of [text, voice, {parameter: value}] and writes for each to stdout a HEADER and so many
-bytes: 16-bit samples at the rate, or, where the rate is 0, a sentence in UTF-8 on what is wrong.
+reads from stdin a JSON list of [text, voice, {parameter: value}] and writes for each to stdout a HEADER and the bytes
+that it counts: 16-bit samples at the rate or, if the rate is 0, an error message in UTF-8.
 """
 
 import ctypes
@@ -19,24 +18,24 @@ import sys
 from typing import Any
 
 HEADER = struct.Struct("=iI")  # samples a second, bytes that follow
-_SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1  # of speak_lib.h: wait for the sound; return errors
-_Heard = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1  # of speak_lib.h: wait for the samples; return errors
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
 def speak(library: ctypes.CDLL, data: str, text: str, voice: str, settings: dict[str, int]) -> tuple[int, bytes]:
-    """The rate and the samples, or 0 and a sentence; once in a process."""
+    """The rate and the samples, or 0 and an error message. Call it once in a process."""
     blocks: list[bytes] = []
 
-    def heard(wave: Any, count: int, events: Any) -> int:
+    def receive(wave: Any, count: int, events: Any) -> int:
         if wave and count > 0:
             blocks.append(ctypes.string_at(wave, 2 * count))
         return 0
 
     rate: int = library.espeak_Initialize(_SYNCHRONOUS, 0, data.encode(), _DONT_EXIT)
     if rate <= 0:  # its buffer for the path holds 160 bytes
-        return 0, f"it can't read its data in {data}; install it anew, in a shorter path".encode()
-    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # it begins at the clock otherwise: breath differs every second
-    callback = _Heard(heard)  # named, so that it lives as long as it may be called
+        return 0, f"it can't read its data in {data}; reinstall it in a shorter path".encode()
+    library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else the clock is the seed: breath differs every second
+    callback = _Callback(receive)  # a name keeps it alive while it may be called
     library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(voice.encode()):
         return 0, f"it lacks the voice {voice}".encode()
@@ -53,7 +52,7 @@ def main(path: str, data: str) -> None:
     """Answer every request of stdin."""
     requests = json.load(sys.stdin)
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever the library prints is no sample
+    os.dup2(2, 1)  # the library may print, which must not mix with the samples
     library = ctypes.CDLL(path)
     for text, voice, settings in requests:
         child = os.fork()

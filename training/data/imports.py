@@ -144,13 +144,13 @@ def _files(path: Path) -> list[tuple[Path, str | None]]:
     for file in sorted(path.rglob("*")):
         inner = file.relative_to(path)
         if file.is_file() and not any(part.startswith(".") for part in inner.parts):
-            if file.suffix == ".arrow" and file.name.startswith("cache-"):  # what `datasets` computed, not data
+            if file.suffix == ".arrow" and file.name.startswith("cache-"):  # results that `datasets` cached, not data
                 continue
             if file.suffix in FORMATS:
                 found.append((file, _split_in(inner)))
     if not found:
         raise UsageError(f"no data in '{path}': it holds no file of {READABLE}.")
-    if {split for _file, split in found} == {"train"}:  # a data set that was never split is called `train` too
+    if {split for _file, split in found} == {"train"}:  # `datasets` calls unsplit data `train`
         return [(file, None) for file, _split in found]
     return found
 
@@ -164,7 +164,7 @@ def _split_in(inner: Path) -> str | None:
 
 
 def _take(raw: dict[str, Any], place: str, number: int, folder: Path, split: str | None, reading: _Reading) -> None:
-    """Bring one raw row into the shape of SCHEMA, or add to the problems."""
+    """Convert one raw row to SCHEMA, or add to the problems."""
     values = {_ALIASES.get(key, key): value for key, value in raw.items()}
     reading.unknown_columns |= set(values) - set(SCHEMA.names)
     try:
@@ -185,7 +185,7 @@ def _take(raw: dict[str, Any], place: str, number: int, folder: Path, split: str
 
 
 def _text(name: str, value: Any) -> str | None:
-    """NFC text, None for an empty one; numbers are taken as ids and groups."""
+    """NFC text, None for an empty one; ids and groups may be integers."""
     if value is None:
         return None
     if isinstance(value, int) and name in ("id", "group"):
@@ -228,7 +228,7 @@ def _media(name: str, given: Any, number: int, folder: Path) -> _MediaFile | Non
         return _MediaFile(hashlib.sha256(value).hexdigest(), number, None)
     file = (folder / value).resolve()
     if not file.is_relative_to(folder.resolve()):
-        raise ValueError(f"{name} '{value}' lies outside the data's folder")
+        raise ValueError(f"{name} '{value}' is outside the data's folder")
     if not file.is_file() or not file.stat().st_size:
         raise ValueError(f"{name} '{value}' is missing or empty")
     return _MediaFile(sha256_file(file), number, file)

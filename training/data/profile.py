@@ -1,4 +1,4 @@
-"""What a data set holds, seen before training: sizes, scripts, repeats, leaks, licences; how a base cuts its text."""
+"""Profile of a data set before training: sizes, scripts, duplicates, leaks, licences, and tokenizer fertility."""
 
 import json
 import statistics
@@ -13,20 +13,22 @@ from tokenizers import Tokenizer
 from kauli.models.languages import display_name, script_share, scripts
 from kauli.training.data.dataset import SPLITS, Dataset
 from kauli.training.data.groups import media_key, normalise
+from kauli.training.data.schema import MEDIA
 
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}\p{N}'\u2019-]*")
 _BYTE_TOKEN = regex.compile(r"<0x[0-9A-F]{2}>")
-# Tokens per word of English lie near 1.2 for every base here; from these on a context holds and a second yields
-# that many times less text
+# English has about 1.2 tokens per word with every base here. With more, a context holds, and a second generates, as
+# many times less text.
 _HIGH_FERTILITY, _VERY_HIGH_FERTILITY = 3.0, 6.0
-_NUM_TOKENIZED = 2000  # rows read for fertility: the figures do not move after some hundreds
+_MOST_CAPTIONED = 10  # rows that a caption describes; a text of more is a class label
+_NUM_TOKENIZED = 2000  # texts measured for fertility, which is stable after some hundreds
 
 
 class Encoder(Protocol):
-    """What fertility needs of a tokenizer: the pieces of a text."""
+    """A tokenizer, as `fertility` uses it."""
 
     def pieces(self, text: str) -> list[str]:
-        """The tokens of the text as they stand in the vocabulary."""
+        """The tokens of the text as written in the vocabulary."""
 
 
 class _TokenizerFile:
@@ -44,23 +46,23 @@ class _TokenizerFile:
         return [self._as_bytes(str(token)) for token in tokens]
 
     def _as_bytes(self, token: str) -> str:
-        """A byte-level token that is less than a whole letter as `<0xE1>`, any other as it is."""
+        """A byte-level token of less than a character as `<0xE1>`, any other unchanged."""
         assert self._alphabet is not None
         raw = bytes(self._alphabet[char] for char in token if char in self._alphabet)
         return f"<0x{raw[0]:02X}>" if len(raw) == 1 and raw[0] >= 0x80 else token
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The letters that byte-level BPE writes for bytes: printable Latin-1 for itself, others shifted past U+0100."""
+    """The characters that byte-level BPE writes for bytes: printable Latin-1 unchanged, others shifted past U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + rank): byte for rank, byte in enumerate(others)}
 
 
 def profile(dataset: Dataset, base: Path | Encoder | None = None) -> dict[str, Any]:
-    """Everything that render() shows, as plain data.
+    """Everything that `render` prints, as plain data.
 
-    `base` is the folder of a base (its tokenizer.json is read), for the fertility of each language, or None.
+    `base` is the folder of a base, whose tokenizer.json gives the fertility of each language, or None.
     """
     encoder = _TokenizerFile(base) if isinstance(base, Path) else base
     rows = dataset.rows()
@@ -105,16 +107,27 @@ def _of_language(tag: str, rows: list[dict[str, Any]], encoder: Encoder | None) 
 
 
 def leaks(dataset: Dataset) -> dict[str, int]:
-    """How many groups, captions (per language), pictures and recordings stand in more than one split. All must be 0."""
-    sides: dict[str, dict[str, set[str]]] = {kind: defaultdict(set) for kind in ("group", "caption", "image", "audio")}
-    for language in dataset.languages:  # one language's pictures in memory at a time
-        for row in dataset.rows(languages=[language], columns=["group", "language", "text", "image", "audio", "split"]):
-            sides["group"][row["group"]].add(row["split"])
-            if row["text"]:
-                sides["caption"][f"{row['language']} {normalise(row['text'])}"].add(row["split"])
-            for kind in ("image", "audio"):
-                if row[kind]:
-                    sides[kind][media_key(kind, row[kind])].add(row["split"])
+    """How many groups, captions (per language), images and audio clips are in more than one split. All must be 0.
+
+    A text beside more than ten images or clips, a different one in each row, is a class label: it is in every split
+    by design, and not counted.
+    """
+    sides: dict[str, dict[str, set[str]]] = {kind: defaultdict(set) for kind in ("group", "caption", *MEDIA)}
+    rows_of: Counter[str] = Counter()
+    media_of: dict[str, set[str]] = defaultdict(set)
+    for row in dataset.iter_rows(columns=["group", "language", "text", *MEDIA, "split"]):
+        sides["group"][row["group"]].add(row["split"])
+        media = {kind: media_key(kind, row[kind]) for kind in MEDIA if row[kind]}
+        for kind, key in media.items():
+            sides[kind][key].add(row["split"])
+        if row["text"]:
+            caption = f"{row['language']} {normalise(row['text'])}"
+            sides["caption"][caption].add(row["split"])
+            rows_of[caption] += 1
+            media_of[caption].update(media.values())
+    for caption, count in rows_of.items():
+        if count > _MOST_CAPTIONED and len(media_of[caption]) >= count:
+            del sides["caption"][caption]
     return {kind: sum(len(splits) > 1 for splits in keys.values()) for kind, keys in sides.items()}
 
 
@@ -140,19 +153,19 @@ def fertility(texts: Iterable[str], encoder: Encoder) -> dict[str, Any]:
 def _advice(per_word: float, single: float) -> str:
     if single > 0.5:
         return (
-            f"this base's tokenizer falls to single bytes here ({single:.0%} of tokens): texts are several times "
-            "longer than in English, so raise train.max_length, expect slow training and serving, and compare with a "
+            f"this base's tokenizer splits words into single bytes ({single:.0%} of tokens): texts are several times "
+            "longer than in English. Increase train.max_length, expect slow training and serving, and compare with a "
             "multilingual base such as gemma-3-270m-q4"
         )
     if per_word >= _VERY_HIGH_FERTILITY:
-        return "words fall into very many tokens: raise train.max_length, and compare with a multilingual base"
+        return "words have very many tokens: increase train.max_length, and compare with a multilingual base"
     if per_word >= _HIGH_FERTILITY:
-        return "words fall into two to three times as many tokens as English ones: usable, and slower by that much"
+        return "words have two to three times as many tokens as in English: usable, but slower by that factor"
     return "the tokenizer suits this language"
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The profile as plain text, one block for each language."""
+    """The profile as plain text, a block for each language."""
     lines = [
         f"{result['name']}: {result['rows']:,} rows in {result['groups']:,} groups, sha256 {result['sha256'][:12]}"
     ]
@@ -173,7 +186,7 @@ def render(result: Mapping[str, Any]) -> str:
             ("licences", _listed(part["licences"])),
             ("script", _script_line(part)),
             ("text", _length_line(part)),
-            ("repeats", f"{part['duplicates']:,} rows"),
+            ("duplicates", f"{part['duplicates']:,} rows"),
         ]
         if part["synthetic"]:
             table.append(("synthetic", f"{part['synthetic']:,} rows"))

@@ -1,4 +1,4 @@
-"""The one shape of a data set on disk, and its atomic writing."""
+"""The columns of a data set on disk, and its atomic writing."""
 
 import os
 import tempfile
@@ -14,7 +14,7 @@ from kauli.models.errors import KauliError
 SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("group", pa.string(), nullable=False),  # what could leak into each other; lies in one split
+        pa.field("group", pa.string(), nullable=False),  # rows that share content; a group is in one split
         pa.field("language", pa.string(), nullable=False),  # BCP-47
         pa.field("prompt", pa.string()),
         pa.field("text", pa.string()),  # NFC
@@ -24,7 +24,7 @@ SCHEMA = pa.schema(
         pa.field("licence", pa.string()),
         pa.field("synthetic", pa.bool_(), nullable=False),
         pa.field("split", pa.string(), nullable=False),  # train, validation or test
-        pa.field("flags", pa.string()),  # what is doubtful about the row, e.g. audio_too_fast
+        pa.field("flags", pa.string()),  # a doubt about the row, e.g. audio_too_fast: `kauli data check` counts them
     ]
 )
 MEDIA = ("image", "audio")

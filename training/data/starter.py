@@ -1,7 +1,7 @@
 """The starter data set: real, small, licensed data in hundreds of languages, built from pinned open packages.
 
-A group is decided by the English side, pictures and recordings of all sources together, never by the language that is
-built: what is tested in one language is trained in none, and building another language later moves nothing.
+Groups follow from the English texts, images and audio of all sources together, not from the languages that are built:
+a test row of one language is a training row of none, and building another language later changes no group.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ from kauli.training.data.groups import (
     udhr_splits,
 )
 from kauli.training.data.schema import write_parquet
-from kauli.training.data.starter_pictures import Cldr, TuxPaint, audio_flag
+from kauli.training.data.starter_images import Cldr, TuxPaint, audio_flag
 from kauli.training.data.starter_text import (
     LEAST_SCRIPT_SHARE,
     Catalogs,
@@ -48,10 +48,10 @@ from kauli.training.data.starter_text import (
 )
 
 STARTER = "starter"
-PIVOT = "en"  # always built along: the other side of every pair, and what shows forgetting
+PIVOT = "en"  # always built: the source side of every pair; its validation rows measure forgetting
 FORMAT = 1
-"""Raise it when the same pins give other rows: the built files of everyone are then made anew."""
-STAMP = b"kauli.starter"  # the key of the Parquet metadata that says what a file was built from
+"""Increase it when the same pins give other rows: files that are built already are then built again."""
+STAMP = b"kauli.starter"  # the key in the Parquet metadata for what a file was built from
 _NUM_NAMED = 40
 Fetch = Callable[[Package], Path]
 
@@ -66,7 +66,7 @@ SOURCES: dict[str, Source] = {
 
 
 class SourceCard(BaseModel):
-    """One source in starter.yaml: its licence, whom to credit, and its pinned packages."""
+    """One source in starter.yaml: its title with credits, its licence and its pinned packages."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -85,13 +85,13 @@ def source_cards() -> dict[str, SourceCard]:
 
 @dataclass(frozen=True)
 class _Found:
-    """The packages that could be had."""
+    """The packages that could be fetched."""
 
     folders: dict[str, Folders]
     skipped: tuple[str, ...]
 
     def stamp(self) -> dict[str, Any]:
-        """Of what a file was built: pins and code, the packages that decide groups, and what was out of reach."""
+        """What a file was built from: format and pins, the packages that decide groups, and the unavailable ones."""
         shared = [f"{name}/{key}" for name, card in source_cards().items() for key in card.packages]
         there = [key for key in shared if key not in self.skipped]
         return {"build": _build_hash(), "shared": short_hash(*there), "skipped": sorted(self.skipped)}
@@ -123,9 +123,9 @@ def starter_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], Se
 def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = fetch_package) -> Path:
     """Build `<out>/<tag>.parquet` for each language and for English; return the folder.
 
-    What is there already and was built from the same pins by the same code is kept. A source that can't be had is
-    left out with a note; raises `UsageError` for a language that no source holds, before any file is written,
-    and `KauliError` when no source can be had at all.
+    Files that were built from the same pins by the same FORMAT are kept. An unavailable source is left out with a
+    note. Raises `UsageError` for a language that is in no source, before any file is written, and `KauliError` if no
+    source is available.
     """
     wanted = list(dict.fromkeys([*(check_tag(language) for language in languages), PIVOT]))
     folder = out if out is not None else starter_folder()
@@ -140,7 +140,9 @@ def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = f
         made = {language: _rows(language, found, groups) for language in wanted}
         empty = [language for language in wanted if not made[language].rows and language != PIVOT]
         if empty:
-            raise KauliError(f"the sources that could be had hold nothing for {', '.join(empty)}; see the notes above.")
+            raise KauliError(
+                f"the sources that could be fetched have nothing in {', '.join(empty)}; see the notes above."
+            )
         for language, result in made.items():
             write_parquet(result.rows, folder / f"{language}.parquet", {STAMP: json.dumps(found.stamp()).encode()})
             note(f"{language}: {result.describe()}")
@@ -148,14 +150,14 @@ def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = f
 
 
 def available_languages(fetch: Fetch = fetch_package) -> dict[str, list[str]]:
-    """The names of the sources that hold each language, by tag; fetches the packages that all languages share."""
+    """The names of the sources of each language, by tag; fetches the packages that all languages share."""
     return _languages_of(_fetch_all([], fetch))
 
 
 def ready(languages: Sequence[str], folder: Path) -> bool:
-    """Whether the files of the languages and of English are there, from these pins and this code, with the same groups.
+    """Whether the files of the languages and of English exist, from these pins and this FORMAT, with the same groups.
 
-    Files that were built while a source was out of reach count as ready, unless others know more shared sources.
+    Files that were built while a source was unavailable count as ready, unless others have more shared sources.
     """
     stamps = [_stamp(folder / f"{language}.parquet") for language in dict.fromkeys([*languages, PIVOT])]
     same_groups = len({stamp.get("shared") for stamp in stamps}) == 1
@@ -174,7 +176,7 @@ def _build_hash() -> str:
 
 
 def _stamp(path: Path) -> dict[str, Any]:
-    """What a built file says of its origin; empty when there is no such file or another program wrote it."""
+    """What a file was built from; empty if there is no such file or another program wrote it."""
     if not path.is_file():
         return {}
     try:
@@ -201,7 +203,7 @@ def _fetch_all(languages: Sequence[str], fetch: Fetch) -> _Found:
         folders[name] = have
     found = _Found(folders, tuple(skipped))
     if not any(folders.values()):
-        raise KauliError("none of the starter data's packages could be had; the notes above say what to put where.")
+        raise KauliError("none of the starter data's packages could be fetched; see the notes above.")
     return found
 
 
@@ -222,8 +224,8 @@ def _refuse_unknown(wanted: Sequence[str], available: dict[str, list[str]]) -> N
         hint = f" Did you mean '{wider[0]}'?" if wider else nearest(unknown[0], available)
         richest = sorted(available, key=lambda tag: (-len(available[tag]), tag))[:_NUM_NAMED]
         raise UsageError(
-            f"no source holds data in {listed}.{hint} `kauli data build` knows "
-            f"{len(available)} languages, the richest being {', '.join(sorted(richest))}; "
+            f"no source has data in {listed}.{hint} `kauli data build` has "
+            f"{len(available)} languages, those with the most sources being {', '.join(sorted(richest))}; "
             "or give the path of your own data."
         )
 
@@ -258,7 +260,7 @@ class _Result:
 
 
 def _rows(language: str, found: _Found, groups: Groups) -> _Result:
-    """All rows of a language, in the order of the sources; see the module's text for groups and splits."""
+    """All rows of a language, in the order of the sources; groups and splits as the module says."""
     articles = {groups.find(key): split for key, split in udhr_splits().items()}
     rows: list[dict[str, Any]] = []
     seen: set[tuple[str, str]] = set()
@@ -283,7 +285,7 @@ def _rows(language: str, found: _Found, groups: Groups) -> _Result:
 
 
 def _is_in(language: str, pair: Pair) -> bool:
-    """Whether the text is in the language, as far as can be told: not the English left as it is, not another script."""
+    """Whether the text is in the language, as far as checked: it differs from the English and has the right script."""
     if language == PIVOT:
         return bool(pair.text)
     same = normalise(pair.text) == normalise(pair.english)
@@ -291,7 +293,7 @@ def _is_in(language: str, pair: Pair) -> bool:
 
 
 def _own_folders(name: str, language: str, found: _Found) -> Folders:
-    """The packages that a source reads for one language: the shared ones, or those of the language."""
+    """The packages of a source for one language: the shared ones, or those of the language."""
     card = source_cards()[name]
     if card.packages:
         return found.folders[name] if found.has(name) else {}
@@ -319,10 +321,10 @@ def _row(language: str, source: str, pair: Pair, root: str, split: str) -> dict[
 
 
 def _without_crossing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Drop from train (then validation) each row whose caption stands in a stronger split as well.
+    """Drop from train (then validation) each row whose caption is in a stronger split as well.
 
-    One word often names two groups; tying their groups would in the end tie everything, in ways that differ from
-    language to language, so the weaker side gives the row up instead.
+    A word often has two meanings. Uniting their groups would unite nearly all, differently in each language, so the
+    weaker split loses the row instead.
     """
     sides: dict[str, set[str]] = defaultdict(set)
     for row in rows:

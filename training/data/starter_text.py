@@ -1,7 +1,7 @@
 """Text sources of the starter data: the Universal Declaration, ISO names, dictionaries, interface strings.
 
 Each source is a small class with the same three methods; `folders` are its unpacked packages by their key in
-starter.yaml. Every source yields `Pair`s: something in English beside the same thing in the language.
+starter.yaml. Every source yields `Pair`s of a text in English and its translation.
 """
 
 import gzip
@@ -22,16 +22,16 @@ from kauli.training.data.groups import UDHR_KEY, english_key, short_hash
 
 Folders = Mapping[str, Path]
 
-LEAST_SCRIPT_SHARE = 0.5  # of a text's letters in its language's script; with fewer it is not in that language
+LEAST_SCRIPT_SHARE = 0.5  # of a text's letters in its language's script; a text with fewer is in another language
 _SPACES = re.compile(r"[\s\u200b\ufeff]+")
 _ETHIOPIC_WORD_SPACE = "\u1361"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One thing said in English and in another language, perhaps shown and read aloud.
+    """A text in English and in another language, with an image and an audio clip where there are some.
 
-    `keys` name its concepts: the first is enough to find its group once all links are made.
+    `keys` are its group keys: after all links are made, the first finds its group.
     """
 
     english: str
@@ -42,20 +42,20 @@ class Pair:
 
 
 class Source(Protocol):
-    """What starter.py needs of a source."""
+    """A source, as starter.py uses it."""
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
-        """Concept keys that belong together, whatever language is built: they fix the groups."""
+        """Keys that belong to one group. They do not depend on the languages that are built, and fix all groups."""
 
     def languages(self, folders: Folders) -> set[str]:
-        """Tags that the unpacked packages hold text in."""
+        """The languages of the texts in the unpacked packages."""
 
     def pairs(self, language: str, folders: Folders) -> Iterator[Pair]:
-        """Everything that the source holds in `language`; for `en`, English beside itself."""
+        """All pairs of the source in `language`; for `en` both texts are English."""
 
 
 def tidy(text: str) -> str:
-    """NFC, single spaces, and the old Ethiopic word-space as an ordinary one, none before a stop."""
+    """NFC with single spaces; the old Ethiopic word space becomes a plain space, with none before a full stop."""
     text = _SPACES.sub(" ", nfc(text).replace(_ETHIOPIC_WORD_SPACE, " ")).strip()
     return re.sub(r" +([\u1362-\u1368])", r"\1", text)
 
@@ -104,9 +104,9 @@ class Udhr:
                 yield Pair(source, target, (f"{UDHR_KEY}{number}",))
 
 
-_NUM_RECITALS = 7  # "Whereas ..."; what follows is one sentence, which each language cuts into lines in its own way
-_MOST_UNLIKE = math.log(2.2)  # the difference of lengths beyond which two texts do not say the same
-# (paragraphs of the English, paragraphs of the language, what the step costs beside the difference of lengths)
+_NUM_RECITALS = 7  # "Whereas ..."; the rest is one sentence, which languages split into lines differently
+_MOST_UNLIKE = math.log(2.2)  # a greater difference of lengths: the texts are not translations of each other
+# (paragraphs of English, paragraphs of the language, cost added to the difference of lengths)
 _STEPS = ((1, 1, 0.0), (2, 1, 0.25), (1, 2, 0.25), (1, 0, 0.42), (0, 1, 0.42))
 
 
@@ -122,15 +122,15 @@ def _length_ratio(ours: list[str], theirs: list[str]) -> float:
 
 
 def align(ours: list[str], theirs: list[str], ratio: float) -> list[tuple[str, str]]:
-    """Paragraphs that say the same, in order: one by one where there are as many, else found by their lengths.
+    """Pairs of paragraphs that translate each other, in order: one to one if their numbers are equal, else by length.
 
-    `ratio` is that of the languages' lengths. Where the numbers differ (after Gale and Church), two paragraphs may be
-    one on the other side, and one that stands in the wrong article, as some do, has no counterpart. Pairs whose
-    lengths differ too much are left out.
+    `ratio` is the length of the language by that of English. If the numbers differ, paragraphs are aligned as by Gale
+    and Church (1993): two may match one, and one in the wrong article matches none. Pairs whose lengths differ too much
+    are left out.
     """
 
     def unlike(a: str, b: str) -> float:
-        return abs(math.log((len(b) + 20) / (len(a) * ratio + 20)))  # twenty letters more forgive short texts
+        return abs(math.log((len(b) + 20) / (len(a) * ratio + 20)))  # twenty more letters tolerate short texts
 
     if len(ours) == len(theirs):
         return [(a, b) for a, b in zip(ours, theirs, strict=True) if unlike(a, b) <= _MOST_UNLIKE]
@@ -198,7 +198,7 @@ class _DeclarationReader(HTMLParser):
 class IsoCodes:
     """Names of countries, regions, languages, scripts and currencies, from Debian's `iso-codes`."""
 
-    # Read and found broken: letters shifted within the Ethiopic block ("ጐፄስትሳሑ።" for Australia)
+    # Broken files: letters are shifted within the Ethiopic block ("ጐፄስትሳሑ።" for Australia)
     BROKEN = frozenset({("am", "iso_3166-1"), ("am", "iso_3166-3")})
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
@@ -226,12 +226,12 @@ class IsoCodes:
 def read_mo(path: Path) -> Iterator[tuple[str, str, str]]:
     """(context, message, translation) of a gettext catalogue, in its order; plural forms and the header left out.
 
-    Raises `KauliError` for a file that is no catalogue in UTF-8.
+    Raises `KauliError` for a file that is not a catalogue in UTF-8.
     """
     data = path.read_bytes()
     order = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}.get(data[:4])
     if order is None:
-        raise KauliError(f"{path} is no gettext catalogue (.mo).")
+        raise KauliError(f"{path} is not a gettext catalogue (.mo).")
     try:
         num_strings, originals, translations = struct.unpack_from(f"{order}3I", data, 8)
         for index in range(num_strings):
@@ -250,10 +250,10 @@ class FreeDict:
     """Word pairs from the FreeDict dictionaries, of both directions."""
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
-        return iter(())  # an English word is its own concept, so that no dictionary moves another's groups
+        return iter(())  # an English word is its own key, so that no dictionary changes another's groups
 
     def languages(self, folders: Folders) -> set[str]:
-        return set()  # they are known from starter.yaml, without the packages
+        return set()  # starter.yaml lists them
 
     def pairs(self, language: str, folders: Folders) -> Iterator[Pair]:
         for name, folder in sorted(folders.items()):
@@ -265,7 +265,7 @@ class FreeDict:
                         for gloss in glosses:
                             english, text = (headword, gloss) if from_english else (gloss, headword)
                             english = re.sub(r"^to (?=\w)", "", tidy(english))
-                            if len(english) > 1:  # single letters are no words
+                            if len(english) > 1:  # a single letter is not a word
                                 yield Pair(english, tidy(text), (english_key(english),))
 
 
@@ -306,11 +306,11 @@ def _glosses(body: str) -> list[str]:
 
 
 class Catalogs:
-    """Interface strings of LibreOffice with their translations: at least four words, nothing technical left in."""
+    """Interface strings of LibreOffice with their translations: four words or more, without placeholders and markup."""
 
     CAP = 3000
-    LENGTHS = (0.35, 3.0)  # characters of the translation by those of the English; beyond, it says something else
-    MOST_SOURCES = 2  # a translation of more English strings was guessed by a tool and never corrected
+    LENGTHS = (0.35, 3.0)  # characters of the translation by those of the English; others are no translations
+    MOST_SOURCES = 2  # a translation of more English strings was guessed by a tool and not corrected
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
         return iter(())
@@ -339,7 +339,7 @@ class Catalogs:
 
 
 def clean_interface_string(text: str) -> str | None:
-    """The words of an interface string without its accelerator mark; None when more than words is in it."""
+    """The words of an interface string without its accelerator mark; None if it has placeholders or markup."""
     text = re.sub(r"\s*\([~_]\w\)", "", tidy(text))  # "(~F)", where the script has no letter to underline
     text = re.sub(r"[~_](?=\w)", "", text, count=1)
     if re.search(r"[~_%$<>{}\[\]\\|#@=*^]|https?:|www\.|\.\.\.$|\w\(\)|&\w+;", text):

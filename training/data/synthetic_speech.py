@@ -1,10 +1,10 @@
-"""`starter-espeak`: sentences and captions of the starter data, spoken by eSpeak NG, for languages without recordings.
+"""`starter-espeak`: sentences and captions of the starter data, synthesised by eSpeak NG, for languages without audio.
 
-A row keeps the group, split and licence of the starter row whose text it speaks, and is marked as synthetic. A formant
-synthesiser says every sound in one way: what is learned and measured here shows that a recipe works, and nothing about
-how well people are understood.
+A row keeps the group, split and licence of the starter row with its text, and is marked as synthetic. A formant
+synthesiser pronounces each sound in one way: results on this data show that a recipe works, not how well people are
+transcribed.
 
-eSpeak NG comes with its data in the package espeakng-loader. It is GPL-3 software: a program of its own loads it.
+eSpeak NG comes with its data in the package espeakng-loader. It is GPL-3 software, so a separate program loads it.
 """
 
 import io
@@ -42,17 +42,17 @@ from kauli.training.data.schema import SCHEMA, write_parquet
 
 ESPEAK = "starter-espeak"
 MOST_ROWS = 2000
-"""Rows of a language, in turn from each source: about a minute of one core."""
+"""Rows of a language, taken in turn from each source: about a minute of one core."""
 FEWEST_WORDS, MOST_WORDS, LONGEST = 2, 25, 120  # words, words, characters: about 8 seconds
 SPEEDS = (130, 190)  # words a minute
 PITCHES = (30, 70)  # of 0 to 99; so is the next
 MELODIES = (30, 70)
 VARIANTS = (*(f"m{number}" for number in range(1, 8)), *(f"f{number}" for number in range(1, 6)))
 FORMAT = 1
-"""Raise it when the same texts give other recordings."""
-_STAMP = b"kauli.espeak"  # the key of the Parquet metadata that says what a file was made from
-# Letters, and the marks that eSpeak passes over: it reads out brackets, straight quotes, figures and symbols, in words
-# that the text does not have.
+"""Increase it when the same texts give other audio."""
+_STAMP = b"kauli.espeak"  # the key in the Parquet metadata for what a file was made from
+# Letters, and the marks that eSpeak ignores: it reads out brackets, straight quotes, digits and symbols, as words that
+# the text does not have.
 _AS_WRITTEN = regex.compile(r"""(?V1)[\p{L}\p{M}\p{P}\p{Zs}\u200c\u200d--["()\[\]{}%&@#*_\\/§†‡‰]]+""")
 
 Samples = npt.NDArray[np.float32]
@@ -64,12 +64,12 @@ _SPEED, _PITCH, _MELODY = 1, 3, 4  # espeak_PARAMETER
 def synthesise(text: str, language: str, seed: int) -> Samples:
     """The text spoken in the language: samples (n,) at 16 kHz.
 
-    The seed draws one of twelve voices, its speed, its pitch and how much the pitch moves: the same seed gives the same
-    samples. Raises `UsageError` for a language without a voice and for a text in which nothing can be said.
+    The seed draws one of twelve voices, its speed, its pitch and the range of its pitch: the same seed gives the same
+    samples. Raises `UsageError` for a language without a voice and for a text that gives silence.
     """
-    (samples,) = _spoken([_request(text, language, seed)])
+    (samples,) = _synthesised([_request(text, language, seed)])
     if not samples.any():
-        raise UsageError(f"nothing in '{text[:60]}' can be spoken: give a text with letters.")
+        raise UsageError(f"eSpeak makes no sound of '{text[:60]}': give a text with letters.")
     return samples
 
 
@@ -79,33 +79,33 @@ def voice_languages() -> tuple[str, ...]:
     return tuple(sorted(tag for tag in _voices() if "-" not in tag))
 
 
-def spoken_rows(language: str, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+def synthetic_rows(language: str, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Rows of SCHEMA for texts of these rows of one language, at most MOST_ROWS of them, in turn from each source.
 
-    Taken are texts of 2 to 25 words and up to 120 characters which are written in letters of the language's script and
-    marks alone, each once, unless nothing of them is heard. `audio` is a FLAC; there is neither prompt nor image.
+    Taken are texts of 2 to 25 words and up to 120 characters, written in letters of the language's script and marks
+    alone, each once, unless eSpeak makes no sound of them. `audio` is FLAC; there is neither prompt nor image.
     """
     chosen = _chosen(language, rows)
     keys = [short_hash(row["id"], row["text"]) for row in chosen]
     requests = [_request(row["text"], language, int(key, 16)) for row, key in zip(chosen, keys, strict=True)]
-    spoken = []
-    with bar(f"Speaking {language}", len(chosen)) as advance:
-        for row, key, samples in zip(chosen, keys, _spoken(requests), strict=True):
+    found = []
+    with bar(f"Synthesising {language}", len(chosen)) as advance:
+        for row, key, samples in zip(chosen, keys, _synthesised(requests), strict=True):
             advance()
             if not samples.any():  # of a word without vowels, for instance
                 continue
             own = {"id": f"{language}-espeak-{key}", "source": f"espeak/{row['source']}", "synthetic": True}
             kept = {name: row[name] for name in ("group", "text", "licence", "split")}
             own |= {"language": language, "audio": _flac(samples)}
-            spoken.append(dict.fromkeys(SCHEMA.names) | kept | own)
-    return spoken
+            found.append(dict.fromkeys(SCHEMA.names) | kept | own)
+    return found
 
 
 def espeak_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], tuple[str, ...]]:
     """The folder of the data set, its Parquet files and their languages (None: all that are there).
 
-    Files are made where they are missing, or older than the starter data, the voices or this code. Raises `UsageError`
-    for a language without a voice, before any work, or without texts to speak.
+    Missing files are made, and those of older starter data, voices or FORMAT are made again. Raises `UsageError` for
+    a language without a voice, before any work, or without texts that can be synthesised.
     """
     folder = kauli_home() / "data" / ESPEAK
     wanted = tuple(languages if languages is not None else sorted(path.stem for path in folder.glob("*.parquet")))
@@ -127,13 +127,13 @@ def espeak_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], tup
 
 def _make(language: str, origin: Path, path: Path, stamp: bytes) -> None:
     columns = ["id", "group", "text", "source", "licence", "split"]
-    rows = spoken_rows(language, pq.read_table(origin, columns=columns).to_pylist())
+    rows = synthetic_rows(language, pq.read_table(origin, columns=columns).to_pylist())
     if not rows:
-        raise UsageError(f"the starter data has no text in {display_name(language)} ({language}) that can be spoken.")
+        raise UsageError(f"the starter data has no text in {display_name(language)} ({language}) that eSpeak can read.")
     write_parquet(rows, path, {_STAMP: stamp})
     counts = Counter(row["split"] for row in rows)
     shares = ", ".join(f"{counts[split]:,} {split}" for split in ("train", "validation", "test"))
-    note(f"{ESPEAK} {language}: {len(rows):,} synthetic recordings ({shares})")
+    note(f"{ESPEAK} {language}: {len(rows):,} synthetic audio clips ({shares})")
 
 
 def _stamp_of(starter_file: Path) -> bytes:
@@ -142,7 +142,7 @@ def _stamp_of(starter_file: Path) -> bytes:
 
 
 def _chosen(language: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The rows to speak, by a hash of their id and not in the order of the sources, which is that of their alphabet."""
+    """The rows to synthesise, by a hash of their id: the sources are sorted by the alphabet."""
     by_source: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     seen: set[str] = set()
     for row in sorted(rows, key=lambda row: short_hash(row["id"])):
@@ -180,14 +180,14 @@ def _voice(language: str) -> str:
             return voices[tag]
     tag = check_tag(language)
     raise UsageError(
-        f"eSpeak has no voice for {display_name(tag)} ({tag}): give recordings of your own, or one of the languages "
-        f"that it speaks, {', '.join(voice_languages())}."
+        f"eSpeak has no voice for {display_name(tag)} ({tag}): give audio of your own, or one of its languages, "
+        f"{', '.join(voice_languages())}."
     )
 
 
 @cache
 def _voices() -> dict[str, str]:
-    """Language tag -> the file of its voice, the one with the lowest number where several speak a language."""
+    """Language tag -> the file of its voice, the one with the lowest number if a language has several."""
     found: dict[str, tuple[int, str]] = {}
     for path in sorted(Path(espeakng_loader.get_data_path(), "lang").rglob("*")):
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -197,13 +197,13 @@ def _voices() -> dict[str, str]:
             try:
                 tag = check_tag(words[1])
             except UsageError:
-                continue  # Klingon has a voice, but no tag of its own here
+                continue  # Klingon has a voice, but no tag here
             one = (int(words[2]) if len(words) > 2 else 5, path.name)
             found[tag] = min(found.get(tag, one), one)
     return {tag: name for tag, (_, name) in found.items()}
 
 
-def _spoken(requests: Sequence[_Request]) -> Iterator[Samples]:
+def _synthesised(requests: Sequence[_Request]) -> Iterator[Samples]:
     """The samples (n,) at 16 kHz of each request, in order."""
     program = str(Path(__file__).with_name("espeak_process.py"))
     library, data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
@@ -223,7 +223,7 @@ def _spoken(requests: Sequence[_Request]) -> Iterator[Samples]:
 def _answer(stream: IO[bytes]) -> Samples:
     header = stream.read(HEADER.size)
     if len(header) < HEADER.size:
-        raise KauliError("eSpeak can't be loaded: install its package espeakng-loader anew.")
+        raise KauliError("eSpeak can't be loaded: reinstall its package espeakng-loader.")
     rate, size = HEADER.unpack(header)
     content = stream.read(size)
     if not rate:

@@ -1,8 +1,7 @@
-"""`starter-topics`: the starter data's pictures, labelled by topic (animal, food, plant, ...) in several languages.
+"""`starter-topics`: the images of the starter data, labelled by topic (animal, food, plant, ...) in several languages.
 
-Labels are those of the packages: Tux Paint sorts its stamps into folders, the emoji data has subcategories, and
-topics.yaml says which of them make a topic. A picture keeps its group and its split, so that what is tested here is
-never trained on there.
+Labels come from the packages: Tux Paint has folders of stamps, the emoji data has subcategories, and topics.yaml maps
+them to topics. An image keeps its group and split of the starter data, so that no test image is a training image there.
 """
 
 import json
@@ -28,8 +27,8 @@ from kauli.training.data.starter import PIVOT, Fetch, source_cards
 
 TOPICS = "starter-topics"
 FORMAT = 1
-"""Raise it when the same table gives other rows."""
-_STAMP = b"kauli.topics"  # the key of the Parquet metadata that says what a file was made from
+"""Increase it when the same table gives other rows."""
+_STAMP = b"kauli.topics"  # the key in the Parquet metadata for what a file was made from
 
 
 class Topic(BaseModel):
@@ -55,7 +54,7 @@ def topic_languages() -> tuple[str, ...]:
 
 
 def topic_names(language: str) -> tuple[str, ...]:
-    """The names of all topics in a language, in the order of the table; raises `UsageError` where there are none."""
+    """The names of all topics in a language, in the order of the table; raises `UsageError` if it has none."""
     if language not in topic_languages():
         raise UsageError(
             f"{TOPICS} has no names in {display_name(language)} ({language}): it has {', '.join(topic_languages())}."
@@ -65,19 +64,19 @@ def topic_names(language: str) -> tuple[str, ...]:
 
 
 def topic_rows(language: str, split: str | None = None, *, fetch: Fetch = fetch_package) -> list[dict[str, Any]]:
-    """Rows of SCHEMA, one for each picture: its `text` is the topic's name in the language, its `prompt` None.
+    """Rows of SCHEMA, one for each image: its `text` is the topic's name in the language, its `prompt` None.
 
-    Builds the English starter data where it is missing. `split` None: all of them. Raises `UsageError` for a language
-    without names and for an unknown split, and `KauliError` when the pictures' packages can't be had.
+    Builds the English starter data if it is missing. `split` None: all. Raises `UsageError` for a language without
+    names and for an unknown split, and `KauliError` if the packages of the images are unavailable.
     """
     names = dict(zip(topics(), topic_names(language), strict=True))
     if split is not None and split not in STRONGEST_FIRST:
         allowed = ", ".join(STRONGEST_FIRST)
         raise UsageError(f"unknown split '{split}': {allowed}.{nearest(split, STRONGEST_FIRST)}")
-    pictures = [row for row in pq.read_table(_starter_file()).to_pylist() if row["image"]]
-    by_key = _topics_of_pictures({row["source"] for row in pictures}, fetch)
+    images = [row for row in pq.read_table(_starter_file()).to_pylist() if row["image"]]
+    by_key = _topics_of_images({row["source"] for row in images}, fetch)
     rows: dict[str, dict[str, Any]] = {}
-    for row in pictures:
+    for row in images:
         key = media_key("image", row["image"])
         topic = by_key.get(key)
         if topic and (split is None or row["split"] == split) and key not in rows:  # a few have two captions
@@ -89,11 +88,11 @@ def topic_rows(language: str, split: str | None = None, *, fetch: Fetch = fetch_
 def topic_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], tuple[str, ...]]:
     """The folder of the data set, its Parquet files and their languages (None: all that have names).
 
-    Files are made where they are missing, or older than the starter data or the table of topics.
+    Missing files are made, and those of older starter data or an older table of topics are made again.
     """
     wanted = tuple(languages if languages is not None else topic_languages())
     for language in wanted:
-        topic_names(language)  # refuses an unknown one before any work
+        topic_names(language)  # raises for an unknown one before any work
     folder = kauli_home() / "data" / TOPICS
     paths = [folder / f"{language}.parquet" for language in wanted]
     with file_lock(kauli_home() / "locks" / f"{TOPICS}.lock"):
@@ -114,14 +113,14 @@ def _stamp_of(starter_file: Path) -> bytes:
 
 
 def _starter_file() -> Path:
-    """The English rows of the starter data, which every picture is in; built where they are missing or old."""
+    """The English rows of the starter data, which have every image; built if they are missing or outdated."""
     if not starter.ready([PIVOT], starter.starter_folder()):
         starter.build([PIVOT])
     return starter.starter_folder() / f"{PIVOT}.parquet"
 
 
-def _topics_of_pictures(sources: set[str], fetch: Fetch) -> dict[str, str]:
-    """Topic by the key of a picture, from the packages of those sources which gave the starter data pictures."""
+def _topics_of_images(sources: set[str], fetch: Fetch) -> dict[str, str]:
+    """Topic by media key of an image, from the packages of the sources that gave the starter data images."""
     labels: dict[str, str] = {}
     if "tuxpaint" in sources:
         labels |= _labels_of_stamps(fetch(source_cards()["tuxpaint"].packages["stamps"]))
@@ -129,8 +128,8 @@ def _topics_of_pictures(sources: set[str], fetch: Fetch) -> dict[str, str]:
         labels |= _labels_of_emoji(fetch(source_cards()["cldr"].packages["pictures"]))
     if not labels:
         raise KauliError(
-            "the starter data here holds no pictures, for the packages of Tux Paint and of the emoji could not be had "
-            "when it was built: build it again, with `kauli data build --languages en`, when they can be."
+            "the starter data has no images: the packages of Tux Paint and of the emoji were unavailable when it was "
+            "built. Build it again with `kauli data build --languages en` when they can be downloaded."
         )
     return labels
 

@@ -190,7 +190,7 @@ BAD_ROWS: list[tuple[dict[str, Any], str]] = [
     ({"language": "sw", "text": "a", "split": "tst"}, "unknown split 'tst'"),
     ({"language": "sw", "text": "a", "synthetic": "perhaps"}, "synthetic is 'perhaps'"),
     ({"language": "sw", "text": "a", "image": "none.png"}, "image 'none.png' is missing or empty"),
-    ({"language": "sw", "text": "a", "audio": "../../etc/passwd"}, "lies outside the data's folder"),
+    ({"language": "sw", "text": "a", "audio": "../../etc/passwd"}, "is outside the data's folder"),
 ]
 
 
@@ -335,7 +335,7 @@ def test_fertility_of_a_known_text() -> None:
     assert (plain["tokens_per_word"], plain["bytes_per_token"], plain["single_byte_share"]) == (3.0, 1.0, 0.0)
     ethiopic = fertility(["ሰላም"], Letters())
     assert (ethiopic["tokens_per_word"], ethiopic["single_byte_share"]) == (9.0, 1.0)
-    assert "falls to single bytes" in ethiopic["advice"]
+    assert "into single bytes" in ethiopic["advice"]
 
 
 def test_the_profile_tells_what_the_data_hold(tmp_path: Path) -> None:
@@ -373,6 +373,21 @@ def test_leaks_are_counted(tmp_path: Path) -> None:
     write_parquet(rows, tmp_path / "leaky.parquet")
     dataset = Dataset("leaky", tmp_path, [tmp_path / "leaky.parquet"], ["sw"])
     assert leaks(dataset) == {"group": 1, "caption": 1, "image": 1, "audio": 0}
+
+
+def test_class_labels_are_no_leaking_captions(tmp_path: Path) -> None:
+    def found(count: int, **last: Any) -> int:
+        empty = dict.fromkeys(SCHEMA.names) | {"language": "sw", "synthetic": False, "text": "mnyama"}
+        rows = [empty | {"id": f"{one}", "group": f"{one}", "image": b"%d" % one} for one in range(count)]
+        sides = [row | {"split": ("train", "test")[number % 2]} for number, row in enumerate(rows)]
+        sides[-1] |= last
+        dataset = saved(tmp_path, sides)
+        return leaks(dataset)["caption"]
+
+    assert found(11) == 0
+    assert found(10) == 1  # a caption
+    assert found(11, image=None) == 1
+    assert found(12, image=b"0") == 1  # a caption of one image, twice
 
 
 def test_imported_groups_never_cross_splits(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from kauli.training.data.dataset import load_data, starter
 from kauli.training.data.groups import media_key, normalise, udhr_splits
 from kauli.training.data.profile import leaks
 from kauli.training.data.starter import available_languages, build, source_cards
-from kauli.training.data.starter_pictures import audio_flag
+from kauli.training.data.starter_images import audio_flag
 from kauli.training.data.starter_text import Udhr, align, clean_interface_string, read_mo, tidy
 
 Fetch = Callable[[Package], Path]
@@ -271,7 +271,7 @@ def test_nothing_in_reach_is_an_error_and_writes_nothing(tmp_path: Path, package
 
 
 def test_a_language_without_data_is_an_error_and_writes_nothing(fetch: Fetch, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no source holds data in tlh \(Klingon\)"):
+    with pytest.raises(UsageError, match=r"no source has data in tlh \(Klingon\)"):
         build(["sw", "tlh"], tmp_path / "out", fetch=fetch)
     with pytest.raises(UsageError, match="Did you mean 'sw'"):
         build(["sw-UG"], tmp_path / "out", fetch=fetch)
@@ -343,7 +343,7 @@ def test_interface_strings_are_cleaned_or_refused(raw: str, clean: str | None) -
 def test_damaged_catalogues_are_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.mo"
     path.write_bytes(b"nonsense")
-    with pytest.raises(KauliError, match="no gettext catalogue"):
+    with pytest.raises(KauliError, match="not a gettext catalogue"):
         list(read_mo(path))
     path.write_bytes(mo({"a": "b"})[:30])
     with pytest.raises(KauliError, match="damaged"):

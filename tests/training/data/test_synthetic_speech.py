@@ -22,14 +22,15 @@ from kauli.training.data import starter, synthetic_speech
 from kauli.training.data.dataset import load_data
 from kauli.training.data.profile import leaks, profile
 from kauli.training.data.schema import SCHEMA, write_parquet
-from kauli.training.data.synthetic_speech import espeak_files, spoken_rows, synthesise, voice_languages
+from kauli.training.data.synthetic_speech import espeak_files, synthesise, synthetic_rows, voice_languages
 from kauli.training.evaluation.report import render_report
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import Scores
 from kauli.training.evaluation.scorers import tally
 from kauli.training.evaluation.transcribe import evaluate_transcribe
 from kauli.training.features.recordings import recording_rows
-from kauli.training.recipe import Recipe, load_recipe
+from kauli.training.recipe import Recipe
+from kauli.training.recipe_file import load_recipe
 from kauli.training.train import train
 
 SENTENCE = "Ар бир адам өз өлкөсүнө кайтып келүүгө укуктуу."
@@ -91,7 +92,7 @@ def test_a_language_without_a_voice_is_refused_before_any_work(tmp_path: Path, m
     calls: list[Callable[[], Any]] = [lambda: synthesise("Báwo ni", "yo", 0), lambda: espeak_files(["ky", "yo"])]
     for call in calls:
         with pytest.raises(
-            UsageError, match=r"eSpeak has no voice for Yoruba \(yo\).* that it speaks, af, am, .* ky, "
+            UsageError, match=r"eSpeak has no voice for Yoruba \(yo\).* one of its languages, af, am, .* ky, "
         ):
             call()
     assert not list(tmp_path.iterdir())
@@ -101,27 +102,27 @@ def test_a_language_without_a_voice_is_refused_before_any_work(tmp_path: Path, m
 
 def test_a_text_that_makes_no_sound_is_refused() -> None:
     for text in ("", "…"):
-        with pytest.raises(UsageError, match="can be spoken: give a text with letters"):
+        with pytest.raises(UsageError, match=r"eSpeak makes no sound of .*: give a text with letters"):
             synthesise(text, "ky", 0)
 
 
 def test_a_library_that_can_not_be_used_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = synthetic_speech.espeakng_loader.get_data_path()
     monkeypatch.setattr(synthetic_speech.espeakng_loader, "get_library_path", lambda: str(tmp_path / "none.so"))
-    with pytest.raises(KauliError, match="eSpeak can't be loaded: install its package espeakng-loader anew"):
+    with pytest.raises(KauliError, match="eSpeak can't be loaded: reinstall its package espeakng-loader"):
         synthesise("Ооба.", "ky", 0)
     monkeypatch.undo()
     far = tmp_path / ("x" * 200) / "espeak-ng-data"
     far.parent.mkdir()
     far.symlink_to(real)
     monkeypatch.setattr(synthetic_speech.espeakng_loader, "get_data_path", lambda: str(far))
-    with pytest.raises(KauliError, match=r"can't read its data in .*/xxx.*; install it anew, in a shorter path"):
+    with pytest.raises(KauliError, match=r"can't read its data in .*/xxx.*; reinstall it in a shorter path"):
         synthesise("Ооба.", "ky", 0)
 
 
 def test_rows_keep_group_split_and_licence() -> None:
     given = [starter_row(number, f"{SENTENCE[: 20 + number]} {'ү' * number}") for number in range(1, 7)]
-    rows = spoken_rows("ky", given)
+    rows = synthetic_rows("ky", given)
     by_text = {row["text"]: row for row in given}
     assert len(rows) == len(given)
     for row in rows:
@@ -136,13 +137,13 @@ def test_rows_keep_group_split_and_licence() -> None:
         assert (found.format, found.subtype, found.samplerate, found.channels) == ("FLAC", "PCM_16", 16_000, 1)
         assert not decode_audio(row["audio"]).warnings
     assert len({row["id"] for row in rows}) == len({row["audio"] for row in rows}) == len(rows)
-    assert spoken_rows("ky", given[::-1]) == rows  # the same bytes, whatever the order
+    assert synthetic_rows("ky", given[::-1]) == rows  # the same bytes, whatever the order
 
 
 def test_only_texts_are_spoken_that_sound_as_they_are_written() -> None:
     good = ["көк жүрөк", "Сан-Томе жана Принсипи", "«Жаңы» жыл!", "көк ЖҮРӨК"]  # the last is the first
     bad = ["жүрөк", "кнопка 5", "CL баскычы", '"эски" жыл', "жүрөк (көк)", "& белгиси", "узун сөз " * 14, "", "– …"]
-    rows = spoken_rows("ky", [starter_row(0, text, id=str(at)) for at, text in enumerate(good + bad)])
+    rows = synthetic_rows("ky", [starter_row(0, text, id=str(at)) for at, text in enumerate(good + bad)])
     assert sorted(row["text"].lower() for row in rows) == sorted(text.lower() for text in good[:3])
 
 
@@ -151,7 +152,7 @@ def test_the_most_rows_are_taken_in_turn_from_each_source(monkeypatch: pytest.Mo
     letters = "абвгдежзийкл"
     rows = [starter_row(0, f"көк {one}{two}", id=f"{one}{two}") for one in letters for two in letters]
     rows += [starter_row(0, f"кызыл {one}", id=one, source="udhr") for one in letters[:3]]
-    assert Counter(row["source"] for row in spoken_rows("ky", rows)) == {"espeak/cldr": 5, "espeak/udhr": 3}
+    assert Counter(row["source"] for row in synthetic_rows("ky", rows)) == {"espeak/cldr": 5, "espeak/udhr": 3}
 
 
 def test_load_data_makes_files_once_until_the_starter_data_differs(
@@ -166,17 +167,17 @@ def test_load_data_makes_files_once_until_the_starter_data_differs(
     assert len(recording_rows(dataset, "train", ["ky"], 25).rows) == 1
     path = dataset.folder / "ky.parquet"
     before = path.read_bytes()
-    real = synthetic_speech.spoken_rows
-    monkeypatch.setattr(synthetic_speech, "spoken_rows", lambda *_: pytest.fail("made again"))
+    real = synthetic_speech.synthetic_rows
+    monkeypatch.setattr(synthetic_speech, "synthetic_rows", lambda *_: pytest.fail("made again"))
     assert load_data("starter-espeak").sha256 == dataset.sha256
-    monkeypatch.setattr(synthetic_speech, "spoken_rows", real)
+    monkeypatch.setattr(synthetic_speech, "synthetic_rows", real)
     path.unlink()
     load_data("starter-espeak", ["ky"])
     assert path.read_bytes() == before
     write_starter([starter_row(1, "кызыл жүрөк")], '{"build": "other"}')
     assert [row["text"] for row in load_data("starter-espeak", ["ky"]).rows()] == ["кызыл жүрөк"]
     write_starter([starter_row(1, "жүрөк")], '{"build": "third"}')
-    with pytest.raises(UsageError, match=r"the starter data has no text in Kyrgyz \(ky\) that can be spoken"):
+    with pytest.raises(UsageError, match=r"the starter data has no text in Kyrgyz \(ky\) that eSpeak can read"):
         load_data("starter-espeak", ["ky"])
 
 

@@ -1,4 +1,4 @@
-"""Picture sources of the starter data: emoji with CLDR names, Tux Paint's stamps with captions and human clips."""
+"""Image sources of the starter data: emoji with CLDR names, Tux Paint's stamps with captions read by people."""
 
 import io
 import json
@@ -12,18 +12,18 @@ import soundfile
 from kauli.training.data.groups import english_key, media_key
 from kauli.training.data.starter_text import Folders, Pair, locale_tag, tidy
 
-FASTEST_SPEECH = 25.0  # characters a second; nobody reads aloud faster, so such a clip holds something else
-_NOT_TRANSLATED = "↑↑↑"  # the CLDR's mark for "as in the parent locale"
+FASTEST_SPEECH = 25.0  # characters a second; nobody reads faster, so the clip is of another text
+_NOT_TRANSLATED = "↑↑↑"  # CLDR's mark for "as in the parent locale"
 
 
 class Cldr:
-    """Names of emoji and symbols from the CLDR, with the Twitter pictures where there are any (PNG, 64 px)."""
+    """Names of emoji and symbols from the CLDR, with the Twitter images that exist (PNG, 64 px)."""
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
         for code, name in self._names("en", folders).items():
             keys = [f"code:{code}", f"code:{_without_gender(code)}", english_key(name)]
-            if picture := self._pictures(folders).get(code):
-                keys.append(media_key("image", picture))
+            if image := self._images(folders).get(code):
+                keys.append(media_key("image", image))
             yield tuple(keys)
 
     def languages(self, folders: Folders) -> set[str]:
@@ -32,10 +32,10 @@ class Cldr:
 
     def pairs(self, language: str, folders: Folders) -> Iterator[Pair]:
         english = self._names("en", folders)
-        pictures = self._pictures(folders)
+        images = self._images(folders)
         for code, name in self._names(language, folders).items():
             if code in english:
-                yield Pair(english[code], name, (f"code:{code}", english_key(english[code])), image=pictures.get(code))
+                yield Pair(english[code], name, (f"code:{code}", english_key(english[code])), image=images.get(code))
 
     def _names(self, language: str, folders: Folders) -> dict[str, str]:
         """Spoken name by code points (`1F418`), the first locale folder of the language that has one."""
@@ -50,7 +50,7 @@ class Cldr:
                     names.setdefault(_code(symbol), name)
         return names
 
-    def _pictures(self, folders: Folders) -> dict[str, bytes]:
+    def _images(self, folders: Folders) -> dict[str, bytes]:
         return _read_emoji(folders["pictures"]) if "pictures" in folders else {}
 
 
@@ -59,12 +59,12 @@ def _annotations(folders: Folders) -> Path:
 
 
 def _code(symbol: str) -> str:
-    """Code points in hexadecimal, the invisible "show me in colour" (FE0F) left out: fonts and files disagree on it."""
+    """Code points in hexadecimal, the invisible "show me in colour" (FE0F) left out: fonts and files differ in it."""
     return "-".join(f"{ord(char):04X}" for char in symbol if char != "\ufe0f")
 
 
 def _without_gender(code: str) -> str:
-    """One code for `man climbing`, `woman climbing` and `person climbing`, whose names and pictures are near copies."""
+    """One code for `man climbing`, `woman climbing` and `person climbing`, with nearly the same names and images."""
     neutral = re.sub(r"-200D-(2640|2642)$", "", code)
     return re.sub(r"^(1F468|1F469)(?=-200D-)", "1F9D1", neutral)
 
@@ -77,7 +77,7 @@ def _read_emoji(folder: Path) -> dict[str, bytes]:
 
 
 class TuxPaint:
-    """Captioned photographs and drawings with human clips, from Debian's `tuxpaint-stamps-default`."""
+    """Captioned photographs and drawings with clips read by people, from Debian's `tuxpaint-stamps-default`."""
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
         for path in _stamps(folders):
@@ -93,17 +93,17 @@ class TuxPaint:
         for path in _stamps(folders):
             captions = _captions(path)
             if "en" in captions and language in captions:
-                picture, clip = path.with_suffix(".png"), self._clip(path, language)
+                image, clip = path.with_suffix(".png"), self._clip(path, language)
                 yield Pair(
                     captions["en"],
                     captions[language],
                     (f"stamp:{path.stem}",),
-                    image=picture.read_bytes() if picture.is_file() else None,
+                    image=image.read_bytes() if image.is_file() else None,
                     audio=clip.read_bytes() if clip else None,
                 )
 
     def _clip(self, path: Path, language: str) -> Path | None:
-        """The clip of someone who reads the caption; English clips have no language in their name."""
+        """The clip of the caption in the language; English clips have no language in their name."""
         clips = _clips(path)
         if language == "en":
             return clips.get("")
@@ -121,14 +121,14 @@ def _stamps(folders: Folders) -> tuple[Path, ...]:
 
 @cache
 def _clips(path: Path) -> dict[str, Path]:
-    """A stamp's clips by what stands behind `_desc` in their names: nothing, or `_be`."""
+    """A stamp's clips by what follows `_desc` in their names: nothing, or `_be`."""
     clips = sorted(path.parent.glob(f"{path.stem}_desc*.ogg"))
     return {clip.stem.removeprefix(f"{path.stem}_desc"): clip for clip in clips}
 
 
 @cache
 def _captions(path: Path) -> dict[str, str]:
-    """Caption by tag: line one is English, the others read `be.utf8=Слон.`"""
+    """Caption by tag: line one is English, the others are like `be.utf8=Слон.`"""
     lines = path.read_text(encoding="utf-8", errors="strict").splitlines()
     captions = {"en": tidy(lines[0])} if lines and lines[0].strip() else {}
     for line in lines[1:]:
@@ -140,7 +140,7 @@ def _captions(path: Path) -> dict[str, str]:
 
 
 def audio_flag(text: str, audio: bytes) -> str | None:
-    """`audio_too_fast` when nobody could read the caption in the clip's time, `audio_unreadable`, or None."""
+    """`audio_too_fast` if the clip is too short for anyone to read the caption, `audio_unreadable`, or None."""
     try:
         seconds = soundfile.info(io.BytesIO(audio)).duration
     except soundfile.LibsndfileError:
