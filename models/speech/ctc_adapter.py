@@ -21,11 +21,11 @@ from transformers import Wav2Vec2ForCTC
 from transformers.utils import logging
 
 from kauli.models.adapters.delta import LinearDelta
+from kauli.models.adapters.kinds.attention_adapter import ADAPTER_LAYER, adapter_layers, adapter_parameters, new_adapter
 from kauli.models.adapters.linear import read_deltas
 from kauli.models.adapters.peft_weights import read_peft_weights
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.files import check_safetensors, read_json
-from kauli.models.speech.ctc_model import ADAPTER_LAYER, adapter_layers, adapter_parameters, new_adapter
 from kauli.models.speech.vocabulary import Vocabulary
 
 SETTINGS, ADAPTER, HEAD = "speech.json", "attention_adapter.safetensors", "lm_head.safetensors"

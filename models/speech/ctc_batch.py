@@ -9,14 +9,13 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional
 
+from kauli.models.adapters.kinds.attention_adapter import ADAPTER_LAYER, adapter_layers
 from kauli.models.engine.lora_batch import LoraBatch
 from kauli.models.media.decode import RATE
 from kauli.models.requests import Progress, TokenLogprob, Word
 from kauli.models.speech.ctc_adapter import CtcHead
 from kauli.models.speech.ctc_model import (
-    ADAPTER_LAYER,
     RowAdapters,
-    adapter_layers,
     best_path,
     bits,
     encode,

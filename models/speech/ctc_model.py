@@ -10,19 +10,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from transformers import Wav2Vec2ForCTC
-from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2AttnAdapterLayer
-
-from kauli.models.errors import UsageError
-
-ADAPTER_LAYER = ".adapter_layer."
 
 
 def frame_count(config: Any, samples: int) -> int:
@@ -110,57 +103,6 @@ def best_path(logits: Tensor, blank: int) -> list[tuple[int, float]]:
     frames = zip(places.tolist(), values.tolist(), strict=True)
     runs = [(place, max(value for _, value in run)) for place, run in groupby(frames, key=lambda frame: frame[0])]
     return [(place, value) for place, value in runs if place != blank]
-
-
-# Attention adapters (section 4.2 of Pratap et al. 2023, "Scaling speech technology to 1,000+ languages", 2305.13516)
-
-
-def adapter_layers(model: Any) -> list[Any]:
-    """The encoder's layers if they have a place for an adapter: only where the norm comes before attention."""
-    return list(model.wav2vec2.encoder.layers) if model.config.do_stable_layer_norm else []
-
-
-def new_adapter(model: Any, dim: int) -> nn.Module:
-    """A layer's adapter that changes nothing yet: its second matrix is zero."""
-    shape = SimpleNamespace(adapter_attn_dim=dim, hidden_size=model.config.hidden_size)
-    module: Any = Wav2Vec2AttnAdapterLayer(shape)  # type: ignore[no-untyped-call]
-    nn.init.normal_(module.linear_1.weight, std=model.config.initializer_range)
-    for value in (module.linear_1.bias, module.linear_2.weight, module.linear_2.bias):
-        nn.init.zeros_(value)
-    out: nn.Module = module.to(model.device, model.dtype)
-    return out
-
-
-def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights that attention adapters train, by MMS's names: each layer's adapter, and the head."""
-    return {
-        name: value for name, value in model.named_parameters() if ADAPTER_LAYER in name or name.startswith("lm_head.")
-    }
-
-
-def attach_adapters(model: Any, dim: int) -> None:
-    """Make attention adapters of `dim` and the head trainable, all else frozen; a base's own adapters are kept.
-
-    Raises UsageError for any other model than a wav2vec2 with the norm before attention, and for another `dim` than
-    the base's own.
-    """
-    if not isinstance(model, Wav2Vec2ForCTC) or not adapter_layers(model):
-        kind = type(model).__name__
-        more = " with the norm after attention" if isinstance(model, Wav2Vec2ForCTC) else ""
-        raise UsageError(
-            f"method attention_adapter: the base is a {kind}{more}, which has no place for attention adapters. Take a "
-            "wav2vec2 of the kind of MMS or XLS-R for the task 'transcribe', or method: {kind: lora}."
-        )
-    model.requires_grad_(False)
-    for layer in adapter_layers(model):
-        if layer.adapter_layer is None:
-            layer.adapter_layer = new_adapter(model, dim).train(model.training)
-        elif (own := layer.adapter_layer.linear_1.out_features) != dim:
-            raise UsageError(
-                f"method.dim {dim}: the base's own attention adapters have {own}, so set method.dim={own}."
-            )
-    for value in adapter_parameters(model).values():
-        value.requires_grad_(True)
 
 
 class RowAdapters(nn.Module):

@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kauli.models.adapters.kinds.attention_adapter import adapter_layers
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.peft_weights import without_peft
 from kauli.models.bases.find import Base
@@ -29,7 +30,6 @@ from kauli.models.speech.ctc_adapter import (
 from kauli.models.speech.ctc_batch import own_frames
 from kauli.models.speech.ctc_model import (
     CtcBatch,
-    adapter_layers,
     encode,
     fewest_samples,
     frame_count,
@@ -139,7 +139,7 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
         return CtcExample(samples, tokens, sum(one.frames for one in examples), examples[0].language)
 
     def collate(self, examples: Sequence[CtcExample], inputs: Sequence[Tensor] | None = None) -> CtcBatch:
-        """A batch; `inputs` replace the examples' own waves, say by augmented ones."""
+        """A batch; `inputs` replace the examples' own waves, such as augmented ones."""
         return CtcBatch(
             tuple(inputs if inputs is not None else (self.model_input(one.samples) for one in examples)),
             torch.tensor([token for one in examples for token in one.tokens], dtype=torch.long),

@@ -223,7 +223,7 @@ class TrainableRecogniser(SpeechModel):
 
     @abstractmethod
     def collate(self, examples: Sequence[Any], inputs: Sequence[Tensor] | None = None) -> Any:
-        """A batch for `trained`; `inputs` replace the examples' own `model_input`, say by augmented ones."""
+        """A batch for `trained`; `inputs` replace the examples' own `model_input`, such as augmented ones."""
 
     @abstractmethod
     def current_bits(self, rows: Sequence[Row]) -> list[tuple[float, int]]:

@@ -126,7 +126,7 @@ class WhisperBase(SpeechModel):
         return examples
 
     def collate(self, examples: Sequence[WhisperExample], inputs: Sequence[Tensor] | None = None) -> WhisperBatch:
-        """A batch; `inputs` replace the examples' own spectrograms, say by augmented ones."""
+        """A batch; `inputs` replace the examples' own spectrograms, such as augmented ones."""
         found = inputs if inputs is not None else [self.model_input(example.samples) for example in examples]
         return packed(examples, found, self.end)
 
