@@ -1,7 +1,7 @@
-"""Fusion: what an encoder sees in a picture or hears in a recording, as embeddings in a language model's prompt.
+"""Fusion: an encoder's features of images or audio as embeddings in a language model's prompt.
 
-The encoder is frozen and its features are computed once; a connector, a small network for each kind of media, is all
-that is learned between it and the language model (LLaVA, Liu et al. 2023, arXiv 2304.08485; ClipCap, Mokady et al.
+The encoder is frozen and its features are computed once; only a connector, a small network for each kind of media, is
+trained between it and the language model (LLaVA, Liu et al. 2023, arXiv 2304.08485; ClipCap, Mokady et al.
 2021, arXiv 2111.09734). Each place of the encoder's features becomes one place of the prompt.
 
 Shape letters: F features, W the encoder's width, H the language model's.
@@ -35,16 +35,16 @@ class PartSettings(BaseModel):
     """What the tower and its preprocessing are (`sha256` of `ImageTower` or `AudioTower`)."""
     width: int = Field(ge=1)
     places: int = Field(ge=1)
-    """Features of one picture; of a recording at most so many have a place of their own."""
+    """Features of one image; of audio the number of learned place embeddings, the last of which the rest share."""
     grid: int = Field(default=0, ge=0)
-    """Of pictures: the encoder's map is averaged to `grid` x `grid` features, behind the mean of all."""
+    """Of images: the encoder's map is averaged to `grid` x `grid` features, behind the mean of all."""
     stack: int = Field(default=0, ge=0)
-    """Of recordings: so many frames of the encoder, side by side, are one feature."""
+    """Of audio: the number of encoder frames that are concatenated to one feature."""
     inner: int = Field(ge=1)
 
 
 class _Part(nn.Module):
-    """Features of one kind: standardised, then a linear map and, beside it, a two-layer one that begins at zero."""
+    """Features of one kind: standardised, then a linear map and, beside it, a two-layer one that is zero at first."""
 
     mean: Tensor
     std: Tensor
@@ -62,7 +62,7 @@ class _Part(nn.Module):
 
     def forward(self, features: MediaFeatures) -> Tensor:
         x = (features.values - self.mean) / self.std
-        # A clamp, not an error: what lies beyond the last place shares it.
+        # A clamp, not an error: features beyond the last place share it.
         place = self.place[features.places.clamp(max=len(self.place) - 1)]
         out: Tensor = self.straight(x) + self.down(nn.functional.gelu(self.up(x))) + place
         return out
@@ -82,13 +82,13 @@ class Connector(nn.Module):
         return out
 
     @torch.no_grad()
-    def begin_at(self, kind: str, features: Tensor, targets: Tensor, penalty: float = 0.5) -> None:
-        """Begin where a ridge regression ends, instead of at random.
+    def initialise(self, kind: str, features: Tensor, targets: Tensor, penalty: float = 0.5) -> None:
+        """Initialise the straight path of a part by ridge regression, instead of at random.
 
         Args:
             kind: the part.
-            features: (N, W), one for each example, say the mean of its picture.
-            targets: (N, H): where each should lead, the mean embedding of its caption's tokens.
+            features: (N, W), one for each example, say the mean of its image.
+            targets: (N, H): what each should become, the mean embedding of its caption's tokens.
             penalty: of the regression, in units of N: features are standardised, so 0.5 shrinks the weaker directions.
         """
         part = self.parts[kind]

@@ -6,7 +6,8 @@ import torch
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import find_base
 from kauli.models.engine.packing import Batch, Document, pack
-from kauli.models.text.task import TextTask, answer_losses
+from kauli.models.text.language_model import answer_losses
+from kauli.models.text.task import TextTask
 from kauli.training.tasks.merged_lora import merge_while_training
 
 SHAPES = ["debug", "debug-gemma", "debug-qwen"]
