@@ -13,12 +13,35 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+_listeners: list[Callable[[str, float, float | None], None]] = []
+
+
+@contextmanager
+def forwarded(to: Callable[[str, float, float | None], None]) -> Iterator[None]:
+    """Bars of this process call `to(description, done, total)` instead of being drawn: for a worker without a screen."""
+    _listeners.append(to)
+    try:
+        yield
+    finally:
+        _listeners.remove(to)
+
+
 @contextmanager
 def bar(description: str, total: float | None) -> Iterator[Callable[..., None]]:
     """A progress bar on stderr; yields `advance(amount=1, text="")`, where `text` stands behind the bar.
 
     Without a terminal (a log, a test) it draws nothing but the finished line.
     """
+    if _listeners:
+        done, tell = 0.0, _listeners[-1]
+
+        def count(amount: float = 1, text: str = "") -> None:
+            nonlocal done
+            done += amount
+            tell(description, done, total)
+
+        yield count
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),

@@ -20,7 +20,8 @@ from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 from kauli.models.vision.align import PROJECTION
 from kauli.training.data.dataset import Dataset, load_data
-from kauli.training.recipe import Recipe, load_recipe
+from kauli.training.recipe import Recipe
+from kauli.training.recipe_file import load_recipe
 from kauli.training.train import train
 
 

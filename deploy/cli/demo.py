@@ -72,7 +72,7 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
             f"Training a LoRA adapter by the recipe {name} through Ray Train for {minutes:g} minutes, then measuring it"
         )
         with steps.step(what, left=each):
-            from kauli.training.recipe import load_recipe
+            from kauli.training.recipe_file import load_recipe
             from kauli.training.train import train
 
             recipe = load_recipe(name, [f"train.minutes={minutes}"])
@@ -179,7 +179,7 @@ def describe_all(url: str, adapter: str) -> list[tuple[str, str, str]]:
     from kauli.training.data.dataset import load_data
     from kauli.training.evaluation.rows import choose as choose_pictures
     from kauli.training.features.pictures import picture_rows
-    from kauli.training.recipe import load_recipe
+    from kauli.training.recipe_file import load_recipe
 
     recipe = load_recipe(DESCRIBE)
     rows = picture_rows(load_data(recipe.data, recipe.language), "test", recipe.language, recipe.prompt)
@@ -205,7 +205,7 @@ def classify_all(url: str, adapter: str) -> list[tuple[str, str, str]]:
     from kauli.training.data.dataset import load_data
     from kauli.training.evaluation.rows import choose as choose_pictures
     from kauli.training.features.pictures import picture_rows
-    from kauli.training.recipe import load_recipe
+    from kauli.training.recipe_file import load_recipe
 
     recipe = load_recipe(CLASSIFY)
     rows = choose_pictures(
@@ -228,7 +228,7 @@ def transcribe_all(url: str, base: str, adapter: str) -> list[dict[str, str]]:
     from openai import DefaultHttpxClient, OpenAI
 
     from kauli.training.data.dataset import load_data
-    from kauli.training.recipe import load_recipe
+    from kauli.training.recipe_file import load_recipe
 
     recipe = load_recipe(TRANSCRIBE)
     (tag,) = recipe.language

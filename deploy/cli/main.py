@@ -1,7 +1,7 @@
 """The `kauli` command: every function here parses, calls one function and prints its result.
 
-`kauli adapters ...` is in `kauli.deploy.cli.adapters`, what all commands share in `kauli.deploy.cli.terminal`.
-Heavy imports stand inside the functions, so that `kauli --help` answers at once.
+`kauli adapters ...` is in `kauli.deploy.cli.adapters`, shared options and output in `kauli.deploy.cli.terminal`.
+Heavy imports are inside the functions, so that `kauli --help` answers at once.
 """
 
 import sys
@@ -11,23 +11,21 @@ from typing import Annotated
 import typer
 
 from kauli.deploy.cli import adapters
-from kauli.deploy.cli.terminal import Command, Json, Storage, hint, show, split_list
+from kauli.deploy.cli.terminal import Command, Json, Storage, answer_fields, hint, show, split_list
 from kauli.models.errors import UsageError
 from kauli.models.paths import default_storage
-
-DEFAULT_BASE = "smollm2-135m-q4"
-
+from kauli.serving.tasks import DEFAULT_BASE, TASKS
 
 # Plain text help: Rich panels cost 0.2 s at every start.
 app = typer.Typer(
     cls=Command, no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-    help="Train small adapters for languages that have little data, measure them, and serve them.",
+    help="Train small adapters for languages with little data, evaluate them, and serve them.",
 )  # fmt: skip
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build the starter data, or check your own.")
 app.add_typer(data_app, name="data")
 app.add_typer(adapters.app, name="adapters")
 
-AcceptTerms = Annotated[bool, typer.Option("--accept-terms", help="Accept the terms of a base that asks for it.")]
+AcceptTerms = Annotated[bool, typer.Option("--accept-terms", help="Accept the terms of use of a base.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; the value is YAML.")
 ]
@@ -45,7 +43,7 @@ def fetch(
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Bring bases to this machine, check them, and print the folder of each."""
+    """Download bases, check them, and print the folder of each."""
     from kauli.deploy.cli.commands import bring_base
 
     found = [bring_base(name, accept_terms) for name in bases or [DEFAULT_BASE]]
@@ -82,12 +80,12 @@ def data_check(
     path: Annotated[str, typer.Argument(help="A data set: `starter`, a file, a folder or a URI.")],
     languages: Annotated[str | None, typer.Option("--languages", help="Only these languages [all].")] = None,
     base: Annotated[
-        str | None, typer.Option("--base", help=f"Measure its tokenizer too [{DEFAULT_BASE} if fetched].")
+        str | None, typer.Option("--base", help=f"Measure this base's tokenizer too [{DEFAULT_BASE} if fetched].")
     ] = None,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Profile a data set: rows, groups, splits, scripts, lengths, leaks, licences, and how a base's tokenizer fits."""
+    """Profile a data set: rows, groups, splits, scripts, lengths, leaks, licences, and a tokenizer's fit."""
     from kauli.models.bases.find import find_base, local_bases
     from kauli.models.languages import check_tag
     from kauli.training.data.dataset import load_data
@@ -109,13 +107,15 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A recipe by name (text-sw) or a YAML file.")],
     overrides: Overrides = None,
     accept_terms: AcceptTerms = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget the checkpoints of a cut-off run.")] = False,
-    no_ray: Annotated[bool, typer.Option("--no-ray", help="Train in this process, with one worker.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Delete the checkpoints of an interrupted run.")] = False,
+    no_ray: Annotated[
+        bool, typer.Option("--no-ray", help="Train in this process, with one worker, without Ray.")
+    ] = False,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Train an adapter by a recipe, measure it on held-out data, and publish it; a run that was cut off goes on."""
-    from kauli.training.recipe import load_recipe
+    """Train an adapter by a recipe, evaluate it on held-out data and publish it; an interrupted run is resumed."""
+    from kauli.training.recipe_file import load_recipe
     from kauli.training.train import train as run_training
 
     result = run_training(
@@ -134,14 +134,14 @@ def train(
 @app.command("eval")
 def evaluate(
     adapter: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="An adapter, e.g. text-sw@latest.")],
-    data: Annotated[str | None, typer.Option("--data", help="Other data than the adapter was trained on.")] = None,
+    data: Annotated[str | None, typer.Option("--data", help="Another data set than that of the training.")] = None,
     split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
-    out: Annotated[Path | None, typer.Option("--out", help="Write a report to look at (one HTML file).")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write a report (one HTML file).")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Generate for at most this many rows.")] = None,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Measure an adapter beside its base on held-out rows, with 95 % intervals."""
+    """Evaluate an adapter and its base on held-out rows, with 95 % intervals."""
     if split not in ("train", "validation", "test"):
         raise UsageError(f"split '{split}' is unknown: use train, validation or test")
     from kauli.training.evaluation.run import evaluate as run_evaluation
@@ -157,14 +157,14 @@ def evaluate(
 @app.command()
 def compare(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes; the first is the reference.")],
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each recipe.")] = 5,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each recipe, one a seed.")] = 5,
     overrides: Overrides = None,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Train recipes over the same seeds and print their differences with 95 % intervals; finished runs are kept."""
+    """Train recipes with the same seeds and print their differences with 95 % intervals; finished runs are kept."""
     from kauli.training.compare import compare as run_comparison
-    from kauli.training.recipe import load_recipe
+    from kauli.training.recipe_file import load_recipe
 
     loaded = [load_recipe(name, overrides or []) for name in recipes]
     result = run_comparison(loaded, seeds, storage or default_storage())
@@ -176,7 +176,7 @@ def compare(
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to say to the model; `-` reads stdin.")],
+    prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads stdin.")],
     model: Annotated[str, typer.Option("--model", help="text, an adapter (text-sw@1) or a base.")] = "text",
     language: Annotated[str | None, typer.Option("--language", help="Choose the adapter by language.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="At most this many new tokens.")] = 128,
@@ -187,47 +187,56 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Generate text with an adapter or a base, without a service."""
-    from kauli.deploy.cli.commands import generate_text
+    from kauli.serving.local import generate as generate_text
 
-    result = generate_text(
-        sys.stdin.read() if prompt == "-" else prompt, model, language, storage or default_storage(),
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stream=not as_json,
+    answer = generate_text(
+        storage or default_storage(), sys.stdin.read() if prompt == "-" else prompt, model, language,
+        None if as_json else lambda text: print(text, end="", flush=True),
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
     )  # fmt: skip
     if as_json:
-        show(result)
+        show(answer_fields(answer) | {"finish_reason": answer.finish})
+    else:
+        print(flush=True)
 
 
 @app.command()
 def transcribe(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Recordings: WAV, FLAC, Ogg or MP3.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Audio: WAV, FLAC, Ogg or MP3.")],
     model: Annotated[str, typer.Option("--model", help="transcribe, an adapter (transcribe-be@1) or a base.")] = (
         "transcribe"
     ),
-    language: Annotated[str | None, typer.Option("--language", help="What is spoken [what the base hears].")] = None,
+    language: Annotated[
+        str | None, typer.Option("--language", help="The language of the audio [detected by the base].")
+    ] = None,
     form: Annotated[
         str | None,
         typer.Option("--format", help="text, subtitles (srt, vtt), or OpenAI's json, verbose_json [text]."),
     ] = None,
     words: Annotated[
-        bool, typer.Option("--words", help="When each word was said, too: for --json and --format verbose_json.")
+        bool, typer.Option("--words", help="Add the times of words to --json or --format verbose_json.")
     ] = False,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", help="What was said before, or names and words that may come.")
+        str | None, typer.Option("--prompt", help="The text before the audio, or names and words that may occur.")
     ] = None,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Write down what is said in recordings, without a service; --json tells all that is known."""
-    from kauli.deploy.cli.recordings import check_format, rendered
-    from kauli.deploy.cli.recordings import transcribe as transcribe_files
+    """Transcribe audio files, without a service. Use --json for full details."""
+    from kauli.deploy.cli.media import read_audio
+    from kauli.deploy.cli.transcripts import as_result, check_format, rendered
 
     if as_json and form:
-        raise UsageError(f"--json and --format {form} are two forms of one result: give one of them")
+        raise UsageError(f"--json and --format {form} are two formats of one result: give one of them")
     check_format(form or "text", len(files))
     if words and not as_json and form != "verbose_json":
-        raise UsageError(f"--words has no place in {form or 'text'}: add --json or --format verbose_json")
+        raise UsageError(f"--words does not apply to {form or 'text'}: add --json or --format verbose_json")
     words = words or form in ("srt", "vtt")
-    results = transcribe_files(files, model, language, prompt, storage or default_storage(), words)
+    recordings = [read_audio(path)[1] for path in files]
+    from kauli.serving.local import transcribe as transcribe_all
+
+    route, found = transcribe_all(storage or default_storage(), recordings, model, language, prompt, words)
+    results = [as_result(path, one, route, words) for path, one in zip(files, found, strict=True)]
     if as_json:
         show(results if len(results) > 1 else results[0])
     else:
@@ -236,10 +245,10 @@ def transcribe(
 
 @app.command()
 def describe(
-    image: Annotated[Path | None, typer.Option("--image", help="A picture: PNG, JPEG, WEBP, GIF or BMP.")] = None,
-    audio: Annotated[Path | None, typer.Option("--audio", help="A recording: WAV, FLAC, Ogg or MP3.")] = None,
+    image: Annotated[Path | None, typer.Option("--image", help="An image: PNG, JPEG, WEBP, GIF or BMP.")] = None,
+    audio: Annotated[Path | None, typer.Option("--audio", help="An audio file: WAV, FLAC, Ogg or MP3.")] = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", help="What to ask [the instruction that the adapter was trained with].")
+        str | None, typer.Option("--prompt", help="The prompt [the instruction that the adapter was trained with].")
     ] = None,
     model: Annotated[str, typer.Option("--model", help="describe, or an adapter (describe-multi@1).")] = "describe",
     language: Annotated[str | None, typer.Option("--language", help="The language of the description.")] = None,
@@ -249,39 +258,54 @@ def describe(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="For temperatures above 0.")] = None,
     rerank: Annotated[
-        int, typer.Option("--rerank", min=1, max=16, help="Sample so many, take the nearest to the picture.")
+        int,
+        typer.Option(
+            "--rerank", min=1, max=16, help="Generate N candidates and return the one most similar to the image."
+        ),
     ] = 1,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Describe a picture, a recording or both in a language, without a service."""
-    from kauli.deploy.cli.pictures import describe as describe_media
+    """Describe an image, an audio file or both in a language, without a service."""
+    from kauli.deploy.cli.media import attachments
 
-    result = describe_media(
-        image, audio, prompt, model, language, storage or default_storage(),
-        max_tokens=max_tokens, temperature=temperature, seed=seed, rerank=rerank,
+    if rerank > 1 and image is None:
+        raise UsageError("--rerank compares candidates with an image: give --image FILE")
+    attached = attachments(image, audio)
+    from kauli.serving.local import describe as describe_media
+
+    answer = describe_media(
+        storage or default_storage(), attached, prompt, model, language,
+        rerank=rerank, temperature=temperature, max_tokens=max_tokens, seed=seed,
     )  # fmt: skip
     if as_json:
-        show(result)
+        show(answer_fields(answer) | {"prompt": answer.prompt, "reranked": rerank if rerank > 1 else None})
     else:
-        print(result["text"])
+        print(answer.text)
 
 
 @app.command()
 def embed(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, in any language.")] = None,
-    image: Annotated[list[Path] | None, typer.Option("--image", help="A picture; may be given several times.")] = None,
-    model: Annotated[str, typer.Option("--model", help="A base of the task align.")] = "kauli-clip",
+    image: Annotated[list[Path] | None, typer.Option("--image", help="An image; may be given several times.")] = None,
+    model: Annotated[str, typer.Option("--model", help="A base for images and texts.")] = "kauli-clip",
     as_json: Json = False,
 ) -> None:
-    """Put texts and pictures into one space: prints their cosines, with --json the embeddings."""
-    from kauli.deploy.cli.pictures import cosine_table, embed_all
+    """Embed texts and images in one space: prints their cosines, with --json the embeddings."""
+    from kauli.deploy.cli.media import cosine_table, read_image
 
-    found = embed_all(texts or [], image or [], model)
+    words, paths = texts or [], image or []
+    images = [read_image(path) for path in paths]
+    if not words and not images:
+        raise UsageError("nothing to embed: give texts, or images with --image FILE")
+    from kauli.serving.local import embed as embed_all
+
+    rows = embed_all(model, [*words, *images])
     if as_json:
-        show(found)
+        inputs = [*({"text": text} for text in words), *({"image": str(path)} for path in paths)]
+        show([one | {"embedding": row.tolist()} for one, row in zip(inputs, rows, strict=True)])
     else:
-        print(cosine_table(found))
+        print(cosine_table([*words, *(path.name for path in paths)], rows))
 
 
 @app.command()
@@ -291,10 +315,11 @@ def serve(
     port: Annotated[int | None, typer.Option("--port", help="Port [8000, KAULI_PORT].", min=1, max=65535)] = None,
     tasks: Annotated[
         str | None,
-        typer.Option("--tasks", help="Of text, describe, transcribe, embed, classify [what the storage has]."),
+        typer.Option("--tasks", help=f"Some of {', '.join(TASKS)} [those that the storage has adapters for]."),
     ] = None,
     base: Annotated[
-        list[str] | None, typer.Option("--base", help="A base to serve; the first is the default [of the adapters].")
+        list[str] | None,
+        typer.Option("--base", help="A base for text; the first is the default [those of the adapters]."),
     ] = None,
     address: Annotated[
         str | None, typer.Option("--address", help="Join this Ray cluster instead of starting one here.")
@@ -314,12 +339,12 @@ def serve(
 
 @app.command()
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="Stop after the answers instead of staying up.")] = False,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.05, help="Budget of each training.")] = 3.0,
+    once: Annotated[bool, typer.Option("--once", help="Exit after the answers instead of serving on.")] = False,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.05, help="Time of each training.")] = 3.0,
     port: Annotated[int, typer.Option("--port", help="Port of the service.", min=1, max=65535)] = 8000,
     storage: Storage = None,
 ) -> None:
-    """Fetch a base, train a Swahili and an Amharic adapter, measure, serve and ask them: the whole path here."""
+    """Fetch bases, train adapters of every task, evaluate them, serve them and send requests."""
     from kauli.deploy.cli.demo import run_demo
 
     run_demo(storage or default_storage(), minutes=minutes, port=port, once=once)

@@ -27,7 +27,8 @@ from kauli.training.features.pairs import picture_features, text_features
 from kauli.training.features.pictures import picture_rows
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
-from kauli.training.recipe import Recipe, load_recipe
+from kauli.training.recipe import Recipe
+from kauli.training.recipe_file import load_recipe
 from kauli.training.tasks.align import AlignLearner
 from kauli.training.tasks.text import Examples
 from kauli.training.train import machine

@@ -30,7 +30,7 @@ from kauli.training.evaluation.report import update_section
 from kauli.training.features.pictures import load_tower, part_settings, picture_rows, with_media
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
-from kauli.training.recipe import load_recipe
+from kauli.training.recipe_file import load_recipe
 from kauli.training.tasks.head import class_names, labelled
 from kauli.training.tasks.text import Examples, TextLearner
 from kauli.training.train import machine, train

@@ -25,7 +25,8 @@ from kauli.models.text.task import TextTask
 from kauli.training.data.dataset import Dataset, load_data
 from kauli.training.evaluation.report import update_section
 from kauli.training.evaluation.run import english_rows
-from kauli.training.recipe import Recipe, load_recipe
+from kauli.training.recipe import Recipe
+from kauli.training.recipe_file import load_recipe
 from kauli.training.train import machine, train
 
 SETS = ("udhr", "other", "english")

@@ -38,7 +38,7 @@ from kauli.training.evaluation.results import bracket
 from kauli.training.evaluation.scorers import FINISH, Tally
 from kauli.training.evaluation.speech import transcribe
 from kauli.training.features.recordings import recording_rows
-from kauli.training.recipe import load_recipe
+from kauli.training.recipe_file import load_recipe
 from kauli.training.train import machine, train
 
 SECONDS, BATCH = 4, 16

@@ -11,7 +11,8 @@ from kauli.training.compare import compare
 from kauli.training.evaluation.comparison import Cell
 from kauli.training.evaluation.results import Scores
 from kauli.training.evaluation.scorers import Tally, score_answers, tally
-from kauli.training.recipe import Recipe, parse_recipe
+from kauli.training.recipe import Recipe
+from kauli.training.recipe_file import parse_recipe
 
 SIZES = (10, 20, 30, 40)
 

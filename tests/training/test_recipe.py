@@ -6,7 +6,7 @@ import pytest
 
 from kauli.models.bases.find import known_bases
 from kauli.models.errors import UsageError
-from kauli.training.recipe import load_recipe, recipe_names
+from kauli.training.recipe_file import load_recipe, recipe_names
 
 DESIGN = """
 name: text-sw
@@ -76,7 +76,7 @@ def test_the_hash_knows_the_seed_but_not_the_scale() -> None:
         (["scale.workers=0"], "workers"),
         (["train.max_length=4096"], "max_length"),
         (["nonsense"], "key=value"),
-        (["name.x=1"], "no section"),
+        (["name.x=1"], "not a section"),
     ],
 )
 def test_a_mistake_is_one_clear_error(overrides: list[str], expected: str) -> None:

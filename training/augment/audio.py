@@ -1,20 +1,21 @@
-"""Speech changed at random for training: the one table of its augmentation kinds, on torchaudio.
+"""Audio changed at random for training, on torchaudio.
 
-Each kind is a frozen pydantic model (its YAML keys) with `changed`. A new kind is a class here and a name in
-`AudioAugmentation`. A wave is float32 (n,) at 16 kHz, full scale 1; a log-mel is float32 (bins, frames).
+Each kind is a frozen pydantic model (its YAML keys) with `changed`, named in `kauli.training.augment.table`. A wave is
+float32 (n,) at 16 kHz, full scale 1; a log-mel is float32 (bins, frames).
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Literal
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import AfterValidator, Field, FiniteFloat
 from torch import Tensor
 from torchaudio import functional, transforms
 
-RATE = 16_000
+from kauli.models.media.decode import RATE
+from kauli.training.augment.base import Augmentation, random_state
+
 LOWEST = 50
 """Hz; where pink noise begins. Without a bound half of it would lie below what is heard, more in a longer clip."""
 _MEL_STREAM = 0x6D656C
@@ -32,18 +33,15 @@ def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
 Decibels = Annotated[tuple[FiniteFloat, FiniteFloat], AfterValidator(_ordered)]
 
 
-class _Augmentation(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    p: float = Field(default=0.5, ge=0, le=1)
-    """The probability that a clip is changed so at all."""
+class AudioAugmentation(Augmentation):
+    """A random change of an audio clip."""
 
     def changed(self, signal: Tensor) -> Tensor:
         """A changed copy of the wave (of the log-mel, for `SpecAugment`), drawn from torch's random state."""
         raise NotImplementedError
 
 
-class Speed(_Augmentation):
+class Speed(AudioAugmentation):
     """Played faster or slower, the pitch with it (Ko et al. 2015, "Audio augmentation for speech recognition")."""
 
     kind: Literal["speed"] = "speed"
@@ -56,7 +54,7 @@ class Speed(_Augmentation):
         return faster
 
 
-class Noise(_Augmentation):
+class Noise(AudioAugmentation):
     """Noise added at a signal-to-noise ratio over the whole clip; not clamped, which would change the ratio."""
 
     kind: Literal["noise"] = "noise"
@@ -69,7 +67,7 @@ class Noise(_Augmentation):
         return _noisy(signal, _between(self.snr_db), self.colour)
 
 
-class Gain(_Augmentation):
+class Gain(AudioAugmentation):
     """Made louder or quieter; what passes full scale is cut off."""
 
     kind: Literal["gain"] = "gain"
@@ -81,7 +79,7 @@ class Gain(_Augmentation):
         return louder
 
 
-class SpecAugment(_Augmentation):
+class SpecAugment(AudioAugmentation):
     """Stretches of time and bands of frequencies hidden (Park et al. 2019, arXiv 1904.08779; no warping).
 
     What is hidden gets the clip's mean, as in the paper, whose log-mels have a mean of 0. The minimum would be silence,
@@ -109,9 +107,6 @@ class SpecAugment(_Augmentation):
         return signal
 
 
-AudioAugmentation = Speed | Noise | Gain | SpecAugment
-
-
 def augmented_wave(samples: Tensor, augmentations: Sequence[AudioAugmentation], seed: int) -> Tensor:
     """The wave (n,), n > 0, changed by each augmentation in turn, each with its own probability: (m,).
 
@@ -128,23 +123,16 @@ def augmented_mel(mel: Tensor, augmentations: Sequence[AudioAugmentation], seed:
 
 def with_noise(samples: Tensor, snr_db: float, seed: int, colour: Colour = "pink") -> Tensor:
     """The wave (n,) with noise at this signal-to-noise ratio over the whole clip; for tests at a stated level."""
-    with _random_state(seed):
+    with random_state(seed):
         return _noisy(samples, snr_db, colour)
 
 
 def _changed(signal: Tensor, augmentations: Sequence[AudioAugmentation], seed: int) -> Tensor:
-    with _random_state(seed):
+    with random_state(seed):
         for augmentation in augmentations:
             if torch.rand(()) < augmentation.p:
                 signal = augmentation.changed(signal)
     return signal
-
-
-@contextmanager
-def _random_state(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would change the GPUs' states as well
-        yield
 
 
 def _between(pair: tuple[float, float]) -> float:

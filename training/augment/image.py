@@ -1,30 +1,26 @@
-"""Pictures changed at random for training: the one table of augmentation kinds, on torchvision's transforms v2.
+"""Images changed at random for training, on torchvision's transforms v2.
 
-Each kind is a frozen pydantic model (its YAML keys) with `transform`. A new kind is a class here and a name in
-`ImageAugmentation`.
+Each kind is a frozen pydantic model (its YAML keys) with `transform`, named in `kauli.training.augment.table`.
 """
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import regex
-import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import nn
 from torchvision.transforms import InterpolationMode, v2
+
+from kauli.training.augment.base import Augmentation, random_state
 
 LARGEST_TURN = 45  # degrees; turned further, an arrow points to another side
 _WHITE = 255
 
 
-class _Augmentation(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    p: float = Field(default=0.5, ge=0, le=1)
-    """The probability that a view is changed so at all."""
+class ImageAugmentation(Augmentation):
+    """A random change of an image."""
 
     def transform(self) -> nn.Module:
         """A module that changes an RGB image with probability `p`, and keeps its size."""
@@ -40,7 +36,7 @@ class _Augmentation(BaseModel):
         raise NotImplementedError
 
 
-class Flip(_Augmentation):
+class Flip(ImageAugmentation):
     """Left and right exchanged."""
 
     kind: Literal["flip"] = "flip"
@@ -53,7 +49,7 @@ class Flip(_Augmentation):
         return v2.RandomHorizontalFlip(1.0)
 
 
-class Rotate(_Augmentation):
+class Rotate(ImageAugmentation):
     """Turned about the middle; the corners that appear are white."""
 
     kind: Literal["rotate"] = "rotate"
@@ -68,7 +64,7 @@ class Rotate(_Augmentation):
         return v2.RandomRotation(self.degrees, interpolation=InterpolationMode.BILINEAR, fill=_WHITE)
 
 
-class Colour(_Augmentation):
+class Colour(ImageAugmentation):
     """Brightness and contrast multiplied, each by a factor from [1 - x, 1 + x]."""
 
     kind: Literal["colour"] = "colour"
@@ -79,7 +75,7 @@ class Colour(_Augmentation):
         return v2.ColorJitter(brightness=self.brightness, contrast=self.contrast)
 
 
-class Blur(_Augmentation):
+class Blur(ImageAugmentation):
     """Gaussian blur."""
 
     kind: Literal["blur"] = "blur"
@@ -95,7 +91,7 @@ class Blur(_Augmentation):
         return _OfSize(of_size)
 
 
-class Elastic(_Augmentation):
+class Elastic(ImageAugmentation):
     """Bent, as by Simard et al. 2003 ("Best practices for convolutional neural networks"); gaps are white."""
 
     kind: Literal["elastic"] = "elastic"
@@ -112,7 +108,7 @@ class Elastic(_Augmentation):
         return _OfSize(of_size)
 
 
-class Crop(_Augmentation):
+class Crop(ImageAugmentation):
     """A part, enlarged to the size of the whole; its shape is the picture's own times 3/4 to 4/3."""
 
     kind: Literal["crop"] = "crop"
@@ -125,9 +121,6 @@ class Crop(_Augmentation):
             return v2.RandomResizedCrop((height, width), (self.scale, 1.0), (shape * 3 / 4, shape * 4 / 3))
 
         return _OfSize(of_size)
-
-
-ImageAugmentation = Flip | Rotate | Colour | Blur | Elastic | Crop
 
 
 class _OfSize(nn.Module):
@@ -150,18 +143,11 @@ def augmented(
     A function of pixels, augmentations and seed: torch's random state is set for it and put back, so it is not for
     several threads at once. With `keep_direction` flips and rotations over 45 degrees are left out (see `at_risk`).
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would change the GPUs' states as well
+    with random_state(seed):
         for augmentation in augmentations:
             if not (keep_direction and augmentation.changes_direction):
                 image = augmentation.transform()(image)
     return image
-
-
-def view_seed(picture_key: str, view: int) -> int:
-    """The seed of a picture's view number `view`, from 0 to 2^63 - 1; `picture_key` is the hash of its bytes."""
-    digest = hashlib.sha256(f"{picture_key} {view}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 _INSTRUCTION = regex.compile(r"^Translate into [^:]*:")  # a language may be called "... Sign Language"

@@ -1,30 +1,26 @@
-"""Pictures and recordings of the same thing, for `describe`: which rows there are, and what each view of them shows."""
+"""Images with audio of the same thing, for `describe`: which rows there are, and what each view of them shows."""
 
-import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kauli.models.bases.find import find_base
-from kauli.models.files import file_lock
-from kauli.models.languages import display_name
-from kauli.models.media.decode import content_key
-from kauli.models.paths import kauli_home
-from kauli.models.progress import bar
 from kauli.models.requests import Media
 from kauli.models.speech.audio_tower import AudioTower
 from kauli.models.text.connector import PartSettings
 from kauli.training.augment.audio import AudioAugmentation, augmented_wave, with_noise
-from kauli.training.augment.image import view_seed
+from kauli.training.augment.base import view_seed
 from kauli.training.data.dataset import Dataset
-from kauli.training.features.pictures import load_tower, part_settings, store_features, with_media
+from kauli.training.features.cache import cached_features
+from kauli.training.features.pictures import instructed
 from kauli.training.features.recordings import Recorded, recording_rows
-from kauli.training.recipe import AudioInput, Recipe
-from kauli.training.tasks.text import Examples
+
+if TYPE_CHECKING:
+    from kauli.training.tasks.describe import AudioInput
 
 Row = dict[str, Any]
 Shown = Literal["both", "image", "audio"]
@@ -32,45 +28,12 @@ PLACES = 64  # with an embedding of their own; 5 seconds at 80 ms each
 ENCODED_AT_ONCE = 16
 
 
-def fused_rows(dataset: Dataset, split: str, languages: Sequence[str], prompt: str | None, fastest: float) -> Recorded:
-    """The rows with a picture, a recording (decoded to `samples`) and a text; `prompt` as in `picture_rows`.
-
-    Rows get a `picture` and a `recording`, the SHA-256 of their bytes.
-    """
+def fused_rows(
+    dataset: Dataset, split: str, languages: Sequence[str], prompt: str | None, fastest: float
+) -> Recorded:
+    """The rows with an image, audio and a text; `prompt` as in `instructed`, the rest as in `recording_rows`."""
     found = recording_rows(dataset, split, languages, fastest, pictured=True)
-    for row in found.rows:
-        row["picture"] = content_key(row["image"])
-        row["recording"] = hashlib.sha256(row["samples"].tobytes()).hexdigest()
-        row["own_prompt"] = row["prompt"]
-        if prompt is not None:
-            row["prompt"] = prompt.replace("{language}", display_name(row["language"])) or None
-    return found
-
-
-def fuse(
-    recipe: Recipe, hearing: AudioInput, examples: Examples, device: str
-) -> tuple[Examples, dict[str, PartSettings]]:
-    """The examples with their media, several views of each row in training, and the parts of the connector."""
-    fusion = recipe.fusion
-    assert fusion is not None
-    tower, ears = load_tower(fusion, device), load_audio_encoder(hearing, device)
-    train = with_media(examples.train, tower, fusion.grid, recipe.picture_augment, fusion.views)
-    clean = recording_features(examples.train, ears, hearing.stack)
-    changed: list[Sequence[Media]] = [clean]
-    for view in range(1, fusion.views):
-        changed.append(_augmented(examples.train, ears, hearing.stack, recipe.speech_augment, view))
-    rows = []
-    for place, row in enumerate(train):
-        view, number = divmod(place, len(examples.train))
-        rows.append(show({**row, "media": (*row["media"], changed[view][number])}, _parts_of(row, view, hearing)))
-    validation = with_media(examples.validation, tower, fusion.grid)
-    heard = recording_features(examples.validation, ears, hearing.stack)
-    validation = [{**row, "media": (*row["media"], one)} for row, one in zip(validation, heard, strict=True)]
-    replay = with_media(examples.replay, tower, fusion.grid) if examples.replay else ()
-    return replace(examples, train=rows, validation=validation, replay=replay), {
-        "image": part_settings(fusion, tower),
-        "audio": audio_settings(hearing, ears),
-    }
+    return Recorded(instructed(found.rows, prompt), found.dropped, found.letters)
 
 
 def show(row: Mapping[str, Any], shown: Shown) -> Row:
@@ -79,75 +42,68 @@ def show(row: Mapping[str, Any], shown: Shown) -> Row:
     return {**row, "media": media if shown == "both" else tuple(one for one in media if one.kind == shown)}
 
 
-def load_audio_encoder(hearing: AudioInput, device: str | None = None) -> AudioTower:
-    """The encoder of recordings that a recipe names."""
-    return AudioTower.load(find_base(hearing.encoder, task="transcribe", allow_noncommercial=True), device)
+def load_audio_encoder(section: "AudioInput", device: str | None = None) -> AudioTower:
+    """The audio encoder that a recipe names."""
+    return AudioTower.load(find_base(section.encoder, task="transcribe", allow_noncommercial=True), device)
 
 
-def audio_settings(hearing: AudioInput, ears: AudioTower) -> PartSettings:
-    """What a recipe's hearing makes of an encoder."""
+def audio_settings(section: "AudioInput", encoder: AudioTower) -> PartSettings:
+    """The part of the connector for the audio of an encoder."""
     return PartSettings(
-        encoder=hearing.encoder, sha256=ears.sha256, width=ears.width(hearing.stack), places=PLACES,
-        stack=hearing.stack, inner=hearing.inner,
+        encoder=section.encoder, sha256=encoder.sha256, width=encoder.width(section.stack), places=PLACES,
+        stack=section.stack, inner=section.hidden_dim,
     )  # fmt: skip
 
 
 def recording_features(
-    rows: Sequence[Mapping[str, Any]], ears: AudioTower, stack: int, noise_db: float | None = None, seed: int = 0
+    rows: Sequence[Mapping[str, Any]], encoder: AudioTower, stack: int, noise_db: float | None = None, seed: int = 0
 ) -> list[Media]:
-    """Each row's recording as the encoder hears it, with pink noise at a signal-to-noise ratio where one is given."""
+    """The encoder's features of each row's audio, with pink noise at a signal-to-noise ratio where one is given."""
     if noise_db is None:
-        return _cached(rows, ears, stack, "clean", lambda samples, key: samples)
+        return _features(rows, encoder, stack, "clean", lambda samples, key: samples)
 
     def noisy(samples: Any, key: str) -> Any:
         return with_noise(torch.as_tensor(samples), noise_db, view_seed(key, seed)).numpy()
 
-    return _cached(rows, ears, stack, f"noise {noise_db:g} {seed}", noisy)
+    return _features(rows, encoder, stack, f"noise {noise_db:g} {seed}", noisy)
 
 
-def _augmented(
+def augmented_recordings(
     rows: Sequence[Mapping[str, Any]],
-    ears: AudioTower,
+    encoder: AudioTower,
     stack: int,
     augmentations: Sequence[AudioAugmentation],
     view: int,
 ) -> list[Media]:
-    spec = f"view {view} {[one.model_dump(mode='json') for one in augmentations]}"
+    """The same of view number `view` of each row's audio; view 0 is the audio as it is."""
+    if view == 0:
+        return recording_features(rows, encoder, stack)
 
     def changed(samples: Any, key: str) -> Any:
         return augmented_wave(torch.as_tensor(samples), augmentations, view_seed(key, view)).numpy()
 
-    return _cached(rows, ears, stack, spec, changed)
+    spec = json.dumps([one.model_dump(mode="json") for one in augmentations], sort_keys=True)
+    return _features(rows, encoder, stack, f"view {view} {spec}", changed)
 
 
-def _cached(
-    rows: Sequence[Mapping[str, Any]], ears: AudioTower, stack: int, spec: str, change: Callable[[Any, str], Any]
+def _features(
+    rows: Sequence[Mapping[str, Any]], encoder: AudioTower, stack: int, spec: str, change: Callable[[Any, str], Any]
 ) -> list[Media]:
-    """Features are computed once and kept under `<home>/cache/features`, by encoder, stack, change and recording."""
-    name = hashlib.sha256(f"{ears.sha256} {stack} {spec}".encode()).hexdigest()[:24]
-    folder = kauli_home() / "cache" / "features" / f"audio-{name}"
     recordings = {row["recording"]: row["samples"] for row in rows}
+    keys = {f"{recording} {spec}": recording for recording in sorted(recordings)}
 
-    def place(key: str) -> Path:
-        return folder / f"{key}.npy"
+    def encode(part: list[str]) -> list[Tensor]:
+        clips = [change(np.asarray(recordings[keys[key]]), keys[key]) for key in part]
+        return [one.half() for one in encoder.features(clips, stack)]
 
-    with file_lock(kauli_home() / "locks" / f"features-audio-{name}.lock"):
-        folder.mkdir(parents=True, exist_ok=True)
-        missing = [key for key in sorted(recordings) if not place(key).is_file()]
-        with bar("Encoding recordings", len(missing)) as advance:
-            for start in range(0, len(missing), ENCODED_AT_ONCE):
-                part = missing[start : start + ENCODED_AT_ONCE]
-                heard = ears.features([change(recordings[key], key) for key in part], stack)
-                for key, found in zip(part, heard, strict=True):
-                    store_features(place(key), found.numpy().astype(np.float16))
-                advance(len(part))
-    known = {key: Media("audio", np.load(place(key), allow_pickle=False)) for key in recordings}
+    found = cached_features("audio", f"{encoder.sha256} {stack}", list(keys), encode, ENCODED_AT_ONCE)
+    known = {keys[key]: Media("audio", features.numpy()) for key, features in found.items()}
     return [known[row["recording"]] for row in rows]
 
 
-def _parts_of(row: Mapping[str, Any], view: int, hearing: AudioInput) -> Shown:
-    """What a view shows: its first both, later ones by chance, the same at every call."""
+def shown_in(row: Mapping[str, Any], view: int, section: "AudioInput") -> Shown:
+    """The media of a view: both in the first, later by chance, the same at every call."""
     chance = view_seed(f"{row['id']} shown", view) / 2**63
-    if view == 0 or chance >= hearing.unseen + hearing.unheard:
+    if view == 0 or chance >= section.drop_image_prob + section.drop_audio_prob:
         return "both"
-    return "audio" if chance < hearing.unseen else "image"
+    return "audio" if chance < section.drop_image_prob else "image"

@@ -1,18 +1,25 @@
-"""Recordings for the task `transcribe`: which rows teach and which test, decoded, without those that can't be right."""
+"""Rows with audio: which teach and which test, without those whose audio cannot be right, read when it is needed."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kauli.models.media.decode import RATE, MediaError, decode_audio
+from kauli.models.files import write_atomically
+from kauli.models.media.decode import RATE, MediaError, content_key, decode_audio
+from kauli.models.paths import kauli_home
 from kauli.models.progress import bar
 from kauli.training.data.dataset import Dataset
-from kauli.training.data.schema import SCHEMA
+from kauli.training.data.schema import PLAIN_COLUMNS
+from kauli.training.features.stored import StoredAudio, StoredImage
 
 Row = dict[str, Any]
-COLUMNS = [name for name in SCHEMA.names if name != "image"]
-LONGEST = 30.0  # seconds, of one example: what Whisper hears at once
+LONGEST = 30.0
+"""Seconds of one example: what Whisper takes at once."""
+Measured = Mapping[str, tuple[int, str] | None]
+"""Id of a row with audio -> number of samples and their SHA-256; None for audio that cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -40,35 +47,55 @@ class Recorded:
 def recording_rows(
     dataset: Dataset, split: str | None, languages: Sequence[str], fastest: float, *, pictured: bool = False
 ) -> Recorded:
-    """The rows with a recording and a text, decoded to `samples` (n,) at 16 kHz; `pictured`: and with a picture.
+    """The rows with audio and a text; `pictured`: and with an image, whose hash is their `picture`.
 
-    Dropped are recordings that can't be read, are longer than 30 seconds, or too short for their transcript: more than
-    `fastest` characters a second are longer than anyone reads, so that the recording is not of the whole text.
+    Their `samples` (n,) at 16 kHz are read and decoded when they are used (`StoredAudio`); their `recording` is the
+    SHA-256 of the samples. Dropped are clips that cannot be decoded, are longer than 30 seconds, or too short for
+    their transcript: with more than `fastest` characters a second the audio does not hold the whole text.
     """
     kept: list[Row] = []
     dropped: Counter[str] = Counter()
     letters = 0
-    columns = SCHEMA.names if pictured else COLUMNS
-    rows = dataset.rows(split=split, languages=list(languages), columns=columns)
-    rows = [row for row in rows if row["audio"] and (row["text"] or "").strip()]
-    rows = [row for row in rows if row["image"]] if pictured else rows
-    with bar("Reading recordings", len(rows)) as advance:
-        for row in rows:
+    measured = _measured(dataset, split, languages)
+    for row in dataset.iter_rows(split, languages, [*PLAIN_COLUMNS, "image"] if pictured else PLAIN_COLUMNS):
+        if row["id"] not in measured or not (row["text"] or "").strip() or (pictured and not row["image"]):
+            continue
+        reason, found = None, measured[row["id"]]
+        if found is None:
+            reason = "that can't be read"
+        elif found[0] / RATE > LONGEST:
+            reason = f"longer than {LONGEST:g} seconds"
+        elif len(row["text"]) > fastest * (found[0] / RATE):
+            reason = f"with more than {fastest:g} characters a second"
+        if reason or found is None:
+            dropped[str(reason)] += 1
+            letters += len(row["text"])
+            continue
+        row |= {"samples": StoredAudio(dataset, row["id"], found[0]), "recording": found[1]}
+        if pictured:
+            row |= {"picture": content_key(row["image"]), "image": StoredImage(dataset, row["id"])}
+        kept.append(row)
+    return Recorded(kept, dropped, letters)
+
+
+def _measured(dataset: Dataset, split: str | None, languages: Sequence[str]) -> Measured:
+    """The clips' lengths, which only decoding tells: of each data set once on a machine."""
+    key = hashlib.sha256(json.dumps([dataset.sha256, split, sorted(languages)]).encode()).hexdigest()
+    path = kauli_home() / "cache" / "audio" / f"{key[:32]}.json"
+    if path.is_file():
+        known: Measured = json.loads(path.read_text(encoding="utf-8"))
+        return known
+    found: dict[str, tuple[int, str] | None] = {}
+    with bar("Reading audio", None) as advance:
+        for row in dataset.iter_rows(split, languages, ["id", "audio", "text"]):
+            if not row["audio"] or not (row["text"] or "").strip():
+                continue
             advance()
-            reason = None
             try:
                 samples = decode_audio(row["audio"]).samples
             except MediaError:
-                reason = "that can't be read"
+                found[row["id"]] = None
             else:
-                seconds = len(samples) / RATE
-                if seconds > LONGEST:
-                    reason = f"longer than {LONGEST:g} seconds"
-                elif len(row["text"]) > fastest * seconds:
-                    reason = f"with more than {fastest:g} characters a second"
-            if reason:
-                dropped[reason] += 1
-                letters += len(row["text"])
-            else:
-                kept.append({**{key: value for key, value in row.items() if key != "audio"}, "samples": samples})
-    return Recorded(kept, dropped, letters)
+                found[row["id"]] = len(samples), hashlib.sha256(samples.tobytes()).hexdigest()
+    write_atomically(path, json.dumps(found).encode())
+    return found

@@ -1,4 +1,4 @@
-"""A run's state on disk, as safetensors and JSON: what a killed run needs to go on as if nothing had happened."""
+"""A run's state on disk, as safetensors and JSON: what a killed run needs to resume as if nothing had happened."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -22,16 +22,18 @@ class TrainState:
     tokens: int = 0
     answer_tokens: int = 0
     base_validation: float | None = None
-    """Bits per byte of the untouched base on the validation examples."""
+    """The validation figure of the bare base."""
     best_validation: float = float("inf")
     best_step: int = 0
     since_best: int = 0
     """Validations since the best one."""
     curve: list[tuple[int, float, float]] = field(default_factory=list)
-    """(step, mean training loss in nats since the last one, validation bits per byte) at each validation."""
+    """(step, mean training loss in nats since the last one, validation figure) at each validation."""
     restarts: int = 0
-    """How often the run was taken up from a checkpoint."""
+    """The number of times that the run was resumed from a checkpoint."""
     finished: bool = False
+    precision: str = ""
+    """"fp32" or "bf16", and why; empty in checkpoints of older versions."""
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -65,7 +67,7 @@ class Checkpoint:
         progress: TrainState,
         identity: dict[str, str],
     ) -> None:
-        """Write everything; `identity` names recipe and data, and is checked when the state is taken up again."""
+        """Write everything; `identity` names recipe and data, and is checked when the run is resumed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         save_file(copy_of(parameters), self.folder / "weights.safetensors")
         save_file(best, self.folder / "best.safetensors")
@@ -76,6 +78,11 @@ class Checkpoint:
         save_file(moments, self.folder / "optimizer.safetensors")
         content = {"progress": asdict(progress), "identity": identity}
         (self.folder / "state.json").write_text(json.dumps(content), encoding="utf-8")
+
+    def progress(self) -> TrainState:
+        """How far the run was."""
+        content = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))["progress"]
+        return TrainState(**{**content, "curve": [tuple(point) for point in content["curve"]]})
 
     def load(
         self, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, identity: dict[str, str]
@@ -89,7 +96,7 @@ class Checkpoint:
             if content["identity"][what] != value:
                 raise UsageError(
                     f"the {what} changed since this run's checkpoint at step {content['progress']['step']}: "
-                    f"bring the old {what} back to go on, or start over with --restart."
+                    f"restore the old {what} to resume it, or start over with --restart."
                 )
         write(parameters, load_file(self.folder / "weights.safetensors"))
         moments = load_file(self.folder / "optimizer.safetensors")
@@ -99,6 +106,4 @@ class Checkpoint:
             optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
             }
-        progress = TrainState(**content["progress"])
-        progress.curve = [tuple(point) for point in content["progress"]["curve"]]
-        return progress, load_file(self.folder / "best.safetensors")
+        return self.progress(), load_file(self.folder / "best.safetensors")

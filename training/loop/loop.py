@@ -19,11 +19,11 @@ from torch import Tensor
 
 from kauli.training.loop.checkpoint import Checkpoint, TrainState, copy_of, trainable, write
 from kauli.training.recipe import Recipe
-from kauli.training.tasks.text import Learner
+from kauli.training.tasks.base import Learner
 
 
 class Session(Protocol):
-    """What the loop needs of whoever runs it: a place for checkpoints, and an ear for what happens."""
+    """What the loop needs from its caller: a place for checkpoints, and reports."""
 
     def restore(self) -> Path | None:
         """The folder of the newest checkpoint, if there is one."""
@@ -43,22 +43,21 @@ class Loop:
         session: Session,
         start: Path | None = None,
         log: Callable[[dict[str, Any]], None] | None = None,
+        precision: str = "fp32",
     ) -> None:
         """`learner` holds the bare base; `start` is the folder of the adapter that training starts from.
 
         `data` is the hash of the data. `log` gets a line of figures after each step and each validation, on rank 0
-        alone.
+        alone. `precision` is "fp32" or "bf16" (autocast), with the reason behind a colon.
         """
         self.recipe, self.budget, self.session, self.learner = recipe, recipe.train, session, learner
-        precision = recipe.scale.precision
-        on_gpu = learner.device.type == "cuda"
-        mixed = "bf16" if precision == "bf16" or (precision == "auto" and on_gpu) else "no"
-        self.accelerator = Accelerator(mixed_precision=mixed, cpu=not on_gpu)
+        mixed = "bf16" if precision.startswith("bf16") else "no"
+        self.accelerator = Accelerator(mixed_precision=mixed, cpu=learner.device.type != "cuda")
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.log = log if log is not None and self.rank == 0 else lambda line: None
         self.identity = {"recipe": recipe.sha256(), "data": data}
 
-        self.progress, self.best = TrainState(), dict[str, Tensor]()
+        self.progress, self.best = TrainState(precision=precision), dict[str, Tensor]()
         self.checkpoint = session.restore()
         if self.checkpoint is None:
             self.progress.base_validation = self._validation(bare=True)
@@ -92,9 +91,8 @@ class Loop:
             if done >= 1:
                 break
             for group in self.optimizer.param_groups:
-                begins = group["begins"]
-                share = (done - begins) / (1 - begins)
-                group["lr"] = group["full"] * _schedule(share, budget.warmup) if share >= 0 else 0.0
+                share = (done - group["start"]) / (1 - group["start"])
+                group["lr"] = group["peak"] * _schedule(share, budget.warmup) if share >= 0 else 0.0
             losses.append(self.step(step))
             progress.step += 1
             progress.seconds = before + time.monotonic() - began
@@ -137,8 +135,8 @@ class Loop:
     def step(self, step: list[int]) -> float:
         """One optimiser step on these examples; returns the mean of its losses, over tokens in nats."""
         torch.manual_seed((self.budget.seed * 1_000_003 + self.progress.step) * 1_009 + self.rank)
-        terms = self.learner.terms(step)
-        self.progress.answer_tokens += terms
+        targets = self.learner.num_targets(step)
+        self.progress.answer_tokens += targets
         self.learner.trained.train()
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.learner.device)
@@ -146,8 +144,8 @@ class Loop:
         for number, (batch, weight) in enumerate(batches):
             last = number == len(batches) - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.model(batch).sum() * (weight / terms)
-                # DDP takes the mean over ranks; the sum is wanted, since `terms` counts all of them.
+                loss = self.model(batch).sum() * (weight / targets)
+                # DDP takes the mean over ranks; the loss needs the sum, since `targets` counts all of them.
                 self.accelerator.backward(loss * self.world)
             total += loss.detach()
         self.accelerator.clip_grad_norm_(self.parameters.values(), self.budget.clip)
@@ -158,7 +156,7 @@ class Loop:
         progress = self.progress
         value = self._validation()
         progress.curve.append((progress.step, sum(losses) / len(losses), value))
-        self.log({"step": progress.step, "validation_bits_per_byte": value})
+        self.log({"step": progress.step, "validation": value})
         if value < progress.best_validation:
             progress.best_validation, progress.best_step, progress.since_best = value, progress.step, 0
             self.best = copy_of(self.parameters)
@@ -177,7 +175,7 @@ class Loop:
         metrics = {
             "step": progress.step,
             "train_loss": progress.curve[-1][1] if progress.curve else math.nan,
-            "validation_bits_per_byte": progress.curve[-1][2] if progress.curve else math.nan,
+            "validation": progress.curve[-1][2] if progress.curve else math.nan,
         }
         if self.rank != 0:
             self.session.report(metrics, None)

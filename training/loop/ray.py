@@ -1,6 +1,7 @@
 """A training run on Ray Train: the only place that knows it. Workers, restarts after a failure, checkpoints."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ray.train.torch import TorchTrainer
 
 from kauli.models.cluster import start_ray
 from kauli.models.errors import KauliError, UsageError
-from kauli.training.loop.session import Job, work
+from kauli.training.loop.session import Job, Outcome, work
 from kauli.training.recipe import Recipe
 
 # The controller asks for reports this often; at Ray's default of 2 s every report waits as long, and a checkpoint
@@ -44,11 +45,12 @@ class _RaySession:
         report(metrics, checkpoint=Checkpoint.from_directory(checkpoint) if checkpoint else None)
 
 
-def train_on_ray(job: Job) -> Path:
-    """Run a job on the cluster at RAY_ADDRESS, or on a Ray of our own; returns the folder of its last checkpoint.
+def train_on_ray(job: Job) -> tuple[Path, Outcome]:
+    """Run a job on the cluster at RAY_ADDRESS, or on a local Ray that is started for it.
 
-    A worker that dies is started again, up to three times; a run whose driver died goes on from its last checkpoint
-    when it is called again with the same folder. Raises UsageError for more workers than the cluster has CPUs or GPUs.
+    Returns the adapter's folder and the outcome. A worker that dies is started again, up to three times; a run whose
+    driver died resumes from its last checkpoint when it is called again with the same folder. Raises UsageError for
+    more workers than the cluster has CPUs or GPUs.
     """
     owns = start_ray(os.environ.get("RAY_ADDRESS"))
     try:
@@ -75,19 +77,19 @@ def train_on_ray(job: Job) -> Path:
         checkpoint = result.checkpoint
         assert checkpoint is not None
         local = isinstance(checkpoint.filesystem, pyarrow.fs.LocalFileSystem)
-        return Path(checkpoint.path if local else checkpoint.to_directory())
+        return Path(checkpoint.path if local else checkpoint.to_directory()) / "adapter", result.return_value
     finally:
         if owns:
             ray.shutdown()
 
 
-def _worker(config: dict[Any, Any]) -> KauliError | None:
-    """A worker's part. A user's mistake is handed back: raised, it would be tried again like a crash."""
+def _worker(config: dict[Any, Any]) -> Outcome | KauliError | None:
+    """A worker's part. A user's mistake is returned: raised, it would be tried again like a crash."""
     try:
-        work(config["job"], _RaySession(), threads=config["threads"])
+        with tempfile.TemporaryDirectory(prefix="kauli-adapter-") as scratch:
+            return work(config["job"], _RaySession(), Path(scratch) / "adapter", config["threads"])
     except KauliError as error:
         return error
-    return None
 
 
 def _scaling(recipe: Recipe) -> tuple[ScalingConfig, int]:

@@ -1,60 +1,74 @@
-"""A training run without Ray: where its checkpoints and its log lie, and one worker's part in it."""
+"""A worker's part in a run, with or without Ray around it: load, train, evaluate; and where its checkpoints lie."""
 
-import json
 import os
 import shutil
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
-from kauli.models.adapters.store import Store, open_store
-from kauli.models.bases.find import find_base
-from kauli.models.errors import UsageError
-from kauli.models.tasks import load_task
-from kauli.training.features.fusion import fuse
-from kauli.training.features.pictures import load_tower, part_settings, with_media
+from kauli.models.adapters.card import Card
+from kauli.models.adapters.store import open_store
+from kauli.models.bases.find import Base, find_base
+from kauli.models.engine.precision import choose_precision, cpu_flags
+from kauli.models.errors import KauliError, UsageError
+from kauli.training.card import draft_card, finished_card
+from kauli.training.data.dataset import DatasetReference, load_reference
+from kauli.training.evaluation.request import GENERATED, request_of
+from kauli.training.evaluation.results import EvalResult
+from kauli.training.loop.checkpoint import Checkpoint
 from kauli.training.loop.loop import Loop, Session
+from kauli.training.loop.progress import METRICS, logger, stages_written
 from kauli.training.recipe import Recipe
-from kauli.training.tasks.text import Examples, Learner, TextLearner
-
-METRICS = "metrics.jsonl"
-NOTES = "notes.txt"
-_WRITE_EVERY = 1.0  # seconds between two writes of the log; a step may take milliseconds
+from kauli.training.tasks.base import Examples, Fitted, TrainingTask
+from kauli.training.tasks.table import task_of_recipe
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run, as it travels to the workers."""
+    """One run, as it travels to the workers: the data by reference, so that its size does not grow with them."""
 
     recipe: Recipe
-    examples: Examples
+    data: DatasetReference
+    digest: str
+    """Of the chosen rows: `Examples.digest`."""
     storage: str
     folder: str
     """The run's folder below `<storage>/runs/`."""
     start: Path | None = None
     """The folder of the adapter that training starts from."""
+    generated: int = GENERATED
+    """Test examples that are answered for the metrics of answers."""
+    scored: int | None = None
+    """Cut the test split to about this many rows; None: all."""
 
 
-class MetricsLog:
-    """`metrics.jsonl` of a run: a line for each step, written now and then as a whole."""
+@dataclass(frozen=True)
+class Run:
+    """A job on a worker: what `TrainingTask.fit` needs."""
 
-    def __init__(self, store: Store, path: str, step: int) -> None:
-        """Takes up the lines that are there, but for those after `step`: a run that is taken up repeats them."""
-        self._store, self._path = store, path
-        lines = (store.read(path) or b"").decode().splitlines()
-        self._lines = [line for line in lines if json.loads(line)["step"] <= step]
-        self._written = 0.0
+    recipe: Recipe
+    base: Base
+    examples: Examples
+    session: Session
+    device: str
+    start: Path | None
+    log: Callable[[dict[str, Any]], None]
 
-    def add(self, line: dict[str, Any], *, now: bool = False) -> None:
-        """Keep a line, and write all of them where the last time is long enough ago or `now` is set."""
-        rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
-        self._lines.append(json.dumps(rounded))
-        if now or time.monotonic() - self._written > _WRITE_EVERY:
-            self._store.write(self._path, ("\n".join(self._lines) + "\n").encode())
-            self._written = time.monotonic()
+
+@dataclass(frozen=True)
+class Outcome:
+    """What rank 0 hands back beside the adapter."""
+
+    card: Card
+    result: EvalResult
+    fault: str | None
+    """Why the adapter must not become `latest`, as the end of a sentence."""
+    notes: tuple[str, ...]
 
 
 class LocalSession:
@@ -85,82 +99,83 @@ class LocalSession:
             shutil.rmtree(folder)
 
 
-def work(job: Job, session: Session, threads: int | None = None) -> None:
-    """One worker's part in a run: load the base, train, leave the adapter in the last checkpoint."""
-    recipe = job.recipe
-    on_gpu = recipe.scale.gpu
+def work(
+    job: Job, session: Session, adapter: Path, threads: int | None = None, examples: Examples | None = None
+) -> Outcome | None:
+    """One worker's part in a run: load the data and the base, train, evaluate; None on other ranks than 0.
+
+    The adapter is written to the folder `adapter`, on rank 0. `examples` are the chosen rows where they are known; else
+    they are chosen here, and KauliError is raised where they are not those of the job.
+    """
+    recipe, task = job.recipe, task_of_recipe(job.recipe)
     check_precision(recipe)
-    if threads and not on_gpu:
+    if threads and not recipe.scale.gpu:
         torch.set_num_threads(threads)
+    dataset = load_reference(job.data)
+    if examples is None:
+        examples = task.rows(recipe, dataset)
+        if examples.digest != job.digest:
+            raise KauliError(
+                f"data '{recipe.data}' gives other rows on this machine than where the run was started: "
+                "the same version of kauli has to run on all machines."
+            )
     base = find_base(recipe.base, allow_noncommercial=recipe.allow_noncommercial, task=recipe.task)
-    # Trained in fp32 weights: on a GPU the arithmetic is bf16, but small updates must not be rounded away.
-    task = load_task(recipe.task, base, device="cuda" if on_gpu else "cpu", dtype=torch.float32)
-    store = open_store(job.storage, "runs")
-    examples, parts = job.examples, None
-    if recipe.fusion is not None and recipe.fusion.hearing is not None:
-        examples, parts = fuse(recipe, recipe.fusion.hearing, examples, "cuda" if on_gpu else "cpu")
-    elif recipe.fusion is not None:
-        tower = load_tower(recipe.fusion, "cuda" if on_gpu else "cpu")
-        grid, views = recipe.fusion.grid, recipe.fusion.views
-        parts = {"image": part_settings(recipe.fusion, tower)}
-        examples = replace(
-            examples,
-            train=with_media(examples.train, tower, grid, recipe.picture_augment, views),
-            validation=with_media(examples.validation, tower, grid),
-            replay=with_media(examples.replay, tower, grid) if examples.replay else (),
-        )
-    log = _logger(store, f"{job.folder}/{METRICS}")
-    learner: Learner
-    if recipe.speech is not None:
-        from kauli.training.tasks.transcribe import TranscribeLearner
-
-        learner = TranscribeLearner(task, recipe, examples)
-    elif recipe.pairs is not None:
-        from kauli.training.tasks.align import AlignLearner  # with what open_clip needs, which text does not
-
-        learner = AlignLearner(task, recipe, examples)
-    else:
-        learner = TextLearner(task, recipe, examples, parts)
-    loop = Loop(learner, recipe, examples.sha256, session, start=job.start, log=log)
-    if learner.cut and loop.rank == 0:
-        done = "left out" if recipe.speech is not None else "cut"
-        count = len(learner.lengths) + (learner.cut if recipe.speech is not None else 0)
-        text = f"{learner.cut} of {count} examples are longer than train.max_length and were {done}"
-        store.write(f"{job.folder}/{NOTES}", text.encode())
-    loop.run()
+    store, device = open_store(job.storage, "runs"), "cuda" if recipe.scale.gpu else "cpu"
+    log = logger(store, f"{job.folder}/{METRICS}")
+    run = Run(recipe, base, examples, session, device, job.start, log)
+    first = not distributed.is_initialized() or distributed.get_rank() == 0
+    with stages_written(store, job.folder) if first else nullcontext():
+        adapter.mkdir(parents=True)
+        fitted = task.fit(run, adapter)
+        if fitted is None:
+            return None
+        draft = draft_card(recipe, base)
+        request = request_of(
+            draft, adapter, base, dataset, limit=job.generated, scored=job.scored, served=fitted.served
+        )  # fmt: skip
+        result = task.evaluate(request)
+        fault = task.fault(fitted.served, fitted.state, fitted.examples)
+    return Outcome(finished_card(draft, recipe, fitted, result), result, fault, fitted.notes)
 
 
-def _logger(store: Store, path: str) -> Any:
-    """A function for the loop's lines, which opens the log at the first of them."""
-    log: list[MetricsLog] = []
+def fit_by_loop(task: TrainingTask, run: Run, folder: Path) -> Fitted | None:
+    """Train by the loop, then write the adapter with the best weights to `folder`; None on other ranks than 0."""
+    learner = task.learner(run.recipe, run.base, run.examples, run.device)
+    precision = _precision(run)
+    loop = Loop(learner, run.recipe, run.examples.sha256, run.session, run.start, run.log, precision)
+    state = loop.run()
+    if loop.rank != 0:
+        return None
+    learner.save(folder)
+    return Fitted(state, learner.served(), run.examples, (*learner.notes, f"Precision: {state.precision}"))
 
-    def write(line: dict[str, Any]) -> None:
-        if not log:
-            log.append(MetricsLog(store, path, line["step"] - 1))
-        log[0].add(line, now="validation_bits_per_byte" in line)
 
-    return write
+def _precision(run: Run) -> str:
+    """The name of the precision, and why: of the run's first life, chosen by rank 0 for all ranks."""
+    checkpoint = run.session.restore()
+    if checkpoint is not None:
+        return Checkpoint(checkpoint).progress().precision or ("bf16" if run.device == "cuda" else "fp32")
+    agreed = [str(choose_precision(run.base.folder, run.device, run.recipe.scale.precision))]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(agreed)
+    return agreed[0]
 
 
 def check_precision(recipe: Recipe) -> None:
     """Raises UsageError for bf16 on a CPU without instructions for it: it would be many times slower than fp32."""
-    if recipe.scale.precision != "bf16" or recipe.scale.gpu:
-        return
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        flags = ""
-    if "amx_bf16" not in flags and "avx512_bf16" not in flags:
+    wanted = recipe.scale.precision == "bf16" and not recipe.scale.gpu
+    if wanted and not cpu_flags() & {"amx_bf16", "avx512_bf16"}:
         raise UsageError(
             "scale.precision bf16: this CPU has neither amx_bf16 nor avx512_bf16, so bf16 would be many times slower. "
             "Use --set scale.precision=fp32 (or auto)."
         )
 
 
-def train_here(job: Job, folder: Path) -> Path:
-    """Run a job in this process; returns the folder of its last checkpoint."""
-    session = LocalSession(folder)
-    work(job, session, threads=len(os.sched_getaffinity(0)))
-    checkpoint = session.restore()
-    assert checkpoint is not None
-    return checkpoint
+def train_here(job: Job, folder: Path, examples: Examples) -> tuple[Path, Outcome]:
+    """Run a job in this process, with its checkpoints in `folder`; returns the adapter's folder and the outcome."""
+    adapter = folder / "adapter"
+    shutil.rmtree(adapter, ignore_errors=True)
+    threads = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    outcome = work(job, LocalSession(folder), adapter, threads, examples)
+    assert outcome is not None
+    return adapter, outcome

@@ -1,4 +1,4 @@
-"""The task `align` in training: pairs of pictures and captions in many languages, on features that are cached."""
+"""The task `align` in training: pairs of images and captions in many languages, on features that are cached."""
 
 import hashlib
 from collections import defaultdict
@@ -6,32 +6,84 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional
 
-from kauli.models.vision.align import AlignTask, pair_losses
+from kauli.models.adapters.kinds.base import AdapterKind
+from kauli.models.bases.find import Base
+from kauli.models.tasks import load_trainable
 from kauli.models.vision.projections import Projections
-from kauli.training.evaluation.retrieval import distinct, retrieval_ranks
+from kauli.models.vision.training import pair_losses
+from kauli.training.augment.image import ImageAugmentation, warn_of_risk
+from kauli.training.augment.table import augmentations
+from kauli.training.data.dataset import Dataset
+from kauli.training.evaluation.request import EvalRequest
+from kauli.training.evaluation.results import EvalResult
+from kauli.training.evaluation.retrieval import distinct, evaluate_align, retrieval_ranks
 from kauli.training.features.pairs import picture_features, text_features
-from kauli.training.methods import Projection
-from kauli.training.recipe import Recipe
+from kauli.training.features.pictures import picture_rows
+from kauli.training.recipe import Recipe, StrictModel, method_of
+from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
+from kauli.training.tasks.rows import check_rows, dummy_image
 from kauli.training.tasks.sampler import Plan
-from kauli.training.tasks.text import Examples
 
-Row = Mapping[str, Any]
+if TYPE_CHECKING:
+    from kauli.models.vision.training import TrainableAlign
+
 SIDES = ("image", "text")
 
 
-class PairPlan(Plan):
-    """Each epoch every picture once, `batch` distinct ones to a step, each with a caption and a view drawn for it.
+class AlignSection(StrictModel):
+    """How images and captions are brought together, for the task `align`."""
 
-    The language is drawn first, with the same chance for each that the picture has a caption in, so that a language
-    with few captions is learned as often as another. An index is `view * rows + row`. A pure function of rows, seed and
+    loss: Literal["clip", "siglip"] = "clip"
+    """`clip`: each among all others, by a softmax in both directions; `siglip`: each pair alone, by a sigmoid."""
+    init: Literal["base", "fresh"] = "base"
+    """The projections' initial weights: those of the base, or, where they are of no use, random ones."""
+    batch: int = Field(default=256, ge=2)
+    """Distinct images of one optimiser step over all workers, each with one of its captions."""
+    views: int = Field(default=1, ge=1, le=32)
+    """Views of each image: the image itself, and augmented ones."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """The share of each feature vector that is hidden from the projections in a step."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """For `clip`: the share of the target that is spread over all others."""
+
+    @model_validator(mode="after")
+    def _softmax_alone(self) -> Self:
+        if self.label_smoothing and self.loss != "clip":
+            raise ValueError("label_smoothing is for the loss 'clip': a sigmoid has no target to spread")
+        return self
+
+
+class AlignRecipe(Recipe):
+    """A recipe of the task `align`."""
+
+    task: Literal["align"] = "align"
+    method: Annotated[AdapterKind, method_of("align")]
+    augment: tuple[Annotated[ImageAugmentation, augmentations("image")], ...] = ()
+    """Augmentations of images, applied in this order."""
+    align: AlignSection
+    """The loss and the batches."""
+
+    @model_validator(mode="after")
+    def _augmented_views(self) -> Self:
+        if bool(self.augment) != (self.align.views > 1):
+            raise ValueError("augment and align.views of 2 or more go together: the first view is the image as it is")
+        return self
+
+
+class PairPlan(Plan):
+    """Each epoch every image once, `batch` distinct ones to a step, each with a caption and a view drawn for it.
+
+    The language is drawn first, with the same chance for each that the image has a caption in, so that a language with
+    few captions is learned as often as another. An index is `view * rows + row`. A pure function of rows, seed and
     step, like its parent.
     """
 
@@ -80,13 +132,12 @@ class Share:
 class _Contrast(nn.Module):
     """The contrastive loss of a share against the pairs of all workers."""
 
-    def __init__(self, projections: Projections, recipe: Recipe) -> None:
+    def __init__(self, projections: Projections, section: AlignSection) -> None:
         super().__init__()
-        assert recipe.pairs is not None
-        self.projections, self._pairs = projections, recipe.pairs
+        self.projections, self._section = projections, section
 
     def forward(self, share: Share) -> Tensor:
-        own, settings = self.projections, self._pairs
+        own, settings = self.projections, self._section
         images = functional.dropout(share.images, settings.dropout, self.training)
         texts = functional.dropout(share.texts, settings.dropout, self.training)
         several = len(share.groups) > len(share.images)
@@ -98,7 +149,7 @@ class _Contrast(nn.Module):
             own.logit_bias if settings.loss == "siglip" else None,
             gather=_gathered if several else None,
             first=share.first,
-            smoothing=settings.smoothing,
+            smoothing=settings.label_smoothing,
         )
 
 
@@ -108,44 +159,43 @@ def _gathered(mine: Tensor) -> Tensor:
 
 
 class AlignLearner:
-    """Projections that learn to bring a picture and its captions together. Towers run once, before the training."""
+    """Projections that learn to bring an image and its captions together. Towers run once, before the training."""
 
-    cut = 0
+    notes: tuple[str, ...] = ()
 
-    def __init__(self, task: AlignTask, recipe: Recipe, examples: Examples) -> None:
-        """`task` holds the bare base. Rows have `picture` (the SHA-256 of its bytes) and the columns of a data set."""
-        assert recipe.pairs is not None
-        self.task, self._recipe, self._pairs, self._examples = task, recipe, recipe.pairs, examples
+    def __init__(self, task: "TrainableAlign", recipe: AlignRecipe, examples: Examples) -> None:
+        """`task` holds the bare base. Rows are those of `picture_rows`."""
+        self.task, self._recipe, self._section, self._examples = task, recipe, recipe.align, examples
         self.device = task.device
         rows = examples.train
-        self.lengths = [1] * (len(rows) * self._pairs.views)
+        self.lengths = [1] * (len(rows) * self._section.views)
         numbers = {group: number for number, group in enumerate(sorted({row["group"] for row in rows}))}
         self._groups = torch.tensor([numbers[row["group"]] for row in rows])
-        views = [picture_features(task, rows, recipe.picture_augment, view) for view in range(self._pairs.views)]
+        views = [picture_features(task, rows, recipe.augment, view) for view in range(self._section.views)]
         self._features = {"image": torch.cat(views), "text": text_features(task, rows)}
         validation = examples.validation
         self._validation = {"image": picture_features(task, validation), "text": text_features(task, validation)}
         self._maps: dict[str, Tensor | None] = dict.fromkeys(SIDES)
 
     def attach(self, start: Path | None) -> None:
+        """See `Learner.attach`."""
         task, recipe = self.task, self._recipe
         if start is not None:
             task.start_from(start)
         own = task.model
         assert isinstance(own, Projections)
-        if self._pairs.loss == "siglip":
+        if self._section.loss == "siglip":
             own.add_bias()
-        assert isinstance(recipe.method, Projection)
-        task.model = recipe.method.attach(own, task.base.reference)
+        task.attach(recipe.method)
         if own.logit_bias is not None:
-            own.logit_bias.requires_grad_(self._pairs.loss == "siglip")
-        if start is None and self._pairs.start == "fresh":
-            self._begin_anew(own)
+            own.logit_bias.requires_grad_(self._section.loss == "siglip")
+        if start is None and self._section.init == "fresh":
+            self._initialise(own)
 
-    def _begin_anew(self, own: Projections) -> None:
+    def _initialise(self, own: Projections) -> None:
         """Draw the projections from torch's random state, to read features without their common part, scaled alike.
 
-        Without it what all pictures (or all texts) have in common fills the embeddings, and what tells them apart
+        Without it what all images (or all texts) have in common fills the embeddings, and what tells them apart
         comes late. It is a linear map, which `save` multiplies into the first layer: no bias is needed for it.
         """
         for side in SIDES:
@@ -163,29 +213,35 @@ class AlignLearner:
                 if isinstance(module, nn.Linear):
                     module.reset_parameters()
         with torch.no_grad():
-            own.logit_scale.fill_(float(np.log(1 / 0.07 if self._pairs.loss == "clip" else 10.0)))
+            own.logit_scale.fill_(float(np.log(1 / 0.07 if self._section.loss == "clip" else 10.0)))
 
     @property
     def trained(self) -> nn.Module:
+        """See `Learner.trained`."""
         return self.task.model
 
     def objective(self) -> nn.Module:
+        """See `Learner.objective`."""
         assert isinstance(self.task.model, Projections)
-        return _Contrast(self.task.model, self._recipe)
+        return _Contrast(self.task.model, self._section)
 
     def plan(self) -> Plan:
-        return PairPlan(self._examples.train, self._pairs.batch, self._pairs.views, self._recipe.train.seed)
+        """See `Learner.plan`."""
+        return PairPlan(self._examples.train, self._section.batch, self._section.views, self._recipe.train.seed)
 
     def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
+        """See `Learner.groups`."""
         matrices = [value for value in parameters.values() if value.ndim > 1]
         others = [value for value in parameters.values() if value.ndim < 2]
-        shared = {"full": self._recipe.train.learning_rate, "begins": 0.0}
+        shared = {"peak": self._recipe.train.learning_rate, "start": 0.0}
         return [{"params": matrices, **shared}, {"params": others, "weight_decay": 0.0, **shared}]
 
-    def terms(self, step: Sequence[int]) -> int:
+    def num_targets(self, step: Sequence[int]) -> int:
+        """See `Learner.num_targets`."""
         return len(step)
 
     def batches(self, step: Sequence[int], rank: int, world: int) -> list[tuple[Share, float]]:
+        """See `Learner.batches`."""
         size = -(-len(step) // world)
         filled = torch.tensor([*step, *[step[0]] * (size * world - len(step))])
         rows = filled % len(self._groups)
@@ -196,7 +252,7 @@ class AlignLearner:
         return [(share.to(self.device), 1.0)]
 
     def validate(self, rank: int, world: int, bare: bool) -> Tensor:
-        """1 - the mean reciprocal rank of picture -> text in the validation split, summed over languages, and their
+        """1 - the mean reciprocal rank of image -> text in the validation split, summed over languages, and their
         number.
         """
         own = self.task.bare if bare else self._folded()
@@ -218,10 +274,15 @@ class AlignLearner:
         return sums
 
     def save(self, folder: Path) -> None:
+        """See `Learner.save`."""
         trained = self.task.model
         self.task.model = self._folded()
         self.task.save(folder)
         self.task.model = trained
+
+    def served(self) -> Any:
+        """See `Learner.served`."""
+        return self.task.served()
 
     def _folded(self) -> Projections:
         """The projections as they read plain features."""
@@ -233,3 +294,30 @@ class AlignLearner:
                 with torch.no_grad():
                     layer.weight.copy_(layer.weight @ found.T.to(layer.weight.device))
         return own
+
+
+class AlignTraining(TrainingTask):
+    """Images and texts in one space."""
+
+    name = "align"
+    recipe = AlignRecipe
+
+    def rows(self, recipe: AlignRecipe, dataset: Dataset) -> Examples:
+        """Rows with an image and a text; validation takes all of them."""
+        train, validation = (picture_rows(dataset, split, recipe.language) for split in ("train", "validation"))
+        check_rows(recipe, train, validation, "image with a text")
+        warning = warn_of_risk(train, recipe.augment) if recipe.augment else None
+        notes = (warning,) if warning else ()
+        return Examples(train, sorted(validation, key=lambda row: str(row["id"])), (), dataset.sha256, notes)
+
+    def learner(self, recipe: AlignRecipe, base: Base, examples: Examples, device: str) -> Learner:
+        """The projections and the cached features of the towers."""
+        return AlignLearner(load_trainable(self.name, base, device=device, dtype=torch.float32), recipe, examples)
+
+    def evaluate(self, request: EvalRequest) -> EvalResult:
+        """Retrieval in both directions."""
+        return evaluate_align(request)
+
+    def dummy_rows(self, count: int = 12) -> list[Row]:
+        """Squares, numbered."""
+        return [{"language": "sw", "text": f"namba {one}", "image": dummy_image(one)} for one in range(count)]

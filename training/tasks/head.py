@@ -1,136 +1,87 @@
-"""Few-shot heads from data to a published adapter: a classifier on the frozen embeddings of an `align` base.
+"""Few-shot heads in training: a classifier on the frozen embeddings of an `align` base.
 
-A row's text is the name of its class, in the row's language. `shots` pictures of each class are drawn from the training
-split; the rest of it is not looked at. The base beside it is zero-shot: the nearest class name.
+A row's text is the name of its class, in the row's language. `shots` images of each class are drawn from the training
+split; the rest of it is not used. The base beside it is zero-shot: the nearest class name.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
-import torch
-from torch import Tensor
+from pydantic import field_validator
 
-from kauli.models.bases.find import Base
-from kauli.models.errors import UsageError
-from kauli.models.languages import nfc
-from kauli.models.vision.align import AlignTask
+from kauli.models.adapters.kinds.base import AdapterKind
+from kauli.models.adapters.kinds.head import FewShot
+from kauli.models.tasks import load_served
 from kauli.models.vision.heads import Head
 from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.few_shot import draw_shots
-from kauli.training.evaluation.results import EvalResult, Scores
-from kauli.training.evaluation.scorers import Tally, tally
-from kauli.training.features.pairs import picture_features
+from kauli.training.evaluation.head import embedded, evaluate_head, label_of, score, zero_shot
+from kauli.training.evaluation.request import EvalRequest
+from kauli.training.evaluation.results import EvalResult
 from kauli.training.features.pictures import picture_rows
-from kauli.training.methods import FewShot
-from kauli.training.recipe import Recipe
-from kauli.training.tasks.text import Row
+from kauli.training.loop.checkpoint import TrainState
+from kauli.training.loop.session import Run
+from kauli.training.recipe import Recipe, method_of
+from kauli.training.tasks.base import Examples, Fitted, Row, TrainingTask
+from kauli.training.tasks.rows import check_rows, dummy_image
 
 
-@dataclass(frozen=True)
-class LabelledPictures:
-    """A split as a head sees it: rows, their embeddings (N, D), their classes (N,)."""
+class HeadRecipe(Recipe):
+    """A recipe of the task `align` with the method `head`: one language, that of the class names."""
 
-    rows: list[Row]
-    features: Tensor
-    labels: Tensor
+    task: Literal["align"] = "align"
+    method: Annotated[AdapterKind, method_of("head")]
+    start_from: None = None
+    """A head is fitted in one go."""
 
-
-@dataclass(frozen=True)
-class FittedHead:
-    """A head with what it was fitted on, and its error on validation beside that of zero-shot."""
-
-    head: Head
-    rows: list[Row]
-    validation: float
-    base_validation: float
+    @field_validator("language")
+    @classmethod
+    def _one(cls, language: tuple[str, ...]) -> tuple[str, ...]:
+        if len(language) > 1:
+            raise ValueError(f"a head has one language, that of its class names, not {len(language)}")
+        return language
 
 
-def fit_head(recipe: Recipe, base: Base, dataset: Dataset) -> FittedHead:
-    """Draw the shots, embed them, fit the head; nothing is looked at on test.
+class HeadTraining(TrainingTask):
+    """A classifier from a few images of each class; it is fitted in seconds, once the images' features are there."""
 
-    Raises UsageError where a class has too few training pictures.
-    """
-    method = recipe.method
-    assert isinstance(method, FewShot)
-    task = AlignTask.load(base)
-    classes = class_names(dataset, recipe.language)
-    text = task.embed_texts(list(classes))
-    train = labelled(task, dataset, "train", recipe.language, classes)
-    shots = draw_shots(train.labels, len(classes), method.shots, recipe.train.seed)
-    scale = task.logit_scale
-    head = Head.fit(
-        method.head, train.features[shots], train.labels[shots], classes, text, recipe.train.seed, scale
-    )  # fmt: skip
-    zero = zero_shot(classes, text, scale)
-    validation = labelled(task, dataset, "validation", recipe.language, classes)
-    errors = [1 - score(one, validation)["macro_f1"].value() for one in (head, zero)]
-    return FittedHead(head, [train.rows[at] for at in shots.tolist()], errors[0], errors[1])
+    name = "head"
+    recipe = HeadRecipe
+    distributed = False
 
+    def rows(self, recipe: HeadRecipe, dataset: Dataset) -> Examples:
+        """Labelled images: of training all, of which some are drawn; of validation those of known classes."""
+        train, validation = (picture_rows(dataset, split, recipe.language) for split in ("train", "validation"))
+        classes = {label_of(row) for row in train}
+        validation = [row for row in validation if label_of(row) in classes]
+        check_rows(recipe, train, validation, "image with a class name")
+        return Examples(train, validation, (), dataset.sha256)
 
-def evaluate_head(
-    folder: Path, base: Base, dataset: Dataset, languages: Sequence[str], split: str = "test"
-) -> EvalResult:
-    """Macro-F1 and accuracy of the head in `folder` beside zero-shot, on all labelled pictures of a split.
+    def fit(self, run: Run, folder: Path) -> Fitted:
+        """Draw the shots, embed them, fit the head. Raises UsageError where a class has too few images to train on."""
+        recipe, began = run.recipe, time.monotonic()
+        method = recipe.method
+        assert isinstance(method, FewShot)
+        task = load_served(self.name, run.base, device=run.device)
+        classes = tuple(sorted({label_of(row) for row in run.examples.train}))
+        text, scale, seed = task.embed_texts(list(classes)), task.logit_scale, recipe.train.seed
+        train, validation = (embedded(task, rows, classes) for rows in (run.examples.train, run.examples.validation))
+        shots = draw_shots(train.labels, len(classes), method.shots, seed)
+        head = Head.fit(method.head, train.features[shots], train.labels[shots], classes, text, seed, scale)
+        errors = [1 - score(one, validation)["macro_f1"].value() for one in (head, zero_shot(classes, text, scale))]
+        head.save(folder)
+        state = TrainState(base_validation=errors[1], best_validation=errors[0], finished=True)
+        state.seconds = time.monotonic() - began
+        drawn = [train.rows[at] for at in shots.tolist()]
+        return Fitted(state, task, replace(run.examples, train=drawn))
 
-    Raises UsageError where the split has none of some class that the head knows.
-    """
-    head = Head.load(folder)
-    task = AlignTask.load(base)
-    found = labelled(task, dataset, split, languages, head.classes)
-    if not found.rows:
-        raise UsageError(f"the data has no pictures of {', '.join(head.classes)} in its '{split}' split.")
-    zero = zero_shot(head.classes, task.embed_texts(list(head.classes)), task.logit_scale)
-    scores = [Scores({languages[0]: score(one, found)}) for one in (head, zero)]
-    return EvalResult(
-        adapter=folder.name,
-        base=base.name,
-        languages=tuple(languages),
-        split=split,
-        seed=0,
-        examples=len(found.rows),
-        groups=len({row["group"] for row in found.rows}),
-        generated=0,
-        scores=scores[0],
-        base_scores=scores[1],
-        data={"name": dataset.name, "sha256": dataset.sha256},
-        notes=(f"the base is zero-shot: the nearest of the {len(head.classes)} class names",),
-        task="align",
-    )
+    def evaluate(self, request: EvalRequest) -> EvalResult:
+        """Macro-F1 and accuracy beside zero-shot."""
+        return evaluate_head(request)
 
-
-def class_names(dataset: Dataset, languages: Sequence[str]) -> tuple[str, ...]:
-    """The labels of the training split, sorted."""
-    return tuple(sorted({nfc(row["text"]).strip() for row in picture_rows(dataset, "train", languages, None)}))
-
-
-def labelled(
-    task: AlignTask, dataset: Dataset, split: str, languages: Sequence[str], classes: Sequence[str]
-) -> LabelledPictures:
-    """The pictures of a split whose text is one of the classes."""
-    place = {name: at for at, name in enumerate(classes)}
-    rows: list[Any] = [
-        row for row in picture_rows(dataset, split, languages, None) if nfc(row["text"]).strip() in place
-    ]
-    features = task.project_images(picture_features(task, rows)) if rows else torch.zeros(0, task.dim)
-    return LabelledPictures(rows, features, torch.tensor([place[nfc(row["text"]).strip()] for row in rows]).long())
-
-
-def zero_shot(classes: tuple[str, ...], text: Tensor, scale: float) -> Head:
-    """The head that takes the nearest class name."""
-    nothing = torch.zeros(0, text.shape[1])
-    return Head.fit("zero_shot", nothing, torch.zeros(0, dtype=torch.int64), classes, text, 0, scale)
-
-
-def score(head: Head, found: LabelledPictures) -> dict[str, Tally]:
-    """`macro_f1`, from each group's counts of (class, guess), and `accuracy`."""
-    classes = len(head.classes)
-    guesses: list[int] = head.logits(found.features).argmax(dim=-1).tolist()
-    labels: list[int] = found.labels.tolist()
-    groups = [row["group"] for row in found.rows]
-    counts = torch.zeros(len(groups), classes * classes)
-    for at, (label, guess) in enumerate(zip(labels, guesses, strict=True)):
-        counts[at, label * classes + guess] = 1
-    right = [[float(label == guess), 1.0] for label, guess in zip(labels, guesses, strict=True)]
-    return {"macro_f1": tally("macro_f1", groups, counts.tolist()), "accuracy": tally("accuracy", groups, right)}
+    def dummy_rows(self, count: int = 12) -> list[Row]:
+        """Squares of two classes."""
+        rows = [{"text": ("moja", "mbili")[one % 2], "image": dummy_image(one)} for one in range(count)]
+        return [{"language": "sw", **row} for row in rows]

@@ -1,81 +1,62 @@
-"""What the train loop needs to know of a task: its steps, its losses, its validation. Here for text."""
+"""The task `text` in training: a language model learns the tokens of answers, and of running text."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from kauli.models.adapters.kinds.base import AdapterKind
+from kauli.models.adapters.kinds.lora import Lora
+from kauli.models.bases.find import Base
 from kauli.models.engine.packing import Document, pack
-from kauli.models.text.connector import PartSettings
-from kauli.models.text.describe import DescribeTask
-from kauli.models.text.task import TextTask, answer_losses
-from kauli.training.methods import FewShot
-from kauli.training.recipe import Recipe
+from kauli.models.errors import UsageError
+from kauli.models.tasks import load_trainable
+from kauli.models.text.language_model import answer_losses
+from kauli.models.text.training import TrainableText
+from kauli.training.augment.table import augmentations
+from kauli.training.augment.text import TextAugmentation, augmented_rows
+from kauli.training.data.dataset import Dataset
+from kauli.training.evaluation.request import EvalRequest
+from kauli.training.evaluation.results import EvalResult
+from kauli.training.evaluation.rows import english_rows
+from kauli.training.recipe import Objective, Recipe, StrictModel, method_of
+from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.merged_lora import merge_while_training
+from kauli.training.tasks.rows import check_rows, sample, weighted
 from kauli.training.tasks.sampler import Plan, micro_batches, share_out
 
-Row = dict[str, Any]
-CONNECTOR = "connector."  # what its parameters' names begin with, in `TextTask.trained`
+
+class TextSection(StrictModel):
+    """How text is augmented, for the task `text`."""
+
+    views: int = Field(default=2, ge=2, le=32)
+    """Views of each row in an epoch: the row itself, and augmented ones."""
 
 
-@dataclass(frozen=True)
-class Examples:
-    """What a run learns from: rows of the data set, and the hash of it all."""
+class AnswerRecipe(Recipe):
+    """What recipes share whose adapters answer with the tokens of a language model."""
 
-    train: Sequence[Row]
-    validation: Sequence[Row]
-    replay: Sequence[Row]
-    sha256: str
+    objective: Objective = Objective()
 
 
-class Learner(Protocol):
-    """A task in training, on one rank of several."""
+class TextRecipe(AnswerRecipe):
+    """A recipe of the task `text`."""
 
-    device: torch.device
-    cut: int
-    """How many examples were too long."""
+    task: Literal["text"] = "text"
+    method: Annotated[AdapterKind, method_of("text")] = Lora()
+    augment: tuple[Annotated[TextAugmentation, augmentations("text")], ...] = ()
+    """Augmentations of prompts and texts, applied in this order."""
+    text: TextSection | None = None
+    """The number of views, with `augment`."""
 
-    @property
-    def lengths(self) -> Sequence[int]:
-        """What each example weighs in a step: its tokens, or 1."""
-
-    def attach(self, start: Path | None) -> None:
-        """Add what is trained to the bare base, drawn from torch's random state, alike on every rank."""
-
-    @property
-    def trained(self) -> nn.Module:
-        """The module whose trainable parameters are learned and saved."""
-
-    def objective(self) -> nn.Module:
-        """The module that DDP wraps: called with a batch it returns losses, whose sum over all batches and ranks
-        divided by `terms` is what a step minimises.
-        """
-
-    def plan(self) -> Plan:
-        """The steps."""
-
-    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-        """Parameter groups for the optimiser: `params`, `full` learning rate, and the share of the budget at which
-        they begin to learn.
-        """
-
-    def terms(self, step: Sequence[int]) -> int:
-        """How many losses the step has on all ranks together."""
-
-    def batches(self, step: Sequence[int], rank: int, world: int) -> list[tuple[Any, float]]:
-        """This rank's batches of the step, each with a weight of 1, or of 0 where it only keeps the others company."""
-
-    def validate(self, rank: int, world: int, bare: bool) -> Tensor:
-        """(2,) float64 of this rank's share: what is summed and by what its sum is divided; less is better.
-
-        `bare` before anything was attached.
-        """
-
-    def save(self, folder: Path) -> None:
-        """Write the adapter."""
+    @model_validator(mode="after")
+    def _views(self) -> Self:
+        if bool(self.augment) != (self.text is not None):
+            raise ValueError("augment and the section 'text' go together: the first view of a row is the row as it is")
+        return self
 
 
 class _Packed(nn.Module):
@@ -92,72 +73,62 @@ class _Packed(nn.Module):
 class TextLearner:
     """A language model that learns the tokens of answers, after prompts that may hold media."""
 
-    def __init__(
-        self, task: TextTask, recipe: Recipe, examples: Examples, parts: Mapping[str, PartSettings] | None = None
-    ) -> None:
-        """`task` holds the bare base. `parts` are the kinds of media for which a connector is trained along; the rows
-        have their `media` then.
-        """
-        self.task, self._recipe, self._examples, self._parts = task, recipe, examples, parts
+    def __init__(self, task: TrainableText, recipe: AnswerRecipe, examples: Examples) -> None:
+        """`task` holds the bare base."""
+        self.task, self._recipe, self._examples = task, recipe, examples
         self.device = task.device
         budget = recipe.train
-        rows = [row for row in examples.train for _ in range(budget.repeat.get(row.get("source") or "", 1))]
+        rows = weighted(examples.train, budget.source_weights)
         self.documents: list[Document] = task.encode([*rows, *examples.replay], budget.max_length)
-        self.cut = sum(not document.ended for document in self.documents)
         self.lengths = [len(document.tokens) for document in self.documents]
         self._count = len(rows)
+        cut = sum(not document.ended for document in self.documents)
+        text = f"{cut} of {len(self.documents)} examples are longer than train.max_length and were truncated"
+        self.notes = (text,) if cut else ()
 
     def attach(self, start: Path | None) -> None:
-        task = self.task
-        if self._parts:
-            assert isinstance(task, DescribeTask)
-            task.add_connector(self._parts, [*self._examples.train, *self._examples.replay])
-        bare, method = cast("Any", task.model), self._recipe.method
-        assert not isinstance(method, FewShot)
-        attached: Any = method.attach(bare, task.base.reference)
-        task.model = attached
+        """See `Learner.attach`."""
+        self.task.attach(self._recipe.method)
         if start is not None:
-            task.start_from(start)
-        merge_while_training(task.model)
+            self.task.start_from(start)
+        merge_while_training(self.task.model)
 
     @property
     def trained(self) -> nn.Module:
+        """See `Learner.trained`."""
         return self.task.trained
 
     def objective(self) -> nn.Module:
+        """See `Learner.objective`."""
         return _Packed(self.task.trained)
 
     def plan(self) -> Plan:
+        """See `Learner.plan`."""
         recipe, count = self._recipe, self._count
         share = recipe.objective.weight if recipe.objective.regulariser == "replay" else 0.0
         budget = recipe.train
         return Plan(self.lengths[:count], budget.batch_tokens, budget.seed, self.lengths[count:], share)
 
     def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-        fusion, rate = self._recipe.fusion, self._recipe.train.learning_rate
-        if fusion is None:
-            return [{"params": list(parameters.values()), "full": rate, "begins": 0.0}]
-        connector = [value for name, value in parameters.items() if name.startswith(CONNECTOR)]
-        adapter = [value for name, value in parameters.items() if not name.startswith(CONNECTOR)]
-        return [
-            {"params": adapter, "full": rate, "begins": fusion.alone},
-            {"params": connector, "full": fusion.learning_rate, "begins": 0.0},
-        ]
+        """See `Learner.groups`."""
+        return [{"params": list(parameters.values()), "peak": self._recipe.train.learning_rate, "start": 0.0}]
 
-    def terms(self, step: Sequence[int]) -> int:
+    def num_targets(self, step: Sequence[int]) -> int:
+        """See `Learner.num_targets`."""
         return sum(len(self.documents[index].tokens) - self.documents[index].answer_start for index in step)
 
     def batches(self, step: Sequence[int], rank: int, world: int) -> list[tuple[Any, float]]:
+        """See `Learner.batches`."""
         share = share_out(step, self.lengths, world)[rank]
         packs = micro_batches(share, self.lengths, self._recipe.train.micro_tokens)
         # A rank that got none still has to take part in the exchange of gradients: with a weight of zero.
-        weighted = [(indices, 1.0) for indices in packs] or [([step[0]], 0.0)]
+        parts = [(indices, 1.0) for indices in packs] or [([step[0]], 0.0)]
         return [
-            (pack([self.documents[index] for index in indices]).to(self.device), weight) for indices, weight in weighted
+            (pack([self.documents[index] for index in indices]).to(self.device), weight) for indices, weight in parts
         ]
 
     def validate(self, rank: int, world: int, bare: bool) -> Tensor:
-        """Bits and bytes of the validation rows; a bare base is shown no picture, since it can't read one."""
+        """Bits and bytes of the validation rows; a bare base gets no media, since it has no connector."""
         rows = self._examples.validation[rank::world]
         sums = torch.zeros(2, dtype=torch.float64)
         for bits, count in self.task.current_bits([{**row, "media": ()} for row in rows] if bare else rows):
@@ -165,4 +136,50 @@ class TextLearner:
         return sums
 
     def save(self, folder: Path) -> None:
+        """See `Learner.save`."""
         self.task.save(folder)
+
+    def served(self) -> Any:
+        """See `Learner.served`."""
+        return self.task.served()
+
+
+class TextTraining(TrainingTask):
+    """Text answers and running text."""
+
+    name = "text"
+    recipe = TextRecipe
+
+    def rows(self, recipe: TextRecipe, dataset: Dataset) -> Examples:
+        """All rows with a text; English ones for replay."""
+        sides = [_texts(dataset.iter_rows(split, recipe.language)) for split in ("train", "validation")]
+        check_rows(recipe, *sides, "text")
+        replay: list[Row] = []
+        if recipe.objective.regulariser == "replay":
+            replay = english_rows(dataset, "train")
+            if not replay:
+                raise UsageError(f"objective.regulariser replay: data '{recipe.data}' has no English rows to replay.")
+        return Examples(sides[0], sample(sides[1]), replay, dataset.sha256)
+
+    def learner(self, recipe: TextRecipe, base: Base, examples: Examples, device: str) -> Learner:
+        """A language model and the views of each row."""
+        # Trained in fp32 weights: on a GPU the arithmetic is bf16, but small updates must not be rounded away.
+        task = load_trainable(self.name, base, device=device, dtype=torch.float32)
+        views = recipe.text.views if recipe.text else 1
+        rows = [row for view in range(views) for row in augmented_rows(examples.train, recipe.augment, view)]
+        return TextLearner(task, recipe, Examples(rows, examples.validation, examples.replay, examples.sha256))
+
+    def evaluate(self, request: EvalRequest) -> EvalResult:
+        """Bits per byte on the split and on English rows, chrF of generated answers."""
+        from kauli.training.evaluation.text import evaluate_text
+
+        return evaluate_text(request)
+
+    def dummy_rows(self, count: int = 12) -> list[Row]:
+        """Numbers named."""
+        return [{"language": "sw", "prompt": f"Sema {number}", "text": f"namba {number}"} for number in range(count)]
+
+
+def _texts(rows: Any) -> list[Row]:
+    keys = ("id", "group", "language", "prompt", "text", "source", "synthetic", "licence")
+    return [{key: row[key] for key in keys} for row in rows if (row["text"] or "").strip()]

@@ -1,124 +1,235 @@
-"""What the train loop needs to know of speech: clips, augmented anew each time, and the losses of their transcripts."""
+"""The task `transcribe` in training: audio clips, augmented anew in each step, and the losses of their transcripts."""
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from kauli.models.adapters.card import EvaluationSettings
+from kauli.models.adapters.kinds.base import AdapterKind
+from kauli.models.adapters.kinds.lora import Lora
+from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
 from kauli.models.media.decode import RATE
-from kauli.training.augment.audio import augmented_mel, augmented_wave
-from kauli.training.methods import FewShot
-from kauli.training.recipe import Recipe
+from kauli.models.speech.task import TrainableRecogniser
+from kauli.models.tasks import load_trainable
+from kauli.training.augment.audio import AudioAugmentation, SpecAugment, Speed, augmented_mel, augmented_wave
+from kauli.training.augment.table import augmentations
+from kauli.training.data.dataset import Dataset
+from kauli.training.evaluation.request import EvalRequest
+from kauli.training.evaluation.results import EvalResult
+from kauli.training.features.recordings import recording_rows
+from kauli.training.loop.checkpoint import TrainState
+from kauli.training.recipe import Recipe, StrictModel, method_of
+from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.merged_lora import merge_while_training
+from kauli.training.tasks.rows import check_rows, dummy_audio, weighted
 from kauli.training.tasks.sampler import Plan, micro_batches, share_out
-from kauli.training.tasks.text import Examples
+
+
+class TranscribeSection(StrictModel):
+    """Which audio is learned, and how, for the task `transcribe`."""
+
+    init_from_languages: dict[str, tuple[str, ...]] = Field(default={})
+    """A language that the base has no token for -> languages that it knows, whose mean embedding initialises it."""
+    max_chars_per_second: float = Field(default=25.0, gt=0)
+    """Rows whose transcript is longer cannot be what the audio holds: they are dropped with a note."""
+    concat_prob: float = Field(default=0.5, ge=0, lt=1)
+    """The probability that a clip is concatenated with the next of its step and language, and their transcripts too.
+    An adapter that was trained on single sentences alone stops after the first sentence."""
+
+
+class TranscribeRecipe(Recipe):
+    """A recipe of the task `transcribe`."""
+
+    task: Literal["transcribe"] = "transcribe"
+    method: Annotated[AdapterKind, method_of("transcribe")] = Lora()
+    augment: tuple[Annotated[AudioAugmentation, augmentations("audio")], ...] = ()
+    """Augmentations of audio, applied in this order."""
+    transcribe: TranscribeSection
+    """The audio."""
 
 
 class TranscribeLearner:
-    """A speech recogniser that learns transcripts. A clip weighs its frames and its tokens, 50 and some 10 a second."""
+    """A recogniser that learns transcripts. A clip weighs its frames and its tokens, 50 and about 10 a second.
 
-    def __init__(self, task: Any, recipe: Recipe, examples: Examples) -> None:
+    Samples stay in the data set: they are read and decoded for the step that needs them.
+    """
+
+    def __init__(self, task: TrainableRecogniser, recipe: TranscribeRecipe, examples: Examples) -> None:
         """`task` holds the bare base; the rows of `examples` have their `samples`."""
         self.task, self._recipe, self._examples = task, recipe, examples
         self.device = task.device
-        if task.mel(torch.zeros(RATE).numpy()).ndim == 1 and any(one.kind == "spec_augment" for one in recipe.augment):
+        if task.input_kind == "wave" and any(isinstance(one, SpecAugment) for one in recipe.augment):
             raise UsageError(
-                f"augment: {task.base.name} hears the wave itself, and spec_augment masks a spectrogram: leave it out."
+                f"augment: spec_augment masks a spectrogram, and {task.base.name} takes the wave itself: remove it."
             )
         budget = recipe.train
-        rows = [row for row in examples.train for _ in range(budget.repeat.get(row.get("source") or "", 1))]
-        assert recipe.speech is not None
-        task.add_languages(recipe.language, recipe.speech.related, [row["text"] for row in rows])
+        rows = weighted(examples.train, budget.source_weights)
+        task.add_languages(
+            recipe.language, recipe.transcribe.init_from_languages, [row["text"] for row in rows]
+        )
         clips = task.encode(rows)
         self.clips = [clip for clip in clips if self._weight(clip) <= budget.max_length]
-        self.cut = len(clips) - len(self.clips)
         self.lengths = [self._weight(clip) for clip in self.clips]
-        self._slowest = min([1.0, *(min(one.factors) for one in recipe.augment if one.kind == "speed")])
+        self._slowest = min([1.0, *(min(one.factors) for one in recipe.augment if isinstance(one, Speed))])
+        cut = len(clips) - len(self.clips)
+        self.notes: tuple[str, ...] = ()
+        if cut:
+            self.notes = (f"{cut} of {len(clips)} examples are longer than train.max_length and were left out",)
+        if not self.clips:
+            raise UsageError(
+                f"train.max_length {budget.max_length}: all {len(clips)} examples are longer (the shortest has "
+                f"{min(map(self._weight, clips))} frames and tokens), so that none is left to train on. Set "
+                "train.max_length, train.batch_tokens and train.micro_tokens higher."
+            )
 
     def attach(self, start: Path | None) -> None:
-        task, method = self.task, self._recipe.method
-        assert not isinstance(method, FewShot)
-        attached: Any = method.attach(cast("Any", task.model), task.base.reference)
-        task.model = attached
+        """See `Learner.attach`."""
+        self.task.attach(self._recipe.method)
         if start is not None:
-            task.start_from(start)
-        merge_while_training(task.model)
+            self.task.start_from(start)
+        merge_while_training(self.task.model)
 
     @property
     def trained(self) -> nn.Module:
-        out: nn.Module = self.task.trained
-        return out
+        """See `Learner.trained`."""
+        return self.task.trained
 
     def objective(self) -> nn.Module:
+        """See `Learner.objective`."""
         return self.trained
 
     def plan(self) -> Plan:
+        """See `Learner.plan`."""
         return Plan(self.lengths, self._recipe.train.batch_tokens, self._recipe.train.seed)
 
     def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-        return [{"params": list(parameters.values()), "full": self._recipe.train.learning_rate, "begins": 0.0}]
+        """See `Learner.groups`."""
+        return [{"params": list(parameters.values()), "peak": self._recipe.train.learning_rate, "start": 0.0}]
 
-    def terms(self, step: Sequence[int]) -> int:
-        return sum(self.task.terms(self.task.joined([self.clips[at] for at in heard])) for heard in self._heard(step))
+    def num_targets(self, step: Sequence[int]) -> int:
+        """See `Learner.num_targets`."""
+        return sum(self.task.num_targets(self._whole(places)) for places in self._concatenated(step))
 
     def batches(self, step: Sequence[int], rank: int, world: int) -> list[tuple[Any, float]]:
-        heard = self._heard(step)
-        lengths = [sum(self.lengths[at] for at in places) for places in heard]
-        share = share_out(range(len(heard)), lengths, world)[rank]
+        """See `Learner.batches`."""
+        parts = self._concatenated(step)
+        lengths = [sum(self.lengths[at] for at in places) for places in parts]
+        share = share_out(range(len(parts)), lengths, world)[rank]
         packs = micro_batches(share, lengths, self._recipe.train.micro_tokens)
-        weighted = [(numbers, 1.0) for numbers in packs] or [([0], 0.0)]
-        # The loop has seeded torch for this step and rank: a run that goes on hears the same views.
+        # The loop has seeded torch for this step and rank: a resumed run draws the same views.
         seeds = torch.randint(0, 2**62, (len(self.clips),)).tolist()
-        return [(self._batch([heard[number] for number in numbers], seeds), weight) for numbers, weight in weighted]
+        numbered = [(numbers, 1.0) for numbers in packs] or [([0], 0.0)]
+        return [(self._batch([parts[number] for number in numbers], seeds), weight) for numbers, weight in numbered]
 
-    def _heard(self, step: Sequence[int]) -> list[tuple[int, ...]]:
-        """The clips of a step, those together that are heard as one: alike on all ranks, each clip once."""
-        assert self._recipe.speech is not None
-        chance = self._recipe.speech.joined
+    def _concatenated(self, step: Sequence[int]) -> list[tuple[int, ...]]:
+        """The clips of a step, those together that are concatenated: alike on all ranks, each clip once."""
+        chance = self._recipe.transcribe.concat_prob
         draw = random.Random(f"{self._recipe.train.seed} {list(step)}")
-        heard: list[tuple[int, ...]] = []
+        parts: list[tuple[int, ...]] = []
         for place in step:
-            if heard and draw.random() < chance and self._fit([*heard[-1], place]):
-                heard[-1] += (place,)
+            if parts and draw.random() < chance and self._fit([*parts[-1], place]):
+                parts[-1] += (place,)
             else:
-                heard.append((place,))
-        return heard
+                parts.append((place,))
+        return parts
 
     def _fit(self, places: Sequence[int]) -> bool:
-        """Whether the base can hear these clips at once, at their slowest."""
+        """Whether the base can take these clips as one, at their slowest."""
         clips = [self.clips[place] for place in places]
         seconds = sum(len(clip.samples) for clip in clips) / RATE / self._slowest
         alike = len({clip.language for clip in clips}) == 1
-        return alike and seconds <= self.task.seconds and len(self.task.joined(clips).tokens) <= self.task.window
+        return alike and seconds <= self.task.seconds and len(self._whole(places).tokens) <= self.task.window
 
-    def _batch(self, heard: Sequence[Sequence[int]], seeds: Sequence[int]) -> Any:
-        """Each clip augmented by itself, then those that are heard as one joined."""
-        augment = self._recipe.speech_augment
-        clips, mels = [], []
-        for places in heard:
-            parts = []
+    def _whole(self, places: Sequence[int]) -> Any:
+        """The tokens of clips as one, without their samples, which need not be read for it."""
+        nothing = np.zeros(0, dtype=np.float32)
+        return self.task.concatenated([replace(self.clips[place], samples=nothing) for place in places])
+
+    def _batch(self, parts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Any:
+        """Each clip augmented by itself, then those concatenated that are one."""
+        augment = self._recipe.augment
+        clips, inputs = [], []
+        for places in parts:
+            one = []
             for place in places:
-                samples = augmented_wave(torch.as_tensor(self.clips[place].samples), augment, seeds[place])
-                parts.append(replace(self.clips[place], samples=samples.numpy()))
-            clips.append(self.task.joined(parts))
-            mels.append(augmented_mel(self.task.mel(clips[-1].samples), augment, seeds[places[0]]))
-        return self.task.collate(clips, mels).to(self.device)
+                samples = torch.as_tensor(np.asarray(self.clips[place].samples))
+                one.append(
+                    replace(self.clips[place], samples=augmented_wave(samples, augment, seeds[place]).numpy())
+                )
+            clips.append(self.task.concatenated(one))
+            inputs.append(augmented_mel(self.task.model_input(clips[-1].samples), augment, seeds[places[0]]))
+        return self.task.collate(clips, inputs).to(self.device)
 
     def validate(self, rank: int, world: int, bare: bool) -> Tensor:
-        """Bits and bytes of the validation transcripts; a bare base hears its full window, which it was made for."""
+        """Bits and bytes of the validation transcripts."""
         rows = self._examples.validation[rank::world]
         sums = torch.zeros(2, dtype=torch.float64)
-        for bits, count in self.task.current_bits(rows, full_window=bare):
+        for bits, count in self.task.current_bits(rows):
             sums += torch.tensor([bits, count], dtype=torch.float64)
         return sums
 
     def save(self, folder: Path) -> None:
+        """See `Learner.save`."""
         self.task.save(folder)
+
+    def served(self) -> Any:
+        """See `Learner.served`."""
+        return self.task.served()
 
     def _weight(self, clip: Any) -> int:
         return int(clip.frames + len(clip.tokens))
+
+
+class TranscribeTraining(TrainingTask):
+    """Speech put into text."""
+
+    name = "transcribe"
+    recipe = TranscribeRecipe
+
+    def rows(self, recipe: TranscribeRecipe, dataset: Dataset) -> Examples:
+        """Rows with audio and a text; what is dropped is noted. Validation takes all of them."""
+        limit, notes, sides = recipe.transcribe.max_chars_per_second, list[str](), []
+        for split in ("train", "validation"):
+            found = recording_rows(dataset, split, recipe.language, limit)
+            notes += [f"{split}: {told}" for told in [found.said()] if told]
+            sides.append(found.rows)
+        check_rows(recipe, *sides, "audio with a text")
+        validation = sorted(sides[1], key=lambda row: str(row["id"]))
+        return Examples(sides[0], validation, (), dataset.sha256, tuple(notes))
+
+    def learner(self, recipe: TranscribeRecipe, base: Base, examples: Examples, device: str) -> Learner:
+        """A recogniser of the base's architecture."""
+        return TranscribeLearner(load_trainable(self.name, base, device=device, dtype=torch.float32), recipe, examples)
+
+    def evaluate(self, request: EvalRequest) -> EvalResult:
+        """Character and word error rate."""
+        from kauli.training.evaluation.transcribe import evaluate_transcribe
+
+        return evaluate_transcribe(request)
+
+    def fault(self, served: Any, state: TrainState, examples: Examples) -> str | None:
+        """Also where the transcripts of validation loop, or are one text for all."""
+        from kauli.training.evaluation.transcribe import check_transcripts
+
+        found = check_transcripts(served, examples.validation)
+        return super().fault(served, state, examples) if found is None else f"on validation {found}"
+
+    def card_fields(self, recipe: TranscribeRecipe) -> dict[str, Any]:
+        """The limit of speech, and the language to ask the base for where it does not know the recipe's."""
+        section = recipe.transcribe
+        known = {tag: names[0] for tag, names in section.init_from_languages.items() if names}
+        return {
+            "evaluation": EvaluationSettings(max_chars_per_second=section.max_chars_per_second, base_languages=known)
+        }
+
+    def dummy_rows(self, count: int = 12) -> list[Row]:
+        """Tones, numbered."""
+        return [{"language": "sw", "text": f"namba {one}", "audio": dummy_audio(one)} for one in range(count)]

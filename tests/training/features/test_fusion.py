@@ -24,7 +24,8 @@ from kauli.training.evaluation.request import MAX_CHARS_PER_SECOND, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.run import evaluate
 from kauli.training.features.fusion import fuse, fused_rows, load_audio_encoder, recording_features
-from kauli.training.recipe import AudioInput, Recipe, parse_recipe
+from kauli.training.recipe import AudioInput, Recipe
+from kauli.training.recipe_file import parse_recipe
 from kauli.training.tasks.text import Examples
 from kauli.training.train import train
 from support.speech_adapters import publish_hearing

@@ -17,7 +17,8 @@ from kauli.training.evaluation.describe import NO_OTHER, evaluate_describe
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.run import evaluate
 from kauli.training.features.pictures import other_pictures, picture_rows, with_media
-from kauli.training.recipe import Recipe, parse_recipe
+from kauli.training.recipe import Recipe
+from kauli.training.recipe_file import parse_recipe
 from kauli.training.train import train
 
 COLOURS = {

@@ -19,7 +19,8 @@ from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.retrieval import evaluate_align
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
-from kauli.training.recipe import Recipe, parse_recipe
+from kauli.training.recipe import Recipe
+from kauli.training.recipe_file import parse_recipe
 from kauli.training.tasks.align import AlignLearner, PairPlan
 from kauli.training.tasks.text import Examples
 from kauli.training.train import train

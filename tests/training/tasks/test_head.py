@@ -14,7 +14,8 @@ from kauli.models.errors import UsageError
 from kauli.training.data.schema import write_parquet
 from kauli.training.evaluation.run import evaluate
 from kauli.training.evaluation.scorers import FINISH
-from kauli.training.recipe import Recipe, parse_recipe
+from kauli.training.recipe import Recipe
+from kauli.training.recipe_file import parse_recipe
 from kauli.training.train import train
 
 CLASSES = {"nyekundu": (230, 20, 20), "kijani": (20, 220, 40), "bluu": (30, 40, 230)}

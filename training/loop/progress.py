@@ -1,0 +1,98 @@
+"""The progress of a run whose workers may be anywhere: they write it to files, a bar of the driver reads them."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from kauli.models.adapters.store import Store
+from kauli.models.errors import KauliError
+from kauli.models.progress import bar, forwarded
+
+METRICS = "metrics.jsonl"
+"""A line for each step and each validation."""
+STAGE = "stage.json"
+"""What is done beside the steps: features, evaluation."""
+_WRITE_EVERY = 1.0  # seconds between two writes; a step may take milliseconds
+
+
+class MetricsLog:
+    """`metrics.jsonl` of a run: a line for each step, written now and then as a whole."""
+
+    def __init__(self, store: Store, path: str, step: int) -> None:
+        """Keeps the lines that are there, except those after `step`: a resumed run repeats them."""
+        self._store, self._path = store, path
+        lines = (store.read(path) or b"").decode().splitlines()
+        self._lines = [line for line in lines if json.loads(line)["step"] <= step]
+        self._written = 0.0
+
+    def add(self, line: dict[str, Any], *, now: bool = False) -> None:
+        """Keep a line, and write all of them where the last time is long enough ago or `now` is set."""
+        rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
+        self._lines.append(json.dumps(rounded))
+        if now or time.monotonic() - self._written > _WRITE_EVERY:
+            self._store.write(self._path, ("\n".join(self._lines) + "\n").encode())
+            self._written = time.monotonic()
+
+
+def logger(store: Store, path: str) -> Any:
+    """A function for the loop's lines, which opens the log at the first of them."""
+    log: list[MetricsLog] = []
+
+    def write(line: dict[str, Any]) -> None:
+        if not log:
+            log.append(MetricsLog(store, path, line["step"] - 1))
+        log[0].add(line, now="validation" in line)
+
+    return write
+
+
+@contextmanager
+def stages_written(store: Store, folder: str) -> Iterator[None]:
+    """The bars of what is done inside are written to the run's folder instead of being drawn here."""
+    written = 0.0
+
+    def write(what: str, done: float, total: float | None) -> None:
+        nonlocal written
+        if time.monotonic() - written > _WRITE_EVERY:
+            store.write(f"{folder}/{STAGE}", json.dumps([what, done, total]).encode())
+            written = time.monotonic()
+
+    with forwarded(write):
+        yield
+
+
+@contextmanager
+def watched(runs: Store, folder: str) -> Iterator[None]:
+    """A bar with the progress of the run in `folder`."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        shown = 0.0
+        with bar("Training", 100) as advance:
+            while not stop.wait(1):
+                try:
+                    lines = (runs.read(f"{folder}/{METRICS}") or b"").decode().splitlines()
+                    stage = json.loads(runs.read(f"{folder}/{STAGE}") or b"null")
+                except KauliError:
+                    continue  # a file that can't be read now is no reason to disturb the training
+                steps = [line for line in map(json.loads, lines[-50:]) if "loss" in line]
+                share = round(100 * min(1, steps[-1]["budget"])) if steps else 0
+                text = ""
+                if stage is not None:
+                    text = f"{stage[0]} {stage[1]:.0f}" + (f" of {stage[2]:.0f}" if stage[2] is not None else "")
+                if steps and (stage is None or share < 100):
+                    last = steps[-1]
+                    text = f"step {last['step']}  loss {last['loss']:.3f}  {last['tokens_per_second']:.0f} tokens/s"
+                advance(max(0.0, share - shown), text)
+                shown = max(shown, share)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,165 @@
+"""What a task is in training: its recipe, its rows, how it learns from them, how it is evaluated and promoted."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from kauli.models.metrics import label
+from kauli.models.tasks import TASKS
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from kauli.models.bases.find import Base
+    from kauli.training.data.dataset import Dataset
+    from kauli.training.evaluation.request import EvalRequest
+    from kauli.training.evaluation.results import EvalResult
+    from kauli.training.loop.checkpoint import TrainState
+    from kauli.training.loop.session import Run
+    from kauli.training.recipe import Recipe
+    from kauli.training.tasks.sampler import Plan
+
+Row = dict[str, Any]
+"""An example: columns of a data set, with what a task adds. `image` and `samples` are read when they are asked for."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a run learns from: rows of the data set, and the hash of it all."""
+
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    replay: Sequence[Row] = ()
+    sha256: str = ""
+    notes: tuple[str, ...] = ()
+    """For the user: what was dropped, and what may go wrong."""
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of which rows were chosen, in their order."""
+        parts = (str(row["id"]) for side in (self.train, self.validation, self.replay) for row in (*side, {"id": "|"}))
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+class Learner(Protocol):
+    """A task in training, on one rank of several."""
+
+    device: "torch.device"
+    notes: tuple[str, ...]
+    """For the user: which examples are truncated or left out."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """What each example weighs in a step: its tokens, or 1."""
+
+    def attach(self, start: Path | None) -> None:
+        """Add what is trained to the bare base, drawn from torch's random state, alike on every rank."""
+
+    @property
+    def trained(self) -> "nn.Module":
+        """The module whose trainable parameters are learned and saved."""
+
+    def objective(self) -> "nn.Module":
+        """The module that DDP wraps: called with a batch it returns losses, whose sum over all batches and ranks
+        divided by `num_targets` is what a step minimises.
+        """
+
+    def plan(self) -> "Plan":
+        """The steps."""
+
+    def groups(self, parameters: "Mapping[str, nn.Parameter]") -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser: `params`, their `peak` learning rate, and `start`, the share of the
+        budget before which they are frozen.
+        """
+
+    def num_targets(self, step: Sequence[int]) -> int:
+        """The number of losses in the step on all ranks together."""
+
+    def batches(self, step: Sequence[int], rank: int, world: int) -> list[tuple[Any, float]]:
+        """This rank's batches of the step, each with a weight of 1; weight 0 marks a dummy that keeps ranks in step."""
+
+    def validate(self, rank: int, world: int, bare: bool) -> "Tensor":
+        """(2,) float64 of this rank's share: a sum and its divisor; the quotient is the validation figure, the lower
+        the better. `bare` before anything was attached.
+        """
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter."""
+
+    def served(self) -> Any:
+        """The served task on the same base weights, without the adapter; the learner is not used after it."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An adapter that was trained."""
+
+    state: "TrainState"
+    """How the training went."""
+    served: Any
+    """The served task on the same base weights, for the evaluation."""
+    examples: Examples
+    """What was trained on."""
+    notes: tuple[str, ...] = ()
+    """For the user."""
+
+
+class TrainingTask(ABC):
+    """One row of `kauli.training.tasks.table.TASKS`."""
+
+    name: ClassVar[str]
+    recipe: ClassVar[type["Recipe"]]
+    distributed: ClassVar[bool] = True
+    """Whether a run is worth Ray: False for what is fitted in seconds, in the process that asks for it."""
+
+    @property
+    def validation_metric(self) -> str:
+        """The name in `kauli.models.metrics` of the figure that validation minimises."""
+        return TASKS[self.name].validation
+
+    @abstractmethod
+    def rows(self, recipe: Any, dataset: "Dataset") -> Examples:
+        """The rows to learn from and those to validate on, without their media: the same on every machine.
+
+        Raises UsageError where the data has no rows for the recipe.
+        """
+
+    def learner(self, recipe: Any, base: "Base", examples: Examples, device: str) -> Learner:
+        """The task in training on the bare base, which is loaded here."""
+        raise NotImplementedError
+
+    def fit(self, run: "Run", folder: Path) -> Fitted | None:
+        """Train by the loop, where a task has no other way, and write the adapter to `folder`; None on ranks over 0."""
+        from kauli.training.loop.session import fit_by_loop  # the loop brings torch and accelerate
+
+        return fit_by_loop(self, run, folder)
+
+    @abstractmethod
+    def evaluate(self, request: "EvalRequest") -> "EvalResult":
+        """The adapter beside its base and the baselines of the task, on a split."""
+
+    def fault(self, served: Any, state: "TrainState", examples: Examples) -> str | None:
+        """Why a run must not become `latest`, as the end of a sentence; None where it may.
+
+        `served` holds the adapter under the key `kauli.training.evaluation.request.ADAPTER`.
+        """
+        assert state.base_validation is not None
+        if state.best_validation < state.base_validation:
+            return None
+        return (
+            f"it is not better than its base on validation ({state.best_validation:.3f} "
+            f"{label(self.validation_metric)}, base {state.base_validation:.3f})"
+        )
+
+    def card_fields(self, recipe: Any) -> dict[str, Any]:
+        """The typed fields of the card that serving and evaluation read: `encoders`, `prompt`, `evaluation`."""
+        return {}
+
+    @abstractmethod
+    def dummy_rows(self, count: int = 12) -> list[Row]:
+        """Rows of a data set, with encoded media, from which the task can be trained: for trials."""

@@ -1,0 +1,69 @@
+"""What tasks share about rows: checks, weights of sources, a sample for validation, made-up media for trials."""
+
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from kauli.models.errors import UsageError
+from kauli.models.media.decode import RATE
+from kauli.training.recipe import Recipe
+from kauli.training.tasks.base import Row
+
+VALIDATION_BYTES = 4_000
+"""Text that the validations during training score: enough to choose by, small beside the training itself."""
+
+
+def check_rows(recipe: Recipe, train: Sequence[Row], validation: Sequence[Row], what: str) -> None:
+    """Raise UsageError where a split is empty, or a source of `train.source_weights` has no rows to learn from."""
+    for split, rows in (("train", train), ("validation", validation)):
+        if not rows:
+            raise UsageError(
+                f"data '{recipe.data}' has no {what} in its '{split}' split for {', '.join(recipe.language)}: "
+                "see `kauli data check`."
+            )
+    sources = {row["source"] for row in train}
+    for source in recipe.train.source_weights:
+        if source not in sources:
+            raise UsageError(
+                f"train.source_weights: data '{recipe.data}' has no source '{source}'. "
+                f"It has {', '.join(sorted(str(one) for one in sources))}."
+            )
+
+
+def weighted(rows: Sequence[Row], weights: Mapping[str, int]) -> list[Row]:
+    """Each row as many times as an epoch repeats its source."""
+    return [row for row in rows for _ in range(weights.get(row.get("source") or "", 1))]
+
+
+def sample(rows: Sequence[Row]) -> list[Row]:
+    """Validation rows of about VALIDATION_BYTES, each source with the same share of its bytes as in the whole."""
+    rows = sorted(rows, key=lambda row: str(row["id"]))
+    total = sum(len(row["text"].encode()) for row in rows)
+    if total <= VALIDATION_BYTES:
+        return rows
+    chosen, taken, passed = [], 0, 0
+    for row in sorted(rows, key=lambda row: (row["language"], row["source"] or "", row["id"])):
+        size = len(row["text"].encode())
+        passed += size
+        if taken + size / 2 <= passed * VALIDATION_BYTES / total:
+            chosen.append(row)
+            taken += size
+    return chosen
+
+
+def dummy_image(number: int) -> bytes:
+    """A PNG of one colour, which the number decides."""
+    content = io.BytesIO()
+    Image.new("RGB", (32, 32), (number * 37 % 256, number * 91 % 256, number * 151 % 256)).save(content, "PNG")
+    return content.getvalue()
+
+
+def dummy_audio(number: int) -> bytes:
+    """A WAV with a second of a tone, which the number decides."""
+    content = io.BytesIO()
+    wave = 0.3 * np.sin(2 * np.pi * (200 + 40 * number) * np.arange(RATE) / RATE)
+    soundfile.write(content, wave.astype(np.float32), RATE, format="WAV")
+    return content.getvalue()
