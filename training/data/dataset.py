@@ -26,7 +26,7 @@ from kauli.training.data.synthetic_speech import ESPEAK, espeak_files
 from kauli.training.data.topics import TOPICS, topic_files
 
 SPLITS = ("train", "validation", "test")
-_PLAIN_BATCH, _MEDIA_BATCH = 1024, 16  # rows decoded at once; a clip of 30 seconds takes up to a megabyte
+_BATCH_ROWS, _BATCH_BYTES = 1024, 4 << 20  # decoded at once, at most
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,6 @@ class Dataset:
         return self._read(split, wanted, list(dict.fromkeys(columns)))
 
     def _read(self, split: str | None, languages: list[str], columns: list[str]) -> Iterator[dict[str, Any]]:
-        size = _MEDIA_BATCH if set(columns) & set(MEDIA) else _PLAIN_BATCH
-
         def selected(batch: pa.RecordBatch | pa.Table) -> Any:
             chosen = pc.is_in(batch["language"], pa.array(languages, pa.string()))
             return pc.and_(chosen, pc.equal(batch["split"], split)) if split else chosen
@@ -90,6 +88,10 @@ class Dataset:
                 for group in range(file.num_row_groups):
                     if not pc.any(selected(file.read_row_group(group, ["language", "split"]))).as_py():
                         continue
+                    size = _BATCH_ROWS
+                    if set(columns) & set(MEDIA):
+                        content = file.metadata.row_group(group)
+                        size = min(size, 1 + _BATCH_BYTES * content.num_rows // content.total_byte_size)
                     for batch in file.iter_batches(size, [group], read):
                         yield from batch.filter(selected(batch)).select(columns).to_pylist()
 

@@ -114,10 +114,9 @@ def _media_reader(path: Path, rows: Sequence[dict[str, Any]], folder: Path) -> I
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder) as copies:
         for number, (*_, raw) in enumerate(_raw_rows(path) if inline else ()):
-            for name in inline.get(number, ()) if isinstance(raw, dict) else ():
-                content = _media_value(name, raw.get(name))
-                key = hashlib.sha256(content if isinstance(content, bytes) else b"").hexdigest()
-                if isinstance(content, bytes) and key not in places:
+            for name in inline.get(number, ()):
+                content = _media_value(name, raw.get(name)) if isinstance(raw, dict) else None
+                if isinstance(content, bytes) and (key := hashlib.sha256(content).hexdigest()) not in places:
                     places[key] = copies.tell(), copies.write(content)
 
         def read(media: _MediaFile) -> bytes:
