@@ -1,15 +1,16 @@
-"""What the HTTP side, the generators and the encoders say to each other: plain values that travel between processes.
+"""What the HTTP side and the workers exchange: plain values that travel between processes, and the workers' methods.
 
 No torch in here: the HTTP side has none.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from kauli.models.requests import TextRequest, TokenLogprob, TranscriptionRequest, Word
+from kauli.models.requests import Progress, TextRequest, TranscriptionRequest
+from kauli.serving.tasks import WORKERS
 
 
 @dataclass(frozen=True)
@@ -20,18 +21,10 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some text of answer `index`, whole characters only; its last piece has a `finish` ("stop" or "length")."""
+class Piece(Progress):
+    """Some text of answer `index`; the last piece of an answer has a `finish`."""
 
-    text: str
-    tokens: int
-    finish: str | None = None
     index: int = 0
-    logprobs: tuple[TokenLogprob, ...] = ()
-    language: str | None = None
-    """Of a transcript: what was asked for, or what was heard."""
-    words: tuple[Word, ...] = ()
-    """Of the last piece of a transcript whose words were asked for: all of them."""
 
 
 @dataclass(frozen=True)
@@ -45,57 +38,54 @@ class Failed:
 
 
 class Refused(Exception):
-    """Ends a request from anywhere inside; carries what the caller is told."""
+    """Ends a request from anywhere inside; carries the error for the client."""
 
     def __init__(self, failed: Failed) -> None:
         super().__init__(failed.message)
         self.failed = failed
 
 
-NOT_ALIGNED = Failed(404, "no aligned base is served: kauli fetch kauli-clip", "model_not_found", "model")
-"""The answer to whoever asks for the space that pictures and texts share, where there is none."""
-
 Event = Started | Piece | Failed
 
+TOO_MANY = Failed(429, "Too many requests are waiting; retry later", "queue_full")
 
-NO_SPEECH = Failed(
-    404, "no speech recogniser is served: kauli fetch whisper-base, and serve the task transcribe", "model_not_found",
-    "model",
-)  # fmt: skip
-"""The answer to whoever asks for a transcript, where nothing hears."""
+
+def not_served(worker: str, param: str = "model") -> Failed:
+    """The error of a request for a worker that does not run."""
+    return Failed(404, WORKERS[worker].missing, "model_not_found", param)
 
 
 @dataclass(frozen=True)
 class MediaForm:
-    """What an adapter's connector takes for a picture or a recording: the features of one tower, in which shape."""
+    """What an adapter's connector takes for an image or an audio clip: one encoder's features, and their shape."""
 
     encoder: str
-    """The name of the base whose tower it is."""
+    """The name of the encoder's base."""
     tower: str
     """Its `ImageTower.sha256` or `AudioTower.sha256`."""
     grid: int = 0
-    """Of a picture's features."""
+    """Of an image's features."""
     stack: int = 0
-    """Frames of a recording that are one feature."""
+    """Encoder frames of an audio clip that are one feature."""
 
 
 @dataclass(frozen=True)
 class EncodedMedia:
-    """A picture or a recording as its tower takes it; `cached` when nothing had to be computed."""
+    """An image or an audio clip, encoded; `cached` when nothing had to be computed."""
 
     values: np.ndarray
-    """(n, width) float16: 1 + grid * grid of a picture, one for `stack` frames of a recording."""
+    """(n, width) float16: 1 + grid * grid of an image, one for `stack` frames of audio."""
     cached: bool
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """Pictures and texts in their shared space."""
+    """Images and texts in their shared space."""
 
     values: np.ndarray
     """(N, dim) float32, each of length 1."""
     tokens: int
-    """Of the texts together; a picture has none."""
+    """Of the texts together; an image has none."""
 
 
 Ranked = list[tuple[str, float]]
@@ -103,32 +93,32 @@ Ranked = list[tuple[str, float]]
 
 
 class Backend(Protocol):
-    """What every deployment answers: whether it works, and which adapters it holds."""
+    """The methods of every worker, in this process or behind a handle."""
 
     async def check(self) -> str | None:
         """None when it works, else what is wrong with it."""
         ...
 
     async def adapters(self) -> list[dict[str, Any]]:
-        """What is loaded, and how many requests use it: `adapter`, `in_use`."""
+        """The loaded adapters, and how many requests use each: `adapter`, `in_use`."""
         ...
 
     async def load(self, adapter: str) -> Failed | None:
-        """Load an adapter ahead of its first request; None, or why it can't be."""
+        """Load an adapter ahead of its first request; None, or why that fails."""
         ...
 
     async def unload(self, adapter: str) -> bool:
-        """Forget an adapter once no request uses it; whether it was loaded."""
+        """Remove an adapter from memory once no request uses it; whether it was loaded."""
         ...
 
 
 class TextBackend(Backend, Protocol):
-    """Whatever answers: a `TextGenerator` in this process, or a handle to one elsewhere."""
+    """A `TextGenerator`."""
 
     def stream(self, request: TextRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
         """`Started`, then pieces until each of the `n` answers has a `finish`; or `Failed`, as the last event.
 
-        With `whole` each answer may come as one piece.
+        With `whole` each answer may come as one piece. Leaving the iteration cancels the request.
         """
         ...
 
@@ -138,10 +128,10 @@ class TextBackend(Backend, Protocol):
 
 
 class MediaBackend(Backend, Protocol):
-    """Whatever makes features of pictures or of recordings."""
+    """A worker that encodes images or audio for connectors."""
 
     async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
-        """A picture or a recording as the connector of an adapter wants it."""
+        """An image or an audio file as an adapter's connector takes it."""
         ...
 
     async def counts(self) -> dict[str, float]:
@@ -150,28 +140,60 @@ class MediaBackend(Backend, Protocol):
 
 
 class AudioBackend(MediaBackend, Protocol):
-    """Whatever hears: a `Transcriber` in this process, or a handle to one elsewhere."""
+    """A `Transcriber`."""
 
     def stream(self, request: TranscriptionRequest, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
         """As a `TextBackend`'s, of one clip."""
         ...
 
     async def longest(self) -> float:
-        """The seconds of sound that it hears at once."""
+        """The longest clip in seconds."""
         ...
 
 
 class ImageBackend(MediaBackend, Protocol):
-    """Whatever sees: an `ImageEncoder` in this process, or a handle to one elsewhere."""
+    """An `ImageEncoder`."""
 
     async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
-        """Texts, and pictures as their encoded bytes, in the shared space."""
+        """Texts, and images as their encoded bytes, in the shared space."""
         ...
 
     async def classify(self, adapter: str, inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
-        """What the head of an adapter (`name@version`) makes of each input."""
+        """The classes of each input by the head of an adapter (`name@version`)."""
         ...
 
     async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
-        """How near each input is to the texts of `classes`, without any training."""
+        """The similarity of each input to the texts of `classes`, without any training."""
         ...
+
+
+# How the methods travel to a deployment, which may have several replicas: all others go to one replica, each time.
+
+STREAMED = frozenset({"stream"})
+"""Methods that give events one by one."""
+CONSTANT = frozenset({"longest"})
+"""Methods whose answer never changes: asked once."""
+
+
+def _uses(found: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    uses: dict[str, int] = {}
+    for entry in (entry for entries in found for entry in entries):
+        uses[entry["adapter"]] = uses.get(entry["adapter"], 0) + entry["in_use"]
+    return [{"adapter": spec, "in_use": count} for spec, count in uses.items()]
+
+
+def _mean_counts(found: Sequence[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for count, mean in (("hits", "hit_ms"), ("misses", "miss_ms")):
+        total[count] = sum(one[count] for one in found)
+        total[mean] = round(sum(one[count] * one[mean] for one in found) / max(1, total[count]), 2)
+    return total
+
+
+BROADCAST: Mapping[str, Callable[[Sequence[Any]], Any]] = {
+    "adapters": _uses,
+    "load": lambda found: next((failed for failed in found if failed), None),
+    "unload": any,
+    "counts": _mean_counts,
+}
+"""Methods that every replica answers -> how the answers become one."""

@@ -1,12 +1,12 @@
-"""What can be asked for: the served bases and the registry's adapters on them, and which of them answers a request.
+"""What a request may name as its model: tasks, served bases and the registry's adapters on them; and which answers it.
 
-The tasks in here are those of a service: an adapter of the task `align` that is a few-shot head serves `classify`.
+The tasks here are those of `kauli.serving.tasks`: an adapter that is a few-shot head answers `classify`.
 """
 
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -17,20 +17,11 @@ from kauli.models.bases.find import Base, find_base
 from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.languages import check_tag, fallback_chain
 from kauli.models.progress import note
-from kauli.serving.events import NO_SPEECH, NOT_ALIGNED
-from kauli.serving.settings import TASKS
+from kauli.models.tasks import task_of
+from kauli.serving.tasks import DEFAULT_BASE, TASKS, WORKERS
 
-DEFAULT_BASE = "smollm2-135m-q4"
 _SPEC = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})(?:@([a-z0-9._-]{1,64}))?")
-_NEXT = {
-    "text": "Train one with `kauli train text-sw --set language={tag} --set name=text-{name}`, "
-    "or ask a base by its name",
-    "describe": "Train one with `kauli train describe-multi --set language={tag} --set name=describe-{name}`",
-    "transcribe": "Train one with `kauli train transcribe-be --set language={tag} --set name=transcribe-{name}`, "
-    "or set allow_base",
-    "classify": "Train a head, or give `classes`",
-}
-_MISS_S = 0.5  # an unknown name looks at the registry anew, but not more often than this
+_MISS_S = 0.5  # an unknown name reads the registry again, but not more often than this
 
 
 class UnknownModel(UsageError):
@@ -43,7 +34,7 @@ class UnknownLanguage(UsageError):
 
 @dataclass(frozen=True)
 class Adapter:
-    """One name of the registry as it stands: its versions, its aliases, and the version that the bare name means."""
+    """One name of the registry: its versions, its aliases, and the version that the bare name means."""
 
     name: str
     version: int
@@ -66,6 +57,8 @@ class Adapter:
 class Route:
     """Who answers a request: a base, with an adapter (`name@version`) or without, for a language if one is known."""
 
+    worker: str
+    """The worker that runs the base."""
     base: str
     adapter: str | None
     language: str | None
@@ -77,27 +70,23 @@ class Route:
 
 
 class Catalogue:
-    """The adapters of `registry` that fit `bases`, looked up anew when older than `refresh_s`. Safe for threads.
+    """The adapters of `registry` that fit `bases`, looked up again when older than `refresh_s`. Safe for threads.
 
-    `aligned` is the base of the space that pictures and texts share, `speech` the one that transcribes, where they are
-    served.
+    `bases` maps each worker that answers one of `tasks` to the bases that it runs.
     """
 
     def __init__(
         self,
         registry: Registry,
-        bases: Sequence[Base],
+        bases: Mapping[str, Sequence[Base]],
         refresh_s: float = 2.0,
         *,
-        aligned: Base | None = None,
-        speech: Base | None = None,
-        tasks: Sequence[str] = TASKS,
+        tasks: Sequence[str] = tuple(TASKS),
     ) -> None:
-        self.bases = {public_name(base): base for base in bases}
-        self.aligned = None if aligned is None else public_name(aligned)
-        self._seeing = {} if aligned is None else {public_name(aligned): aligned}
-        self.speech = None if speech is None else public_name(speech)
-        self._hearing = {} if speech is None else {public_name(speech): speech}
+        self._bases = {
+            worker: {public_name(base): base for base in bases[worker]} for worker in WORKERS if bases.get(worker)
+        }
+        self._workers = {name: worker for worker, found in self._bases.items() for name in found}
         self._tasks = tuple(tasks)
         self._registry = registry
         self._refresh_s = refresh_s
@@ -106,9 +95,13 @@ class Catalogue:
         self._adapters: dict[str, Adapter] = {}
         self._read_at = float("-inf")
 
-    def all_bases(self) -> dict[str, Base]:
-        """Every base that answers, by its name: those that generate, that of the shared space, that of speech."""
-        return self.bases | self._seeing | self._hearing
+    def bases(self) -> dict[str, Base]:
+        """Every base that answers, by its name."""
+        return {name: base for found in self._bases.values() for name, base in found.items()}
+
+    def base_of(self, worker: str) -> str | None:
+        """The first base of a worker; None where the worker answers nothing."""
+        return next(iter(self._bases.get(worker, ())), None)
 
     def adapters(self) -> list[Adapter]:
         """All adapters that a served base can answer with, by name."""
@@ -117,84 +110,75 @@ class Catalogue:
     def route(self, model: str, language: str | None = None, allow_base: bool = False) -> Route:
         """Who answers `model` (a task, a base, an adapter spec) in `language`.
 
-        For a task the language's fallback chain chooses the adapter; for "text" without a language the first base
-        answers, for "transcribe" that of speech, and "embed" is the base of the shared space.
+        For a task the language's fallback chain chooses the adapter; without a language the first base answers the
+        tasks that a bare base can answer.
         Raises UnknownModel, UnknownLanguage (none serves it and `allow_base` is not set) or UsageError (no such tag).
         """
         tag = check_tag(language) if language else None
-        if model in self.all_bases():
-            return Route(model, None, tag)
+        if model in self._workers:
+            return Route(self._workers[model], model, None, tag)
         if model in TASKS:
             return self._of_task(model, tag, allow_base)
         match = _SPEC.fullmatch(model)
         adapter = self._find(match[1]) if match else None
         if match is None or adapter is None:
-            known = [*self.all_bases(), *self._tasks, *(adapter.name for adapter in self.adapters())]
+            known = [*self._workers, *self._tasks, *(adapter.name for adapter in self.adapters())]
             raise UnknownModel(f"model '{model}' is not served.{nearest(model, known)} Served: {', '.join(known[:20])}")
         card = self._version(adapter, match[2])
         base = self._base_of(card)
         if base is None:
             raise UnknownModel(self._why_not(model, card))
-        if tag and not set(fallback_chain(tag)) & set(card.language):
+        chain = fallback_chain(tag) if tag else []
+        if tag and not set(chain) & set(card.language):
             raise UnknownLanguage(f"adapter '{card.spec}' is for {', '.join(card.language)}, not for '{tag}'")
-        spoken = next((t for t in fallback_chain(tag) if t in card.language), tag) if tag else None
-        return Route(base, card.spec, spoken or (card.language[0] if len(card.language) == 1 else None))
+        known_tag = next((one for one in chain if one in card.language), tag)
+        language = known_tag or (card.language[0] if len(card.language) == 1 else None)
+        return Route(self._workers[base], base, card.spec, language)
 
-    def _of_task(self, task: str, tag: str | None, allow_base: bool) -> Route:
-        if task in ("embed", "classify") and self.aligned is None:
-            raise UnknownModel(NOT_ALIGNED.message)
-        if task == "transcribe" and self.speech is None:
-            raise UnknownModel(NO_SPEECH.message)
-        if task not in self._tasks:
-            raise UnknownModel(f"the task '{task}' is not served here: {', '.join(self._tasks)}")
-        if task == "embed":
-            assert self.aligned is not None
-            return Route(self.aligned, None, tag)
-        base = self.speech if task == "transcribe" else next(iter(self.bases)) if task == "text" else None
-        if base is not None and tag is None:
-            return Route(base, None, None)
+    def _of_task(self, name: str, tag: str | None, allow_base: bool) -> Route:
+        task = TASKS[name]
+        base = self.base_of(task.worker)
+        if base is None and WORKERS[task.worker].missing:
+            raise UnknownModel(WORKERS[task.worker].missing)
+        if name not in self._tasks:
+            raise UnknownModel(f"the task '{name}' is not served here; served: {', '.join(self._tasks)}")
+        bare = Route(task.worker, base, None, tag) if base is not None and task.bare else None
+        if bare and (tag is None or not task.answers):
+            return bare
         for age in (self._refresh_s, _MISS_S):
-            served = [a for a in self._snapshot(age).values() if served_task(a.card) == task and self._base_of(a.card)]
+            served = [a for a in self._snapshot(age).values() if served_task(a.card) == name and self._base_of(a.card)]
             for candidate in fallback_chain(tag) if tag else ():
                 fitting = [adapter for adapter in served if candidate in adapter.card.language]
                 if fitting:
                     best = min(fitting, key=_preference)
-                    its = self._base_of(best.card)
-                    assert its is not None
-                    return Route(its, best.spec, candidate)
+                    return self.route(best.spec, candidate)
             if tag is None and len(served) == 1:
                 return self.route(served[0].name)
-        if base is not None and allow_base:
-            return Route(base, None, tag)
+        if bare and allow_base:
+            return bare
         languages = sorted({language for adapter in served for language in adapter.card.language})
         if tag is None and served:
-            raise UsageError(
-                f"model '{task}' needs a language ({', '.join(languages)}), or name an adapter as the model"
-            )
-        of_task = "" if task == "text" else f" of the task '{task}'"
-        wanted = f"'{tag}'" if tag else "here"
-        advice = _NEXT[task].format(tag=tag or "sw", name=(tag or "sw").lower())
+            raise UsageError(f"model '{name}' needs a language ({', '.join(languages)}), or an adapter as the model")
+        wanted = f" serves '{tag}'" if tag else " is served"
+        advice = task.advice.format(tag=tag or "sw", name=(tag or "sw").lower())
         raise UnknownLanguage(
-            f"no adapter{of_task} serves {wanted}. Served: {', '.join(languages) or 'none'}. {advice}"
+            f"no adapter of the task '{name}'{wanted}. Languages: {', '.join(languages) or 'none'}. {advice}"
         )
 
     def _why_not(self, model: str, card: Card) -> str:
-        """Why an adapter of the registry can't be asked."""
-        task = served_task(card)
-        if task is None:
-            return f"adapter '{model}' is for the task '{card.task}', which is not asked over HTTP"
-        if task == "classify" and self.aligned is None:
-            return f"adapter '{model}' needs an aligned base: {NOT_ALIGNED.message}"
-        if task not in self._tasks:
-            return f"adapter '{model}' is for the task '{task}', which is not served here: {', '.join(self._tasks)}"
-        if task == "transcribe" and self.speech is None:
-            return f"adapter '{model}' needs a speech recogniser: {NO_SPEECH.message}"
-        served = self._bases_for(task)
-        settings = {"classify": "set encoder:", "transcribe": "set speech:"}
-        start = f"{settings.get(task, '--base')} {card.base.name}"
+        """Why an adapter of the registry can't be used."""
+        name = served_task(card)
+        if name is None:
+            return f"adapter '{model}' is for the task '{card.task}', which is not available over HTTP"
+        worker = TASKS[name].worker
+        if worker not in self._bases and WORKERS[worker].missing:
+            return f"adapter '{model}' needs {WORKERS[worker].noun}: {WORKERS[worker].missing}"
+        if name not in self._tasks:
+            return f"adapter '{model}' is for the task '{name}', which is not served here: {', '.join(self._tasks)}"
+        start = "--base" if WORKERS[worker].several else f"the setting {worker}.base:"
         return (
             f"adapter '{model}' needs the base '{card.base.name}', which is not served here "
-            f"(served: {', '.join(served)}): start `kauli serve` with {start}"
+            f"(served: {', '.join(self._bases.get(worker, ()))}): start `kauli serve` with {start} {card.base.name}"
         )
 
     def _find(self, name: str) -> Adapter | None:
@@ -214,16 +198,12 @@ class Catalogue:
 
     def _base_of(self, card: Card) -> str | None:
         task = served_task(card)
-        if task not in self._tasks:
+        if task is None or task not in self._tasks:
             return None
-        for name, base in self._bases_for(task).items():
+        for name, base in self._bases.get(TASKS[task].worker, {}).items():
             if card.base.sha256 == base.sha256 or card.base.name in (name, base.name):
                 return name
         return None
-
-    def _bases_for(self, task: str | None) -> dict[str, Base]:
-        """The served bases that adapters of a task may stand on."""
-        return {"classify": self._seeing, "transcribe": self._hearing}.get(task or "", self.bases)
 
     def _card(self, name: str, version: int) -> Card:
         if (name, version) not in self._cards:
@@ -247,16 +227,12 @@ class Catalogue:
 
 
 def served_task(card: Card) -> str | None:
-    """The task of a service that an adapter is for; None where there is none."""
-    if card.task == "align":
-        return "classify" if card.method.get("kind") == "head" else None
-    return card.task if card.task in TASKS else None
-
-
-def hearing_base(card: Card) -> str | None:
-    """The base whose encoder an adapter hears recordings by, in conversations; None where it takes none."""
-    name = (((card.recipe or {}).get("fusion") or {}).get("hearing") or {}).get("encoder")
-    return str(name) if name else None
+    """The service's task that an adapter answers; None where there is none."""
+    try:
+        row = task_of(card.task, str(card.method.get("kind", ""))).name
+    except KeyError:  # an adapter of a later version
+        return None
+    return next((name for name, task in TASKS.items() if row in task.answers), None)
 
 
 def choose_bases(
@@ -265,13 +241,14 @@ def choose_bases(
     allow_noncommercial: bool = False,
     tasks: Sequence[str] = ("text",),
 ) -> list[Base]:
-    """The bases to answer with: those of `names`, else those of the registry's adapters, else the default base.
+    """The bases for text: those of `names`, else those of the registry's adapters, else the default base.
 
-    Only adapters of `tasks` count. A base that only an adapter asks for and that can't be had is left out with a note.
+    Only adapters that answer `tasks` count. A base that only an adapter needs and that is not available is left out
+    with a note.
     """
     if names:
         return [find_base(name, allow_noncommercial=allow_noncommercial) for name in dict.fromkeys(names)]
-    wanted = {card.base.name for card in newest_cards(registry) if card.task in tasks} or {DEFAULT_BASE}
+    wanted = {card.base.name for card in newest_cards(registry) if served_task(card) in tasks} or {DEFAULT_BASE}
     found = []
     for name in sorted(wanted, key=lambda name: (name != DEFAULT_BASE, name)):
         try:

@@ -12,10 +12,59 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from kauli.models.errors import UsageError, nearest
 from kauli.models.paths import default_storage
+from kauli.serving.tasks import TASKS
 
-TASKS = ("text", "describe", "transcribe", "embed", "classify")
-"""What this service can serve: `describe` is chat about pictures and recordings, the last two are the shared space's
-endpoints."""
+RENAMED = {
+    "encoder": "image.base", "speech": "audio.base", "max_batch": "text.batch", "replicas": "text.replicas",
+    "num_cpus": "text.num_cpus", "num_gpus": "text.num_gpus", "max_recordings": "max_audio_clips",
+    "max_picture_body_bytes": "max_image_body_bytes",
+    **{
+        f"{worker}_{key}": f"{worker}.{key}"
+        for worker in ("image", "audio") for key in ("batch", "cache_bytes", "replicas", "num_cpus", "num_gpus")
+    },
+}  # fmt: skip
+"""Former settings and their present names."""
+_RENAMED_VARIABLES = {"KAULI_ENCODER": "KAULI_IMAGE_BASE", "KAULI_SPEECH": "KAULI_AUDIO_BASE"}
+
+
+class WorkerArgs(BaseModel):
+    """The settings of one kind of worker."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch: int = Field(default=16, ge=1, le=256)
+    """What a replica computes at a time: answers, images or audio clips."""
+    replicas: tuple[int, int] = (1, 1)
+    """The fewest and the most replicas of each base."""
+    num_cpus: float = Field(default=1.0, ge=0)
+    """Logical CPUs that Ray sets aside for a replica."""
+    num_gpus: float = Field(default=0.0, ge=0)
+
+    @field_validator("replicas")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= value[0] <= value[1]:
+            raise ValueError(f"replicas {list(value)}: give [fewest, most], both 1 or more")
+        return value
+
+
+class ImageArgs(WorkerArgs):
+    """The settings of the image encoder."""
+
+    base: str = "kauli-clip"
+    """Its base. Where it is not on this machine, the base that the adapters name."""
+    batch: int = Field(default=8, ge=1, le=256)
+    cache_bytes: int = Field(default=67_108_864, ge=0)
+    """Bytes of encoded images and texts that a replica keeps."""
+
+
+class AudioArgs(WorkerArgs):
+    """The settings of the speech recogniser."""
+
+    base: str = "whisper-base"
+    """Its base. Where it is not on this machine, the base that the adapters name."""
+    cache_bytes: int = Field(default=67_108_864, ge=0)
+    """Bytes of encoded audio in conversations that a replica keeps."""
 
 
 class ServeArgs(BaseModel):
@@ -29,22 +78,23 @@ class ServeArgs(BaseModel):
     storage: str = Field(default_factory=default_storage)
     """Folder or URI of the adapters."""
     tasks: tuple[str, ...] = ()
-    """Empty: text, and the others as far as the storage has adapters for them and the encoders are on this machine."""
+    """Empty: text, and each other task for which the storage has adapters or this machine has an encoder."""
     bases: tuple[str, ...] = ()
     """The first answers `model: text`. Empty: the bases of the storage's adapters, else the default base."""
-    encoder: str = "kauli-clip"
-    """The base for pictures and their shared space with texts. Where it isn't on this machine, that of the adapters."""
-    speech: str = "whisper-base"
-    """The base for recordings, in transcripts and in chat. Where it isn't on this machine, that of the adapters."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the weights of language models and recognisers; auto: bf16 on a GPU, and on a CPU that computes faster in
+    it."""
     allow_noncommercial: bool = False
     key_hashes: tuple[str, ...] = ()
-    """SHA-256 of each API key, in hexadecimal; `KAULI_API_KEYS` holds keys themselves, separated by commas."""
+    """SHA-256 of each API key; `KAULI_API_KEYS` holds the keys themselves."""
     admin_key_hashes: tuple[str, ...] = ()
     """SHA-256 of each key that may load and unload adapters too; `KAULI_ADMIN_KEYS` holds such keys themselves."""
     proxy: Literal["python", "haproxy"] = "python"
-    """What takes the HTTP connections: Ray Serve's own proxy, or HAProxy, which is faster."""
-    max_batch: int = Field(default=16, ge=1, le=256)
-    """Answers that a replica generates at a time."""
+    """What accepts the HTTP connections: Ray Serve's own proxy, or HAProxy, which is faster."""
+    text: WorkerArgs = WorkerArgs()
+    """Of language models."""
+    image: ImageArgs = ImageArgs()
+    audio: AudioArgs = AudioArgs()
     max_queue: int = Field(default=64, ge=1)
     """Answers that may wait at a replica; a request for one more is refused with 429."""
     max_context: int = Field(default=4096, ge=64)
@@ -52,52 +102,31 @@ class ServeArgs(BaseModel):
     max_answers: int = Field(default=8, ge=1, le=64)
     """The most answers (`n`) to one prompt."""
     max_adapters: int = Field(default=32, ge=1)
-    """Adapters that a replica holds; the least recently used one makes room."""
+    """Adapters that a replica holds; the least recently used one is evicted."""
     max_tokens: int = Field(default=1024, ge=1)
     """The most new tokens that a request may ask for."""
     max_images: int = Field(default=4, ge=1)
-    """The most pictures in one conversation."""
-    max_recordings: int = Field(default=4, ge=1)
-    """The most recordings in one conversation; each may be as long as the speech base hears at once."""
+    """The most images in one conversation."""
+    max_audio_clips: int = Field(default=4, ge=1)
+    """The most audio clips in one conversation, each no longer than one window of the speech recogniser."""
     max_audio_seconds: float = Field(default=600.0, gt=0)
-    """The longest recording to transcribe."""
+    """The longest audio to transcribe."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
-    """Of a request; where pictures may be sent, of its texts."""
-    max_picture_body_bytes: int = Field(default=12_582_912, ge=1024)
-    """Of a request that may hold pictures: one of 8 MiB fits as base64."""
+    """Of a request; where images may be sent, of its texts."""
+    max_image_body_bytes: int = Field(default=12_582_912, ge=1024)
+    """Of a request that may hold images: one of 8 MiB fits as base64."""
     max_audio_body_bytes: int = Field(default=27_000_000, ge=1024)
-    """Of a request that may hold recordings: a file of 25 MiB fits."""
+    """Of a request that may hold audio: a file of 25 MiB fits."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """A client that takes longer to send its body is refused with 408."""
     deadline_s: float = Field(default=300.0, gt=0)
-    """A request that isn't answered in this time fails with 504."""
+    """A request that is not answered in this time fails with 504."""
     drain_s: float = Field(default=30.0, ge=0)
-    """How long answers that have begun may go on when the service stops."""
+    """How long answers in progress may continue when the service stops."""
     refresh_s: float = Field(default=2.0, ge=0)
     """How old the list of adapters may be, in seconds."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of a replica; None: all that the machine has."""
-    replicas: tuple[int, int] = (1, 1)
-    """The fewest and the most replicas of each base."""
-    num_cpus: float = Field(default=1.0, ge=0)
-    """Logical CPUs that Ray sets aside for a replica of a base."""
-    num_gpus: float = Field(default=0.0, ge=0)
-    image_batch: int = Field(default=8, ge=1, le=256)
-    """Pictures that a replica of the encoder takes through its tower at a time."""
-    image_cache_bytes: int = Field(default=67_108_864, ge=0)
-    """What a replica of the encoder keeps of pictures and texts that it has seen."""
-    image_replicas: tuple[int, int] = (1, 1)
-    """The fewest and the most replicas of the encoder."""
-    image_num_cpus: float = Field(default=1.0, ge=0)
-    image_num_gpus: float = Field(default=0.0, ge=0)
-    audio_batch: int = Field(default=16, ge=1, le=256)
-    """Clips that a replica of the speech base transcribes at a time."""
-    audio_cache_bytes: int = Field(default=67_108_864, ge=0)
-    """What a replica of the speech base keeps of recordings in conversations."""
-    audio_replicas: tuple[int, int] = (1, 1)
-    """The fewest and the most replicas of the speech base."""
-    audio_num_cpus: float = Field(default=1.0, ge=0)
-    audio_num_gpus: float = Field(default=0.0, ge=0)
 
     @field_validator("tasks")
     @classmethod
@@ -107,18 +136,13 @@ class ServeArgs(BaseModel):
                 raise ValueError(f"task '{task}' can't be served: use {', '.join(TASKS)}.{nearest(task, TASKS)}")
         return value
 
-    @field_validator("replicas", "image_replicas", "audio_replicas")
-    @classmethod
-    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not 1 <= value[0] <= value[1]:
-            raise ValueError(f"replicas {list(value)}: give [fewest, most], both 1 or more")
-        return value
-
     @field_validator("key_hashes", "admin_key_hashes")
     @classmethod
     def _hexadecimal(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if any(len(key) != 64 or set(key) - set("0123456789abcdef") for key in value):
-            raise ValueError("key_hashes are SHA-256 in 64 hexadecimal digits; keys themselves go to KAULI_API_KEYS")
+            raise ValueError(
+                "key_hashes are SHA-256 in 64 hexadecimal digits; set the keys themselves in KAULI_API_KEYS"
+            )
         return value
 
     @model_validator(mode="after")
@@ -128,10 +152,18 @@ class ServeArgs(BaseModel):
                 f"host '{self.host}' can be reached from other machines: set KAULI_API_KEYS to one or more keys "
                 "(separated by commas), or keep --host 127.0.0.1"
             )
-        for name, batch in (("max_batch", self.max_batch), ("audio_batch", self.audio_batch)):
+        for name in ("text", "audio"):  # heads are small: the image encoder keeps a number of its own
+            batch = self.worker(name).batch
             if self.max_adapters < batch:
-                raise ValueError(f"max_adapters {self.max_adapters} is below {name} {batch}: a batch may need as many")
+                raise ValueError(
+                    f"max_adapters {self.max_adapters} is below {name}.batch {batch}: a batch may need one adapter "
+                    "for each of its requests"
+                )
         return self
+
+    def worker(self, name: str) -> Any:
+        """The settings of a worker: a `WorkerArgs`."""
+        return getattr(self, name)
 
     @property
     def url(self) -> str:
@@ -142,7 +174,7 @@ class ServeArgs(BaseModel):
 
 def choose_proxy(args: ServeArgs) -> None:
     """Tell Ray Serve which proxy to start; it reads this when it is imported, so call it before `kauli.serving.app`."""
-    # Between deployments: a streamed piece costs less than as an object of Ray's store.
+    # Between deployments: cheaper for a streamed piece than an object in Ray's store.
     os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
     if args.proxy == "haproxy":
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
@@ -164,17 +196,29 @@ def is_loopback(host: str) -> bool:
 def load_settings(config: Path | None = None, **flags: Any) -> ServeArgs:
     """The settings: a flag that is not None beats a `KAULI_*` variable, which beats the file, which beats the default.
 
-    Raises UsageError for a missing or broken file, an unknown key or a value that can't be.
+    Raises UsageError for a missing or broken file, an unknown or former key, or a value that is not allowed.
     """
     values = _read(config) if config else {}
-    values |= _from_environment(os.environ)
-    values |= {key: value for key, value in flags.items() if value is not None}
-    return parse_settings(values)
+    values = merge_settings(values, _from_environment(os.environ))
+    return parse_settings(merge_settings(values, {key: value for key, value in flags.items() if value is not None}))
+
+
+def merge_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, where `second` beats `first`, key by key of the workers' settings as well."""
+    both = {**first, **second}
+    for key in first.keys() & second.keys():
+        if isinstance(first[key], Mapping) and isinstance(second[key], Mapping):
+            both[key] = {**first[key], **second[key]}
+    return both
 
 
 def parse_settings(values: Mapping[str, Any]) -> ServeArgs:
     """`values` as checked settings; raises UsageError that names the key."""
-    for key in values:
+    for key, value in values.items():
+        if key in RENAMED:
+            worker, _, inner = RENAMED[key].partition(".")
+            written = f"{worker}: {{{inner}: {value}}}" if inner else f"{worker}: {value}"
+            raise UsageError(f"the setting '{key}' is now '{RENAMED[key]}': write {written}")
         if key not in ServeArgs.model_fields:
             known = ", ".join(ServeArgs.model_fields)
             raise UsageError(f"unknown setting '{key}'.{nearest(key, ServeArgs.model_fields)} Known: {known}")
@@ -183,6 +227,10 @@ def parse_settings(values: Mapping[str, Any]) -> ServeArgs:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = list(type(ServeArgs.model_fields[str(first["loc"][0])].default).model_fields)
+            name = str(first["loc"][-1])
+            raise UsageError(f"unknown setting '{where}'.{nearest(name, known)} Known: {', '.join(known)}") from None
         text = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"setting {where}={first['input']!r}: {text}" if where else text) from None
 
@@ -193,7 +241,7 @@ def _read(config: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"no file {config}: --config takes a YAML file such as deploy/local.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UsageError(f"{config} is no readable YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{config} is not readable YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -202,11 +250,13 @@ def _read(config: Path) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    names = {
-        "KAULI_HOST": "host", "KAULI_PORT": "port", "KAULI_STORAGE": "storage", "KAULI_PROXY": "proxy",
-        "KAULI_ENCODER": "encoder", "KAULI_SPEECH": "speech",
-    }  # fmt: skip
+    for old, new in _RENAMED_VARIABLES.items():
+        if environment.get(old):
+            raise UsageError(f"the variable {old} is now {new}: set that instead, and unset {old}")
+    names = {"KAULI_HOST": "host", "KAULI_PORT": "port", "KAULI_STORAGE": "storage", "KAULI_PROXY": "proxy"}
     values: dict[str, Any] = {key: environment[name] for name, key in names.items() if environment.get(name)}
+    workers = {"KAULI_IMAGE_BASE": "image", "KAULI_AUDIO_BASE": "audio"}
+    values |= {worker: {"base": environment[name]} for name, worker in workers.items() if environment.get(name)}
     lists = {"KAULI_TASKS": "tasks", "KAULI_BASES": "bases"}
     values |= {key: _split(environment[name]) for name, key in lists.items() if environment.get(name)}
     for name, key in {"KAULI_API_KEYS": "key_hashes", "KAULI_ADMIN_KEYS": "admin_key_hashes"}.items():
@@ -216,7 +266,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def hash_key(key: str) -> str:
-    """What the service keeps of an API key: its SHA-256, so that no configuration shows the key."""
+    """The SHA-256 of an API key: the service keeps this alone, so that no configuration shows the key."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 

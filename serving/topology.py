@@ -1,6 +1,6 @@
-"""What a service offers: its tasks, the bases that generate, and those that see and hear, decided when it starts."""
+"""What a service runs: its tasks, and the bases of each worker; decided when it starts."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,35 +9,23 @@ from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base, known_bases
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import note
-from kauli.serving.routing import choose_bases, hearing_base, newest_cards, served_task
+from kauli.serving.routing import choose_bases, newest_cards, served_task
 from kauli.serving.settings import ServeArgs
-
-_SHARED_SPACE = ("embed", "classify")
-_SEEING = {"describe", *_SHARED_SPACE}
-_HEARING = {"describe", "transcribe"}
+from kauli.serving.tasks import TASKS, WORKERS, answering, workers_of
 
 
 @dataclass(frozen=True)
 class Topology:
-    """What a service offers."""
+    """What a service runs."""
 
     tasks: tuple[str, ...]
-    bases: tuple[Base, ...]
-    """Those that generate; the first answers `model: text`."""
-    encoder: Base | None = None
-    """The one that sees."""
-    hearing: Base | None = None
-    """The one that hears."""
+    bases: Mapping[str, tuple[Base, ...]]
+    """Worker -> its bases, a deployment for each; the first one for text answers `model: text`."""
 
     @property
-    def aligned(self) -> Base | None:
-        """The base whose space is shared by pictures and texts, if it is served."""
-        return self.encoder if set(_SHARED_SPACE) & set(self.tasks) else None
-
-    @property
-    def speech(self) -> Base | None:
-        """The base that transcribes, if that is served."""
-        return self.hearing if "transcribe" in self.tasks else None
+    def answering(self) -> dict[str, tuple[Base, ...]]:
+        """The workers that answer a task, without those that only encode media for others."""
+        return {worker: self.bases[worker] for worker in answering(self.tasks)}
 
 
 def choose_topology(registry: Registry, args: ServeArgs) -> Topology:
@@ -46,37 +34,22 @@ def choose_topology(registry: Registry, args: ServeArgs) -> Topology:
     Raises UsageError and KauliError where a task or base that the settings name can't be served.
     """
     cards = newest_cards(registry)
-    encoder = _choose_encoder(cards, args)
-    hearing = _choose_hearing(cards, args)
-    aligned = encoder is not None and is_aligned(encoder)
-    tasks = args.tasks
-    if not tasks:
-        describes = encoder is not None and any(card.task == "describe" for card in cards)
-        tasks = (
-            "text", *(["describe"] if describes else []), *(["transcribe"] if hearing else []),
-            *(_SHARED_SPACE if aligned else []),
-        )  # fmt: skip
-    elif not aligned and set(_SHARED_SPACE) & set(tasks):
-        default = ServeArgs.model_fields["encoder"].default
-        reason = f"'{args.encoder}' is not on this machine" if encoder is None else f"'{encoder.name}' is not aligned"
-        raise UsageError(
-            f"the tasks {' and '.join(_SHARED_SPACE)} need an aligned base, and {reason}: kauli fetch {default}"
-        )
-    elif encoder is None and "describe" in tasks:
-        raise UsageError(
-            f"the task describe needs an encoder, and '{args.encoder}' is not on this machine: "
-            f"kauli fetch {args.encoder}, or set encoder: kauli-towers"
-        )
-    elif hearing is None and "transcribe" in tasks:
-        raise UsageError(
-            f"the task transcribe needs a speech recogniser, and '{args.speech}' is not on this machine: "
-            f"kauli fetch {args.speech}"
-        )
-    generates = {"text", "describe"} & set(tasks)
-    bases = choose_bases(registry, args.bases, args.allow_noncommercial, sorted(generates)) if generates else []
-    return Topology(
-        tasks, tuple(bases), encoder if _SEEING & set(tasks) else None, hearing if _HEARING & set(tasks) else None
-    )
+    found = {worker: base for worker, row in WORKERS.items() if not row.several
+             if (base := _choose(worker, cards, args)) is not None}  # fmt: skip
+    for name in args.tasks:
+        _check(name, found, args)
+    tasks = args.tasks or tuple(name for name in TASKS if _is_offered(name, found, cards))
+    used = {worker for name in tasks for worker in workers_of(name)}
+    bases = {}
+    for worker, row in WORKERS.items():
+        if worker not in used:
+            continue
+        if row.several:
+            mine = [name for name in tasks if TASKS[name].worker == worker]
+            bases[worker] = tuple(choose_bases(registry, args.bases, args.allow_noncommercial, mine))
+        elif worker in found:
+            bases[worker] = (found[worker],)
+    return Topology(tasks, bases)
 
 
 def is_aligned(base: Base) -> bool:
@@ -85,40 +58,73 @@ def is_aligned(base: Base) -> bool:
     return card is None or card.towers is None
 
 
-def _choose_encoder(cards: Sequence[Card], args: ServeArgs) -> Base | None:
-    """What sees; None where nothing is asked to."""
-    if args.tasks and not _SEEING & set(args.tasks):
+def adapter_base(worker: str, card: Card) -> str | None:
+    """The base of a worker that an adapter needs, as its own base or as the encoder of its media."""
+    name = served_task(card)
+    if name is None:
         return None
-    heads = [card.base.name for card in cards if served_task(card) == "classify"]
-    connectors = [((card.recipe or {}).get("fusion") or {}).get("encoder") for card in cards if card.task == "describe"]
-    return _choose(args, "encoder", "align", [*heads, *filter(None, connectors)])
+    if TASKS[name].worker == worker:
+        return card.base.name
+    reference = card.encoders.get(worker) if worker in TASKS[name].encoders else None
+    return reference.base if reference else None
 
 
-def _choose_hearing(cards: Sequence[Card], args: ServeArgs) -> Base | None:
-    """What hears; None where nothing is asked to: no adapter of a task that is served, nor the settings."""
-    asked = set(args.tasks) or _HEARING
-    bases = [(card.task, card.base.name if card.task == "transcribe" else hearing_base(card)) for card in cards]
-    wanted = [name for task, name in bases if name and task in _HEARING & asked]
-    if not wanted and "transcribe" not in args.tasks:
+def _is_offered(name: str, found: Mapping[str, Base], cards: Sequence[Card]) -> bool:
+    """Whether a service whose settings name no tasks has this one."""
+    task = TASKS[name]
+    if any(worker not in found for worker in (task.worker, *task.needs) if not WORKERS[worker].several):
+        return False
+    if task.aligned and not is_aligned(found[task.worker]):
+        return False
+    return task.alone or any(served_task(card) == name for card in cards)
+
+
+def _check(name: str, found: Mapping[str, Base], args: ServeArgs) -> None:
+    """Raise UsageError where a task that the settings name can't be served."""
+    task = TASKS[name]
+    for worker in (task.worker, *task.needs):
+        row = WORKERS[worker]
+        if not row.several and worker not in found:
+            chosen = args.worker(worker).base
+            raise UsageError(
+                f"the task '{name}' needs {row.noun}, and '{chosen}' is not on this machine: run `kauli fetch {chosen}`"
+                f", or choose another with the setting {worker}.base"
+            )
+    if task.aligned and not is_aligned(found[task.worker]):
+        default = ServeArgs.model_fields[task.worker].default.base
+        raise UsageError(
+            f"the task '{name}' needs trained projections, and those of '{found[task.worker].name}' are random: run "
+            f"`kauli fetch {default}`, and set {task.worker}.base: {default}"
+        )
+
+
+def _choose(worker: str, cards: Sequence[Card], args: ServeArgs) -> Base | None:
+    """The base of a worker; None where no task of the settings, nor any adapter, needs it."""
+    asked = args.tasks or tuple(TASKS)
+    if not any(worker in workers_of(name) for name in asked):
         return None
-    return _choose(args, "speech", "transcribe", wanted)
+    needed = any(adapter_base(worker, card) for card in cards if served_task(card) in asked)
+    named = any(worker in (TASKS[name].worker, *TASKS[name].needs) for name in args.tasks)
+    if not (needed or named or WORKERS[worker].eager):
+        return None
+    return _find(worker, (adapter_base(worker, card) for card in cards), args)
 
 
-def _choose(args: ServeArgs, setting: str, task: str, wanted: Iterable[str]) -> Base | None:
-    """The setting's base if it is here, else that of the adapters, which may be fetched.
+def _find(worker: str, wanted: Iterable[str | None], args: ServeArgs) -> Base | None:
+    """The setting's base if it is on this machine, else that of the adapters, which may be fetched.
 
-    One that only an adapter asks for and that can't be had is left out with a note.
+    One that only an adapter needs and that is not available is left out with a note.
     """
-    chosen = getattr(args, setting)
-    options: dict[str, Any] = {"task": task, "allow_noncommercial": args.allow_noncommercial}
+    chosen = args.worker(worker).base
+    options: dict[str, Any] = {"task": WORKERS[worker].base_task, "allow_noncommercial": args.allow_noncommercial}
     try:
         return find_base(chosen, fetch=False, **options)
     except KauliError as error:
         if not isinstance(error, UsageError):  # it is here, and damaged
             note(f"Without '{chosen}': {error}")
-        if chosen != ServeArgs.model_fields[setting].default:
+        if chosen != ServeArgs.model_fields[worker].default.base:
             return find_base(chosen, **options)
-    for name in dict.fromkeys(wanted):
+    for name in dict.fromkeys(name for name in wanted if name):
         try:
             return find_base(name, **options)
         except KauliError as error:

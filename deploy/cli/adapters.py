@@ -1,4 +1,4 @@
-"""The commands `kauli adapters ...`: what the registry holds, taking an adapter from outside, aliases, removal."""
+"""The commands `kauli adapters ...`: list, show, add, promote and remove adapters."""
 
 import sys
 import tempfile
@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from kauli.models.adapters.registry import Published, Registry
     from kauli.models.bases.find import Base
 
-MAIN_METRICS = {
-    "text": ("bits_per_byte",),
-    "describe": ("bits_per_byte",),
-    "transcribe": ("cer",),
-    "align": ("macro_f1", "i2t_r10"),  # of a head, and of a projection
-}
-"""Task -> the first of these that an adapter has is shown in the list."""
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, add, promote and remove adapters.")
 
 
@@ -68,12 +61,12 @@ def adapters_add(
     language: Annotated[str, typer.Option("--language", help="BCP-47 tags separated by commas.")],
     base: Annotated[str, typer.Option("--base", help="The base that it was trained on.")],
     accept_base: Annotated[
-        bool, typer.Option("--accept-base", help="Take it although it names another base; the card records this.")
+        bool, typer.Option("--accept-base", help="Add it although it names another base; the card records this.")
     ] = False,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Publish an adapter that was made by plain PEFT."""
+    """Publish an adapter that was made with plain PEFT."""
     from kauli.models.adapters.peft_import import find_peft_base
     from kauli.models.languages import check_tag
     from kauli.models.tasks import TASKS
@@ -92,7 +85,7 @@ def adapters_add(
 @app.command("promote")
 def adapters_promote(
     adapter: Annotated[str, typer.Argument(metavar="NAME@VERSION")],
-    alias: Annotated[str, typer.Argument(help="prod, or any other word.")],
+    alias: Annotated[str, typer.Argument(help="prod, or any other name.")],
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
@@ -101,7 +94,7 @@ def adapters_promote(
 
     registry = Registry(storage or default_storage())
     if "@" not in adapter:
-        raise UsageError(f"'{adapter}' names no version: say which one, e.g. {adapter}@1 or {adapter}@latest")
+        raise UsageError(f"'{adapter}' names no version: add one, for example {adapter}@1 or {adapter}@latest")
     name, version = registry.resolve(adapter)
     registry.set_alias(name, version, alias)
     if as_json:
@@ -150,10 +143,11 @@ def _rows(registry: "Registry") -> list[dict[str, Any]]:
 
 
 def _main_metric(card: "Card") -> str:
-    """By what adapters of its task are told apart, on synthetic rows where no others were measured."""
+    """The headline metric of its task; of synthetic rows where no others were measured."""
     from kauli.models.metrics import SYNTHETIC
+    from kauli.models.tasks import task_of
 
-    names = MAIN_METRICS.get(card.task, ("bits_per_byte",))
+    names = task_of(card.task, str(card.method.get("kind", ""))).headline
     measured = [prefix + name for prefix in ("", SYNTHETIC) for name in names if prefix + name in card.metrics]
     return measured[0] if measured else names[0]
 
@@ -161,7 +155,7 @@ def _main_metric(card: "Card") -> str:
 def _publish(
     folder: Path, name: str, tags: Sequence[str], base: "Base", storage: str, accept_base: bool
 ) -> "Published":
-    """Publish a folder made by plain PEFT; the folder itself is not changed."""
+    """Publish a folder made with plain PEFT; the folder itself is not changed."""
     from kauli.models.adapters.peft_import import from_peft
     from kauli.models.adapters.registry import Registry
 

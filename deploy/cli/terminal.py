@@ -1,4 +1,4 @@
-"""What all commands share: how a failure ends, the options that many take, and how results are printed.
+"""Shared by all commands: how a failure ends, common options, and how results are printed.
 
 stdout holds the result alone, notes and progress go to stderr. Exit code 0, 1 (failed) or 2 (wrong use).
 """
@@ -7,12 +7,15 @@ import errno
 import json
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from kauli.models.errors import KauliError, UsageError
+
+if TYPE_CHECKING:
+    from kauli.serving.local import Answer
 
 
 class Command(TyperGroup):
@@ -50,8 +53,18 @@ def hint(text: str) -> None:
     print(f"Next: {text}", file=sys.stderr, flush=True)
 
 
+def answer_fields(answer: "Answer") -> dict[str, Any]:
+    """An answer in text as JSON has it, on every command."""
+    route = answer.route
+    usage = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}
+    return {
+        "text": answer.text, "model": route.model, "base": route.base, "adapter": route.adapter,
+        "language": route.language, "usage": usage,
+    }  # fmt: skip
+
+
 def split_list(text: str, option: str) -> list[str]:
-    """`"sw, am"` as `["sw", "am"]`; an empty list is wrong use."""
+    """`"sw, am"` as `["sw", "am"]`; an empty list is an error."""
     items = [item.strip() for item in text.split(",") if item.strip()]
     if not items:
         raise UsageError(f"{option} is empty: give one or more, separated by commas, e.g. {option} sw,am")

@@ -1,11 +1,11 @@
-"""What goes back to the client: answers whole or as server-sent events, in OpenAI's shapes."""
+"""Answers to the client, whole or as server-sent events, in OpenAI's shapes."""
 
 import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from kauli.models.requests import TokenLogprob
-from kauli.serving.events import Event, Failed, Piece
+from kauli.serving.events import Event, Failed, Piece, Refused
 from kauli.serving.http.schemas import ApiError
 from kauli.serving.routing import Route
 
@@ -14,7 +14,7 @@ Pieces = AsyncGenerator[tuple[int, Event]]
 
 
 def route_headers(route: Route) -> dict[str, str]:
-    """Which adapter and language answer, and that a machine does."""
+    """The adapter and language that answer, and that the answer is generated."""
     headers = {"X-Kauli-Provenance": "ai-generated"}
     if route.adapter:
         headers["X-Kauli-Adapter"] = route.adapter
@@ -23,21 +23,21 @@ def route_headers(route: Route) -> dict[str, str]:
     return headers
 
 
-class Shape:
-    """How an endpoint writes its answers: `chat` or plain completions, of a model, `n` answers a request."""
+class AnswerFormat:
+    """The form of an endpoint's answers: `chat` or plain completions, of a model, `n` answers a request."""
 
     def __init__(self, chat: bool, request_id: str, created: int, model: str, n: int, logprobs: bool) -> None:
         self._chat, self._n, self._logprobs = chat, n, logprobs
         self._head = {"id": request_id, "created": created, "model": model}
 
     async def whole(self, pieces: Pieces, prompt_tokens: Sequence[int]) -> dict[str, Any]:
-        """The body of a plain answer; raises ApiError where one of its requests fails."""
+        """The body of a plain answer; raises Refused where one of its requests fails."""
         count = self._n * len(prompt_tokens)
         texts, finishes, tokens = [""] * count, ["stop"] * count, 0
         logprobs: list[list[TokenLogprob]] = [[] for _ in range(count)]
         async for request, event in pieces:
             if isinstance(event, Failed):
-                raise ApiError.of(event)
+                raise Refused(event)
             if isinstance(event, Piece):
                 place = request * self._n + event.index
                 texts[place] += event.text
@@ -57,10 +57,10 @@ class Shape:
         return {**self._head, "object": kind, "choices": choices, "usage": _usage(prompt_tokens, tokens)}
 
     async def streamed(self, pieces: Pieces, prompt_tokens: Sequence[int], with_usage: bool) -> AsyncGenerator[bytes]:
-        """Server-sent events, the last one [DONE]; or an error event, and then the end."""
+        """Server-sent events, the last one [DONE]; or an error event as the last one."""
         tokens = 0
         offsets = [0] * (self._n * len(prompt_tokens))
-        # As few pieces as can be: each goes through the proxy by itself.
+        # As few chunks as possible: each passes the proxy by itself.
         data = b""
         if self._chat:
             opening = {"role": "assistant", "content": ""}
@@ -120,7 +120,7 @@ def _entry(one: TokenLogprob) -> dict[str, Any]:
 
 
 def _shown(data: bytes) -> str:
-    """A token as text; of one that is a part of a character the bytes, as OpenAI writes them."""
+    """A token as text; as its bytes in OpenAI's notation where it is a part of a character."""
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -1,10 +1,10 @@
-"""Who may ask: the Host and Origin rule on loopback, API keys, and the limit of a body's size, as ASGI middleware."""
+"""Access control as ASGI middleware: the Host and Origin rule on loopback, API keys, and the size of bodies."""
 
 import asyncio
 import hmac
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from kauli.serving.http.schemas import ApiError
 from kauli.serving.settings import ServeArgs, hash_key, is_loopback
+from kauli.serving.tasks import media_paths
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -21,33 +22,29 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/health", "/"})
 """Paths that need no key."""
-PICTURE_PATHS = frozenset({"/v1/chat/completions", "/v1/embeddings", "/v1/classify"})
-"""Paths whose bodies may hold pictures; the limit of other bodies is then that of their texts."""
-AUDIO_PATHS = frozenset({"/v1/chat/completions", "/v1/audio/transcriptions"})
-"""Paths whose bodies may hold recordings, where the service hears."""
 ADMIN_PATHS = "/v1/adapters"
-"""Begin paths whose changes need an admin's key, where there are keys."""
+"""The beginning of the paths that need an admin's key to change something, where there are keys."""
 
 
 class Access:
     """Refuses a request before the application sees it.
 
-    Bound to loopback, the `Host` must be this machine, or any web page could reach the service through a name of its
-    own that resolves to 127.0.0.1; and a POST with an `Origin` of another site is a web page's, not a program's.
-    With keys, every path but `OPEN_PATHS` needs one, and what changes the service needs an admin's. `hears` says
-    whether the service takes recordings.
+    Bound to loopback, the `Host` must be this machine: else a web page could reach the service through a name that
+    resolves to 127.0.0.1. A POST with an `Origin` of another site is refused: it is sent by a web page.
+    With keys, every path but `OPEN_PATHS` needs one, and what changes the service needs an admin's. Bodies that may
+    hold audio are larger only where one of `workers` takes it.
     """
 
-    def __init__(self, app: App, args: ServeArgs, hears: bool = False) -> None:
+    def __init__(self, app: App, args: ServeArgs, workers: Collection[str] = ()) -> None:
         self._app = app
         self._loopback = is_loopback(args.host)
         self._admins = [key.encode() for key in args.admin_key_hashes]
         self._keys = [*(key.encode() for key in args.key_hashes), *self._admins]
         self._max_body = args.max_body_bytes
-        larger = [(PICTURE_PATHS, args.max_picture_body_bytes), (AUDIO_PATHS, args.max_audio_body_bytes * hears)]
-        self._most_of = {
-            path: max(size for others, size in larger if path in others) for paths, _ in larger for path in paths
-        }
+        larger = {"image": args.max_image_body_bytes, "audio": args.max_audio_body_bytes * ("audio" in workers)}
+        self._most_of: dict[str, int] = {}
+        for kind, size in larger.items():
+            self._most_of |= {path: max(size, self._most_of.get(path, 0)) for path in media_paths(kind)}
         self._body_timeout = args.body_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +69,7 @@ class Access:
         if self._keys and scope["path"] not in OPEN_PATHS:
             scheme, _, key = headers.get("authorization", "").partition(" ")
             given = hash_key(key.strip()).encode() if scheme.lower() == "bearer" and key.strip() else b""
-            # Every key is compared, each in constant time, so that the time tells nothing.
+            # Every key is compared, each in constant time, so that the time reveals nothing.
             if not sum(hmac.compare_digest(given, known) for known in self._keys):
                 raise ApiError(401, "an API key is needed: send `Authorization: Bearer KEY`", "invalid_api_key")
             changes = scope["path"].startswith(ADMIN_PATHS) and scope["method"] not in ("GET", "HEAD")
@@ -92,7 +89,7 @@ class Access:
 
         async def limited() -> Message:
             nonlocal total, whole
-            if whole:  # what comes now is the client's leaving, which may take as long as it likes
+            if whole:  # only the client's disconnect is left, which has no deadline
                 return await receive()
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, until - time.monotonic()))

@@ -1,4 +1,4 @@
-"""The endpoints of the space that pictures and texts share: /v1/embeddings and /v1/classify."""
+"""The endpoints of the space that images and texts share: /v1/embeddings and /v1/classify."""
 
 import asyncio
 import base64
@@ -10,39 +10,30 @@ import numpy as np
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from kauli.serving.events import NOT_ALIGNED, Failed, ImageBackend, Ranked
-from kauli.serving.http.media import picture_bytes
+from kauli.serving.backends import Backends
+from kauli.serving.events import Failed, Ranked, Refused
+from kauli.serving.http.media import image_bytes
 from kauli.serving.http.schemas import ApiError, ClassifyRequest, EmbeddingRequest, ImageInput
-from kauli.serving.routing import Catalogue, Route
-from kauli.serving.settings import ServeArgs
 
 
-def add_shared_space(app: FastAPI, image: ImageBackend | None, catalogue: Catalogue, args: ServeArgs) -> None:
+def add_shared_space(app: FastAPI, backends: Backends) -> None:
     """Add the endpoints; they answer 404 where no aligned base is served."""
-
-    async def routed(model: str, language: str | None = None) -> tuple[ImageBackend, Route]:
-        if image is None or catalogue.aligned is None:
-            raise ApiError.of(NOT_ALIGNED)
-        route = await asyncio.to_thread(catalogue.route, model, language)
-        if route.base != catalogue.aligned:
-            text = f"'{model}' has no space for pictures and texts: ask {catalogue.aligned}"
-            raise ApiError(400, text, "invalid_value", "model")
-        return image, route
+    args = backends.args
 
     @app.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest) -> JSONResponse:
-        """Texts, and pictures as data: URIs, as vectors of length 1 in one space: their products are similarities."""
-        encoder, route = await routed(body.model)
+        """Texts, and images as data: URIs, as vectors of length 1 in one space: their products are similarities."""
+        route = await backends.route("embed", body.model)
         if route.adapter:
-            raise ApiError(
-                400, f"'{route.adapter}' classifies: ask {route.base} for embeddings", "invalid_value", "model"
-            )
+            text = f"Model '{route.adapter}' cannot produce embeddings; use model '{route.base}'"
+            raise ApiError(400, text, "invalid_value", "model")
+        encoder = backends.of(route)
         found = await encoder.embed(await _contents(body.inputs(args)))
         if isinstance(found, Failed):
-            raise _error(found, body)
+            raise _refused(found, body)
         width = found.values.shape[1]
         if body.dimensions not in (None, width):
-            text = f"dimensions {body.dimensions}: {route.base} gives {width}, and no other number"
+            text = f"dimensions {body.dimensions} is not supported; model '{route.base}' gives {width}"
             raise ApiError(400, text, "invalid_value", "dimensions")
         data = [
             {"object": "embedding", "index": place, "embedding": _encoded(vector, body.encoding_format)}
@@ -53,24 +44,25 @@ def add_shared_space(app: FastAPI, image: ImageBackend | None, catalogue: Catalo
 
     @app.post("/v1/classify")
     async def classify(body: ClassifyRequest) -> JSONResponse:
-        """The classes of texts, and of pictures as data: URIs, by a trained head or by the names of `classes`."""
+        """The classes of texts, and of images as data: URIs, by a trained head or by the names in `classes`."""
         if body.classes and body.model == "classify":
-            encoder, route = await routed("embed")
+            route = await backends.route("embed", "embed")
         else:
-            encoder, route = await routed(body.model, body.language)
+            route = await backends.route("classify", body.model, body.language)
+        encoder = backends.of(route)
         inputs = await _contents(body.inputs(args))
         if route.adapter and body.classes:
-            text = f"'{route.adapter}' has its own classes: leave classes out, or ask {route.base}"
+            text = f"'{route.adapter}' has its own classes: leave classes out, or use model '{route.base}'"
             raise ApiError(400, text, "invalid_value", "classes")
         if route.adapter:
             found = await encoder.classify(route.adapter, inputs)
         elif body.classes:
             found = await encoder.classify_as(body.classes, inputs)
         else:
-            text = f"{route.base} needs classes to choose from, or ask an adapter with a head"
+            text = f"'{route.base}' needs classes to choose from, or use an adapter with a head"
             raise ApiError(400, text, "invalid_value", "classes")
         if isinstance(found, Failed):
-            raise _error(found, body)
+            raise _refused(found, body)
         headers = {"X-Kauli-Adapter": route.adapter} if route.adapter else {}
         if route.language:
             headers["X-Kauli-Language"] = route.language
@@ -78,16 +70,16 @@ def add_shared_space(app: FastAPI, image: ImageBackend | None, catalogue: Catalo
         return JSONResponse({"object": "list", "data": data, "model": route.model}, headers=headers)
 
 
-def _error(failed: Failed, body: EmbeddingRequest | ClassifyRequest) -> ApiError:
-    """The encoder counts inputs; a single one has no number in the body."""
-    return ApiError.of(
+def _refused(failed: Failed, body: EmbeddingRequest | ClassifyRequest) -> Refused:
+    """The encoder numbers inputs; a single one has no number in the body."""
+    return Refused(
         replace(failed, param="input") if failed.code == "invalid_image" and isinstance(body.input, str) else failed
     )
 
 
 async def _contents(inputs: Sequence[str | ImageInput]) -> list[str | bytes]:
     def read() -> list[str | bytes]:
-        return [picture_bytes(one) if isinstance(one, ImageInput) else one for one in inputs]
+        return [image_bytes(one) if isinstance(one, ImageInput) else one for one in inputs]
 
     return await asyncio.to_thread(read)
 

@@ -1,6 +1,6 @@
-"""Pictures and recordings as requests carry them: data: URIs, base64 and content types -> the bytes of a file.
+"""Images and audio in requests: data: URIs, base64 and content types -> the bytes of a file.
 
-Whether those can be decoded is for `kauli.models.media.decode` to say. Whatever is wrong here is a `MediaError`, too.
+`kauli.models.media.decode` decodes them. Errors here are `MediaError`s, too.
 """
 
 import base64
@@ -15,7 +15,7 @@ from kauli.models.media.decode import (
     recording_format,
 )
 
-_PICTURE_TYPES = {
+_IMAGE_TYPES = {
     "image/png": "PNG",
     "image/apng": "PNG",
     "image/jpeg": "JPEG",
@@ -27,10 +27,10 @@ _PICTURE_TYPES = {
 }
 _AUDIO_FORMATS = {"wav": "WAV", "flac": "FLAC", "ogg": "Ogg", "opus": "Ogg", "mp3": "MP3"}
 _AUDIO_TYPES = ("audio/", "application/ogg", "application/octet-stream", "binary/octet-stream", "video/ogg")
-_OF_PICTURES, _OF_RECORDINGS = ImageLimits(), AudioLimits()
+_OF_IMAGES, _OF_AUDIO = ImageLimits(), AudioLimits()
 
 
-def read_data_uri(uri: str, limits: ImageLimits = _OF_PICTURES) -> bytes:
+def read_data_uri(uri: str, limits: ImageLimits = _OF_IMAGES) -> bytes:
     """The bytes in `data:image/png;base64,...`, a format that `decode_image` reads and that the URI says it is.
 
     Raises `MediaError`; for a remote address too, since nothing is ever fetched.
@@ -40,14 +40,14 @@ def read_data_uri(uri: str, limits: ImageLimits = _OF_PICTURES) -> bytes:
     scheme, colon, media_type = kind.partition(":")
     if scheme != "data" or not colon:
         raise MediaError(
-            f"remote pictures are not fetched: send a data: URI (data:image/png;base64,...), not '{_short(uri)}'."
+            f"remote images are not fetched: send a data: URI (data:image/png;base64,...), not '{_short(uri)}'."
         )
     if not comma or not marks or marks[-1].strip() != "base64":
         raise MediaError(f"the data: URI must begin like 'data:image/png;base64,', not like '{_short(uri)}'.")
     if media_type == "image/svg+xml":
         raise MediaError(image_format.refusal("an SVG drawing"))
-    if media_type not in _PICTURE_TYPES:
-        raise MediaError(f"'{_short(media_type)}' is no media type of a picture: {', '.join(_PICTURE_TYPES)} are read.")
+    if media_type not in _IMAGE_TYPES:
+        raise MediaError(f"'{_short(media_type)}' is not a supported image type; use one of {', '.join(_IMAGE_TYPES)}.")
     encoded = uri[len(header) + 1 :]
     limits.check_bytes(_decoded_bytes(encoded))
     try:
@@ -55,26 +55,28 @@ def read_data_uri(uri: str, limits: ImageLimits = _OF_PICTURES) -> bytes:
     except ValueError as error:
         raise MediaError(f"the data: URI is not valid base64 ({error}): encode the whole file again.") from error
     name = picture_format(data)
-    if name != _PICTURE_TYPES[media_type]:
-        raise MediaError(f"the data: URI says {media_type}, and its bytes are a {name} picture: correct one of them.")
+    if name != _IMAGE_TYPES[media_type]:
+        raise MediaError(f"the data: URI says {media_type}, and its bytes are a {name} image: correct one of them.")
     return data
 
 
-def read_input_audio(data: str, format: str, limits: AudioLimits = _OF_RECORDINGS) -> bytes:
+def read_input_audio(data: str, format: str, limits: AudioLimits = _OF_AUDIO) -> bytes:
     """The bytes in an `input_audio` part of OpenAI's chat, of the format that it says they are.
 
     Raises `MediaError`; for an address too, since nothing is ever fetched.
     """
     expected = _AUDIO_FORMATS.get(format.lower())
     if expected is None:
-        raise MediaError(f"'{_short(format)}' is no format of input_audio: {', '.join(_AUDIO_FORMATS)} are read.")
+        raise MediaError(
+            f"'{_short(format)}' is not a supported format of input_audio; use one of {', '.join(_AUDIO_FORMATS)}."
+        )
     limits.check_bytes(_decoded_bytes(data))
     try:
         decoded = base64.b64decode(data, validate=True)
     except ValueError as error:
         raise MediaError(
-            f"the data of input_audio must be the base64 of a whole file, no address and no data: URI ('{_short(data)}'"
-            f" is not: {error})."
+            f"the data of input_audio must be the base64 of a whole file, not an address or a data: URI"
+            f" ('{_short(data)}': {error})."
         ) from error
     name = recording_format(decoded)
     if name != expected:
@@ -83,7 +85,7 @@ def read_input_audio(data: str, format: str, limits: AudioLimits = _OF_RECORDING
 
 
 def check_audio_type(content_type: str | None) -> None:
-    """Refuse an upload that says it is no sound; none at all, and those that say nothing, go by their bytes."""
+    """Refuse an upload whose content type is not audio; one without a type, or of a general one, passes."""
     kind = (content_type or "").partition(";")[0].strip().lower()
     if kind and not kind.startswith(_AUDIO_TYPES):
         raise MediaError(

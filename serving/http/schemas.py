@@ -9,17 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from kauli.models.errors import nearest
 from kauli.models.languages import nfc
 from kauli.models.requests import MARK, Message, TextRequest
+from kauli.serving.backends import RERANK_TEMPERATURE
 from kauli.serving.events import Failed
 from kauli.serving.settings import ServeArgs
 
 MOST_STOPS, MOST_PROMPTS, MOST_INPUTS, MOST_CLASSES, MOST_RERANKED = 8, 16, 64, 256, 8
-RERANK_TEMPERATURE = 0.8
-PICTURE = "data:image/"
-"""How an input begins that is a picture and not a text."""
+IMAGE = "data:image/"
+"""The beginning of an input that is an image and not a text."""
 
 
 class ApiError(Exception):
-    """A request that can't be answered; becomes OpenAI's error object with an HTTP status."""
+    """A request that is refused; becomes OpenAI's error object with an HTTP status."""
 
     def __init__(
         self, status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
@@ -35,7 +35,7 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, failed: Failed) -> "ApiError":
-        """The error that a generator's `Failed` stands for."""
+        """The error for a worker's `Failed`."""
         return cls(failed.status, failed.message, failed.code, failed.param)
 
     def body(self) -> dict[str, Any]:
@@ -72,22 +72,22 @@ class TextPart(Body):
 
 
 class ImageUrl(Body):
-    """A picture as a data: URI; remote addresses are not fetched."""
+    """An image as a data: URI; remote addresses are not fetched."""
 
     url: str
     detail: Literal["auto", "low", "high"] | None = None
-    """Changes nothing: a picture is always seen as its encoder sees it."""
+    """Changes nothing: the encoder has one resolution."""
 
 
 class ImagePart(Body):
-    """A picture in a message's content."""
+    """An image in a message's content."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
 class InputAudio(Body):
-    """A recording: the base64 of a whole file, and its format."""
+    """Audio: the base64 of a whole file, and its format."""
 
     data: str
     format: str
@@ -95,7 +95,7 @@ class InputAudio(Body):
 
 
 class AudioPart(Body):
-    """A recording in a message's content."""
+    """Audio in a message's content."""
 
     type: Literal["input_audio"]
     input_audio: InputAudio
@@ -106,15 +106,15 @@ ContentPart = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="t
 
 @dataclass(frozen=True)
 class ImageInput:
-    """A picture of a request: its data: URI, and where it stands, for an error's `param`."""
+    """An image of a request: its data: URI, and its place, for an error's `param`."""
 
     uri: str
     param: str
 
 
 @dataclass(frozen=True)
-class SpokenInput:
-    """A recording of a request, and where it stands."""
+class AudioClip:
+    """An audio clip of a request, and its place."""
 
     audio: InputAudio
     param: str
@@ -126,7 +126,7 @@ class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[ContentPart], Field(min_length=1)]
     name: str | None = None
-    refusal: None = None  # a client that sends back what it got has it
+    refusal: None = None  # in answers that a client sends back
 
     @field_validator("content", mode="before")
     @classmethod
@@ -138,19 +138,19 @@ class ChatMessage(Body):
         return value
 
     @model_validator(mode="after")
-    def _users_show_media(self) -> "ChatMessage":
+    def _only_users_send_media(self) -> "ChatMessage":
         if self.role != "user" and self.media_parts():
-            text = f"pictures and recordings belong into a user's message, not into one of the role '{self.role}'"
+            text = f"images and audio must be in a user's message, not in one of the role '{self.role}'"
             raise ValueError(text)
         return self
 
     def media_parts(self) -> list[tuple[int, ImagePart | AudioPart]]:
-        """The pictures and recordings with their places in the content."""
+        """The images and audio clips with their places in the content."""
         parts = [] if isinstance(self.content, str) else self.content
         return [(place, part) for place, part in enumerate(parts) if not isinstance(part, TextPart)]
 
     def text(self) -> str:
-        """The content as one string in NFC, `MARK` where media stand; texts side by side are lines."""
+        """The content as one string in NFC, with `MARK` in the place of media; adjacent texts are lines."""
         if isinstance(self.content, str):
             return nfc(self.content.replace(MARK, ""))
         out, line = "", False
@@ -170,7 +170,7 @@ class StreamOptions(Body):
 
 
 class _Generation(Body):
-    """What chat and completions have in common. Decoding is greedy unless `temperature` says otherwise."""
+    """The fields of both chat and completions. Decoding is greedy unless `temperature` is given."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -191,10 +191,10 @@ class _Generation(Body):
     language: Annotated[str, Field(max_length=64)] | None = None
     """A BCP-47 tag; with a task as the model it chooses the adapter."""
     allow_base: bool = False
-    """Let the bare base answer when no adapter serves the language."""
+    """Let the base answer without an adapter when none serves the language."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
     ignore_eos: bool = False
-    # Who asks makes no difference to the answer
+    # Accepted, and not used
     user: str | None = None
 
     @field_validator("stop")
@@ -206,7 +206,7 @@ class _Generation(Body):
         return [nfc(stop) for stop in stops]
 
     def _options(self, args: ServeArgs, wanted: int | None, logprobs: int | None, reranked: int = 1) -> dict[str, Any]:
-        """The fields of `TextRequest` but what is asked; raises ApiError for what is over the service's limits."""
+        """The fields of `TextRequest` but its prompt; raises ApiError for values over the service's limits."""
         limits = (
             ("max_tokens", wanted or 0, args.max_tokens),
             ("min_tokens", self.min_tokens, args.max_tokens),
@@ -238,36 +238,36 @@ class ChatRequest(_Generation):
     store: Literal[False] | None = None
     # Ours
     rerank: Annotated[int, Field(ge=1, le=MOST_RERANKED)] | None = None
-    """Sample so many answers about the one picture, and give the one that is nearest to it."""
+    """Generate so many candidates and return the one most similar to the image."""
 
-    def media(self) -> list[ImageInput | SpokenInput]:
-        """The pictures and recordings in their order."""
-        found: list[ImageInput | SpokenInput] = []
+    def media(self) -> list[ImageInput | AudioClip]:
+        """The images and audio clips in their order."""
+        found: list[ImageInput | AudioClip] = []
         for number, message in enumerate(self.messages):
             for place, part in message.media_parts():
                 param = f"messages.{number}.content.{place}"
                 if isinstance(part, ImagePart):
                     found.append(ImageInput(part.image_url.url, param))
                 else:
-                    found.append(SpokenInput(part.input_audio, param))
+                    found.append(AudioClip(part.input_audio, param))
         return found
 
-    def pictures(self) -> list[ImageInput]:
-        """The pictures in their order."""
+    def images(self) -> list[ImageInput]:
+        """The images in their order."""
         return [one for one in self.media() if isinstance(one, ImageInput)]
 
     def requests(self, args: ServeArgs) -> list[TextRequest]:
-        """What a generator is asked, still without its media.
+        """The request for the worker, still without its media.
 
-        Raises ApiError for what is over the service's limits, or does not go together.
+        Raises ApiError for values over the service's limits, or that contradict each other.
         """
-        pictures = self.pictures()
-        recordings = len(self.media()) - len(pictures)
-        if len(pictures) > args.max_images:
-            text = f"{len(pictures)} pictures; this service allows {args.max_images}"
+        images = self.images()
+        clips = len(self.media()) - len(images)
+        if len(images) > args.max_images:
+            text = f"{len(images)} images; this service allows {args.max_images}"
             raise ApiError(400, text, "too_many_images", "messages")
-        if recordings > args.max_recordings:
-            text = f"{recordings} recordings; this service allows {args.max_recordings}"
+        if clips > args.max_audio_clips:
+            text = f"{clips} audio clips; this service allows {args.max_audio_clips}"
             raise ApiError(400, text, "too_many_recordings", "messages")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "invalid_value", "top_logprobs")
@@ -278,8 +278,8 @@ class ChatRequest(_Generation):
         top = (self.top_logprobs or 0) if self.logprobs else None
         options = self._options(args, wanted, top, self.rerank or 1)
         if self.rerank:
-            if len(pictures) != 1 or self.stream or (self.n or 1) > 1:
-                text = "rerank is for one picture, one answer (n: 1), and not for streams"
+            if len(images) != 1 or self.stream or (self.n or 1) > 1:
+                text = "rerank needs exactly one image and one answer (n: 1), and is not for streams"
                 raise ApiError(400, text, "invalid_value", "rerank")
             temperature = RERANK_TEMPERATURE if self.temperature is None else self.temperature
             options |= {"n": self.rerank, "temperature": temperature}
@@ -287,7 +287,7 @@ class ChatRequest(_Generation):
 
 
 class CompletionRequest(_Generation):
-    """The body of POST /v1/completions: raw text that is gone on with, without a chat template."""
+    """The body of POST /v1/completions: raw text to continue, without a chat template."""
 
     prompt: str | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -297,18 +297,18 @@ class CompletionRequest(_Generation):
     best_of: Literal[1] | None = None
 
     def requests(self, args: ServeArgs) -> list[TextRequest]:
-        """What a generator is asked, one for each prompt; raises ApiError for what is over the service's limits."""
+        """The requests for the worker, one for each prompt; raises ApiError for values over the service's limits."""
         options = self._options(args, self.max_tokens, self.logprobs)
         prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         return [TextRequest(prompt=nfc(prompt.replace(MARK, "")), **options) for prompt in prompts]
 
 
 Inputs = str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
-"""Texts, and pictures as data: URIs."""
+"""Texts, and images as data: URIs."""
 
 
-class _Seen(Body):
-    """What embeddings and classification have in common."""
+class _Inputs(Body):
+    """The fields of both embeddings and classification."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     input: Inputs
@@ -318,30 +318,30 @@ class _Seen(Body):
     @classmethod
     def _not_empty(cls, value: Any) -> Any:
         if any(not one.strip() for one in ([value] if isinstance(value, str) else value)):
-            raise ValueError("an input is empty: give a text, or a picture as a data: URI")
+            raise ValueError("an input is empty: give a text, or an image as a data: URI")
         return value
 
     def inputs(self, args: ServeArgs) -> list[str | ImageInput]:
-        """The texts and pictures in their order; raises ApiError where the texts are too long."""
+        """The texts and images in their order; raises ApiError where the texts are too long."""
         values = [self.input] if isinstance(self.input, str) else self.input
-        check_texts([value for value in values if not value.startswith(PICTURE)], args, "input")
+        check_texts([value for value in values if not value.startswith(IMAGE)], args, "input")
         one = isinstance(self.input, str)
         return [
-            ImageInput(value, "input" if one else f"input.{place}") if value.startswith(PICTURE) else value
+            ImageInput(value, "input" if one else f"input.{place}") if value.startswith(IMAGE) else value
             for place, value in enumerate(values)
         ]
 
 
-class EmbeddingRequest(_Seen):
-    """The body of POST /v1/embeddings; an input that begins with `data:image/` is a picture."""
+class EmbeddingRequest(_Inputs):
+    """The body of POST /v1/embeddings; an input that begins with `data:image/` is an image."""
 
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
-    """Only the base's own number is served."""
+    """Only the base's own number is allowed."""
 
 
-class ClassifyRequest(_Seen):
-    """The body of POST /v1/classify; an input that begins with `data:image/` is a picture."""
+class ClassifyRequest(_Inputs):
+    """The body of POST /v1/classify; an input that begins with `data:image/` is an image."""
 
     language: Annotated[str, Field(max_length=64)] | None = None
     """A BCP-47 tag; with model "classify" it chooses the adapter."""
@@ -352,12 +352,12 @@ class ClassifyRequest(_Seen):
     @classmethod
     def _distinct(cls, value: list[str] | None) -> list[str] | None:
         if value is not None and (len(set(value)) < len(value) or len(value) > MOST_CLASSES):
-            raise ValueError(f"give 2 to {MOST_CLASSES} classes, each of another name")
+            raise ValueError(f"give 2 to {MOST_CLASSES} classes with different names")
         return value
 
 
 def check_texts(texts: Sequence[str], args: ServeArgs, param: str) -> None:
-    """Raise ApiError for texts that are longer than a request without pictures may be."""
+    """Raise ApiError for texts that are longer than a request without media may be."""
     size = sum(len(text.encode()) for text in texts)
     if size > args.max_body_bytes:
         text = f"the texts have {size} bytes; this service allows {args.max_body_bytes}"

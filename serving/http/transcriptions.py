@@ -1,9 +1,10 @@
-"""The endpoint /v1/audio/transcriptions: a form with a recording in, its transcript out, in OpenAI's shapes."""
+"""The endpoint /v1/audio/transcriptions: a form with an audio file in, its transcript out, in OpenAI's shapes."""
 
 import asyncio
 import zlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
@@ -12,17 +13,17 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
-from kauli.models.media.decode import AudioLimits, MediaError
+from kauli.models.media.decode import AudioLimits, MediaError, Recording, decode_audio
 from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.chunking import Segment, as_text
 from kauli.models.speech.subtitles import as_srt, as_vtt, cues
-from kauli.serving.events import NO_SPEECH, AudioBackend
+from kauli.serving.backends import Backends
+from kauli.serving.events import Refused
 from kauli.serving.http.answers import route_headers, sse
 from kauli.serving.http.payloads import check_audio_type
 from kauli.serving.http.schemas import ApiError, Body, invalid_body
-from kauli.serving.http.transcript import Transcript
-from kauli.serving.routing import Catalogue, Route
-from kauli.serving.settings import ServeArgs
+from kauli.serving.routing import Route
+from kauli.serving.transcript import Transcript
 
 _FORM = "multipart/form-data"
 _MOST_FIELDS, _MOST_FIELD_BYTES = 32, 65_536
@@ -34,16 +35,16 @@ class TranscriptionForm(Body):
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     language: Annotated[str, Field(max_length=64)] | None = None
-    """A BCP-47 tag; with "transcribe" as the model it chooses the adapter. None: the adapter's, or what is heard."""
+    """A BCP-47 tag; with "transcribe" as the model it chooses the adapter. None: the adapter's, or what is detected."""
     prompt: Annotated[str, Field(max_length=8192)] | None = None
-    """What was said before, or words that may come."""
+    """The text before the audio, or words that may occur in it."""
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     temperature: Annotated[float, Field(ge=0, le=1)] = 0.0
     stream: bool = False
     timestamp_granularities: tuple[str, ...] = ()
-    """Of verbose_json: segment, which is what is heard at once, word, or both; none: segment."""
+    """Of verbose_json: segment (a part that was transcribed in one window), word, or both; none: segment."""
     chunking_strategy: Literal["auto"] | None = None
-    """Changes nothing: long recordings are cut at pauses in any case."""
+    """Changes nothing: long audio is always cut at pauses."""
     # Ours
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     allow_base: bool = False
@@ -54,7 +55,7 @@ class TranscriptionForm(Body):
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for one in value:
             if one not in ("segment", "word"):
-                raise ValueError(f"timestamps of '{one}' are not made: give word or segment, or leave it out")
+                raise ValueError(f"timestamps of '{one}' are not available: give word or segment, or leave it out")
         return value
 
     @model_validator(mode="after")
@@ -67,33 +68,29 @@ class TranscriptionForm(Body):
 
     @property
     def words(self) -> bool:
-        """Whether the answer needs the times of words, which take some time themselves."""
+        """Whether the answer needs the times of words, which are computed only then."""
         return self.response_format in ("srt", "vtt") or "word" in self.timestamp_granularities
 
 
-def add_transcriptions(app: FastAPI, audio: AudioBackend | None, catalogue: Catalogue, args: ServeArgs) -> None:
+def add_transcriptions(app: FastAPI, backends: Backends) -> None:
     """Add the endpoint; it answers 404 where nothing transcribes."""
+    args = backends.args
     limits = AudioLimits(max_seconds=args.max_audio_seconds)
-    # Recordings that are held decoded; what else was sent waits on the disk, as an upload that isn't read.
-    in_hand = asyncio.Semaphore(args.max_queue)
+    # Audio that is held decoded; other uploads wait on the disk.
+    in_progress = asyncio.Semaphore(args.max_queue)
 
     @app.post("/v1/audio/transcriptions", response_model=None, openapi_extra={"requestBody": _body()})
     async def transcriptions(request: Request) -> Response:
-        """What is said in a recording (a form with the file), as JSON, text or subtitles, plain or streamed."""
+        """The transcript of an audio file (a form with the file), as JSON, text or subtitles, whole or streamed."""
         form, upload = await _read_form(request)
         try:
-            if audio is None or catalogue.speech is None:
-                raise ApiError.of(NO_SPEECH)
-            route = await asyncio.to_thread(catalogue.route, form.model, form.language, form.allow_base)
-            if route.base != catalogue.speech:
-                text = f"'{route.model}' transcribes nothing: ask the model transcribe, or {catalogue.speech}"
-                raise ApiError(400, text, "invalid_value", "model")
+            route = await backends.route("transcribe", form.model, form.language, form.allow_base)
             asked = TranscriptionRequest(
                 None, route.language, form.prompt, temperature=form.temperature, seed=form.seed,
                 logprobs=0 if form.response_format == "verbose_json" else None, words=form.words,
             )  # fmt: skip
-            transcript = Transcript(audio, asked, route.adapter, args.deadline_s)
-            pieces = _held(in_hand, upload, transcript, limits, form.stream)
+            transcript = Transcript(backends.of(route), asked, route.adapter, args.deadline_s)
+            pieces = _held(in_progress, upload, transcript, limits, form.stream)
             if form.stream:
                 first = await anext(pieces)  # decides the status, which a stream has to send before its text
                 headers = _headers(route, transcript) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -123,20 +120,20 @@ async def _read_form(request: Request) -> tuple[TranscriptionForm, UploadFile]:
         if name == "file" and isinstance(value, UploadFile):
             upload = value
         elif name == "file" or isinstance(value, UploadFile):
-            where = "is to be a file" if name == "file" else "is no file: the field file is"
+            where = "must be a file" if name == "file" else "must not be a file: send that in the field file"
             raise ApiError(400, f"the field {name} {where} (curl -F file=@clip.wav)", "invalid_value", name)
         elif name in _LISTS:
             values.setdefault(_LISTS[name], []).append(value)
         elif name in values:
             raise ApiError(400, f"the field {name} is given twice", "invalid_value", name)
-        elif value:  # an empty field is one that is left out
+        elif value:  # an empty field counts as left out
             values[name] = value
     try:
         form = TranscriptionForm.model_validate(values)
     except ValidationError as error:
         raise invalid_body(error.errors(), ["file", *TranscriptionForm.model_fields]) from None
     if upload is None:
-        text = "the field file is missing: send the recording in it (curl -F file=@clip.wav)"
+        text = "the field file is missing: send the audio file in it (curl -F file=@clip.wav)"
         raise ApiError(400, text, "invalid_value", "file")
     try:
         check_audio_type(upload.content_type)
@@ -146,18 +143,29 @@ async def _read_form(request: Request) -> tuple[TranscriptionForm, UploadFile]:
 
 
 async def _held(
-    in_hand: asyncio.Semaphore, upload: UploadFile, transcript: Transcript, limits: AudioLimits, stream: bool
+    in_progress: asyncio.Semaphore, upload: UploadFile, transcript: Transcript, limits: AudioLimits, stream: bool
 ) -> AsyncGenerator[str]:
-    """The transcript's pieces; the recording is in hand until they end."""
-    if in_hand.locked():
-        raise ApiError(429, "too many recordings are in hand already: try again soon", "queue_full")
-    async with in_hand, aclosing(transcript.pieces(await upload.read(), limits, stream)) as pieces:
-        async for piece in pieces:
-            yield piece
+    """The transcript's pieces; the decoded audio is held until they end."""
+    if in_progress.locked():
+        raise ApiError(429, "Too many transcriptions in progress; retry later", "queue_full")
+    async with in_progress:
+        await transcript.cut(await asyncio.to_thread(_decoded, await upload.read(), limits))
+        async with aclosing(transcript.pieces(stream)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+
+def _decoded(content: bytes, limits: AudioLimits) -> Recording:
+    try:
+        return decode_audio(content, limits)
+    except MediaError as error:
+        large = len(content) > limits.max_bytes
+        status, code = (413, "body_too_large") if large else (400, "invalid_audio")
+        raise ApiError(status, str(error), code, "file") from None
 
 
 async def _streamed(first: str, pieces: AsyncGenerator[str], transcript: Transcript) -> AsyncGenerator[bytes]:
-    """Server-sent events, the last one [DONE]; or an error event, and then the end."""
+    """Server-sent events, the last one [DONE]; or an error event as the last one."""
     async with aclosing(pieces):
         if first:
             yield sse({"type": "transcript.text.delta", "delta": first})
@@ -165,8 +173,8 @@ async def _streamed(first: str, pieces: AsyncGenerator[str], transcript: Transcr
             async for piece in pieces:
                 if piece:
                     yield sse({"type": "transcript.text.delta", "delta": piece})
-        except ApiError as error:
-            yield sse(error.body())
+        except Refused as refusal:
+            yield sse(ApiError.of(refusal.failed).body())
             return
     done: dict[str, Any] = {"type": "transcript.text.done", "text": as_text(transcript.segments)}
     if transcript.language:
@@ -175,7 +183,7 @@ async def _streamed(first: str, pieces: AsyncGenerator[str], transcript: Transcr
 
 
 def _headers(route: Route, transcript: Transcript) -> dict[str, str]:
-    return route_headers(Route(route.base, route.adapter, transcript.language))
+    return route_headers(replace(route, language=transcript.language))
 
 
 def _answer(transcript: Transcript, form: TranscriptionForm, headers: dict[str, str]) -> Response:
@@ -206,7 +214,7 @@ def _answer(transcript: Transcript, form: TranscriptionForm, headers: dict[str, 
 
 
 def _segment(number: int, segment: Segment, transcript: Transcript, temperature: float) -> dict[str, Any]:
-    """Whisper's fields of a segment; how likely there is no speech is not known here."""
+    """Whisper's fields of a segment; the probability of no speech is not known here."""
     tokens = transcript.tokens(segment)
     data = segment.text.encode()
     return {

@@ -1,4 +1,4 @@
-"""The adapters that a generator holds: loaded beside the traffic, counted while in use, the least recent makes room."""
+"""The adapters in a generator's memory: loaded during traffic, counted in use, the least recently used evicted."""
 
 import threading
 from collections import OrderedDict
@@ -13,20 +13,20 @@ from kauli.models.bases.find import Base
 
 
 class Adaptable(Protocol):
-    """A task that takes adapters: read in any thread, put and removed in the engine's."""
+    """A task that takes adapters: read in any thread, added and removed in the engine's."""
 
     base: Base
 
     def read_adapter(self, folder: Path) -> Any:
-        """What is in a checked adapter folder; KauliError where it does not fit."""
+        """The content of a checked adapter folder; KauliError where it does not fit."""
         ...
 
     def put_adapter(self, key: str, loaded: Any) -> None:
-        """Take what was read under a key."""
+        """Add what was read under a key."""
         ...
 
     def remove_adapter(self, key: str) -> None:
-        """Forget an adapter that is not in use."""
+        """Remove an adapter that is not in use."""
         ...
 
 
@@ -35,7 +35,7 @@ class _Entry:
     ready: bool = False
     uses: int = 0
     leaving: bool = False
-    """To be forgotten with its last use."""
+    """To be removed with its last use."""
 
 
 class AdapterCache:
@@ -48,7 +48,7 @@ class AdapterCache:
         self, task: Adaptable, registry: Registry, most: int, in_engine: Callable[[Callable[[], None]], None]
     ) -> None:
         self._task, self._registry, self._most, self._in_engine = task, registry, most, in_engine
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # the longest unused first
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # the least recently used first
         self._changed = threading.Condition()
 
     def listed(self) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ class AdapterCache:
             return True
 
     def load(self, spec: str) -> None:
-        """`take`, after loading it where it is not; blocks. Different adapters are loaded side by side.
+        """`take`, after loading it where it is not loaded; blocks. Different adapters are loaded at the same time.
 
         Raises KauliError for a damaged adapter, or one of another base.
         """
@@ -76,7 +76,7 @@ class AdapterCache:
             while not self.take(spec):
                 entry = self._entries.get(spec)
                 if entry is not None and entry.leaving:
-                    entry.leaving = False  # it is wanted again before its last use was over
+                    entry.leaving = False  # it is needed again before its last use ended
                     continue
                 if entry is None:
                     if len(self._entries) < self._most:
@@ -119,7 +119,7 @@ class AdapterCache:
             self._in_engine(lambda: self._task.remove_adapter(spec))
 
     def unload(self, spec: str) -> bool:
-        """Forget an adapter, at once or with its last use; False where it is not loaded."""
+        """Remove an adapter, at once or with its last use; False where it is not loaded."""
         with self._changed:
             if not self.take(spec):
                 return False

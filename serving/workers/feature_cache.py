@@ -1,4 +1,4 @@
-"""What an encoder keeps of the pictures, texts or recordings that it has seen: the least recent makes room."""
+"""Encoded images, texts and audio clips, kept by the hash of their content; the least recently used is evicted."""
 
 import threading
 from collections import OrderedDict
@@ -6,7 +6,7 @@ from collections import OrderedDict
 import numpy as np
 
 Key = tuple[int | str, str]
-"""What was computed (features by their grid or stack, or an embedding), and the hash of the content."""
+"""What was computed (features with their grid or stack, or an embedding), and the hash of the content."""
 
 
 class FeatureCache:
@@ -15,11 +15,11 @@ class FeatureCache:
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
         self._bytes = 0
-        self._held: OrderedDict[Key, np.ndarray] = OrderedDict()  # the longest unused first
+        self._held: OrderedDict[Key, np.ndarray] = OrderedDict()  # the least recently used first
         self._lock = threading.Lock()
 
     def get(self, key: Key) -> np.ndarray | None:
-        """What was put under the key, if it is still here."""
+        """The array under the key, if it is still cached."""
         with self._lock:
             values = self._held.get(key)
             if values is not None:
@@ -27,7 +27,7 @@ class FeatureCache:
             return values
 
     def put(self, key: Key, values: np.ndarray) -> None:
-        """Keep `values`, which nobody may change from now on, unless they alone are too many bytes."""
+        """Keep `values`, which become read-only, unless they alone are too many bytes."""
         values.flags.writeable = False
         if values.nbytes > self._most:
             return

@@ -1,33 +1,31 @@
-"""One base with many adapters behind a bounded queue: a thread of its own runs the engine, answers stream back."""
+"""One base with many adapters behind a bounded queue: a worker's thread runs the engine, answers are streamed."""
 
 import asyncio
 import logging
-import threading
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from kauli.models.adapters.registry import Registry
-from kauli.models.engine.engine import Progress, Ticket
+from kauli.models.engine.engine import Ticket
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.requests import TextRequest, TranscriptionRequest
+from kauli.models.requests import Progress, TextRequest, TranscriptionRequest
 from kauli.serving.events import Event, Failed, Piece, Refused, Started
 from kauli.serving.workers.adapter_cache import Adaptable, AdapterCache
+from kauli.serving.workers.worker import Worker
 
 HANDOVERS = 40
-"""Pieces handed over in a second, of all streams together; a hand-over between processes costs milliseconds."""
-_LOADERS = 4  # adapters loaded side by side
+"""Pieces sent in a second, of all streams together; sending one between processes costs milliseconds."""
+_LOADERS = 4  # adapters loaded at the same time
 
-T = TypeVar("T")
 R = TypeVar("R", TextRequest, TranscriptionRequest)
 _log = logging.getLogger(__name__)
 
 
 class Generative(Adaptable, Protocol):
-    """A task that answers requests step by step: `TextTask`, or one that transcribes."""
+    """A task that answers requests step by step: `TextTask`, or a `Recogniser`."""
 
     slots: int
 
@@ -66,14 +64,14 @@ class _Job:
     tickets: dict[Ticket, int]
     """Each unfinished answer's ticket -> its index."""
     left: bool = False
-    """Whether nobody waits for it any more."""
+    """Whether its client has left."""
 
 
-class Generator(Generic[R]):
-    """Answers requests from one thread of its own; `stream` is called from any event loop. No Ray in here."""
+class Generator(Worker, Generic[R]):
+    """Answers requests from the worker's thread; `stream` is called from any event loop. No Ray in here."""
 
     probe: R
-    """The request by which `check` sees that the engine answers."""
+    """The request by which `check` tests that the engine answers."""
     param = "messages"
     """The field of a body that a task's UsageError is about."""
 
@@ -86,40 +84,36 @@ class Generator(Generic[R]):
         max_adapters: int = 32,
         deadline_s: float = 300.0,
     ) -> None:
+        super().__init__("generator", deadline_s)
         task.prepare()
         self._task = task
         self._registry = registry
         self._most = task.slots + max_queue
         self._max_queue = max_queue
-        self._deadline_s = deadline_s
-        self._cache = AdapterCache(task, registry, max_adapters, self._in_engine)
-        # Reading a long prompt and loading adapters hold up neither the engine nor each other.
+        self._cache = AdapterCache(task, registry, max_adapters, self._in_thread)
+        # Tokenizing a long prompt and loading adapters hold up neither the engine nor each other.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
         self._loading = ThreadPoolExecutor(_LOADERS, "loading")
-        self._calls: deque[Callable[[], None]] = deque()
-        self._changed = threading.Condition()
-        self._open = 0  # answers that are waiting or being made
+        self._open = 0  # answers that are waiting or in progress
         self._jobs: dict[Ticket, _Job] = {}
-        self._stopping = False
-        self._progress = time.monotonic()
-        self._thread = threading.Thread(target=self._work, name="generator", daemon=True)
         self._thread.start()
 
     async def stream(self, request: R, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
-        """`Started`, pieces until each answer has a `finish`, or `Failed`; who leaves the iteration cancels it.
+        """`Started`, pieces until each answer has a `finish`, or `Failed`; leaving the iteration cancels the request.
 
-        With `whole` each answer comes as one piece. Else the first piece comes at once, and later ones so that all
-        streams together are handed over `HANDOVERS` times a second: each time costs what some tokens cost.
+        With `whole` each answer comes as one piece. Else the first piece comes at once, and later ones at a rate of
+        `HANDOVERS` a second for all streams together: each one costs as much as some tokens.
         """
         until = time.monotonic() + self._deadline_s
-        refused = self._enter(request.n)
-        if refused:
-            yield refused
+        try:
+            self._enter(request.n)
+        except Refused as refusal:
+            yield refusal.failed
             return
         taken = False
         job: _Job | None = None
         try:
-            tokens = await self._before(until, self._run(self._tokenizing, self._tokens, request))
+            tokens = await self._before(until, asyncio.wrap_future(self._tokenizing.submit(self._tokens, request)))
             request = self._limited(request, tokens)
             if adapter:
                 taken = self._cache.take(adapter)
@@ -162,12 +156,10 @@ class Generator(Generic[R]):
                 self._release(adapter)
 
     async def check(self) -> str | None:
-        """None when the engine answers: it has just moved, or it answers the probe now. Else what is wrong."""
-        if not self._thread.is_alive():
-            return "the generator's thread has ended"
-        if self._jobs:
-            idle = time.monotonic() - self._progress
-            return None if idle < 60 else f"no token for {idle:.0f} seconds"
+        """None when the engine works: a request is in progress, or the probe is answered now. Else what is wrong."""
+        wrong = await super().check()
+        if wrong or self._jobs:
+            return wrong
         async for event in self.stream(self.probe, None):
             if isinstance(event, Failed) and event.status != 429:
                 return event.message
@@ -178,7 +170,7 @@ class Generator(Generic[R]):
         return self._cache.listed()
 
     async def load(self, adapter: str) -> Failed | None:
-        """Load an adapter ahead of its first request; None, or why it can't be."""
+        """Load an adapter ahead of its first request; None, or why that fails."""
         try:
             if not self._cache.take(adapter):
                 await self._load(adapter, time.monotonic() + self._deadline_s)
@@ -188,43 +180,35 @@ class Generator(Generic[R]):
         return None
 
     async def unload(self, adapter: str) -> bool:
-        """Forget an adapter once no request uses it; whether it was loaded."""
+        """Remove an adapter from memory once no request uses it; whether it was loaded."""
         return await asyncio.to_thread(self._cache.unload, adapter)
 
-    def alive(self) -> bool:
-        """Whether the generator's thread runs."""
-        return self._thread.is_alive()
-
     def close(self) -> None:
-        """Stop after the current pass; what is unfinished fails with 503."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        self._thread.join(timeout=30)
+        """Stop after the current pass; unfinished requests fail with 503."""
+        super().close()
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
         self._loading.shutdown(wait=False, cancel_futures=True)
 
     # Before a request reaches the engine
 
-    def _enter(self, answers: int) -> Failed | None:
+    def _enter(self, answers: int) -> None:
         with self._changed:
-            if self._stopping or not self._thread.is_alive():
-                return Failed(503, "the generator has stopped", "unavailable")
-            # One that asks for many answers may begin when nobody waits, however many they are.
+            self._refuse_stopped()
+            # A request for many answers is accepted when nothing waits, however many they are.
             if self._open and self._open + answers > self._most:
-                return Failed(429, f"{self._max_queue} answers are waiting already: try again soon", "queue_full")
+                text = f"{self._max_queue} answers are already waiting; retry later"
+                raise Refused(Failed(429, text, "queue_full"))
             self._open += answers
-        return None
 
     def _tokens(self, request: R) -> list[int]:
         """The prompt's tokens; raises Refused."""
         try:
             return self._task.prompt_tokens(request)
-        except UsageError as error:  # such as marks and media that don't fit each other
+        except UsageError as error:  # such as a different number of marks and media
             raise Refused(Failed(400, str(error), "invalid_value", self.param)) from None
 
     def _limited(self, request: R, tokens: list[int]) -> R:
-        """The request with its number of new tokens; raises Refused where prompt and answer don't fit together."""
+        """The request with its number of new tokens; raises Refused where prompt and answer exceed the context."""
         return request
 
     async def _load(self, adapter: str, until: float) -> None:
@@ -234,7 +218,7 @@ class Generator(Generic[R]):
         except KauliError as error:
             reason = f": {error}"
         except (Refused, asyncio.CancelledError):
-            # It may end well all the same, and then counts a use that nobody has.
+            # It may still succeed, and then counts a use that no request has.
             loading.add_done_callback(
                 lambda done: None if done.cancelled() or done.exception() else self._release(adapter)
             )
@@ -248,12 +232,12 @@ class Generator(Generic[R]):
         raise Refused(unloadable(adapter, reason))
 
     def _release(self, adapter: str) -> None:
-        # In the engine's thread, behind the pass that lets go of the request; never in the pool, whose threads may all
-        # be waiting for just this.
+        # In the engine's thread, after the pass that ends the request; never in the pool, whose threads may all be
+        # waiting for this.
         self._post(lambda: self._cache.release(adapter))
 
     async def _gather(self, events: asyncio.Queue[Event], until: float, pause: float, unfinished: int) -> list[Event]:
-        """What comes up to the time `pause`, at least one event, each answer's pieces as one; less when all is said."""
+        """The events up to the time `pause`, at least one, each answer's pieces as one; fewer at the end."""
         pieces: dict[int, Piece] = {}
         while True:
             try:
@@ -274,65 +258,14 @@ class Generator(Generic[R]):
             if sum(piece.finish is not None for piece in pieces.values()) == unfinished:
                 return list(pieces.values())
 
-    def _late(self) -> Refused:
-        text = f"no complete answer within {self._deadline_s:g} seconds"
-        return Refused(Failed(504, text, "deadline_exceeded"))
+    # In the worker's thread
 
-    async def _before(self, until: float, waiting: Awaitable[T]) -> T:
-        try:
-            return await asyncio.wait_for(waiting, max(0.0, until - time.monotonic()))
-        except TimeoutError:
-            raise self._late() from None
+    def _busy(self) -> bool:
+        return self._task.busy
 
-    async def _run(self, pool: ThreadPoolExecutor, call: Callable[..., T], *values: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(pool, call, *values)
-
-    # The engine's thread
-
-    def _post(self, call: Callable[[], None]) -> None:
-        """Have the engine's thread run `call` before its next pass."""
-        with self._changed:
-            self._calls.append(call)
-            self._changed.notify()
-
-    def _in_engine(self, call: Callable[[], None]) -> None:
-        """Run `call` in the engine's thread and wait for it."""
-        if threading.current_thread() is self._thread:
-            call()
-            return
-        done: Future[None] = Future()
-
-        def run() -> None:
-            try:
-                call()
-                done.set_result(None)
-            except BaseException as error:  # belongs to whoever waits
-                done.set_exception(error)
-
-        self._post(run)
-        done.result()
-
-    def _work(self) -> None:
-        while not self._stopping:
-            with self._changed:
-                self._changed.wait_for(lambda: self._calls or self._task.busy or self._stopping)
-                calls, self._calls = self._calls, deque()
-            try:
-                # First what was cancelled leaves, then what was posted may rely on it.
-                if self._task.busy:
-                    for ticket, progress in self._task.step():
-                        self._tell(ticket, progress)
-            except Exception:
-                # One bad pass must not end the service: its requests fail, the log has the reason.
-                _log.exception("a pass with %d answers failed", len(self._jobs))
-                self._fail(Failed(500, "the generation failed; the service's log says why", "internal_error"))
-            self._progress = time.monotonic()
-            for call in calls:
-                try:
-                    call()
-                except Exception:  # a bug of ours; the others' requests go on
-                    _log.exception("a posted call failed")
-        self._fail(Failed(503, "the service is stopping", "unavailable"))
+    def _pass(self) -> None:
+        for ticket, progress in self._task.step():
+            self._tell(ticket, progress)
 
     def _begin(self, job: _Job, request: R, adapter: str | None, tokens: list[int]) -> None:
         if job.left:
@@ -343,7 +276,7 @@ class Generator(Generic[R]):
             job.deliver(Failed(400, str(error), "invalid_value", self.param))
             return
         except Exception:
-            job.deliver(Failed(500, "the request could not begin; the service's log says why", "internal_error"))
+            job.deliver(Failed(500, "the request could not begin; the service's log has the reason", "internal_error"))
             raise
         job.tickets.update((ticket, index) for index, ticket in enumerate(tickets))
         self._jobs.update((ticket, job) for ticket in tickets)
@@ -363,13 +296,7 @@ class Generator(Generic[R]):
             text = f"'{ticket.generation.adapter or self._task.base.name}' computes numbers that are not finite"
             job.deliver(Failed(500, text, "not_finite", "model"))
         elif progress.finish != "cancelled" and (progress.text or progress.tokens or progress.finish):
-            # Of a clip, which may name none, but may have been heard
-            language = getattr(getattr(ticket.generation, "memory", None), "language", None)
-            job.deliver(
-                Piece(
-                    progress.text, progress.tokens, progress.finish, index, progress.logprobs, language, progress.words
-                )
-            )
+            job.deliver(Piece(**vars(progress), index=index))
 
     def _fail(self, failed: Failed) -> None:
         for job in set(self._jobs.values()):
@@ -380,7 +307,7 @@ class Generator(Generic[R]):
 
 
 def unloadable(adapter: str, reason: str) -> Failed:
-    """The answer where an adapter can't be read, for a reason that begins with a colon or is empty."""
+    """The error of an adapter that can't be read; the reason begins with a colon or is empty."""
     return Failed(503, f"adapter '{adapter}' can't be loaded{reason}", "adapter_failed", "model")
 
 

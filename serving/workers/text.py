@@ -1,4 +1,4 @@
-"""The generator of text: conversations and raw prompts, with the media that an adapter's connector takes."""
+"""The worker for text: conversations and raw prompts, with the media that an adapter's connector takes."""
 
 import asyncio
 import time
@@ -6,11 +6,15 @@ from dataclasses import replace
 
 from jinja2 import TemplateError
 
+from kauli.models.adapters.registry import Registry
+from kauli.models.bases.find import Base
 from kauli.models.errors import KauliError
 from kauli.models.requests import DEFAULT_TOKENS, TextRequest
 from kauli.models.text.connector import Connector
 from kauli.serving.events import Failed, MediaForm, Refused
+from kauli.serving.settings import ServeArgs
 from kauli.serving.workers.generator import Generator, unloadable
+from kauli.serving.workers.worker import load_task
 
 
 class TextGenerator(Generator[TextRequest]):
@@ -48,3 +52,11 @@ class TextGenerator(Generator[TextRequest]):
             param = "prompt" if request.messages is None else "messages"
             raise Refused(Failed(400, text, "context_length_exceeded", param))
         return replace(request, max_tokens=request.max_tokens or min(DEFAULT_TOKENS, room))
+
+
+def build(args: ServeArgs, base: Base, answers: bool) -> TextGenerator:
+    """The worker on a base for text."""
+    return TextGenerator(
+        load_task("text", args, base, slots=args.text.batch, window=args.max_context), Registry(args.storage),
+        max_queue=args.max_queue, max_adapters=args.max_adapters, deadline_s=args.deadline_s,
+    )  # fmt: skip

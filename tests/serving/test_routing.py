@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.errors import UsageError
 from kauli.serving.routing import Catalogue, UnknownLanguage, UnknownModel, choose_bases
-from kauli.serving.settings import load_settings
+from kauli.serving.settings import RENAMED, ImageArgs, ServeArgs, load_settings, parse_settings
+from kauli.serving.tasks import WORKERS
 from support.speech_adapters import publish_transcribe
 
 # Settings
@@ -23,7 +25,7 @@ def test_flag_beats_variable_beats_file_beats_default(tmp_path: Path, monkeypatc
     monkeypatch.setenv("KAULI_PORT", "1002")
     monkeypatch.setenv("KAULI_STORAGE", "/from/variable")
     settings = load_settings(config, port=None)
-    assert (settings.port, settings.host, settings.max_queue, settings.max_batch) == (1002, "localhost", 3, 16)
+    assert (settings.port, settings.host, settings.max_queue, settings.text.batch) == (1002, "localhost", 3, 16)
     assert settings.storage == "/from/variable"
     assert load_settings(config, port=1003).port == 1003
 
@@ -40,14 +42,17 @@ def test_shipped_settings_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> N
         ("prot: 1", "Did you mean 'port'"),
         ("port: 70000", "port"),
         ("tasks: [speak]", "task 'speak' can't be served"),
-        ("replicas: [2, 1]", "fewest, most"),
-        ("max_adapters: 2", "below max_batch"),
-        ("audio_batch: 64", "below audio_batch"),
-        ("audio_replicas: [2, 1]", "fewest, most"),
-        ("max_recording: 2", "Did you mean 'max_recordings'"),
+        ("text: {replicas: [2, 1]}", "fewest, most"),
+        ("max_adapters: 2", "below text.batch"),
+        ("audio: {batch: 64}", "below audio.batch"),
+        ("audio: {replicas: [2, 1]}", "fewest, most"),
+        ("text: {replicas: 2}", "text.replicas"),
+        ("image: {bach: 2}", r"unknown setting 'image.bach'. Did you mean 'batch'"),
+        ("image: 3", "setting image=3"),
+        ("max_audio_clip: 2", "Did you mean 'max_audio_clips'"),
         ("key_hashes: [secret]", "KAULI_API_KEYS"),
         ("- 1", "key: value"),
-        ("a: [", "no readable YAML"),
+        ("a: [", "is not readable YAML"),
         ("host: 0.0.0.0", "KAULI_API_KEYS"),
     ],
 )
@@ -56,6 +61,41 @@ def test_bad_settings_are_named(tmp_path: Path, text: str, said: str) -> None:
     config.write_text(text)
     with pytest.raises(UsageError, match=said):
         load_settings(config)
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_former_key_is_an_error_that_names_the_new_one(old: str) -> None:
+    with pytest.raises(UsageError, match=f"setting '{old}' is now '{RENAMED[old]}'"):
+        parse_settings({old: 1})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("KAULI_ENCODER", "KAULI_IMAGE_BASE"), ("KAULI_SPEECH", "KAULI_AUDIO_BASE")]
+)
+def test_a_former_variable_is_an_error_that_names_the_new_one(
+    old: str, new: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(old, "some-base")
+    with pytest.raises(UsageError, match=f"variable {old} is now {new}"):
+        load_settings()
+
+
+def test_settings_of_workers_are_merged_key_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text("image: {batch: 2, base: from-file}\n")
+    assert load_settings(config).image == ImageArgs(batch=2, base="from-file")
+    monkeypatch.setenv("KAULI_IMAGE_BASE", "from-variable")
+    assert load_settings(config).image == ImageArgs(batch=2, base="from-variable")
+    assert load_settings(config, image={"batch": 3}).image == ImageArgs(batch=3, base="from-variable")
+
+
+def test_shipped_settings_show_every_key() -> None:
+    text = (Path(__file__).parents[2] / "deploy" / "local.yaml").read_text()
+    shown = yaml.safe_load(text) | {"threads": None, "storage": None}
+    assert set(shown) == set(ServeArgs.model_fields)
+    assert all(f"# {key}:" in text for key in ("threads", "storage"))
+    for worker in WORKERS:
+        assert set(shown[worker]) == set(type(ServeArgs().worker(worker)).model_fields)
 
 
 def test_another_address_is_allowed_with_keys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +111,7 @@ def test_another_address_is_allowed_with_keys(monkeypatch: pytest.MonkeyPatch) -
 
 def test_routes(storage: Path) -> None:
     base = find_base("debug")
-    catalogue = Catalogue(Registry(str(storage)), choose_bases(Registry(str(storage))))
+    catalogue = Catalogue(Registry(str(storage)), {"text": choose_bases(Registry(str(storage)))})
 
     def route(*words: Any) -> tuple[str | None, str | None]:
         found = catalogue.route(*words)
@@ -100,7 +140,7 @@ def test_routes(storage: Path) -> None:
     ],
 )
 def test_routes_to_nowhere(storage: Path, model: str, language: str | None, error: type[Exception], said: str) -> None:
-    catalogue = Catalogue(Registry(str(storage)), [find_base("debug")])
+    catalogue = Catalogue(Registry(str(storage)), {"text": [find_base("debug")]})
     with pytest.raises(error, match=said):
         catalogue.route(model, language)
 
@@ -108,14 +148,14 @@ def test_routes_to_nowhere(storage: Path, model: str, language: str | None, erro
 def test_aliases_and_new_adapters_are_seen(storage: Path, tmp_path: Path, publish: Callable[..., str]) -> None:
     base = find_base("debug")
     registry = Registry(str(tmp_path))
-    catalogue = Catalogue(registry, [base], refresh_s=3600)
+    catalogue = Catalogue(registry, {"text": [base]}, refresh_s=3600)
     assert catalogue.adapters() == []
     time.sleep(0.6)  # an unknown name may look at the registry again after half a second
     publish(tmp_path, "text-ka", "ka", 1)
     assert catalogue.route("text-ka").adapter == "text-ka@1"
     publish(tmp_path, "text-ka", "ka", 2)
     registry.set_alias("text-ka", 1, "prod")
-    fresh = Catalogue(registry, [base], refresh_s=0)
+    fresh = Catalogue(registry, {"text": [base]}, refresh_s=0)
     assert fresh.route("text-ka").adapter == "text-ka@1"
     assert fresh.route("text-ka@2").adapter == "text-ka@2"
     assert fresh.route("text", "ka").adapter == "text-ka@1"
@@ -125,28 +165,30 @@ def test_routes_of_transcripts(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path))
     publish_transcribe(tmp_path, "transcribe-be", "be", 1)
     publish_transcribe(tmp_path, "transcribe-ky", "ky", 2)
-    catalogue = Catalogue(registry, [find_base("debug")], speech=find_base("debug", task="transcribe"))
+    catalogue = Catalogue(
+        registry, {"text": [find_base("debug")], "audio": [find_base("debug", task="transcribe")]}
+    )
 
     def route(*words: Any) -> tuple[str, str | None, str | None]:
         found = catalogue.route(*words)
         return found.base, found.adapter, found.language
 
-    assert route("transcribe") == ("debug-whisper", None, None)  # which hears what is spoken
+    assert route("transcribe") == ("debug-whisper", None, None)  # which detects the language
     assert route("transcribe", "be-tarask") == ("debug-whisper", "transcribe-be@1", "be")
     assert route("transcribe-ky") == ("debug-whisper", "transcribe-ky@1", "ky")
     assert route("debug-whisper", "tt") == ("debug-whisper", None, "tt")
     assert route("transcribe", "tt", True) == ("debug-whisper", None, "tt")
-    with pytest.raises(UnknownLanguage, match=r"task 'transcribe' serves 'tt'. Served: be, ky.*allow_base"):
+    with pytest.raises(UnknownLanguage, match=r"task 'transcribe' serves 'tt'. Languages: be, ky.*allow_base"):
         catalogue.route("transcribe", "tt")
     with pytest.raises(UnknownModel, match=r"needs a speech recogniser.*kauli fetch whisper-base"):
-        Catalogue(registry, [find_base("debug")]).route("transcribe-be")
-    other = Catalogue(registry, [], speech=find_base("debug-wav2vec2", task="transcribe"))
-    with pytest.raises(UnknownModel, match=r"needs the base 'debug-whisper'.*set speech: debug-whisper"):
+        Catalogue(registry, {"text": [find_base("debug")]}).route("transcribe-be")
+    other = Catalogue(registry, {"audio": [find_base("debug-wav2vec2", task="transcribe")]})
+    with pytest.raises(UnknownModel, match=r"needs the base 'debug-whisper'.*audio.base: debug-whisper"):
         other.route("transcribe-be")
 
 
 def test_an_adapter_of_a_base_that_is_not_served(storage: Path) -> None:
     other = find_base("debug-qwen")
     with pytest.raises(UnknownModel, match=r"needs the base 'debug-text'.*--base debug-text"):
-        Catalogue(Registry(str(storage)), [other]).route("text-sw")
-    assert Catalogue(Registry(str(storage)), [other]).adapters() == []
+        Catalogue(Registry(str(storage)), {"text": [other]}).route("text-sw")
+    assert Catalogue(Registry(str(storage)), {"text": [other]}).adapters() == []

@@ -1,6 +1,6 @@
 """What a service offers, by its settings and what the storage and this machine hold."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kauli.models.adapters.registry import Registry
+from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
 from kauli.serving.routing import Catalogue, UnknownModel
 from kauli.serving.settings import ServeArgs
@@ -16,7 +17,7 @@ from support.picture_adapters import publish_describe, publish_head
 from support.speech_adapters import publish_hearing, publish_transcribe
 
 Names = tuple[tuple[str, ...], list[str], str | None, str | None]
-Heard = tuple[tuple[str, ...], str | None, str | None]
+Audio = tuple[tuple[str, ...], str | None, str | None]
 
 
 @pytest.fixture
@@ -29,14 +30,19 @@ def chosen(storage: Path, **settings: Any) -> Topology:
     return choose_topology(Registry(str(storage)), ServeArgs(storage=str(storage), **settings))
 
 
-def names(lineup: Topology) -> Names:
-    encoder, aligned = (base.name if base else None for base in (lineup.encoder, lineup.aligned))
-    return lineup.tasks, [base.name for base in lineup.bases], encoder, aligned
+def base_of(bases: Mapping[str, Sequence[Base]], worker: str) -> str | None:
+    return next((base.name for base in bases.get(worker, ())), None)
 
 
-def heard(lineup: Topology) -> Heard:
-    hearing, speech = (base.name if base else None for base in (lineup.hearing, lineup.speech))
-    return lineup.tasks, hearing, speech
+def names(found: Topology) -> Names:
+    """Tasks, the bases for text, the image encoder, and the base that has the shared space."""
+    texts = [base.name for base in found.bases.get("text", ())]
+    return found.tasks, texts, base_of(found.bases, "image"), base_of(found.answering, "image")
+
+
+def audio(found: Topology) -> Audio:
+    """Tasks, the audio encoder, and the base that transcribes."""
+    return found.tasks, base_of(found.bases, "audio"), base_of(found.answering, "audio")
 
 
 def test_text_adapters_alone_need_no_encoder(storage: Path, publish: Callable[..., str]) -> None:
@@ -68,45 +74,45 @@ def test_towers_that_were_only_joined_describe_and_do_not_embed(storage: Path, m
 
 def test_transcribe_adapters_bring_their_base(storage: Path, publish: Callable[..., str]) -> None:
     publish(storage, "text-sw", "sw", 1)
-    assert heard(chosen(storage)) == (("text",), None, None)
+    assert audio(chosen(storage)) == (("text",), None, None)
     publish_transcribe(storage, "transcribe-be", "be", 1)
-    assert heard(chosen(storage)) == (("text", "transcribe"), "debug-whisper", "debug-whisper")
+    assert audio(chosen(storage)) == (("text", "transcribe"), "debug-whisper", "debug-whisper")
     assert names(chosen(storage))[1:] == (["debug-text"], None, None)
-    assert heard(chosen(storage, tasks=["text"])) == (("text",), None, None)
+    assert audio(chosen(storage, tasks=["text"])) == (("text",), None, None)
     alone = chosen(storage, tasks=["transcribe"])
-    assert (alone.bases, heard(alone)) == ((), (("transcribe",), "debug-whisper", "debug-whisper"))
+    assert (names(alone)[1], audio(alone)) == ([], (("transcribe",), "debug-whisper", "debug-whisper"))
 
 
 def test_adapters_that_hear_bring_the_encoder_that_they_name(storage: Path) -> None:
     publish_hearing(storage, "describe-sw", "sw", 1)
     tasks = ("text", "describe", "transcribe", "embed", "classify")
-    assert heard(chosen(storage)) == (tasks, "debug-whisper", "debug-whisper")
-    assert heard(chosen(storage, tasks=["describe"])) == (("describe",), "debug-whisper", None)
-    assert heard(chosen(storage, tasks=["text", "embed"], bases=["debug"])) == (("text", "embed"), None, None)
+    assert audio(chosen(storage)) == (tasks, "debug-whisper", "debug-whisper")
+    assert audio(chosen(storage, tasks=["describe"])) == (("describe",), "debug-whisper", None)
+    assert audio(chosen(storage, tasks=["text", "embed"], bases=["debug"])) == (("text", "embed"), None, None)
 
 
 def test_what_the_settings_name_and_is_missing_is_an_error(storage: Path, publish: Callable[..., str]) -> None:
     publish(storage, "text-sw", "sw", 1)
-    with pytest.raises(UsageError, match="task describe needs an encoder"):
+    with pytest.raises(UsageError, match="task 'describe' needs an image encoder"):
         chosen(storage, tasks=["describe"])
-    with pytest.raises(UsageError, match=r"task transcribe needs a speech recogniser.*kauli fetch whisper-base"):
+    with pytest.raises(UsageError, match=r"task 'transcribe' needs a speech recogniser.*kauli fetch whisper-base"):
         chosen(storage, tasks=["transcribe"])
-    assert heard(chosen(storage, tasks=["transcribe"], speech="debug-whisper"))[1:] == ("debug-whisper",) * 2
+    assert audio(chosen(storage, tasks=["transcribe"], audio={"base": "debug-whisper"}))[1:] == ("debug-whisper",) * 2
     with pytest.raises(UsageError, match="kauli-nowhere"):
-        chosen(storage, encoder="kauli-nowhere")
+        chosen(storage, image={"base": "kauli-nowhere"})
     with pytest.raises(UsageError, match="whisper-nowhere"):
-        chosen(storage, tasks=["transcribe"], speech="whisper-nowhere")
-    assert names(chosen(storage, encoder="debug-clip"))[2:] == ("debug-clip", "debug-clip")
+        chosen(storage, tasks=["transcribe"], audio={"base": "whisper-nowhere"})
+    assert names(chosen(storage, image={"base": "debug-clip"}))[2:] == ("debug-clip", "debug-clip")
 
 
 def test_a_service_of_one_task_answers_that_alone(storage: Path) -> None:
     publish_describe(storage, "describe-sw", "sw", 1)
-    lineup = chosen(storage, tasks=["embed"])
-    catalogue = Catalogue(Registry(str(storage)), lineup.bases, aligned=lineup.aligned, tasks=lineup.tasks)
+    topology = chosen(storage, tasks=["embed"])
+    catalogue = Catalogue(Registry(str(storage)), topology.answering, tasks=topology.tasks)
     assert catalogue.route("embed").model == "debug-clip"
     assert catalogue.adapters() == []
     for model in ("text", "describe", "classify", "describe-sw"):
-        with pytest.raises(UnknownModel, match="is not served here: embed"):
+        with pytest.raises(UnknownModel, match="is not served here[:;].* embed"):
             catalogue.route(model)
-    with pytest.raises(UnknownModel, match="no speech recogniser is served"):
+    with pytest.raises(UnknownModel, match="No speech recogniser is served"):
         catalogue.route("transcribe")

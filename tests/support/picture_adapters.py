@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-from kauli.models.adapters.card import BaseReference, Card
+from kauli.models.adapters.card import BaseReference, Card, EncoderReference
 from kauli.models.adapters.peft_import import from_peft
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base
@@ -71,8 +71,8 @@ def publish_describe(
         for parameter in connector.parameters():
             parameter.normal_(std=0.3)
     connector.save(scratch / "ours")
-    recipe = {"fusion": {"encoder": encoder.name, "grid": grid}}
-    card = card.model_copy(update={"task": "describe", "recipe": recipe})
+    encoders = {"image": EncoderReference(base=encoder.name)}
+    card = card.model_copy(update={"task": "describe", "encoders": encoders})
     return Registry(str(storage)).publish(scratch / "ours", card).spec
 
 

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from kauli.models.adapters.card import BaseReference, Card
+from kauli.models.adapters.card import BaseReference, Card, EncoderReference
 from kauli.models.adapters.peft_import import from_peft
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
@@ -109,8 +109,8 @@ def publish_hearing(storage: Path, name: str, language: str, seed: int, *, tower
         for parameter in connector.parameters():
             parameter.normal_(std=0.3)
     connector.save(scratch / "ours")
-    recipe = {"fusion": {"encoder": seeing.name, "grid": 1, "hearing": {"encoder": hearing.name, "stack": STACK}}}
-    card = card.model_copy(update={"task": "describe", "recipe": recipe})
+    encoders = {"image": EncoderReference(base=seeing.name), "audio": EncoderReference(base=hearing.name)}
+    card = card.model_copy(update={"task": "describe", "encoders": encoders})
     return Registry(str(storage)).publish(scratch / "ours", card).spec
 
 

@@ -91,7 +91,7 @@ def test_the_language_is_said_asked_or_heard(transcriber: Transcriber) -> None:
 
     assert language(None, language="tt") == "tt"
     assert language("transcribe-ky@1") == "ky"
-    assert language(None) in load().speaks()
+    assert language(None) in load().languages()
 
 
 def test_a_language_that_nobody_speaks_is_refused_before_it_begins(transcriber: Transcriber) -> None:

@@ -1,0 +1,77 @@
+"""Images and audio files on the command line: read and checked; and the table that `kauli embed` prints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kauli.models.errors import UsageError
+from kauli.models.progress import note
+
+if TYPE_CHECKING:
+    from kauli.models.media.decode import Recording
+    from kauli.serving.backends import Attachment
+
+# A local file may be longer than what a service takes; it is held in memory, 230 MB an hour.
+_MOST_SECONDS, _MOST_BYTES, _MOST_SAMPLES = 7200.0, 2**31, 2_000_000_000
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of an image file; raises UsageError where it can't be read or decoded."""
+    from kauli.models.media.decode import MediaError, decode_image
+
+    try:
+        content = path.read_bytes()
+        decode_image(content)
+    except OSError as error:
+        raise UsageError(
+            f"image {path}: {error.strerror or error}. Give the path of a PNG, JPEG or WEBP file."
+        ) from None
+    except MediaError as error:
+        raise UsageError(f"image {path}: {error}") from None
+    return content
+
+
+def read_audio(path: Path) -> tuple[bytes, "Recording"]:
+    """An audio file and its samples; raises UsageError where it can't be read or decoded. Warnings go to stderr."""
+    from kauli.models.media.decode import AudioLimits, MediaError, decode_audio
+
+    limits = AudioLimits(max_bytes=_MOST_BYTES, max_seconds=_MOST_SECONDS, max_samples=_MOST_SAMPLES)
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UsageError(f"audio {path}: it is larger than {_MOST_BYTES >> 30} GiB. Compress it, or cut it.")
+        content = path.read_bytes()
+        recording = decode_audio(content, limits)
+    except OSError as error:
+        raise UsageError(
+            f"audio {path}: {error.strerror or error}. Give the path of a WAV, FLAC, Ogg or MP3 file."
+        ) from None
+    except MediaError as error:
+        raise UsageError(f"audio {path}: {error}") from None
+    for warning in recording.warnings:
+        note(f"{path}: {warning}")
+    return content, recording
+
+
+def attachments(image: Path | None, audio: Path | None) -> list["Attachment"]:
+    """The files of `kauli describe`, the image first. Raises UsageError."""
+    from kauli.serving.backends import Attachment
+
+    if image is None and audio is None:
+        raise UsageError("nothing to describe: give --image FILE, --audio FILE, or both")
+    found = [Attachment("image", read_image(image))] if image else []
+    return [*found, Attachment("audio", read_audio(audio)[0])] if audio else found
+
+
+def cosine_table(names: Sequence[str], rows: Any) -> str:
+    """The cosines of all pairs of embeddings (N, dim) as a table; for a single input its first numbers."""
+    from kauli.deploy.cli.terminal import table
+
+    if len(names) == 1:
+        return " ".join(f"{value:.4f}" for value in rows[0][:8]) + f" ... ({rows.shape[1]} numbers; --json shows all)"
+    cosines = rows @ rows.T
+    columns = ["", *(str(number + 1) for number in range(len(names)))]
+    lines = [
+        {"": f"{at + 1} {name}", **{str(to + 1): float(cosines[at, to]) for to in range(len(names))}}
+        for at, name in enumerate(names)
+    ]
+    return table(lines, columns)
