@@ -1,3 +1,5 @@
+"""Language tags, names, scripts, fallback chains."""
+
 import pytest
 
 from kauli.models.errors import UsageError
