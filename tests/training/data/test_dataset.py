@@ -1,3 +1,5 @@
+"""Data sets: other formats, bad rows, leaks, hashes, memory."""
+
 import errno
 import json
 import pickle
