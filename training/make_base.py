@@ -1,7 +1,7 @@
 """Bases that a recipe makes: a run of the recipe, and its projections written into a whole open_clip model.
 
-Its own base (towers whose projections are random) is copied with the trained projections in place, so what comes out
-is an ordinary base of the task `align`, for open_clip as well. It is made anew when recipe, data or towers changed.
+Its own base (towers whose projections are random) is copied with the trained projections in place: the result is an
+ordinary base of the task `align`, for open_clip as well. It is made anew when recipe, data or towers changed.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 from kauli.models.vision.align import PROJECTION
 from kauli.training.data.dataset import Dataset, load_data
-from kauli.training.recipe import Recipe
+from kauli.training.recipe import Recipe, recipe_sha256
 from kauli.training.recipe_file import load_recipe
 from kauli.training.train import train
 
@@ -28,7 +28,7 @@ from kauli.training.train import train
 def make_base(name: str) -> Base:
     """The base `name` of bases.yaml whose source is a recipe: as it is where it is up to date, else trained.
 
-    A training that was cut off goes on where it was. Raises UsageError for another name.
+    An interrupted training is resumed. Raises UsageError for another name.
     """
     card = known_bases().get(name)
     if card is None or card.recipe is None:
@@ -45,15 +45,15 @@ def make_base(name: str) -> Base:
         if record is None or record.made_from != made_from or damaged_files(folder, record, content=True):
             changed = "" if record is None else " anew, since recipe, data or towers changed or a file is damaged"
             note(
-                f"{name} is trained by the recipe '{card.recipe}'{changed}: some ten minutes on two cores, most of "
-                "them for features that are kept; a run that is cut off goes on when this is called again"
+                f"{name} is trained by the recipe '{card.recipe}'{changed}: about ten minutes on two cores, most of "
+                "them for features that are cached; an interrupted run is resumed when this is called again"
             )
             adapter = _trained(recipe, dataset)
             with atomic_folder(folder) as partial:
                 write_clip(towers.folder, adapter, partial)
                 shutil.copyfile(
                     adapter / README_FILE, partial / "PROJECTIONS.md"
-                )  # whose pictures and words they learned
+                )  # the sources of its images and texts
                 check_model(partial, name, recipe.task)
                 write_record(partial, name, card.model_dump(mode="json"), made_from)
     return find_base(name, task=recipe.task)
@@ -81,6 +81,5 @@ def _trained(recipe: Recipe, dataset: Dataset) -> Path:
 
 
 def _made_by(card: Card, recipe: Recipe, dataset: Dataset) -> bool:
-    return (
-        card.recipe == recipe.model_dump(mode="json") and card.data is not None and card.data.sha256 == dataset.sha256
-    )
+    made_by = recipe_sha256(card.recipe) if card.recipe is not None else None
+    return made_by == recipe.sha256() and card.data is not None and card.data.sha256 == dataset.sha256

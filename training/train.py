@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kauli.models.adapters.card import write_card
-from kauli.models.adapters.folder import check_base
+from kauli.models.adapters.folder import check_base, write_card
 from kauli.models.adapters.registry import Registry
 from kauli.models.adapters.store import Store, open_store
 from kauli.models.bases.find import Base, find_base

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.bases.find import Base
 from kauli.models.tasks import load_trainable
 from kauli.models.vision.projections import Projections
+from kauli.models.vision.training import TrainableAlign, pair_losses
 from kauli.models.vision.training import pair_losses
 from kauli.training.augment.image import ImageAugmentation, warn_of_risk
 from kauli.training.augment.table import augmentations
@@ -32,9 +33,6 @@ from kauli.training.recipe import Recipe, StrictModel, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, dummy_image
 from kauli.training.tasks.sampler import Plan
-
-if TYPE_CHECKING:
-    from kauli.models.vision.training import TrainableAlign
 
 SIDES = ("image", "text")
 
@@ -163,7 +161,7 @@ class AlignLearner:
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, task: "TrainableAlign", recipe: AlignRecipe, examples: Examples) -> None:
+    def __init__(self, task: TrainableAlign, recipe: AlignRecipe, examples: Examples) -> None:
         """`task` holds the bare base. Rows are those of `picture_rows`."""
         self.task, self._recipe, self._section, self._examples = task, recipe, recipe.align, examples
         self.device = task.device
