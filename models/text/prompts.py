@@ -25,7 +25,7 @@ class Prompts:
 
         Raises UsageError where the marks in the text are not as many as the media.
         """
-        # What the tokenizer puts before any text, such as Gemma's <bos>
+        # Tokens that the tokenizer puts before any text, such as Gemma's <bos>
         start: list[int] = self._tokenizer("").input_ids
         if request.messages is None:
             return (start or [self._separator()]) + self._marked_tokens(request.prompt or "", request.media)
@@ -39,18 +39,18 @@ class Prompts:
         return tokens if tokens[: len(start)] == start else start + tokens
 
     def document(self, row: Mapping[str, Any], limit: int) -> Document:
-        """An example's prompt, its text and the end token, cut to `limit` tokens.
+        """An example's prompt, its text and the end token, truncated to `limit` tokens.
 
-        Raises UsageError where a prompt with media takes more than half of them and leaves too little for the text.
+        Raises UsageError where a prompt with media takes more than half of them and does not leave enough for the text.
         """
         media = tuple(row.get("media") or ())
         prompt = self.tokens(TextRequest.of_prompt(row["prompt"], media))
         answer = [*self.text_tokens(row["text"]), self._end]
         if len(prompt) > limit // 2 and len(prompt) + len(answer) > limit:
             if media:
-                text = f"row {row.get('id')}: with its picture or recording the prompt has {len(prompt)} tokens"
-                raise UsageError(f"{text}, too many beside an answer in {limit}: raise train.max_length.")
-            prompt = prompt[-(limit // 2) :]  # a long prompt gives way: at least half of the room is the answer's
+                text = f"row {row.get('id')}: with its media the prompt has {len(prompt)} tokens"
+                raise UsageError(f"{text}, which leaves too few of {limit} for the answer: raise train.max_length.")
+            prompt = prompt[-(limit // 2) :]  # a long prompt is truncated: at least half of the tokens are the answer's
         tokens = prompt + answer
         return Document(tokens[:limit], len(prompt), len(tokens) <= limit, media)
 
@@ -67,14 +67,14 @@ class Prompts:
             return self._plain_tokens(text.replace(MARK, ""))
         first, *others = text.split(MARK)
         if len(others) != len(media):
-            raise UsageError(f"{len(media)} pictures or recordings are given, and the text has {len(others)} marks.")
+            raise UsageError(f"the text has {len(others)} marks for media, but {len(media)} images or clips are given.")
         tokens = self._plain_tokens(first)
         for one, piece in zip(media, others, strict=True):
             tokens += [FEATURE] * len(one.features) + self._plain_tokens(piece)
         return tokens
 
     def _separator(self) -> int:
-        """What stood between documents in pretraining, for a text without a prompt and a tokenizer without a start."""
+        """The token between documents in pretraining, for a text without a prompt and a tokenizer without a start."""
         found = self._tokenizer.convert_tokens_to_ids("<|endoftext|>")
         unknown = found is None or found == self._tokenizer.unk_token_id
         return found if isinstance(found, int) and not unknown else self._end

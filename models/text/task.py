@@ -85,8 +85,8 @@ class TextTask(LanguageModel):
             wanted = self.model.get_input_embeddings().embedding_dim
             if connector.hidden != wanted:
                 raise KauliError(
-                    f"the connector in {folder} leads to {connector.hidden} numbers, the embeddings of base "
-                    f"'{self.base.name}' have {wanted}."
+                    f"the connector in {folder} maps to {connector.hidden} dimensions, the embeddings of base "
+                    f"'{self.base.name}' have {wanted}: it was made for another base."
                 )
             connector.to(self.device)
         if (folder / "model.safetensors").exists():

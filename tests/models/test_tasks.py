@@ -1,7 +1,7 @@
 """Each task of the table on its debug base: learns, is saved and loaded, gives each row its own, pickles its parts."""
 
-import io
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,40 +9,103 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn import functional
 
+from kauli.models.adapters.kinds.full import Full
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.adapters.kinds.projection import Projection
 from kauli.models.bases.find import find_base
+from kauli.models.engine.packing import pack
+from kauli.models.metrics import METRICS
 from kauli.models.requests import Media, TextRequest, TranscriptionRequest
-from kauli.models.tasks import TASKS, load_task
+from kauli.models.tasks import TASKS, Served, Task, Trainable, load_served, load_trainable, resolve, task_of
 from kauli.models.text.connector import PartSettings
+from kauli.models.text.language_model import answer_losses
+from kauli.models.vision.training import pair_losses
 
 WORDS = ("moto", "maji", "mti", "jua", "mto", "bahari", "upepo", "mvua")
 PARTS = {"image": PartSettings(encoder="made-up", sha256="0" * 64, width=24, places=3, grid=1, inner=16)}
+TRAINED = [row.name for row in TASKS.values() if row.trainable]
+METHODS = {name: Projection() if name == "align" else Lora(rank=4, targets="all-linear") for name in TRAINED}
 
 
-def picture(seed: int) -> tuple[Media, ...]:
-    """Features as an encoder might make them of a picture."""
+def features(seed: int) -> tuple[Media, ...]:
+    """Features as an encoder might make them of an image."""
     return (Media("image", torch.randn(3, 24, generator=torch.Generator().manual_seed(seed)).numpy()),)
 
 
 def tone(pitch: int) -> Any:
-    """Half a second of sound."""
+    """Half a second of audio."""
     times = np.arange(8000 + 320 * pitch) / 16_000
     return (0.3 * np.sin(2 * np.pi * 200 * (pitch + 1) * times)).astype(np.float32)
 
 
-ROWS: dict[str, list[dict[str, Any]]] = {
-    "text": [{"prompt": f"say {word}", "text": word * 3} for word in WORDS],
-    "describe": [{"prompt": "what?", "text": word * 3, "media": picture(at)} for at, word in enumerate(WORDS)],
-    "transcribe": [{"samples": tone(at), "text": word, "language": "be"} for at, word in enumerate(WORDS)],
-}
-REQUESTS: dict[str, list[Any]] = {
-    name: [TextRequest.of_prompt(row["prompt"], row.get("media", ()), max_tokens=12) for row in rows[:3]]
-    for name, rows in ROWS.items()
-    if name != "transcribe"
-}
-REQUESTS["transcribe"] = [TranscriptionRequest(row["samples"], "be", max_tokens=12) for row in ROWS["transcribe"][:3]]
+def requests_of(name: str, rows: list[dict[str, Any]]) -> list[Any]:
+    if name == "transcribe":
+        return [TranscriptionRequest(row["samples"], "be", max_tokens=12) for row in rows[:3]]
+    return [TextRequest.of_prompt(row["prompt"], row.get("media", ()), max_tokens=12) for row in rows[:3]]
+
+
+@pytest.fixture
+def rows() -> dict[str, list[dict[str, Any]]]:
+    """Examples of each task."""
+    colours = ("red", "blue", "green", "yellow", "black", "orange", "purple", "pink")
+    return {
+        "text": [{"prompt": f"say {word}", "text": word * 3} for word in WORDS],
+        "describe": [{"prompt": "what?", "text": word * 3, "media": features(at)} for at, word in enumerate(WORDS)],
+        "transcribe": [{"samples": tone(at), "text": word, "language": "be"} for at, word in enumerate(WORDS)],
+        "align": [
+            {"image": Image.new("RGB", (32, 32), colour), "text": word}
+            for word, colour in zip(WORDS, colours, strict=True)
+        ],
+    }
+
+
+def trainable(name: str, rows: list[dict[str, Any]], kind: Any) -> Any:
+    """A task on its debug base with an adapter of this kind attached."""
+    task = load_trainable(name, find_base("debug", task=name), device="cpu")
+    torch.manual_seed(0)
+    if name == "describe":
+        task.add_connector(PARTS, rows)
+    if name == "transcribe":
+        task.add_languages(["be"], {})
+    task.attach(kind)
+    return task
+
+
+def loss_of(name: str, task: Any, rows: list[dict[str, Any]]) -> Callable[[], Tensor]:
+    """Computes the mean loss of these rows; what is computed once travels through pickle, as to a worker."""
+    if name == "align":
+        images, texts = (
+            task.image_features([row["image"] for row in rows]),
+            task.text_features([row["text"] for row in rows]),
+        )
+        own = task.trained
+        return lambda: pair_losses(
+            functional.normalize(own.image(images), dim=-1), functional.normalize(own.text(texts), dim=-1),
+            torch.arange(len(rows)), own.logit_scale, own.logit_bias,
+        ).mean()  # fmt: skip
+    examples = pickle.loads(pickle.dumps(task.encode(rows)))
+    if name == "transcribe":
+        batch = pickle.loads(pickle.dumps(task.collate(examples)))
+        return lambda: task.trained(batch).mean()
+    batch = pickle.loads(pickle.dumps(pack(examples)))
+    return lambda: answer_losses(task.trained, batch).mean()
+
+
+def train(name: str, task: Any, rows: list[dict[str, Any]]) -> list[float]:
+    """The losses of some steps."""
+    optimizer = torch.optim.AdamW([one for one in task.trained.parameters() if one.requires_grad], lr=0.01)
+    compute, losses = loss_of(name, task, rows), []
+    for _ in range(60 if name == "align" else 30):
+        loss = compute()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
 
 
 def answers(task: Any, requests: list[Any], adapters: list[str | None]) -> list[str]:
@@ -53,66 +116,87 @@ def answers(task: Any, requests: list[Any], adapters: list[str | None]) -> list[
     return texts
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "align"])
-def test_the_surface_of_a_task(name: str, tmp_path: Path) -> None:
-    task = load_task(name, find_base("debug", task=name), device="cpu")
-    features = task.encode(ROWS[name])
-    batch = pickle.loads(pickle.dumps(task.collate(pickle.loads(pickle.dumps(features)))))
-    torch.manual_seed(0)
-    if name == "describe":
-        task.add_connector(PARTS, ROWS[name])
-    if name == "transcribe":
-        task.add_languages(["be"], {})
-    task.model = Lora(rank=4, targets="all-linear").attach(task.model, task.base.reference)  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW([p for p in task.trained.parameters() if p.requires_grad], lr=0.01)
-    losses = []
-    for _ in range(30):
-        loss = task.loss(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_surface_of_a_task(name: str, rows: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
+    task = trainable(name, rows[name], METHODS[name])
+    assert isinstance(task, Trainable)
+    losses = train(name, task, rows[name])
     assert losses[-1] < 0.6 * losses[0]
     task.save(tmp_path / "adapter")
-    trained = sum(bits for bits, _ in task.current_bits(ROWS[name]))
+    if name == "align":
+        found = task.trained.text(task.text_features(WORDS)).detach()
+        trained: Any = functional.normalize(found, dim=-1)
+    else:
+        trained = sum(bits for bits, _ in task.current_bits(rows[name]))
 
-    loaded = load_task(name, find_base("debug", task=name), device="cpu")
-    loaded.add_adapter("mine@1", tmp_path / "adapter")
-    scored = sum(bits for bits, _ in loaded.bits(ROWS[name], "mine@1"))
-    assert scored == pytest.approx(trained, rel=1e-5)
-    requests = pickle.loads(pickle.dumps(REQUESTS[name]))
-    keys: list[str | None] = ["mine@1", "mine@1" if name == "describe" else None, "mine@1"]
-    together = answers(loaded, requests, keys)
-    assert together == [answers(loaded, [request], [key])[0] for request, key in zip(requests, keys, strict=True)]
+    for loaded in (task.served(), load_served(name, find_base("debug", task=name), device="cpu")):
+        assert isinstance(loaded, Served)
+        loaded.add_adapter("mine@1", tmp_path / "adapter")
+        assert loaded.adapters() == ["mine@1"]
+        if name == "align":
+            together = loaded.embed_texts(WORDS, "mine@1")
+            torch.testing.assert_close(together, trained, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(loaded.embed_texts(WORDS[3:4], "mine@1"), together[3:4], atol=1e-5, rtol=1e-4)
+            assert not torch.allclose(loaded.embed_texts(WORDS), together, atol=1e-2)
+        else:
+            scored = sum(bits for bits, _ in loaded.bits(rows[name], "mine@1"))
+            assert scored == pytest.approx(trained, rel=1e-5)
+            requests = pickle.loads(pickle.dumps(requests_of(name, rows[name])))
+            keys: list[str | None] = ["mine@1", "mine@1" if name == "describe" else None, "mine@1"]
+            mixed = answers(loaded, requests, keys)
+            assert mixed == [answers(loaded, [one], [key])[0] for one, key in zip(requests, keys, strict=True)]
+        loaded.remove_adapter("mine@1")
+        assert loaded.adapters() == []
 
 
-def test_the_surface_of_align_which_embeds_and_generates_nothing(tmp_path: Path) -> None:
-    rows = []
-    for word, colour in zip(
-        WORDS, ("red", "blue", "green", "yellow", "black", "orange", "purple", "pink"), strict=True
-    ):
-        content = io.BytesIO()
-        Image.new("RGB", (32, 32), colour).save(content, "PNG")
-        rows.append({"image": content.getvalue(), "text": word, "group": word})
-    base = find_base("debug", task="align")
-    task = load_task("align", base, device="cpu")
-    batch = pickle.loads(pickle.dumps(task.collate(pickle.loads(pickle.dumps(task.encode(rows))))))
-    task.model = Projection().attach(task.model, base.reference)
-    optimizer = torch.optim.AdamW([p for p in task.model.parameters() if p.requires_grad], lr=0.01)
-    losses = []
-    for _ in range(60):
-        loss = task.loss(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    assert losses[-1] < 0.6 * losses[0]
-    task.save(tmp_path / "adapter")
-    trained = torch.nn.functional.normalize(task.model.text(task.text_features(WORDS)), dim=-1).detach()
+def weights(task: Any) -> dict[str, Tensor]:
+    """All of a served base's."""
+    if hasattr(task, "model"):
+        return dict(task.model.state_dict())
+    return {**{f"towers.{name}": value for name, value in task._towers.state_dict().items()}, **task.bare.tensors()}
 
-    loaded = load_task("align", base, device="cpu")
-    loaded.add_adapter("mine@1", tmp_path / "adapter")
-    together = loaded.embed_texts(WORDS, "mine@1")
-    torch.testing.assert_close(together, trained, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(loaded.embed_texts(WORDS[3:4], "mine@1"), together[3:4], atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(loaded.embed_texts(WORDS), together, atol=1e-2)
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [*METHODS.items(), ("text", Full()), ("describe", Full()), ("transcribe", Full())]
+)
+def test_the_base_is_served_after_training_as_it_was_loaded(
+    name: str, kind: Any, rows: dict[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = trainable(name, rows[name], kind)
+    train(name, task, rows[name][:2])
+    opened: list[Path] = []
+    monkeypatch.setattr("transformers.modeling_utils.safe_open", counted(opened), raising=True)
+    served = task.served()
+    assert bool(opened) == isinstance(kind, Full)  # other kinds leave the base's weights alone: they are not read anew
+    monkeypatch.undo()
+    ours, fresh = weights(served), weights(load_served(name, find_base("debug", task=name), device="cpu"))
+    assert ours.keys() == fresh.keys()
+    assert all(torch.equal(ours[key], fresh[key]) for key in fresh)
+
+
+def counted(opened: list[Path]) -> Any:
+    """`safe_open` that notes which files are opened."""
+
+    def opening(path: Any, *args: Any, **options: Any) -> Any:
+        opened.append(Path(path))
+        return safe_open(path, *args, **options)
+
+    return opening
+
+
+def test_a_card_and_its_method_lead_to_a_row() -> None:
+    assert task_of("text").name == task_of("text", "lora").name == "text"
+    assert task_of("align", "projection").name == "align"
+    assert task_of("align", "head").name == "head"
+    with pytest.raises(KeyError):
+        task_of("speak")
+
+
+@pytest.mark.parametrize("row", TASKS.values(), ids=TASKS)
+def test_every_name_in_a_row_leads_somewhere(row: Task) -> None:
+    for name in (row.served, row.trainable, row.usage, row.check):
+        assert not name or callable(resolve(name))
+    assert row.takes in TASKS
+    assert {*row.headline, row.validation} <= METRICS.keys()
+    assert row.kinds
+    assert find_base("debug", task=row.name).name == row.debug

@@ -12,9 +12,10 @@ from kauli.models.bases.find import find_base
 from kauli.models.engine.packing import FEATURE, MediaFeatures, pack
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import MARK, Media, Message, TextRequest
-from kauli.models.tasks import load_task
+from kauli.models.tasks import load_served, load_trainable
 from kauli.models.text.connector import SETTINGS, WEIGHTS, Connector, PartSettings
-from kauli.models.text.describe import DescribeTask
+from kauli.models.text.language_model import answer_losses
+from kauli.models.text.task import TextTask
 
 WIDTH, PLACES = 24, 3
 PARTS = {"image": PartSettings(encoder="made-up", sha256="0" * 64, width=WIDTH, places=PLACES, grid=1, inner=16)}
@@ -30,13 +31,13 @@ def rows(count: int = 6) -> list[dict[str, Any]]:
 
 def adapter(folder: Path, base: str, seed: int, connector: bool = True) -> Path:
     """An adapter of random weights that change every answer."""
-    task = load_task("describe", find_base(base), device="cpu")
+    task = load_trainable("describe", find_base(base), device="cpu")
     torch.manual_seed(seed)
     if connector:
         task.add_connector(PARTS, rows())
         for parameter in task.connector.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
-    task.model = Lora(rank=4, targets="all-linear").attach(task.model, task.base.reference)
+    task.attach(Lora(rank=4, targets="all-linear"))
     for name, parameter in task.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
@@ -49,7 +50,7 @@ def base(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def text_of(task: DescribeTask, requests: list[TextRequest], keys: list[str | None]) -> list[str]:
+def text_of(task: TextTask, requests: list[TextRequest], keys: list[str | None]) -> list[str]:
     texts = [""] * len(requests)
     for chunks in task.generate(requests, keys):
         for chunk in chunks:
@@ -58,7 +59,7 @@ def text_of(task: DescribeTask, requests: list[TextRequest], keys: list[str | No
 
 
 def test_features_stand_where_the_mark_was(base: str) -> None:
-    task = load_task("describe", find_base(base), device="cpu")
+    task = load_served("describe", find_base(base), device="cpu")
     (one,) = picture(0)
     request = TextRequest((Message("user", f"look {MARK} here"),), media=(one,))
     plain = task.prompt_tokens(TextRequest((Message("user", "look  here"),)))
@@ -70,15 +71,15 @@ def test_features_stand_where_the_mark_was(base: str) -> None:
 
 
 def test_a_mark_without_a_picture_is_no_place() -> None:
-    task = load_task("describe", find_base("debug"), device="cpu")
+    task = load_served("describe", find_base("debug"), device="cpu")
     tokens = task.prompt_tokens(TextRequest.of_prompt(f"a{MARK}b"))
     assert FEATURE not in tokens
     assert tokens == task.prompt_tokens(TextRequest.of_prompt("ab"))
 
 
 def test_marks_and_pictures_must_be_as_many() -> None:
-    task = load_task("describe", find_base("debug"), device="cpu")
-    with pytest.raises(UsageError, match="1 pictures or recordings are given, and the text has 2 marks"):
+    task = load_served("describe", find_base("debug"), device="cpu")
+    with pytest.raises(UsageError, match="the text has 2 marks for media, but 1 images or clips are given"):
         task.prompt_tokens(TextRequest((Message("user", MARK * 2),), media=picture(0)))
 
 
@@ -98,12 +99,12 @@ def test_a_connector_computes_what_its_formula_says() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_a_connector_begins_where_a_ridge_regression_ends() -> None:
+def test_a_connector_is_initialised_by_ridge_regression() -> None:
     from sklearn.linear_model import Ridge
 
     features, targets = torch.randn(50, WIDTH), torch.randn(50, 8)
     connector = Connector(PARTS, 8)
-    connector.begin_at("image", features, targets, penalty=0.5)
+    connector.initialise("image", features, targets, penalty=0.5)
     x = (features - features.mean(0)) / (features.std(0) + 1e-3)
     peer = Ridge(alpha=0.5 * 50).fit(x.double().numpy(), targets.double().numpy())
     zero = torch.zeros(50, dtype=torch.long)
@@ -112,7 +113,7 @@ def test_a_connector_begins_where_a_ridge_regression_ends() -> None:
 
 
 def test_a_packed_loss_is_that_of_the_embeddings_put_in_by_hand(base: str) -> None:
-    task = load_task("describe", find_base(base), device="cpu")
+    task = load_trainable("describe", find_base(base), device="cpu")
     task.add_connector(PARTS, rows())
     connector = task.connector
     assert connector is not None
@@ -120,7 +121,7 @@ def test_a_packed_loss_is_that_of_the_embeddings_put_in_by_hand(base: str) -> No
         torch.nn.init.normal_(parameter, std=0.2)
     documents = task.encode(rows(3))
     with torch.no_grad():
-        together = float(task.loss(pack(documents)))
+        together = float(answer_losses(task.trained, pack(documents)).mean())
         losses = []
         for document, row in zip(documents, rows(3), strict=True):
             tokens = torch.tensor(document.tokens)
@@ -134,7 +135,7 @@ def test_a_packed_loss_is_that_of_the_embeddings_put_in_by_hand(base: str) -> No
 
 
 def test_mixed_connectors_and_adapters_answer_as_each_alone(base: str, tmp_path: Path) -> None:
-    task = load_task("describe", find_base(base), device="cpu")
+    task = load_served("describe", find_base(base), device="cpu")
     for seed in (1, 2):
         task.add_adapter(f"sees-{seed}", adapter(tmp_path / str(seed), base, seed))
     task.add_adapter("reads", adapter(tmp_path / "reads", base, 3, connector=False))
@@ -147,14 +148,14 @@ def test_mixed_connectors_and_adapters_answer_as_each_alone(base: str, tmp_path:
 
 
 def test_the_answer_depends_on_the_picture(tmp_path: Path) -> None:
-    task = load_task("describe", find_base("debug"), device="cpu")
+    task = load_served("describe", find_base("debug"), device="cpu")
     task.add_adapter("sees", adapter(tmp_path / "a", "debug", 1))
     requests = [TextRequest.of_prompt("what?", picture(at), max_tokens=10) for at in range(6)]
     assert len(set(text_of(task, requests, ["sees"] * 6))) > 1
 
 
 def test_a_bare_picture_and_several_pictures_are_answered(tmp_path: Path) -> None:
-    task = load_task("describe", find_base("debug"), device="cpu")
+    task = load_served("describe", find_base("debug"), device="cpu")
     task.add_adapter("sees", adapter(tmp_path / "a", "debug", 1))
     bare = TextRequest.of_prompt(None, picture(0), max_tokens=4)
     two = TextRequest((Message("user", f"{MARK} and {MARK}"),), media=picture(0) + picture(1), max_tokens=4)
@@ -162,26 +163,26 @@ def test_a_bare_picture_and_several_pictures_are_answered(tmp_path: Path) -> Non
 
 
 def test_who_has_no_connector_refuses_a_picture(tmp_path: Path) -> None:
-    task = load_task("describe", find_base("debug"), device="cpu")
+    task = load_served("describe", find_base("debug"), device="cpu")
     task.add_adapter("reads", adapter(tmp_path / "a", "debug", 1, connector=False))
     for key in (None, "reads"):
-        with pytest.raises(UsageError, match="takes no images: it has no connector"):
+        with pytest.raises(UsageError, match="takes no image: it has no connector for that kind of media"):
             task.submit(TextRequest.of_prompt("what?", picture(0)), key)
-        with pytest.raises(UsageError, match="takes no pictures or recordings: it has no connector"):
+        with pytest.raises(UsageError, match="takes no images or audio: it has no connector"):
             task.bits(rows(2), key)
 
 
 def test_a_prompt_whose_media_leave_no_room_for_the_text_is_refused() -> None:
-    task = load_task("describe", find_base("debug"), device="cpu")
-    with pytest.raises(UsageError, match=r"row 7: with its picture or recording the prompt has \d+ tokens"):
+    task = load_served("describe", find_base("debug"), device="cpu")
+    with pytest.raises(UsageError, match=r"row 7: with its media the prompt has \d+ tokens"):
         task.encode([{**rows(1)[0], "id": 7}], max_length=12)
 
 
 def test_a_connector_of_another_width_is_refused(tmp_path: Path) -> None:
     folder = adapter(tmp_path / "a", "debug", 1)
     Connector(PARTS, 63).save(folder)
-    with pytest.raises(KauliError, match="leads to 63 numbers, the embeddings of base 'debug-text' have 64"):
-        load_task("describe", find_base("debug"), device="cpu").add_adapter("a", folder)
+    with pytest.raises(KauliError, match="maps to 63 dimensions, the embeddings of base 'debug-text' have 64"):
+        load_served("describe", find_base("debug"), device="cpu").add_adapter("a", folder)
 
 
 @pytest.mark.parametrize("damage", ["settings", "missing", "weights", "nan"])
@@ -204,15 +205,15 @@ def test_start_from_takes_a_text_adapter_or_a_whole_one(tmp_path: Path) -> None:
     reads = adapter(tmp_path / "reads", "debug", 3, connector=False)
     sees = adapter(tmp_path / "sees", "debug", 1)
     for folder, takes_connector in ((reads, False), (sees, True)):
-        task = load_task("describe", find_base("debug"), device="cpu")
+        task = load_trainable("describe", find_base("debug"), device="cpu")
         task.add_connector(PARTS, rows())
         before = {name: value.clone() for name, value in task.connector.state_dict().items()}
-        task.model = Lora(rank=4, targets="all-linear").attach(task.model, task.base.reference)
+        task.attach(Lora(rank=4, targets="all-linear"))
         task.start_from(folder)
         changed = any(not torch.equal(value, before[name]) for name, value in task.connector.state_dict().items())
         assert changed == takes_connector
         task.save(tmp_path / "out")
-        expected = load_task("describe", find_base("debug"), device="cpu")
+        expected = load_served("describe", find_base("debug"), device="cpu")
         expected.add_adapter("theirs", folder)
         expected.add_adapter("ours", tmp_path / "out")
         request = TextRequest.of_prompt("what?", max_tokens=8)

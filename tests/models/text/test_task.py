@@ -17,6 +17,7 @@ from kauli.models.engine.detokenize import TextStream
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import Message, TextRequest
 from kauli.models.text.task import TextTask
+from kauli.models.text.training import TrainableText
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +27,9 @@ def task() -> TextTask:
 
 def adapter_folder(folder: Path, seed: int, base: str = "debug", scale: float = 0.3) -> Path:
     """An adapter that changes the answers: random weights in A and B."""
-    task = TextTask.load(find_base(base), device="cpu")
+    task = TrainableText.load(find_base(base), device="cpu")
     torch.manual_seed(seed)
-    task.model = Lora(rank=4, targets="all-linear").attach(task.model, task.base.reference)  # type: ignore[arg-type]
+    task.attach(Lora(rank=4, targets="all-linear"))
     for name, parameter in task.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=scale)
