@@ -61,7 +61,6 @@ class CtcBase(SpeechModel):
 
     @classmethod
     def read(cls, base: Base, device: torch.device, dtype: torch.dtype, **options: Any) -> Self:
-        """The base from its folder, on this device in this precision."""
         model = load_model(base.folder, dtype).to(device)
         model.name_or_path = base.reference
         extractor = Wav2Vec2FeatureExtractor.from_pretrained(base.folder, local_files_only=True)
@@ -69,7 +68,6 @@ class CtcBase(SpeechModel):
 
     @property
     def seconds(self) -> float:
-        """The longest clip of a pass."""
         return SECONDS
 
     @property
@@ -123,25 +121,17 @@ class CtcTask(CtcBase, Recogniser):
         self._waiting: deque[ClipTicket] = deque()
 
     def languages(self, adapter: str | None = None) -> tuple[str, ...]:
-        """The languages that the base has adapters for, or those that an adapter was trained on."""
         if adapter is not None:
             return self._loaded[adapter].languages
         return tuple(dict.fromkeys(tag for code in self._codes if (tag := tag_of(code))))
 
     # Adapters
 
-    def adapters(self) -> list[str]:
-        """The keys of the loaded adapters."""
-        return list(self._loaded)
-
     def read_adapter(self, folder: Path) -> LoadedCtcAdapter:
-        """The contents of a checked adapter folder, for `put_adapter`; KauliError where they do not fit the base."""
         return read_adapter(folder, self._bare, self._shared().adapters.layers, self._head_of)
 
     def put_adapter(self, key: str, loaded: LoadedCtcAdapter) -> None:
-        """Load an adapter under a key (such as `transcribe-be@3`)."""
-        if key in self._loaded:
-            raise ValueError(f"adapter {key!r} is loaded already")
+        self.check_new(key)
         if loaded.deltas is not None:
             self._shared().adapters.add(key, loaded.deltas)
             loaded = replace(loaded, head=replace(loaded.head, lora=key))
@@ -150,7 +140,6 @@ class CtcTask(CtcBase, Recogniser):
         self._loaded[key] = loaded
 
     def remove_adapter(self, key: str) -> None:
-        """Unload an adapter, which no request may be using."""
         loaded = self._loaded.pop(key)
         self._full.pop(key, None)
         if loaded.deltas is not None:
@@ -192,12 +181,10 @@ class CtcTask(CtcBase, Recogniser):
             )
 
     def prepare(self) -> None:
-        """Build the runner now, before anything else runs in another thread."""
         self._shared()
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do."""
         return bool(self._waiting)
 
     def prompt_tokens(self, request: TranscriptionRequest) -> list[int]:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -36,7 +36,7 @@ _SHAPE = ("conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm", "hidden
 class Settings(BaseModel):
     """speech.json."""
 
-    model_config = ConfigDict(frozen=True, populate_by_name=True)
+    model_config = ConfigDict(frozen=True)
 
     languages: tuple[str, ...]
     vocabulary: tuple[str, ...] = Field(min_length=2, max_length=100_000)
@@ -47,14 +47,6 @@ class Settings(BaseModel):
     """The inner width of the attention adapters."""
     init_from: str | None = Field(default=None, alias="begins")
     """For a LoRA: the language whose adapter of the base it was trained on; None: the one that is built in."""
-
-    @classmethod
-    def of(cls, languages: tuple[str, ...], letters: Vocabulary, dim: int | None, init_from: str | None) -> Self:
-        """The settings of an adapter."""
-        return cls(
-            languages=languages, vocabulary=letters.tokens, blank=letters.blank, space=letters.space, dim=dim,
-            init_from=init_from,
-        )  # fmt: skip
 
     @property
     def letters(self) -> Vocabulary:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kauli.models.adapters.kinds.attention_adapter import adapter_layers
-from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.peft_weights import without_peft
 from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
@@ -62,7 +61,6 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
         """Of the head in training."""
         self._languages: tuple[str, ...] = ()
         self._init_from: str | None = None
-        self._attached = False
 
     @property
     def trained(self) -> nn.Module:
@@ -89,11 +87,6 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
         self._bare.lm_head = head
         self._bare.config.vocab_size = head.out_features
 
-    def attach(self, kind: AdapterKind) -> None:
-        """Put an adapter of this kind on the model, ready to train."""
-        self.model = kind.attach(self.model, self.base.reference)
-        self._attached = True
-
     def start_from(self, folder: Path) -> None:
         """Give the attached adapter the weights of an adapter folder of the same kind and shape, else KauliError.
 
@@ -106,8 +99,11 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
         model; and its letters in speech.json.
         """
         dim = write_weights(folder, self.model, self._bare)
-        init_from = self._init_from if isinstance(self.model, PeftModel) else None
-        write_settings(folder, Settings.of(self._languages, self.letters, dim, init_from))
+        settings = Settings(
+            languages=self._languages, vocabulary=self.letters.tokens, blank=self.letters.blank,
+            space=self.letters.space, dim=dim, begins=self._init_from if isinstance(self.model, PeftModel) else None,
+        )  # fmt: skip
+        write_settings(folder, settings)
 
     def encode(self, rows: Sequence[Row]) -> list[CtcExample]:
         """Rows as examples; a clip too short for its transcript is left out, with a note.
@@ -139,7 +135,6 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
         return CtcExample(samples, tokens, sum(one.frames for one in examples), examples[0].language)
 
     def collate(self, examples: Sequence[CtcExample], inputs: Sequence[Tensor] | None = None) -> CtcBatch:
-        """A batch; `inputs` replace the examples' own waves, such as augmented ones."""
         return CtcBatch(
             tuple(inputs if inputs is not None else (self.model_input(one.samples) for one in examples)),
             torch.tensor([token for one in examples for token in one.tokens], dtype=torch.long),

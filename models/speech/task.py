@@ -96,14 +96,21 @@ class Recogniser(SpeechModel):
 
     life = "served"
     slots: int
+    _loaded: dict[str, Any]
+    """The adapters by their keys."""
 
     @abstractmethod
     def languages(self, adapter: str | None = None) -> tuple[str, ...]:
         """The language tags that the base knows, or those that a loaded adapter was trained on."""
 
-    @abstractmethod
     def adapters(self) -> list[str]:
         """The keys of the loaded adapters."""
+        return list(self._loaded)
+
+    def check_new(self, key: str) -> None:
+        """Raise ValueError where an adapter is loaded under this key."""
+        if key in self._loaded:
+            raise ValueError(f"adapter {key!r} is loaded already")
 
     @abstractmethod
     def read_adapter(self, folder: Path) -> Any:
@@ -177,6 +184,7 @@ class TrainableRecogniser(SpeechModel):
     """Learns one adapter: `add_languages`, `attach`, losses of `collate`d examples by `trained`, `save`."""
 
     life = "trainable"
+    _attached = False
 
     @abstractmethod
     def add_languages(
@@ -192,9 +200,10 @@ class TrainableRecogniser(SpeechModel):
         Raises UsageError for a language that the base does not know and that has no related ones.
         """
 
-    @abstractmethod
     def attach(self, kind: AdapterKind) -> None:
         """Put an adapter of this kind on the model, ready to train."""
+        self.model = kind.attach(self.model, self.base.reference)
+        self._attached = True
 
     @abstractmethod
     def start_from(self, folder: Path) -> None:

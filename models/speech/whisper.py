@@ -70,7 +70,6 @@ class WhisperBase(SpeechModel):
 
     @classmethod
     def read(cls, base: Base, device: torch.device, dtype: torch.dtype, **options: Any) -> Self:
-        """The base from its folder, on this device in this precision."""
         model = load_model(base.folder, dtype).to(device)
         model.name_or_path = base.reference
         tokenizer = WhisperTokenizer.from_pretrained(base.folder, local_files_only=True)
@@ -126,7 +125,6 @@ class WhisperBase(SpeechModel):
         return examples
 
     def collate(self, examples: Sequence[WhisperExample], inputs: Sequence[Tensor] | None = None) -> WhisperBatch:
-        """A batch; `inputs` replace the examples' own spectrograms, such as augmented ones."""
         found = inputs if inputs is not None else [self.model_input(example.samples) for example in examples]
         return packed(examples, found, self.end)
 
@@ -168,7 +166,6 @@ class WhisperTask(WhisperBase, Recogniser):
         self._loaded: dict[str, LoadedWhisperAdapter] = {}
 
     def languages(self, adapter: str | None = None) -> tuple[str, ...]:
-        """The languages that the base has a token for, or those that an adapter was trained on."""
         return tuple(self._language_tokens) if adapter is None else self._loaded[adapter].languages
 
     def frames(self, spectrograms: Sequence[Tensor]) -> list[Tensor]:
@@ -177,19 +174,12 @@ class WhisperTask(WhisperBase, Recogniser):
 
     # Adapters
 
-    def adapters(self) -> list[str]:
-        """The keys of the loaded adapters."""
-        return list(self._loaded)
-
     def read_adapter(self, folder: Path) -> LoadedWhisperAdapter:
-        """The contents of a checked adapter folder, for `put_adapter`; KauliError where they do not fit the base."""
         runner = self._shared()
         return read_adapter(folder, self.model, {**runner.encoding.layers, **runner.decoding.layers})
 
     def put_adapter(self, key: str, loaded: LoadedWhisperAdapter) -> None:
-        """Load an adapter under a key (such as `transcribe-be@3`)."""
-        if key in self._loaded:
-            raise ValueError(f"adapter {key!r} is loaded already")
+        self.check_new(key)
         if isinstance(loaded.weights, dict):
             runner = self._shared()
             for batch in (runner.encoding, runner.decoding):
@@ -199,7 +189,6 @@ class WhisperTask(WhisperBase, Recogniser):
         self._loaded[key] = loaded
 
     def remove_adapter(self, key: str) -> None:
-        """Unload an adapter, which no request may be using."""
         del self._loaded[key]
         if self._full.pop(key, None) is None:
             runner = self._shared()
@@ -242,12 +231,10 @@ class WhisperTask(WhisperBase, Recogniser):
         return (adapter is None or not self._loaded[adapter].languages) if wanted is None else wanted
 
     def prepare(self) -> None:
-        """Build the engine now, before anything else runs in another thread."""
         self._shared()
 
     @property
     def busy(self) -> bool:
-        """Whether `step` has something to do."""
         return any(runner.busy for runner in self._runners())
 
     def submit(

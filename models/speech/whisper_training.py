@@ -10,7 +10,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.peft_weights import without_peft
 from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
@@ -28,7 +27,6 @@ class TrainableWhisper(WhisperBase, TrainableRecogniser):
         self.language_embeddings = nn.ParameterDict()
         """Embeddings (W,) of the languages that the base has no token for."""
         self._languages: tuple[str, ...] = ()
-        self._attached = False
 
     @property
     def trained(self) -> nn.Module:
@@ -60,13 +58,7 @@ class TrainableWhisper(WhisperBase, TrainableRecogniser):
             places = torch.tensor([self._token_of(name) for name in names], device=table.device)
             self.language_embeddings[tag] = nn.Parameter(table[places].float().mean(0))
 
-    def attach(self, kind: AdapterKind) -> None:
-        """Put an adapter of this kind on the model, ready to train."""
-        self.model = kind.attach(self.model, self.base.reference)
-        self._attached = True
-
     def start_from(self, folder: Path) -> None:
-        """Give the attached adapter the weights of an adapter folder of the same kind and shape, else KauliError."""
         start_from(folder, self.model, self.language_embeddings, self.base.name)
 
     def save(self, folder: Path) -> None:
@@ -74,7 +66,6 @@ class TrainableWhisper(WhisperBase, TrainableRecogniser):
         write_adapter(folder, self.model, self.language_embeddings, self._languages)
 
     def concatenated(self, examples: Sequence[WhisperExample]) -> WhisperExample:
-        """Examples of one language as one: their samples and their transcripts, one after another."""
         if len(examples) == 1:
             return examples[0]
         first = examples[0]
