@@ -82,6 +82,7 @@ def evaluate_adapter(
 
 def write_report(result: EvalResult, card: Card | None, dataset: Dataset, base: Base, out: Path) -> None:
     """Write the HTML page of an evaluation, with the profile of its data."""
-    page = render_report(result, card, render(profile(dataset, base.folder)))
+    tokenizer = base.folder if (base.folder / "tokenizer.json").is_file() else None  # a CTC base has letters alone
+    page = render_report(result, card, render(profile(dataset, tokenizer)))
     write_atomically(out, page.encode())
     note(f"Wrote {out}")

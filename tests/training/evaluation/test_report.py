@@ -1,6 +1,9 @@
 """The report page and the sections of RESULTS.md, from made-up evaluations."""
 
+import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import pytest
 
 from kauli.models.adapters.card import Attribution, BaseReference, Card, Training, Validation
 from kauli.models.errors import UsageError
+from kauli.models.metrics import METRICS
+from kauli.training.evaluation.charts import learning_curve
 from kauli.training.evaluation.comparison import CompareResult, Line
 from kauli.training.evaluation.report import compare_markdown, eval_markdown, render_report, update_section
 from kauli.training.evaluation.results import EvalResult, Sample, Scores
@@ -205,3 +210,72 @@ def test_comparison_as_markdown() -> None:
     assert lines[0] == "Swahili, 2 test groups, 2 seeds; 95 % intervals over seeds and groups, differences paired."
     assert lines[4].startswith("| bits_per_byte | a | 2.000 | 0.000 | [2.000, 2.000] |")
     assert lines[5] == "|  | b | 1.500 | 0.000 | [1.500, 1.500] | -0.500 | [-0.500, -0.500] | 2.500 |"
+
+
+def test_a_stored_result_is_rendered_without_torch_or_the_trainer(tmp_path: Path) -> None:
+    stored = tmp_path / "scores.json"
+    stored.write_text(json.dumps(scores(2.4, ["am"]).to_json()))
+    script = """
+import json, sys
+from kauli.training.evaluation.report import compare_markdown, eval_markdown, render_report
+from kauli.training.evaluation.results import EvalResult, scores_from_json
+with open(sys.argv[1]) as file:
+    scores = scores_from_json(json.load(file))
+result = EvalResult("text-x@1", "base", ("am",), "test", 0, 80, 80, 4, scores, scores)
+assert "Bits per byte" in render_report(result)
+assert "Bits per byte" in eval_markdown(result)
+loaded = {name.partition(".")[0] for name in sys.modules} & {"torch", "ray", "transformers", "accelerate"}
+loaded |= set(sys.modules) & {"kauli.training.train", "kauli.training.recipe", "kauli.training.compare"}
+sys.exit(f"loaded: {sorted(loaded)}" if loaded else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(stored)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("bits_per_byte", "validation (bits per byte): from 0.90 to 0.40"),
+        ("one_minus_mrr", "validation (1 - mean reciprocal rank): from 0.90 to 0.40"),
+        ("one_minus_macro_f1", "validation (1 - macro-F1): from 0.90 to 0.40"),
+    ],
+)
+def test_the_learning_curve_names_the_metric_of_the_validation(metric: str, words: str) -> None:
+    drawn = learning_curve([[1, 3.0, 0.9], [2, 2.0, None], [3, 1.0, 0.4]], metric)
+    assert drawn is not None
+    assert words in drawn.words
+    assert "training loss (nats): from 3.00 to 1.00" in drawn.words
+
+
+def test_the_page_of_an_aligned_adapter_never_speaks_of_bits() -> None:
+    groups = [f"g{n}" for n in range(30)]
+    names = [name for name in METRICS if name.startswith(("i2t", "t2i"))]
+    half = {name: tally(name, groups, [[n % 2, 1] for n in range(30)]) for name in names}
+    found = Scores({"am": {**half, "median_rank": tally("median_rank", groups, [[0, 1, 0]] * 30)}})
+    result = EvalResult("align-x@1", "kauli-clip", ("am",), "test", 0, 30, 30, 0, found, found, task="align")
+    one = card(["am"]).model_copy(
+        update={"task": "align", "validation": Validation(base=0.9, adapter=0.4, metric="one_minus_mrr")}
+    )
+    page = render_report(result, one)
+    assert "validation (1 - mean reciprocal rank)" in page
+    assert "bits per byte" not in page.lower()
+    assert "has an image to text, recall at 10 of 0.500 where its base kauli-clip has 0.500" in page
+    for name in names:
+        assert METRICS[name].label in page
+    assert page.count("Lower is better.") == 1  # the median rank's
+
+
+def test_a_headline_is_a_tile_and_a_row_and_the_others_are_rows() -> None:
+    page = render_report(made_up(["am"]))
+    tiles = re.findall(r'<div class="name">(.*?)</div>', page)
+    assert tiles == ["Bits per byte", "chrF, 0 to 100", "English, bits per byte"]
+    for name in ("exact", "self_bleu", "script_share"):
+        assert f"<td>{METRICS[name].label}" in page
+
+
+def test_languages_are_told_by_the_headlines_of_their_task() -> None:
+    page = render_report(made_up(["am", "be"]))
+    table = page.split("<h2>By language</h2>")[1].split("</table>")[0]
+    heads = re.findall(r'<th class="number">(.*?)</th>', table)
+    assert heads == ["Bits per byte", "of the base", "difference", "95 % interval", "chrF, 0 to 100", "of the base"]
+    assert [len(re.findall("<td", row)) for row in table.split("<tr>")[2:]] == [7, 7]
