@@ -1,6 +1,6 @@
 """What kind of audio the bytes of a file are, by their first bytes alone: nothing is decoded, nothing is raised.
 
-The allow-list stands here. Sources: RIFF/WAVE (Microsoft 1994, and mmreg.h for codec tags), RFC 9639 (FLAC), RFC 3533
+The allow-list is here. Sources: RIFF/WAVE (Microsoft 1994, and mmreg.h for codec tags), RFC 9639 (FLAC), RFC 3533
 (Ogg pages), Vorbis I (Xiph 2020), ISO/IEC 11172-3 (frame headers of MPEG audio).
 """
 
@@ -33,9 +33,9 @@ _OTHER_MARKS = (
     (b"PK\3\4", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"%PDF", "a PDF"),
-    (b"\x89PNG", "a picture"),
-    (b"\xff\xd8\xff", "a picture"),
-    (b"GIF8", "a picture"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
+    (b"GIF8", "an image"),
 )
 _WAV_READ = (1, 3)  # integers, floats
 _WAV_EXTENSIBLE = 0xFFFE
@@ -63,7 +63,7 @@ def audio_name(data: bytes) -> str | None:
 def why_refused(data: bytes) -> str:
     """One sentence for what is not read by its container or its codec: what it is, and what to send. Else empty."""
     if not data:
-        return f"the recording is empty: send the bytes of a {ALLOWED} file."
+        return f"the audio is empty: send the bytes of a {ALLOWED} file."
     name = audio_name(data)
     if name is None:
         return refusal(_what_instead(data))
@@ -75,7 +75,7 @@ def why_refused(data: bytes) -> str:
 
 def broken(name: str) -> str:
     """Of a file that is `name` by its first bytes, and can't be decoded."""
-    return f"the {name} recording is broken or cut off: send the whole file again."
+    return f"the {name} audio is broken or truncated: send the whole file again."
 
 
 def refusal(what: str) -> str:
@@ -106,7 +106,7 @@ def _what_instead(data: bytes) -> str:
     if data[4:8] == b"ftyp":
         return "an M4A, MP4 or 3GP file"
     if data[:4] == b"RIFF":
-        return "a picture" if data[8:12] == b"WEBP" else "an AVI video or other RIFF file"
+        return "an image" if data[8:12] == b"WEBP" else "an AVI video or other RIFF file"
     if data[:2] in (b"\xff\xf0", b"\xff\xf1", b"\xff\xf8", b"\xff\xf9"):
         return "an AAC file"
     if _mpeg_layer(data):
@@ -116,7 +116,7 @@ def _what_instead(data: bytes) -> str:
             return what
     if data[:256].lstrip(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
         return "an HTML page or other XML"
-    return f"no audio that is known here (it begins with {data[:12]!r})"
+    return f"no audio that is known here (its first bytes are {data[:12]!r})"
 
 
 def _foreign_codec(name: str, data: bytes) -> str:

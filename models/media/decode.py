@@ -1,7 +1,7 @@
-"""Untrusted bytes of a picture or a recording -> pixels or samples, within a budget: for training and for serving.
+"""Untrusted bytes of an image or audio -> pixels or samples, within a budget: for training and for serving.
 
 Whatever is wrong with the bytes is a `MediaError`. Pillow and libsndfile decode; what they would do at any size or any
-number of times that a file asks for is checked here before, and for sound while they decode: headers lie.
+number of times that a file asks for is checked here before, and for audio while they decode: headers may be wrong.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from kauli.models.errors import UsageError
 from kauli.models.media import audio_format, image_format
 from kauli.models.media.resample import Array, resampled
 
-# The classes themselves, not `Image.open`: no other format is ever tried, a JPEG of several pictures (MPO, as phones
+# The classes themselves, not `Image.open`: no other format is ever tried, a JPEG of several images (MPO, as phones
 # write it) is its first one, and no DecompressionBombWarning is given (to catch a warning is not safe in threads).
 _FORMATS: dict[str, type[ImageFile.ImageFile]] = {
     "PNG": PngImageFile,
@@ -43,29 +43,29 @@ _UPRIGHT: dict[object, Image.Transpose] = {  # EXIF 2.32, 4.6.4 A: what undoes e
 }
 
 RATE = 16_000
-"""Samples a second of every `Recording`."""
+"""Samples a second of every `DecodedAudio`."""
 _RATES = (4_000, 192_000)  # that files may have
 _MOST_CHANNELS = 8
 _BLOCK = 65_536  # values that are decoded at once
 _UNKNOWN = 2**63 - 1  # libsndfile's number of frames where a header states none
 _SILENT = 1e-4
 _FULL_SCALE = 0.9999  # also the highest value of 16 bits; a sine of that height has 0.9 % of its samples above this
-_MOST_FULL = 0.01  # share of samples above which a recording is called clipped
+_MOST_FULL = 0.01  # share of samples above which audio is called clipped
 _MOST_PEAK = 2.0**31  # integers in a float file; sums of larger values could overflow
 
 
 class MediaError(UsageError):
-    """What is wrong with the bytes of a picture or a recording, and what to send instead."""
+    """Invalid bytes of an image or audio, and what to send instead."""
 
 
 def content_key(data: bytes) -> str:
-    """SHA-256 of the bytes, in hex: the key under which what was computed from a picture or a recording is cached."""
+    """SHA-256 of the bytes, in hex: the key under which what was computed from an image or audio is cached."""
     return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """The most that one picture may ask for."""
+    """The most that one image may ask for."""
 
     max_bytes: int = 8 * 2**20
     """Of the encoded file."""
@@ -77,24 +77,24 @@ class ImageLimits:
     def check_bytes(self, count: int) -> None:
         """Raise `MediaError` for an encoded file of too many bytes."""
         if count > self.max_bytes:
-            raise MediaError(f"the picture has {count:,} bytes, {self.max_bytes:,} are allowed: scale it down.")
+            raise MediaError(f"the image has {count:,} bytes, {self.max_bytes:,} are allowed: scale it down.")
 
     def check_size(self, width: int, height: int) -> None:
         """Raise `MediaError` for too many pixels."""
         if max(width, height) > self.max_side:
-            raise MediaError(f"the picture is {width} x {height}, {self.max_side} a side are allowed: scale it down.")
+            raise MediaError(f"the image is {width} x {height}, {self.max_side} a side are allowed: scale it down.")
         if width * height > self.max_pixels:
-            raise MediaError(f"the picture is {width} x {height}, {self.max_pixels} pixels are allowed: scale it down.")
+            raise MediaError(f"the image is {width} x {height}, {self.max_pixels} pixels are allowed: scale it down.")
 
 
 def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Image.Image:
-    """The picture in mode RGB, upright by its EXIF orientation, what is transparent on white, no metadata.
+    """The image in mode RGB, upright by its EXIF orientation, what is transparent on white, no metadata.
 
     16-bit greys and colours keep their high byte. Raises `MediaError` for anything but one whole PNG, JPEG, WEBP, GIF
-    or BMP picture of one frame within the limits, which are checked before any pixel is decoded.
+    or BMP image of one frame within the limits, which are checked before any pixel is decoded.
     """
     limits.check_bytes(len(data))
-    name = picture_format(data)
+    name = image_format_of(data)
     try:
         _check_header(name, data, limits)
         image = _FORMATS[name](io.BytesIO(data))
@@ -106,10 +106,10 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Image.Imag
         raise
     except Exception as error:  # Pillow raises nearly anything for a broken file
         reason = str(error) or type(error).__name__
-        raise MediaError(f"the {name} picture is broken or cut off ({reason}): send the whole file again.") from error
+        raise MediaError(f"the {name} image is broken or truncated ({reason}): send the whole file again.") from error
 
 
-def picture_format(data: bytes) -> str:
+def image_format_of(data: bytes) -> str:
     """PNG, JPEG, WEBP, GIF or BMP, by the first bytes; raises `MediaError` for what is none of them."""
     reason = image_format.why_refused(data)
     if reason:
@@ -118,7 +118,7 @@ def picture_format(data: bytes) -> str:
 
 
 def _check_header(name: str, data: bytes, limits: ImageLimits) -> None:
-    """Refuse what Pillow would take memory or time for before it says how large the picture is."""
+    """Refuse what Pillow would take memory or time for before it says how large the image is."""
     reason = image_format.why_endless(name, data)
     if reason:
         raise MediaError(reason)
@@ -131,11 +131,11 @@ def _check_header(name: str, data: bytes, limits: ImageLimits) -> None:
 
 def _check_frames(count: int, name: str) -> None:
     if count > 1:
-        raise MediaError(f"the {name} picture is animated ({count} frames), only still ones are read: send one frame.")
+        raise MediaError(f"the {name} image is animated ({count} frames), only still ones are read: send one frame.")
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes a loaded picture upright; None where it is, or where its EXIF can't be read, as viewers do."""
+    """What makes a loaded image upright; None where it is, or where its EXIF can't be read, as viewers do."""
     try:
         return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # as many kinds as for pixels, and no reason to refuse them
@@ -163,7 +163,7 @@ def _flattened(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
 
 @dataclass(frozen=True)
 class AudioLimits:
-    """The most, and the least, that one recording may be."""
+    """The most, and the least, that one audio file may be."""
 
     max_bytes: int = 25 * 2**20
     """Of the encoded file."""
@@ -176,7 +176,7 @@ class AudioLimits:
         """Raise `MediaError` for an encoded file of too many bytes."""
         if count > self.max_bytes:
             raise MediaError(
-                f"the recording has {count:,} bytes, {self.max_bytes:,} are allowed: send it compressed (ffmpeg -i IN "
+                f"the audio has {count:,} bytes, {self.max_bytes:,} are allowed: send it compressed (ffmpeg -i IN "
                 f"-ac 1 -ar {RATE} OUT.flac) or in parts."
             )
 
@@ -184,18 +184,18 @@ class AudioLimits:
         """Raise `MediaError` for too many seconds or samples."""
         if frames > self.max_seconds * rate:
             raise MediaError(
-                f"the recording lasts at least {frames / rate:,.1f} s, {self.max_seconds:,.1f} are allowed: send parts."
+                f"the audio lasts at least {frames / rate:,.1f} s, {self.max_seconds:,.1f} are allowed: send parts."
             )
         if frames * channels > self.max_samples:
             raise MediaError(
-                f"the recording has at least {frames * channels:,} samples in {channels} channels, {self.max_samples:,}"
+                f"the audio has at least {frames * channels:,} samples in {channels} channels, {self.max_samples:,}"
                 f" are allowed: mix it down to one channel at {RATE} Hz."
             )
 
 
 @dataclass(frozen=True)
-class Recording:
-    """One channel of sound at `RATE`."""
+class DecodedAudio:
+    """One channel of audio at `RATE`."""
 
     samples: Array
     """(seconds * RATE,), from -1 to 1."""
@@ -204,24 +204,24 @@ class Recording:
     """A sentence for each thing about the file that its sender should know: clipped, cut off, scaled down."""
 
 
-def decode_audio(data: bytes, limits: AudioLimits = AudioLimits()) -> Recording:
-    """The mean of a recording's channels, resampled to 16 kHz; what is above full scale is scaled down to it.
+def decode_audio(data: bytes, limits: AudioLimits = AudioLimits()) -> DecodedAudio:
+    """The mean of the audio's channels, resampled to 16 kHz; samples above full scale are scaled down.
 
     Raises `MediaError` for anything but WAV (integers, floats), FLAC, Ogg (Vorbis, Opus) or MP3, for what is broken,
     silent or not finite, and for what is beyond the limits: by the header before anything is decoded, and by what is
-    decoded, block by block. A file that is cut off is what is there, with a warning, where its decoder can read it.
+    decoded, block by block. A truncated file gives what it holds, with a warning, where its decoder can read it.
     """
     limits.check_bytes(len(data))
-    name = recording_format(data)
+    name = audio_format_of(data)
     try:
-        return _recording(name, data, limits)
+        return _decoded(name, data, limits)
     except MediaError:
         raise
     except Exception as error:  # libsndfile's own, and numpy's where a header asks for the impossible
         raise MediaError(audio_format.broken(name)) from error
 
 
-def recording_format(data: bytes) -> str:
+def audio_format_of(data: bytes) -> str:
     """WAV, FLAC, Ogg or MP3, by the first bytes; raises `MediaError` for anything else, by container or codec."""
     reason = audio_format.why_refused(data)
     if reason:
@@ -230,7 +230,7 @@ def recording_format(data: bytes) -> str:
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]
-    """Read from the start to the end. A file that says it can seek is sought after each block, to where it stands:
+    """Read from the start to the end. A file that says it can seek is sought after each block, to its own position:
     slow, not exact for MP3, and an error where a file is damaged."""
 
     def seekable(self) -> bool:
@@ -238,8 +238,8 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]
 
 
 @dataclass
-class _Heard:
-    """What was decoded so far, before any change of it."""
+class _Levels:
+    """What was decoded so far, before any change: its length and levels."""
 
     frames: int = 0
     peak: float = 0.0
@@ -247,9 +247,9 @@ class _Heard:
     """Values at full scale."""
 
 
-def _recording(name: str, data: bytes, limits: AudioLimits) -> Recording:
+def _decoded(name: str, data: bytes, limits: AudioLimits) -> DecodedAudio:
     stream = io.BytesIO(data)
-    heard = _Heard()
+    levels = _Levels()
     with _Stream(stream) as file:
         if (file.format, file.subtype) not in audio_format.DECODED:
             raise MediaError(audio_format.refusal(f"a {file.format} file that holds {file.subtype_info}"))
@@ -257,37 +257,39 @@ def _recording(name: str, data: bytes, limits: AudioLimits) -> Recording:
         _check_rate(rate, channels)
         if stated != _UNKNOWN:
             limits.check_length(stated, rate, channels)
-        samples = resampled(_mono(file, heard, limits), rate, RATE)
-    seconds = heard.frames / rate
+        samples = resampled(_mono(file, levels, limits), rate, RATE)
+    seconds = levels.frames / rate
     if seconds < limits.min_seconds:
-        raise MediaError(f"the recording lasts {seconds:.3g} s, it takes {limits.min_seconds:g} s: send a longer one.")
-    if heard.peak < _SILENT:
-        raise MediaError(f"the recording is silent (its peak is {heard.peak:.1g} of full scale): check the microphone.")
+        raise MediaError(
+            f"the audio lasts {seconds:.3g} s, at least {limits.min_seconds:g} s are needed: send a longer clip."
+        )
+    if levels.peak < _SILENT:
+        raise MediaError(f"the audio is silent (its peak is {levels.peak:.1g} of full scale): check the microphone.")
     if max(samples.max(), -samples.min()) < _SILENT:
-        raise MediaError("nothing of the recording is left in one channel below 8 kHz: send one of its channels.")
-    if heard.peak > 1:
-        samples /= heard.peak
+        raise MediaError("the mean of the channels is silent below 8 kHz: send one of its channels.")
+    if levels.peak > 1:
+        samples /= levels.peak
     np.clip(samples, -1, 1, out=samples)  # the filter of the resampling may go beyond full scale
     missing = 0.0 if stated == _UNKNOWN else stated / rate - seconds
     unread = 1 - stream.tell() / len(data)
-    warnings = [*_end_warnings(name, data, seconds, missing, unread), *_level_warnings(name, heard, channels)]
-    return Recording(samples, len(samples) / RATE, tuple(warnings))
+    warnings = [*_end_warnings(name, data, seconds, missing, unread), *_level_warnings(name, levels, channels)]
+    return DecodedAudio(samples, len(samples) / RATE, tuple(warnings))
 
 
 def _end_warnings(name: str, data: bytes, seconds: float, missing: float, unread: float) -> Iterator[str]:
     """Where less was read than there should be: seconds that are missing, a share of the bytes that is unread."""
     if audio_format.ends_early(name, data) or missing > max(0.1, seconds / 100):  # what an MP3 states is rounded
-        yield f"the {name} file is cut off: only its first {seconds:.1f} s were there to be read."
+        yield f"the {name} file is truncated: only its first {seconds:.1f} s could be read."
     if name == "Ogg" and (streams := audio_format.ogg_streams(data)) > 1:
-        yield f"the Ogg file has {streams} streams, only the first was read: send the others by themselves."
+        yield f"the Ogg file has {streams} streams, only the first was read: send the others as files of their own."
     if name in ("FLAC", "MP3") and unread > 0.1:  # an MP3 of variable bit rate that doesn't say so, for instance
-        yield f"{unread:.0%} of the {name} file lies behind its stated end: if words are missing, send a WAV."
+        yield f"{unread:.0%} of the {name} file is behind its stated end: if words are missing, send a WAV."
 
 
-def _level_warnings(name: str, heard: _Heard, channels: int) -> Iterator[str]:
-    full = heard.full / (heard.frames * channels)
-    if name == "WAV" and heard.peak > 1:  # in other formats it is the codec's own ringing
-        yield f"the samples reach {heard.peak:.4g}, beyond full scale, and were scaled down to 1."
+def _level_warnings(name: str, levels: _Levels, channels: int) -> Iterator[str]:
+    full = levels.full / (levels.frames * channels)
+    if name == "WAV" and levels.peak > 1:  # in other formats it is the codec's own ringing
+        yield f"the samples reach {levels.peak:.4g}, beyond full scale, and were scaled down to 1."
     elif full > _MOST_FULL:
         yield f"{full:.0%} of the samples are at full scale (clipped): record at a lower level."
 
@@ -295,14 +297,12 @@ def _level_warnings(name: str, heard: _Heard, channels: int) -> Iterator[str]:
 def _check_rate(rate: int, channels: int) -> None:
     least, most = _RATES
     if not least <= rate <= most:
-        raise MediaError(f"the recording has {rate:,} samples a second, {least:,} to {most:,} are read: resample it.")
+        raise MediaError(f"the audio has {rate:,} samples a second, {least:,} to {most:,} are read: resample it.")
     if not 1 <= channels <= _MOST_CHANNELS:
-        raise MediaError(
-            f"the recording has {channels} channels, at most {_MOST_CHANNELS} are read: mix it down to one."
-        )
+        raise MediaError(f"the audio has {channels} channels, at most {_MOST_CHANNELS} are read: mix it down to one.")
 
 
-def _mono(file: _Stream, heard: _Heard, limits: AudioLimits) -> Iterator[Array]:
+def _mono(file: _Stream, levels: _Levels, limits: AudioLimits) -> Iterator[Array]:
     """The mean of the channels, block by block, until the end or a limit."""
     while True:
         block = file.read(_BLOCK // file.channels, dtype="float32", always_2d=True)
@@ -311,14 +311,12 @@ def _mono(file: _Stream, heard: _Heard, limits: AudioLimits) -> Iterator[Array]:
         heights = np.abs(block)
         peak = float(heights.max())
         if not math.isfinite(peak):
-            at = (heard.frames + int(np.isfinite(block).all(axis=1).argmin())) / file.samplerate
-            raise MediaError(
-                f"the recording has samples that are not finite (NaN or infinite), at {at:.2f} s: mend it."
-            )
+            at = (levels.frames + int(np.isfinite(block).all(axis=1).argmin())) / file.samplerate
+            raise MediaError(f"the audio has samples that are not finite (NaN or infinite), at {at:.2f} s: repair it.")
         if peak > _MOST_PEAK:
-            raise MediaError(f"the recording has samples of {peak:.1e}: scale them to full scale, which is 1.")
-        heard.peak = max(heard.peak, peak)
-        heard.full += int((heights >= _FULL_SCALE).sum())
-        heard.frames += len(block)
-        limits.check_length(heard.frames, file.samplerate, file.channels)
+            raise MediaError(f"the audio has samples of {peak:.1e}: scale them to full scale, which is 1.")
+        levels.peak = max(levels.peak, peak)
+        levels.full += int((heights >= _FULL_SCALE).sum())
+        levels.frames += len(block)
+        limits.check_length(levels.frames, file.samplerate, file.channels)
         yield block.mean(axis=1)

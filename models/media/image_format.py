@@ -1,6 +1,6 @@
-"""What kind of picture the bytes of a file are, and what their header asks for: nothing is decoded.
+"""What kind of image the bytes of a file are, and what their header asks for: nothing is decoded.
 
-The allow-list stands here. Sources: RFC 9649 (WEBP), GIF89a (CompuServe 1990), ITU-T T.81 (JPEG's scans), PNG 1.2.
+The allow-list is here. Sources: RFC 9649 (WEBP), GIF89a (CompuServe 1990), ITU-T T.81 (JPEG's scans), PNG 1.2.
 """
 
 import struct
@@ -28,24 +28,24 @@ def image_name(data: bytes) -> str | None:
 
 
 def media_type(data: bytes) -> str:
-    """The media type under which a browser shows an encoded picture."""
+    """The media type under which a browser shows an encoded image."""
     return f"image/{(image_name(data) or 'PNG').lower()}"
 
 
 def why_refused(data: bytes) -> str:
-    """One sentence for what is no picture that is read: what it is, and what to send. Else empty."""
+    """One sentence for what is no image that is read: what it is, and what to send. Else empty."""
     if not data:
-        return f"the picture is empty: send the bytes of a {ALLOWED} file."
+        return f"the image is empty: send the bytes of a {ALLOWED} file."
     return "" if image_name(data) else refusal(_what_instead(data))
 
 
 def refusal(what: str) -> str:
     """Of a file that is `what`."""
-    return f"this is {what}, which is not read: send a {ALLOWED} picture, for instance exported as PNG."
+    return f"this is {what}, which is not supported: send a {ALLOWED} image, for instance exported as PNG."
 
 
 def why_endless(name: str, data: bytes) -> str:
-    """Why a file is refused that Pillow would read without end before it says how large the picture is. Else empty."""
+    """Why a file is refused that Pillow would read without end before it says how large the image is. Else empty."""
     if name == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
         return f"the JPEG has more than {_MOST_SCANS} scans: save it again as a baseline JPEG."
     if name == "PNG" and sum(data.count(chunk) for chunk in (b"zTXt", b"iTXt", b"iCCP")) > _MOST_INFLATED:
@@ -78,7 +78,7 @@ def _what_instead(data: bytes) -> str:
     start = data[:256].lstrip(b"\xef\xbb\xbf\xff\xfe").replace(b"\0", b"").lstrip().lower()
     if start.startswith(_SVG_STARTS):
         return "an SVG drawing or other XML"
-    return f"no picture that is known here (it begins with {data[:12]!r})"
+    return f"no image that is known here (its first bytes are {data[:12]!r})"
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -94,7 +94,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 
 def _gif_corners(data: bytes) -> list[tuple[int, int]]:
-    """The lower right corner (x, y) of the screen, then of each frame: frames may lie outside the screen."""
+    """The lower right corner (x, y) of the screen, then of each frame: frames may be outside the screen."""
     width, height = struct.unpack_from("<HH", data, 6)
     corners = [(int(width), int(height))]
     at = 13 + _gif_palette(data[10])

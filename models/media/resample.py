@@ -20,10 +20,10 @@ def resampled(blocks: Iterable[Array], rate: int, target: int) -> Array:
     than 0.1 %, and for all the usual rates not at all.
     """
     ratio = Fraction(rate, target).limit_denominator(_MOST_STEPS * target // max(rate, target))
-    step, made = ratio.numerator, ratio.denominator  # so many samples become so many
+    step, made = ratio.numerator, ratio.denominator  # `step` samples become `made`
     if step == made:
         return np.concatenate([np.empty(0, np.float32), *blocks])
-    import torch  # here: whoever reads pictures alone need not wait for them
+    import torch  # here: readers of images alone need not wait for it
     from torchaudio.transforms import Resample
 
     resample = Resample(step, made)

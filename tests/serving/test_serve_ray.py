@@ -129,7 +129,7 @@ def test_a_picture_is_described_as_in_this_process(client: OpenAI, storage: Path
     assert show(client, data_uri(large_png())).parse().choices[0].message.content
     with pytest.raises(openai.BadRequestError, match="remote pictures are not fetched"):
         show(client, "https://example.org/a.png")
-    with pytest.raises(openai.BadRequestError, match="cut off"):
+    with pytest.raises(openai.BadRequestError, match="truncated"):
         show(client, data_uri(png("red")[:-20]))
 
 
@@ -159,7 +159,7 @@ def test_recordings_are_transcribed_as_in_this_process(client: OpenAI, storage: 
     assert (verbose.language, verbose.duration, len(verbose.segments) > 1) == ("be", 8.0, True)
     base = create(file=("clip.wav", wav(0.5)), model="debug-whisper", language="tt")
     assert base.text == as_text(transcribed_here(storage, None, wav(0.5), language="tt"))
-    with pytest.raises(openai.BadRequestError, match="this is a picture"):
+    with pytest.raises(openai.BadRequestError, match="this is an image"):
         create(file=("clip.wav", png("red")), model="transcribe", language="be")
     with pytest.raises(openai.NotFoundError, match="kauli train transcribe-be --set language=sw"):
         create(file=("clip.wav", wav(0.5)), model="transcribe", language="sw")

@@ -70,7 +70,7 @@ def test_nothing_is_fetched(uri: str) -> None:
         ("data:image/png;base64,AAAAA", "not valid base64"),
         ("data:image/png;base64,AA-_", "not valid base64"),
         ("data:image/png;base64,ÄÄÄÄ", "not valid base64"),
-        ("data:image/png;base64,", "the picture is empty"),
+        ("data:image/png;base64,", "the image is empty"),
         ("data:image/png;base64,PHN2Zy8+", "an SVG drawing"),
     ],
 )
@@ -109,7 +109,7 @@ def test_input_audio_that_is_not_what_it_says_is_refused() -> None:
         (f"data:audio/wav;base64,{wav}", "wav", "no address and no data: URI ('data:audio/wav;base64,"),
         ("https://example.org/a.wav", "wav", "no address and no data: URI ('https://example.org/a.wav'"),
         (wav[:-1], "wav", "must be the base64 of a whole file"),
-        ("", "wav", "the recording is empty"),
+        ("", "wav", "the audio is empty"),
         (base64.b64encode(b"%PDF-1.7").decode(), "wav", "a PDF"),
     ):
         with pytest.raises(MediaError) as caught:

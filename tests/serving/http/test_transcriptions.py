@@ -58,15 +58,14 @@ class House:
     encoder: ImageEncoder
     transcriber: Transcriber
 
-    def app(self, *, hears: bool = True, speech: bool = True, tasks: Any = None, **settings: Any) -> Any:
+    def app(self, *, audio: bool = True, transcribes: bool = True, tasks: Any = None, **settings: Any) -> Any:
         args = ServeArgs(storage=str(self.storage), refresh_s=0, **settings)
         options: dict[str, Any] = {"tasks": tasks} if tasks else {}
-        if speech:
-            options["speech"] = find_base("debug", task="transcribe")
-        base = find_base("debug")
-        catalogue = Catalogue(Registry(args.storage), [base], 0, **options)
-        audio = self.transcriber if hears else None
-        return create_app({base.name: self.generator}, catalogue, args, self.encoder, audio)
+        base, recogniser = find_base("debug"), find_base("debug", task="transcribe")
+        bases = {"text": [base]} | ({"audio": [recogniser]} if transcribes else {})
+        workers: dict[str, Any] = {"text": {base.name: self.generator}, "image": {"debug-clip": self.encoder}}
+        workers |= {"audio": {recogniser.name: self.transcriber}} if audio else {}
+        return create_app(workers, Catalogue(Registry(args.storage), bases, 0, **options), args)
 
     def client(self, **settings: Any) -> TestClient:
         app = self.app(**settings)
@@ -285,9 +284,9 @@ def test_who_leaves_a_stream_frees_the_slot(house: House) -> None:
         (b"", "empty"),
         (encoded(np.zeros(RATE)), "silent"),
         (encoded(np.full(RATE, np.nan), subtype="FLOAT"), "not finite"),
-        (png("red"), "a picture"),
+        (png("red"), "an image"),
         (wav(0.05), "send a longer one"),
-        (CLIP[:30], "broken or cut off"),
+        (CLIP[:30], "broken or truncated"),
         (b"<html></html>", "HTML"),
         (b"\0\0\0 ftypM4A " + bytes(64), "ffmpeg"),
     ],
@@ -306,7 +305,7 @@ def test_recordings_that_are_refused(client: TestClient, content: bytes, words: 
     [
         ({"model": None}, 400, "invalid_value", "model", "Field required"),
         ({"model": "whisper-1"}, 404, "model_not_found", "model", "Served: debug-text, debug-whisper"),
-        ({"model": "text-sw", "language": None}, 400, "invalid_value", "model", "ask the model transcribe"),
+        ({"model": "text-sw", "language": None}, 400, "invalid_value", "model", "cannot transcribe; use model 'transcribe'"),
         ({"language": "sw"}, 404, "language_not_served", "language", "kauli train transcribe-be --set language=sw"),
         ({"language": "not a tag"}, 400, "invalid_value", None, "not a tag"),
         ({"model": "transcribe-be", "language": "tt"}, 404, "language_not_served", "language", "is for be"),
@@ -340,7 +339,7 @@ def test_other_bodies_are_refused(client: TestClient) -> None:
     form = {"model": (None, "transcribe")}
     assert "the field file is missing" in client.post(PATH, files=form).json()["error"]["message"]
     text = client.post(PATH, files=form | {"file": (None, "clip.wav")}).json()["error"]
-    assert (text["param"], "is to be a file" in text["message"]) == ("file", True)
+    assert (text["param"], "must be a file" in text["message"]) == ("file", True)
     two = client.post(PATH, files=[("file", ("a.wav", CLIP)), ("file", ("b.wav", CLIP))])
     assert (two.status_code, "Too many files" in two.json()["error"]["message"]) == (400, True)
     twice = client.post(PATH, files=[("file", ("a.wav", CLIP)), *[("model", (None, "transcribe"))] * 2])
@@ -401,7 +400,7 @@ def test_a_slow_upload_is_given_up() -> None:
 
     async def send(message: Any) -> None: ...
 
-    access = Access(app, ServeArgs(body_timeout_s=0.05), hears=True)
+    access = Access(app, ServeArgs(body_timeout_s=0.05), workers=("audio",))
     scope = {"type": "http", "method": "POST", "path": PATH, "headers": [(b"host", b"localhost")]}
     with pytest.raises(HTTPException, match="did not arrive within"):
         asyncio.run(access(scope, receive, send))
@@ -468,14 +467,14 @@ def test_the_second_time_is_a_hit(client: TestClient) -> None:
     ("parts", "changes", "status", "code", "param", "words"),
     [
         ([spoken(kind="mp3")], {}, 400, "invalid_audio", "messages.0.content.0", "says 'mp3'"),
-        ([spoken(kind="m4a")], {}, 400, "invalid_audio", "messages.0.content.0", "no format"),
+        ([spoken(kind="m4a")], {}, 400, "invalid_audio", "messages.0.content.0", "not a supported format"),
         ([text("x"), spoken(b"")], {}, 400, "invalid_audio", "messages.0.content.1", "empty"),
         ([spoken(encoded(np.zeros(RATE)))], {}, 400, "invalid_audio", "messages.0.content.0", "silent"),
         ([spoken(wav(5))], {}, 400, "invalid_audio", "messages.0.content.0", "4.0 are allowed"),
         ([spoken()] * 5, {}, 400, "too_many_recordings", "messages", "allows 4"),
         ([spoken()], {"model": "describe-am"}, 400, "no_recordings", "model", "such as describe-"),
         ([spoken()], {"model": "debug-text"}, 400, "no_recordings", "model", "such as describe-"),
-        ([spoken()], {"model": "describe-other"}, 503, "wrong_encoder", "model", "setting speech: debug-whisper"),
+        ([spoken()], {"model": "describe-other"}, 503, "wrong_encoder", "model", "setting audio.base: debug-whisper"),
         ([text("x")], {"model": "transcribe-be"}, 400, "invalid_value", "model", PATH),
         ([text("x")], {"model": "debug-whisper"}, 400, "invalid_value", "model", PATH),
     ],
@@ -520,16 +519,16 @@ def test_a_new_adapter_answers_without_a_restart(house: House, client: TestClien
 
 
 def test_a_service_that_does_not_transcribe_says_so(house: House) -> None:
-    for client in (house.client(hears=False, speech=False), house.client(speech=False)):
+    for client in (house.client(audio=False, transcribes=False), house.client(transcribes=False)):
         response = hear(client)
         assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
         assert "kauli fetch whisper-base" in response.json()["error"]["message"]
         assert "debug-whisper" not in {model["id"] for model in client.get("/v1/models").json()["data"]}
-    assert answer(chat(house.client(speech=False), spoken()))  # an encoder is enough to talk
-    deaf = chat(house.client(hears=False, speech=False), spoken())
+    assert answer(chat(house.client(transcribes=False), spoken()))  # an encoder is enough to talk
+    deaf = chat(house.client(audio=False, transcribes=False), spoken())
     assert (deaf.status_code, deaf.json()["error"]["code"]) == (503, "unavailable")
     assert "kauli fetch debug-whisper" in deaf.json()["error"]["message"]
-    large = chat(house.client(hears=False, speech=False), spoken(bytes(10_000_000)))
+    large = chat(house.client(audio=False, transcribes=False), spoken(bytes(10_000_000)))
     assert large.status_code == 413
 
 

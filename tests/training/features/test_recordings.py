@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from kauli.models.media.decode import RATE, AudioLimits, MediaError, Recording, decode_audio
+from kauli.models.media.decode import RATE, AudioLimits, MediaError, DecodedAudio, decode_audio
 from kauli.models.media.resample import Array, resampled
 
 LIMITS = AudioLimits()
@@ -44,7 +44,7 @@ def encoded(samples: Any, kind: str = "WAV", codec: str = "PCM_16", rate: int = 
     return buffer.getvalue()
 
 
-def loudest(recording: Recording) -> float:
+def loudest(recording: DecodedAudio) -> float:
     """The frequency with the most power."""
     samples = recording.samples
     power = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
@@ -161,11 +161,11 @@ def test_limits_on_bytes_seconds_and_samples_are_exact() -> None:
 
 
 def test_what_cannot_be_speech_is_refused() -> None:
-    assert "the recording is empty" in refusal(b"")
+    assert "the audio is empty" in refusal(b"")
     assert "lasts 0.05 s, it takes 0.1 s" in refusal(encoded(sine(0.05)))
     assert "lasts 0 s" in refusal(encoded(sine(0)))
-    assert "the recording is silent" in refusal(encoded(np.zeros(RATE, np.int16)))
-    assert "the recording is silent" in refusal(encoded(sine(height=9e-5)))
+    assert "the audio is silent" in refusal(encoded(np.zeros(RATE, np.int16)))
+    assert "the audio is silent" in refusal(encoded(sine(height=9e-5)))
     assert decode_audio(encoded(sine(height=2e-4), codec="FLOAT")).warnings == ()
     assert "send one of its channels" in refusal(encoded(np.stack([sine(), -sine()], 1), codec="FLOAT"))
     assert "9 channels, at most 8 are read" in refusal(encoded(np.stack([sine()] * 9, 1)))
@@ -218,11 +218,11 @@ def test_resampling_never_leaves_full_scale() -> None:
         (b".snd\0\0\0\x18", "an AU"),
         (b"RF64\xff\xff\xff\xffWAVE", "an RF64"),
         (b"RIFF\x24\0\0\0AVI LIST", "an AVI"),
-        (b"RIFF\x24\0\0\0WEBPVP8 ", "a picture"),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", "an image"),
         (b"\xff\xf1\x50\x80\x02\x1f", "an AAC"),
         (b"\xff\xfd\xa4\x04", "layer I or II"),
-        (b"\x89PNG\r\n\x1a\n", "a picture"),
-        (b"\xff\xd8\xff\xe0\0\x10JFIF", "a picture"),
+        (b"\x89PNG\r\n\x1a\n", "an image"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "an image"),
         (b"PK\3\4\x14\0", "a ZIP"),
         (b"%PDF-1.7\n", "a PDF"),
         (b"\xef\xbb\xbf\n<!DOCTYPE html><html>", "an HTML page"),
@@ -274,13 +274,13 @@ def test_a_file_that_is_cut_off_is_its_beginning_with_a_warning_or_refused(kind:
     for share in (0.9, 0.5):
         cut = data[: int(len(data) * share)]
         if kind == "FLAC":
-            assert "the FLAC recording is broken or cut off: send the whole file again" in refusal(cut)
+            assert "the FLAC recording is broken or truncated: send the whole file again" in refusal(cut)
             continue
         recording = decode_audio(cut)
         assert abs(recording.seconds - 4 * share) < 1.5  # an Ogg is lost by the page
         assert len(recording.warnings) == 1
-        assert "is cut off: only its first" in recording.warnings[0]
-    assert "broken or cut off" in refusal(data[:16])
+        assert "is truncated: only its first" in recording.warnings[0]
+    assert "broken or truncated" in refusal(data[:16])
 
 
 @pytest.mark.parametrize("stated", [0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
@@ -343,7 +343,7 @@ def test_a_file_that_hides_its_length_is_stopped_while_decoding_and_memory_stays
 
 
 def test_vorbis_codebooks_that_unfold_to_gigabytes_are_refused() -> None:
-    assert "the recording is silent" in refusal(vorbis_of_books(2, 15))  # no broken file, refused for that
+    assert "the audio is silent" in refusal(vorbis_of_books(2, 15))  # no broken file, refused for that
     data = vorbis_of_books(200, 19)
     assert len(data) < 10_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
