@@ -12,14 +12,14 @@ from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base, known_bases
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import check_tag, display_name, fallback_chain
-from kauli.models.media.decode import Recording
+from kauli.models.media.decode import DecodedAudio
 from kauli.models.progress import bar, note
 from kauli.models.requests import NO_REPEAT, TextRequest, TranscriptionRequest
 from kauli.models.tasks import resolve
 from kauli.serving.backends import RERANK_TEMPERATURE, Attachment, Backends
 from kauli.serving.events import Failed, MediaBackend, MediaForm, Piece, Refused, Started
 from kauli.serving.routing import Catalogue, Route, choose_bases, newest_cards, public_name, served_task
-from kauli.serving.settings import ServeArgs
+from kauli.serving.settings import load_settings
 from kauli.serving.tasks import TASKS, WORKERS
 from kauli.serving.transcript import Transcript
 
@@ -44,10 +44,9 @@ class Local(Backends):
     """The workers of one command, loaded when they are needed; `close` ends them."""
 
     def __init__(self, storage: str) -> None:
-        args = ServeArgs(
-            storage=storage, allow_noncommercial=True, max_queue=_UNLIMITED, max_context=_UNLIMITED,
-            deadline_s=_UNLIMITED,
-        )  # fmt: skip
+        args = load_settings(
+            storage=storage, host="127.0.0.1", max_queue=_UNLIMITED, max_context=_UNLIMITED, deadline_s=_UNLIMITED
+        )
         self.registry = Registry(storage)
         self._loaded: dict[str, dict[str, Any]] = {}
         self._open = ExitStack()
@@ -186,7 +185,7 @@ def describe(
 
 def transcribe(
     storage: str,
-    recordings: Sequence[Recording],
+    recordings: Sequence[DecodedAudio],
     model: str,
     language: str | None,
     prompt: str | None,

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from kauli.models.media.decode import Recording
+from kauli.models.media.decode import DecodedAudio
 from kauli.models.requests import TokenLogprob, TranscriptionRequest, Word
 from kauli.models.speech.chunking import LONGEST, LONGEST_LEARNED, AudioSpan, Segment, as_text, cut, join
 from kauli.serving.events import AudioBackend, Failed, Piece, Refused, Started
@@ -18,7 +18,7 @@ from kauli.serving.events import AudioBackend, Failed, Piece, Refused, Started
 AT_ONCE = 8
 """Spans of one audio file in the queue, so that other requests get in between."""
 _AGAIN_S = 0.5  # until a span that found the queue full retries, once the first span was accepted
-_NOTHING = Recording(np.zeros(0, np.float32), 0.0)
+_NOTHING = DecodedAudio(np.zeros(0, np.float32), 0.0)
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Transcript:
         place = max(place for place, span in enumerate(self.spans) if span.start <= segment.start)
         return self._parts[place].tokens
 
-    async def cut(self, recording: Recording) -> None:
+    async def cut(self, recording: DecodedAudio) -> None:
         """Take an audio file and cut it into spans, for `pieces`. Raises Refused."""
         self.recording = recording
         most = await self._audio.longest()

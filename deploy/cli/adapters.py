@@ -2,7 +2,6 @@
 
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +13,7 @@ from kauli.models.paths import default_storage
 
 if TYPE_CHECKING:
     from kauli.models.adapters.card import Card
-    from kauli.models.adapters.registry import Published, Registry
-    from kauli.models.bases.find import Base
+    from kauli.models.adapters.registry import Registry
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, add, promote and remove adapters.")
 
@@ -67,13 +65,17 @@ def adapters_add(
     as_json: Json = False,
 ) -> None:
     """Publish an adapter that was made with plain PEFT."""
-    from kauli.models.adapters.peft_import import find_peft_base
+    from kauli.models.adapters.peft_import import find_peft_base, from_peft
+    from kauli.models.adapters.registry import Registry
     from kauli.models.languages import check_tag
     from kauli.models.tasks import TASKS
 
     tags = [check_tag(tag) for tag in split_list(language, "--language")]  # before a base is fetched
     found = find_peft_base(base)
-    published = _publish(folder, name, tags, found, storage or default_storage(), accept_base)
+    with tempfile.TemporaryDirectory(prefix="kauli-add-") as scratch:  # the folder itself is not changed
+        out = Path(scratch) / "adapter"
+        card = from_peft(folder, out, name=name, language=tags, base=found, accept_base=accept_base)
+        published = Registry(storage or default_storage()).publish(out, card)
     adapter = f"{published.name}@{published.version}"
     if as_json:
         show({"adapter": adapter, "path": published.uri})
@@ -147,19 +149,9 @@ def _main_metric(card: "Card") -> str:
     from kauli.models.metrics import SYNTHETIC
     from kauli.models.tasks import task_of
 
-    names = task_of(card.task, str(card.method.get("kind", ""))).headline
+    try:
+        names = task_of(card.task, str(card.method.get("kind", ""))).headline
+    except KeyError:  # an adapter of a later version
+        names = ("bits_per_byte",)
     measured = [prefix + name for prefix in ("", SYNTHETIC) for name in names if prefix + name in card.metrics]
     return measured[0] if measured else names[0]
-
-
-def _publish(
-    folder: Path, name: str, tags: Sequence[str], base: "Base", storage: str, accept_base: bool
-) -> "Published":
-    """Publish a folder made with plain PEFT; the folder itself is not changed."""
-    from kauli.models.adapters.peft_import import from_peft
-    from kauli.models.adapters.registry import Registry
-
-    with tempfile.TemporaryDirectory(prefix="kauli-add-") as scratch:
-        out = Path(scratch) / "adapter"
-        card = from_peft(folder, out, name=name, language=tags, base=base, accept_base=accept_base)
-        return Registry(storage).publish(out, card)

@@ -8,7 +8,7 @@ from kauli.models.errors import UsageError
 from kauli.models.progress import note
 
 if TYPE_CHECKING:
-    from kauli.models.media.decode import Recording
+    from kauli.models.media.decode import DecodedAudio
     from kauli.serving.backends import Attachment
 
 # A local file may be longer than what a service takes; it is held in memory, 230 MB an hour.
@@ -31,7 +31,7 @@ def read_image(path: Path) -> bytes:
     return content
 
 
-def read_audio(path: Path) -> tuple[bytes, "Recording"]:
+def read_audio(path: Path) -> tuple[bytes, "DecodedAudio"]:
     """An audio file and its samples; raises UsageError where it can't be read or decoded. Warnings go to stderr."""
     from kauli.models.media.decode import AudioLimits, MediaError, decode_audio
 

@@ -94,30 +94,15 @@ def _add_adapters(app: FastAPI, backends: Backends) -> None:
         """The served adapters, and which of them are in memory, with the number of requests that use each."""
         loaded = {name: await backend.adapters() for name, backend in backends.by_base().items()}
         held = {entry["adapter"]: entry | {"base": name} for name, found in loaded.items() for entry in found}
-        entries = []
-        for adapter in await asyncio.to_thread(catalogue.adapters):
-            for number in adapter.versions:
-                spec = f"{adapter.name}@{number}"
-                found = held.pop(spec, None)
-                entries.append(
-                    {
-                        "id": spec,
-                        "object": "adapter",
-                        "parent": adapter.card.base.name,
-                        "language": adapter.card.language,
-                        "aliases": _aliases(adapter, number),
-                        "loaded": found is not None,
-                        "in_use": found["in_use"] if found else 0,
-                    }
-                )
+        unused = {"in_use": 0}
+        entries = [
+            _adapter_entry(spec, adapter.card.base.name, held.pop(spec, unused), adapter, number)
+            for adapter in await asyncio.to_thread(catalogue.adapters)
+            for number in adapter.versions
+            for spec in (f"{adapter.name}@{number}",)
+        ]
         # Removed from the registry, but still in use
-        entries += [
-            {
-                "id": spec, "object": "adapter", "parent": found["base"], "language": [], "aliases": [],
-                "loaded": True, "in_use": found["in_use"],
-            }
-            for spec, found in held.items()
-        ]  # fmt: skip
+        entries += [_adapter_entry(spec, found["base"], found) for spec, found in held.items()]
         return {"object": "list", "data": entries}
 
     @app.post("/v1/adapters")
@@ -140,8 +125,14 @@ def _add_adapters(app: FastAPI, backends: Backends) -> None:
         raise ApiError(404, f"adapter '{spec}' is not loaded (give NAME@VERSION)", "not_found", "adapter")
 
 
-def _aliases(adapter: Adapter, number: int) -> list[str]:
-    return [alias for alias, version_ in adapter.aliases.items() if version_ == number]
+def _adapter_entry(
+    spec: str, base: str, held: Mapping[str, Any], adapter: Adapter | None = None, number: int = 0
+) -> dict[str, Any]:
+    return {
+        "id": spec, "object": "adapter", "parent": base, "language": adapter.card.language if adapter else [],
+        "aliases": [name for name, version_ in adapter.aliases.items() if version_ == number] if adapter else [],
+        "loaded": "base" in held, "in_use": held["in_use"],
+    }  # fmt: skip
 
 
 def _models(catalogue: Catalogue, started: int) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The service's own pages: they need nothing from any other site, and so work offline."""
+"""The service's own pages; they load nothing from other sites, so they work offline."""
 
 import html
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _STYLE = (
 
 
 def home() -> str:
-    """The page at `/`: ask a model in a language, and see the answer come."""
+    """The page at `/`: send a prompt to a model, and see the answer as it is streamed."""
     return files("kauli.serving.http").joinpath("home.html").read_text("utf-8")
 
 

@@ -10,9 +10,9 @@ from kauli.models.media.decode import (
     ImageLimits,
     MediaError,
     audio_format,
+    audio_format_of,
     image_format,
-    picture_format,
-    recording_format,
+    image_format_of,
 )
 
 _IMAGE_TYPES = {
@@ -54,7 +54,7 @@ def read_data_uri(uri: str, limits: ImageLimits = _OF_IMAGES) -> bytes:
         data = base64.b64decode(encoded, validate=True)
     except ValueError as error:
         raise MediaError(f"the data: URI is not valid base64 ({error}): encode the whole file again.") from error
-    name = picture_format(data)
+    name = image_format_of(data)
     if name != _IMAGE_TYPES[media_type]:
         raise MediaError(f"the data: URI says {media_type}, and its bytes are a {name} image: correct one of them.")
     return data
@@ -78,7 +78,7 @@ def read_input_audio(data: str, format: str, limits: AudioLimits = _OF_AUDIO) ->
             f"the data of input_audio must be the base64 of a whole file, not an address or a data: URI"
             f" ('{_short(data)}': {error})."
         ) from error
-    name = recording_format(decoded)
+    name = audio_format_of(decoded)
     if name != expected:
         raise MediaError(f"the input_audio says '{format}', and its bytes are {name}: correct one of them.")
     return decoded

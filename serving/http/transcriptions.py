@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
-from kauli.models.media.decode import AudioLimits, MediaError, Recording, decode_audio
+from kauli.models.media.decode import AudioLimits, DecodedAudio, MediaError, decode_audio
 from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.chunking import Segment, as_text
 from kauli.models.speech.subtitles import as_srt, as_vtt, cues
@@ -155,7 +155,7 @@ async def _held(
                 yield piece
 
 
-def _decoded(content: bytes, limits: AudioLimits) -> Recording:
+def _decoded(content: bytes, limits: AudioLimits) -> DecodedAudio:
     try:
         return decode_audio(content, limits)
     except MediaError as error:

@@ -19,15 +19,12 @@ class Adaptable(Protocol):
 
     def read_adapter(self, folder: Path) -> Any:
         """The content of a checked adapter folder; KauliError where it does not fit."""
-        ...
 
     def put_adapter(self, key: str, loaded: Any) -> None:
         """Add what was read under a key."""
-        ...
 
     def remove_adapter(self, key: str) -> None:
         """Remove an adapter that is not in use."""
-        ...
 
 
 @dataclass

@@ -32,28 +32,22 @@ class Generative(Adaptable, Protocol):
     @property
     def window(self) -> int:
         """Tokens of a prompt and its answer together."""
-        ...
 
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do."""
-        ...
 
     def prepare(self) -> None:
         """Make the engine, before anything else runs in another thread."""
-        ...
 
     def prompt_tokens(self, request: Any) -> list[int]:
         """The tokens before the answer; UsageError where there can't be any."""
-        ...
 
     def submit(self, request: Any, adapter: str | None, tokens: list[int] | None = None) -> list[Ticket]:
         """Queue a request, a ticket for each of its answers; UsageError where it can't be answered."""
-        ...
 
     def step(self) -> list[tuple[Ticket, Progress]]:
         """One pass of everything that is queued."""
-        ...
 
 
 @dataclass(eq=False)
@@ -99,10 +93,10 @@ class Generator(Worker, Generic[R]):
         self._thread.start()
 
     async def stream(self, request: R, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
-        """`Started`, pieces until each answer has a `finish`, or `Failed`; leaving the iteration cancels the request.
+        """The events of `StreamBackend`: with `whole` one piece for each answer.
 
-        With `whole` each answer comes as one piece. Else the first piece comes at once, and later ones at a rate of
-        `HANDOVERS` a second for all streams together: each one costs as much as some tokens.
+        Else the first piece comes at once, and later ones at a rate of `HANDOVERS` a second for all streams together:
+        each one costs as much as some tokens.
         """
         until = time.monotonic() + self._deadline_s
         try:
@@ -166,11 +160,9 @@ class Generator(Worker, Generic[R]):
         return None
 
     async def adapters(self) -> list[dict[str, Any]]:
-        """`adapter` and `in_use` of each that is loaded."""
         return self._cache.listed()
 
     async def load(self, adapter: str) -> Failed | None:
-        """Load an adapter ahead of its first request; None, or why that fails."""
         try:
             if not self._cache.take(adapter):
                 await self._load(adapter, time.monotonic() + self._deadline_s)
@@ -180,7 +172,6 @@ class Generator(Worker, Generic[R]):
         return None
 
     async def unload(self, adapter: str) -> bool:
-        """Remove an adapter from memory once no request uses it; whether it was loaded."""
         return await asyncio.to_thread(self._cache.unload, adapter)
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from PIL.Image import Image
 from kauli.models.adapters.folder import check_base
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base
+from kauli.models.engine.precision import place
 from kauli.models.errors import KauliError
 from kauli.models.languages import nfc
 from kauli.models.media.decode import ImageLimits, MediaError, content_key, decode_image
@@ -73,10 +74,10 @@ class ImageEncoder(Worker):
 
         Without `aligned` its image tower alone is kept.
         """
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device, _ = place()
         clip = ClipModel(Path(base.folder))
-        tower = ImageTower(clip, public_name(base), device)
-        task = AlignTask.of(base, clip, torch.device(device)) if aligned else None
+        tower = ImageTower(clip, public_name(base), str(device))
+        task = AlignTask.of(base, clip, device) if aligned else None
         if task is None and hasattr(clip.model, "text"):
             del clip.model.text  # nearly all of the weights
         return cls(base, tower, task, lambda text: _length(clip.tokens([text])[0].tolist()), registry, **options)
@@ -97,14 +98,12 @@ class ImageEncoder(Worker):
         return EncodedMedia(values.copy(), cached)  # torch warns of arrays that are read-only
 
     async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
-        """Texts, and images as their encoded bytes, in the shared space."""
         try:
             return await self._vectors(inputs)
         except Refused as refusal:
             return refusal.failed
 
     async def classify(self, adapter: str, inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
-        """The classes of each input by the head of an adapter (`name@version`)."""
         try:
             head = await asyncio.to_thread(self._head, adapter)
             return await self._ranked(head, await self._vectors(inputs))
@@ -112,7 +111,6 @@ class ImageEncoder(Worker):
             return refusal.failed
 
     async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
-        """The similarity of each input to the texts of `classes`, without any training."""
         if self._task is None:
             return not_served("image")
         try:
@@ -125,15 +123,12 @@ class ImageEncoder(Worker):
         return await self._ranked(head, Vectors(vectors.values[: len(inputs)], vectors.tokens))
 
     async def counts(self) -> dict[str, float]:
-        """Of images: `hits` and `misses` of the cache, and the mean time of each in ms, `hit_ms` and `miss_ms`."""
         return self._encodings.counts()
 
     async def adapters(self) -> list[dict[str, Any]]:
-        """The heads that are loaded: `adapter`, `in_use` (a head is in use for an instant only)."""
         return [{"adapter": spec, "in_use": 0} for spec in list(self._heads)]
 
     async def load(self, adapter: str) -> Failed | None:
-        """Load a head ahead of its first request; None, or why that fails."""
         try:
             await asyncio.to_thread(self._head, adapter)
         except Refused as refusal:
@@ -141,7 +136,6 @@ class ImageEncoder(Worker):
         return None
 
     async def unload(self, adapter: str) -> bool:
-        """Remove a head from memory; whether it was loaded."""
         return self._heads.pop(adapter, None) is not None
 
     # Heads
@@ -194,11 +188,11 @@ class ImageEncoder(Worker):
         keys = await asyncio.to_thread(lambda: [(what, _hash(content)) for what, content in wanted])
         jobs = [Encoding(key, content) for key, (_, content) in zip(keys, wanted, strict=True)]
         out = []
-        for place, (job, found) in enumerate(zip(jobs, self._encodings.take(jobs), strict=True)):
+        for number, (job, found) in enumerate(zip(jobs, self._encodings.take(jobs), strict=True)):
             try:
                 values, cached = await self._encodings.wait(found, began + self._deadline_s)
             except MediaError as error:
-                raise Refused(Failed(400, str(error), "invalid_image", f"input.{place}")) from None
+                raise Refused(Failed(400, str(error), "invalid_image", f"input.{number}")) from None
             if job.key[0] != _TEXT:
                 self._encodings.count(cached, began)
             out.append((values, cached))

@@ -23,7 +23,6 @@ class TextGenerator(Generator[TextRequest]):
     probe = TextRequest.of_prompt("Hi", max_tokens=1)
 
     async def media_forms(self, adapter: str) -> dict[str, MediaForm] | Failed:
-        """What the adapter takes, by kind of media ("image", "audio"); empty where it takes none."""
         try:
             reading = asyncio.to_thread(self._media_forms, adapter)
             return await self._before(time.monotonic() + self._deadline_s, reading)

@@ -31,7 +31,6 @@ class Recogniser(Generative, Protocol):
     @property
     def seconds(self) -> float:
         """The longest clip."""
-        ...
 
 
 class Transcriber(Generator[TranscriptionRequest]):
@@ -59,7 +58,6 @@ class Transcriber(Generator[TranscriptionRequest]):
         )
 
     async def longest(self) -> float:
-        """The longest clip in seconds."""
         return self._longest
 
     async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
@@ -78,7 +76,6 @@ class Transcriber(Generator[TranscriptionRequest]):
         return EncodedMedia(values.copy(), cached)  # torch warns of arrays that are read-only
 
     async def counts(self) -> dict[str, float]:
-        """Of the features: `hits` and `misses` of the cache, and the mean time of each in ms, `hit_ms`, `miss_ms`."""
         return self._encodings.counts()
 
     async def _encoded(self, content: bytes, stack: int) -> tuple[np.ndarray, bool]:

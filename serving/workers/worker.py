@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from kauli.models.bases.find import Base
-from kauli.models.engine.precision import choose_precision
+from kauli.models.engine.precision import choose_precision, place
 from kauli.models.progress import note
 from kauli.models.tasks import load_served
 from kauli.serving.events import Failed, MediaForm, Refused
@@ -137,7 +136,7 @@ class Worker:
 
 def load_task(name: str, args: ServeArgs, base: Base, **options: Any) -> Any:
     """A row of `kauli.models.tasks.TASKS` on a base, in the precision that the settings and the machine call for."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = str(place()[0])
     precision = choose_precision(base, device, args.precision)
     note(f"{base.name}: {precision}")
     return load_served(name, base, device=device, dtype=precision.dtype, **options)

@@ -127,7 +127,7 @@ def test_a_picture_is_described_as_in_this_process(client: OpenAI, storage: Path
     assert first.parse().usage.prompt_tokens == tokens
     assert second.headers["Server-Timing"].startswith("encoder;desc=hit")
     assert show(client, data_uri(large_png())).parse().choices[0].message.content
-    with pytest.raises(openai.BadRequestError, match="remote pictures are not fetched"):
+    with pytest.raises(openai.BadRequestError, match="remote images are not fetched"):
         show(client, "https://example.org/a.png")
     with pytest.raises(openai.BadRequestError, match="truncated"):
         show(client, data_uri(png("red")[:-20]))

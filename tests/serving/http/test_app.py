@@ -34,7 +34,8 @@ def generator(storage: Path) -> Iterator[TextGenerator]:
 def application(storage: Path, backend: Any, **settings: Any) -> TestClient:
     args = ServeArgs(storage=str(storage), max_tokens=64, refresh_s=0, **settings)
     base = find_base("debug")
-    app = create_app({base.name: backend}, Catalogue(Registry(str(storage)), [base], args.refresh_s), args)
+    catalogue = Catalogue(Registry(str(storage)), {"text": [base]}, args.refresh_s)
+    app = create_app({"text": {base.name: backend}}, catalogue, args)
     return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 

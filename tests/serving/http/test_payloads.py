@@ -53,7 +53,7 @@ def test_a_picture_comes_through_a_data_uri() -> None:
 )
 def test_nothing_is_fetched(uri: str) -> None:
     message = uri_refusal(uri)
-    assert "remote pictures are not fetched: send a data: URI" in message
+    assert "remote images are not fetched: send a data: URI" in message
     assert uri in message
 
 
@@ -63,8 +63,8 @@ def test_nothing_is_fetched(uri: str) -> None:
         ("data:image/png,AAAA", "must begin like 'data:image/png;base64,'"),
         ("data:image/png;base64", "must begin like"),
         ("data:image/png;base64;charset=utf-8,AAAA", "must begin like"),
-        ("data:;base64,AAAA", "no media type of a picture"),
-        ("data:text/html;base64,AAAA", "'text/html' is no media type of a picture"),
+        ("data:;base64,AAAA", "not a supported image type"),
+        ("data:text/html;base64,AAAA", "'text/html' is not a supported image type"),
         ("data:image/svg+xml;base64,AAAA", "an SVG drawing"),
         ("data:image/png;base64,AA\nAA", "not valid base64"),
         ("data:image/png;base64,AAAAA", "not valid base64"),
@@ -80,7 +80,7 @@ def test_what_is_wrong_with_a_data_uri_is_said(uri: str, reason: str) -> None:
 
 def test_a_declared_type_that_the_bytes_contradict_is_refused() -> None:
     text = base64.b64encode(picture("GIF")).decode()
-    assert "says image/png, and its bytes are a GIF picture" in uri_refusal(f"data:image/png;base64,{text}")
+    assert "says image/png, and its bytes are a GIF image" in uri_refusal(f"data:image/png;base64,{text}")
 
 
 def test_the_size_of_a_data_uri_is_checked_before_it_is_decoded() -> None:
@@ -105,7 +105,7 @@ def test_input_audio_that_is_not_what_it_says_is_refused() -> None:
     wav = base64.b64encode(recording()).decode()
     for data, format, reason in (
         (wav, "mp3", "the input_audio says 'mp3', and its bytes are WAV"),
-        (wav, "m4a", "'m4a' is no format of input_audio: wav, flac, ogg, opus, mp3 are read"),
+        (wav, "m4a", "'m4a' is not a supported format of input_audio; use one of wav, flac, ogg, opus, mp3"),
         (f"data:audio/wav;base64,{wav}", "wav", "no address and no data: URI ('data:audio/wav;base64,"),
         ("https://example.org/a.wav", "wav", "no address and no data: URI ('https://example.org/a.wav'"),
         (wav[:-1], "wav", "must be the base64 of a whole file"),

@@ -42,8 +42,10 @@ class House:
         args = ServeArgs(storage=str(self.storage), max_tokens=64, refresh_s=0, **settings)
         base, clip = find_base("debug"), find_base("debug", task="align")
         options = {"tasks": tasks} if tasks else {}
-        catalogue = Catalogue(Registry(args.storage), [base], 0, aligned=clip if aligned else None, **options)
-        app = create_app({base.name: self.generator}, catalogue, args, self.encoder if image else None)
+        bases = {"text": [base]} | ({"image": [clip]} if aligned else {})
+        workers: dict[str, Any] = {"text": {base.name: self.generator}}
+        workers |= {"image": {clip.name: self.encoder}} if image else {}
+        app = create_app(workers, Catalogue(Registry(args.storage), bases, 0, **options), args)
         return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 
@@ -160,18 +162,18 @@ def test_connectors_and_plain_adapters_in_one_batch_say_what_each_says_alone(cli
         ([image(data_uri(png("red"), "image/jpeg"))], {}, 400, "invalid_image", "messages.0.content.0", "says"),
         ([image("data:image/png;base64,@@@@")], {}, 400, "invalid_image", "messages.0.content.0", "base64"),
         ([image(RED)] * 5, {}, 400, "too_many_images", "messages", "allows 4"),
-        ([image(RED)], {"model": "text-sw"}, 400, "no_pictures", "model", "'text-sw@1' takes no pictures"),
-        ([image(RED)], {"model": "debug-text"}, 400, "no_pictures", "model", "'debug-text' takes no pictures"),
+        ([image(RED)], {"model": "text-sw"}, 400, "no_pictures", "model", "'text-sw@1' takes no images"),
+        ([image(RED)], {"model": "debug-text"}, 400, "no_pictures", "model", "'debug-text' takes no images"),
         ([image(RED)], {"model": "describe-other", "language": None}, 503, "wrong_encoder", "model", "debug-clip"),
         ([image(RED)], {"language": None}, 400, "invalid_value", None, "needs a language (am, ka, sw)"),
         ([image(RED)], {"language": "be"}, 404, "language_not_served", "language", "kauli train describe-multi"),
         ([text("x")], {"model": "topic-sw"}, 400, "invalid_value", "model", "/v1/classify"),
         ([text("x")], {"model": "debug-clip"}, 400, "invalid_value", "model", "/v1/embeddings"),
         ([image(RED)], {"rerank": 9}, 400, "invalid_value", "rerank", ""),
-        ([image(RED)], {"rerank": 2, "n": 2}, 400, "invalid_value", "rerank", "one picture"),
+        ([image(RED)], {"rerank": 2, "n": 2}, 400, "invalid_value", "rerank", "exactly one image"),
         ([image(RED)], {"rerank": 2, "stream": True}, 400, "invalid_value", "rerank", "not for streams"),
-        ([image(RED), image(BLUE)], {"rerank": 2}, 400, "invalid_value", "rerank", "one picture"),
-        ([text("x")], {"rerank": 2}, 400, "invalid_value", "rerank", "one picture"),
+        ([image(RED), image(BLUE)], {"rerank": 2}, 400, "invalid_value", "rerank", "exactly one image"),
+        ([text("x")], {"rerank": 2}, 400, "invalid_value", "rerank", "exactly one image"),
         ([text("word " * 3000), image(RED)], {}, 400, "context_length_exceeded", "messages", "tokens"),
     ],
 )
@@ -251,8 +253,8 @@ def test_texts_and_pictures_have_one_space(client: TestClient) -> None:
         ([1, 2], {}, 400, None, ""),
         ("x", {"dimensions": 8}, 400, "dimensions", "gives 32"),
         ("x", {"model": "text-embedding-3-small"}, 404, "model", "is not served"),
-        ("x", {"model": "text-sw"}, 400, "model", "ask debug-clip"),
-        ("x", {"model": "topic-sw"}, 400, "model", "classifies"),
+        ("x", {"model": "text-sw"}, 400, "model", "use model 'debug-clip'"),
+        ("x", {"model": "topic-sw"}, 400, "model", "cannot produce embeddings"),
         (data_uri(png("red")[:-20]), {}, 400, "input", "cut off"),
         (["x", data_uri(png("red")[:-20])], {}, 400, "input.1", "cut off"),
         (["x", "data:image/png,abc"], {}, 400, "input.1", "must begin like"),
@@ -306,10 +308,10 @@ def test_classes_need_no_head(client: TestClient) -> None:
     [
         ({"model": "debug-clip"}, 400, "classes", "needs classes"),
         ({"classes": ["a", "b"]}, 400, "classes", "has its own classes"),
-        ({"model": "embed", "classes": ["a", "a"]}, 400, "classes", "another name"),
+        ({"model": "embed", "classes": ["a", "a"]}, 400, "classes", "different names"),
         ({"model": "embed", "classes": ["a"]}, 400, "classes", ""),
-        ({"model": "text-sw"}, 400, "model", "ask debug-clip"),
-        ({"model": "classify", "language": "am"}, 404, "language", "Served: sw"),
+        ({"model": "text-sw"}, 400, "model", "use model 'debug-clip'"),
+        ({"model": "classify", "language": "am"}, 404, "language", "Languages: sw"),
         ({"input": data_uri(b"no")}, 400, "input", "no picture"),
     ],
 )
@@ -340,7 +342,8 @@ def test_without_an_aligned_base(house: House) -> None:
     client = house.client(aligned=False)
     for response in (embed(client, "x"), classify(client, "x"), show(client, rerank=2)):
         assert response.status_code == 404
-        assert "no aligned base is served: kauli fetch kauli-clip" in response.json()["error"]["message"]
+        message = response.json()["error"]["message"]
+        assert "No image-text embedding model is served; run `kauli fetch kauli-clip`" in message
     assert said(show(client))  # towers are enough to describe
     assert "debug-clip" not in {model["id"] for model in client.get("/v1/models").json()["data"]}
 

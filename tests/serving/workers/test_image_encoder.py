@@ -17,7 +17,7 @@ from kauli.models.media.decode import decode_image
 from kauli.models.vision.align import AlignTask
 from kauli.models.vision.heads import Head
 from kauli.models.vision.image_tower import ImageTower
-from kauli.serving.events import NOT_ALIGNED, EncodedMedia, Failed, MediaForm, Vectors
+from kauli.serving.events import EncodedMedia, Failed, MediaForm, Vectors, not_served
 from kauli.serving.workers.feature_cache import FeatureCache
 from kauli.serving.workers.image_encoder import ImageEncoder
 from support.picture_adapters import CLASSES, png, publish_head
@@ -183,9 +183,9 @@ def test_a_failing_batch_does_not_end_the_service(encoder: ImageEncoder) -> None
 def test_towers_alone_see_and_have_no_shared_space(base: Base, store: Path) -> None:
     encoder = ImageEncoder.of(base, False, Registry(str(store)))
     assert isinstance(asyncio.run(encoder.features(png("red"), form(encoder))), EncodedMedia)
-    assert asyncio.run(encoder.embed(["text"])) == NOT_ALIGNED
-    assert asyncio.run(encoder.classify("head@1", ["text"])) == NOT_ALIGNED
-    assert asyncio.run(encoder.classify_as(["a", "b"], ["text"])) == NOT_ALIGNED
+    assert asyncio.run(encoder.embed(["text"])) == not_served("image")
+    assert asyncio.run(encoder.classify("head@1", ["text"])) == not_served("image")
+    assert asyncio.run(encoder.classify_as(["a", "b"], ["text"])) == not_served("image")
     encoder.close()
 
 

@@ -14,15 +14,14 @@ import pytest
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
-from kauli.models.media.decode import AudioLimits, decode_audio
+from kauli.models.media.decode import decode_audio
 from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.audio_tower import AudioTower
 from kauli.models.speech.chunking import as_text
 from kauli.models.speech.task import Recogniser
 from kauli.models.speech.whisper import WhisperTask
-from kauli.serving.events import EncodedMedia, Event, Failed, MediaForm, Piece, Started
-from kauli.serving.http.schemas import ApiError
-from kauli.serving.http.transcript import AT_ONCE, Transcript
+from kauli.serving.events import EncodedMedia, Event, Failed, MediaForm, Piece, Refused, Started
+from kauli.serving.transcript import AT_ONCE, Transcript
 from kauli.serving.workers.transcriber import Transcriber
 from support.speech_adapters import STACK, encoded, publish_transcribe, sound, transcribed_here, wav, words
 
@@ -132,7 +131,7 @@ def test_it_checks_itself_and_stops(storage: Path) -> None:
     transcriber = Transcriber(load(), Registry(str(storage)))
     assert asyncio.run(transcriber.check()) is None
     transcriber.close()
-    assert asyncio.run(transcriber.check()) == "the generator's thread has ended"
+    assert asyncio.run(transcriber.check()) == "the thread of the generator has ended"
     after = asyncio.run(transcriber.features(wav(), form()))
     assert isinstance(after, Failed)
     assert after.status == 503
@@ -194,7 +193,7 @@ def test_features_come_while_it_transcribes(transcriber: Transcriber) -> None:
         (b"", {}, 400, "empty"),
         (encoded(np.zeros(16_000)), {}, 400, "silent"),
         (wav(5), {}, 400, "4.0 are allowed"),
-        (wav(1), {"tower": "0" * 64, "encoder": "whisper-base"}, 503, "setting speech: whisper-base"),
+        (wav(1), {"tower": "0" * 64, "encoder": "whisper-base"}, 503, "setting audio.base: whisper-base"),
     ],
 )
 def test_features_that_are_refused(
@@ -232,7 +231,8 @@ def test_a_failing_encoder_fails_its_requests_only(storage: Path, monkeypatch: p
 
 async def transcribe(backend: Any, content: bytes, stream: bool, **options: Any) -> tuple[list[str], Transcript]:
     transcript = Transcript(backend, TranscriptionRequest(None, **options), None, 30.0)
-    return [piece async for piece in transcript.pieces(content, AudioLimits(), stream)], transcript
+    await transcript.cut(decode_audio(content))
+    return [piece async for piece in transcript.pieces(stream)], transcript
 
 
 @pytest.mark.parametrize(("samples", "least"), [(words(8), 2), (sound(9), 1)], ids=["pauses", "none"])
@@ -294,7 +294,8 @@ def test_an_adapter_hears_less_at_once_than_the_base(adapter: str | None, longes
 
     async def hear() -> list[float]:
         transcript = Transcript(Patient("a"), TranscriptionRequest(None, "be"), adapter, 30.0)  # type: ignore[arg-type]
-        async for _ in transcript.pieces(encoded(words(20)), AudioLimits(), False):
+        await transcript.cut(decode_audio(encoded(words(20))))
+        async for _ in transcript.pieces(stream=False):
             pass
         return [span.end - span.start for span in transcript.spans]
 
@@ -323,7 +324,7 @@ def test_spans_are_few_at_a_time_and_ask_again_where_the_queue_is_full() -> None
     _, transcript = asyncio.run(transcribe(refusing, content, False, language="be"))
     assert len(refusing.heard) == len(transcript.spans) == len(many.heard)
     failing = Scripted("a", refuse=1, status=500)
-    with pytest.raises(ApiError, match="try again"):
+    with pytest.raises(Refused, match="try again"):
         asyncio.run(transcribe(failing, encoded(sound(40)), True, language="be"))
     assert failing.running == 0
 
@@ -336,9 +337,10 @@ def test_a_transcript_that_takes_too_long_is_given_up(storage: Path) -> None:
 
     async def run() -> None:
         transcript = Transcript(Stuck("a"), TranscriptionRequest(None), None, 0.2)  # type: ignore[arg-type]
-        async for _ in transcript.pieces(wav(1), AudioLimits(), True):
+        await transcript.cut(decode_audio(wav(1)))
+        async for _ in transcript.pieces(stream=True):
             pass
 
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(Refused) as caught:
         asyncio.run(run())
-    assert caught.value.status == 504
+    assert caught.value.failed.status == 504

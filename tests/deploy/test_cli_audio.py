@@ -1,4 +1,4 @@
-"""The `kauli` command on recordings: transcribing, describing by ear, and what is said to wrong use."""
+"""The `kauli` command on audio: transcribing, describing, and the errors of wrong use."""
 
 import json
 from collections.abc import Iterator
@@ -12,8 +12,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, WhisperForConditionalGeneration
 
-from kauli.deploy.cli.recordings import rendered
-from kauli.models.adapters.card import BaseReference, Card
+from kauli.deploy.cli.transcripts import rendered
+from kauli.models.adapters.card import BaseReference, Card, EncoderReference, PromptReference
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base
 from kauli.models.media.decode import RATE, decode_audio, decode_image
@@ -40,11 +40,10 @@ def sound(seconds: float, pitch: float, seed: int = 0) -> Any:
     return (0.3 * np.sin(2 * np.pi * pitch * times) + noise).astype(np.float32)
 
 
-def card_of(name: str, task: str, languages: list[str], base: Base, recipe: dict[str, Any] | None = None) -> Card:
+def card_of(name: str, task: str, languages: list[str], base: Base) -> Card:
     reference = BaseReference(name=base.name, reference=base.reference, sha256=base.sha256, licence=base.licence)
     return Card(
         name=name, task=task, language=languages, base=reference, method={"kind": "lora"}, licence="CC0-1.0",
-        recipe=recipe,
     )  # fmt: skip
 
 
@@ -84,8 +83,10 @@ def publish_fused(storage: Path, name: str, language: str, seed: int) -> str:
         for parameter in connector.parameters():
             parameter.normal_(std=0.3)
     connector.save(folder)
-    recipe = {"prompt": "Say it in {language}."}
-    return Registry(str(storage)).publish(folder, card_of(name, "describe", [language], base, recipe)).spec
+    card = card_of(name, "describe", [language], base)
+    card.prompt = PromptReference(instruction="Say it in {language}.")
+    card.encoders = {"image": EncoderReference(base="debug-clip"), "audio": EncoderReference(base="debug-whisper")}
+    return Registry(str(storage)).publish(folder, card).spec
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +244,7 @@ def test_a_prompt_and_what_is_odd_about_a_file_reach_the_model_and_the_user(
 def test_wrong_use_of_transcribe_is_one_clear_error(store: Path, clips: dict[str, Path], tmp_path: Path) -> None:
     one, two = str(clips["one"]), str(clips["two"])
     fails(2, "none.wav", "transcribe", str(tmp_path / "none.wav"))
-    fails(2, "recording", "transcribe", str(tmp_path))
+    fails(2, f"audio {tmp_path}", "transcribe", str(tmp_path))
     (tmp_path / "page.wav").write_text("<html>no sound</html>")
     fails(2, "page.wav", "transcribe", one, str(tmp_path / "page.wav"), "--language", "be")
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
@@ -254,7 +255,7 @@ def test_wrong_use_of_transcribe_is_one_clear_error(store: Path, clips: dict[str
     fails(2, "'ky'", "transcribe", one, "--model", "debug", "--language", "ky")
     fails(2, "not for 'kk'", "transcribe", one, "--model", "transcribe-be", "--language", "kk")
     fails(2, "transcribe-bee", "transcribe", one, "--model", "transcribe-bee")
-    fails(2, "fused-be@1 transcribes nothing", "transcribe", one, "--model", "fused-be")
+    fails(2, "Model 'fused-be@1' cannot transcribe; use model 'transcribe'", "transcribe", one, "--model", "fused-be")
     fails(2, "nonsense-language", "transcribe", one, "--language", "nonsense-language")
 
 
@@ -288,7 +289,15 @@ def test_a_recording_is_described_alone_and_behind_a_picture(
 
 def test_wrong_use_of_describe_is_one_clear_error(store: Path, clips: dict[str, Path], picture: Path) -> None:
     fails(2, "--audio FILE", "describe", "--language", "be")
-    fails(2, "--model fused-be", "describe", "--audio", str(clips["one"]), "--language", "sw")
-    fails(2, "hears 4 at once", "describe", "--audio", str(clips["long"]), "--language", "be")
+    fails(
+        2,
+        "takes no audio: use an adapter that does, such as 'fused-be'",
+        "describe",
+        "--audio",
+        str(clips["one"]),
+        "--language",
+        "sw",
+    )
+    fails(2, "4.0 are allowed", "describe", "--audio", str(clips["long"]), "--language", "be")
     fails(2, "--image FILE", "describe", "--audio", str(clips["one"]), "--language", "be", "--rerank", "2")
-    fails(2, "recording", "describe", "--audio", str(picture), "--language", "be")
+    fails(2, f"audio {picture}", "describe", "--audio", str(picture), "--language", "be")

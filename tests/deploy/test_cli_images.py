@@ -1,11 +1,18 @@
-"""The `kauli` command on pictures: describing and embedding without a service, and what is said to wrong use."""
+"""The `kauli` command on images: describing, reranking and embedding without a service, and the errors of wrong use."""
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from kauli.models.bases.find import find_base
+from kauli.models.media.decode import decode_image
+from kauli.models.requests import NO_REPEAT, TextRequest
+from kauli.models.tasks import load_served
+from kauli.serving.backends import RERANK_TEMPERATURE, Attachment
+from kauli.serving.local import Local
 from support import picture_adapters
 from support.cli import fails, run
 
@@ -37,6 +44,33 @@ def test_a_picture_is_described(store: Path, picture: str) -> None:
     named = run("describe", "--image", picture, "--model", "describe-sw", "--prompt", "nini?", "--max-tokens", "6")
     assert named.exit_code == 0, named.stderr
     assert "Traceback" not in named.output
+
+
+def test_candidates_are_reranked_as_the_service_does(
+    store: Path, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAULI_IMAGE_BASE", "debug-clip")
+    asked = {"max_tokens": 6, "seed": 3, "prompt": "nini?"}
+    attached = [Attachment("image", Path(picture).read_bytes())]
+    with closing(Local(str(store))) as local:
+        route = local.choose("describe", "describe", "sw")
+
+        async def candidates() -> list[str]:
+            media, _ = await local.encode(await local.forms(route, ["image"]), attached)
+            request = TextRequest.of_prompt(
+                "nini?", media, max_tokens=6, seed=3, n=4, temperature=RERANK_TEMPERATURE, no_repeat=NO_REPEAT
+            )
+            return (await local.answer(route, request))[0]
+
+        texts = local.run(candidates())
+    task = load_served("align", find_base("debug", task="align"))
+    cosines = task.embed_texts(texts) @ task.embed_images([decode_image(attached[0].content)])[0]
+    options = [word for key, value in asked.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    result = run("describe", "--image", picture, "--language", "sw", "--rerank", "4", "--json", *options)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["text"] == texts[int(cosines.argmax())].strip()
+    assert (found["reranked"], len(set(texts)) > 1) == (4, True)
 
 
 def test_texts_and_pictures_are_embedded_in_one_space(store: Path, picture: str) -> None:
