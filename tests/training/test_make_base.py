@@ -13,7 +13,7 @@ from kauli.models.errors import UsageError
 from kauli.models.vision.align import AlignTask
 from kauli.training import make_base as clip_base
 from kauli.training.make_base import make_base
-from kauli.training.recipe import Recipe
+from kauli.training.tasks.align import AlignRecipe
 from support.shapes import rows
 
 
@@ -30,10 +30,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         split = {"0": "test", "1": "validation"}.get(row["group"][-1], "train")
         lines.append(json.dumps(kept | {"image": f"{place}.png", "split": split}))
     (data / "rows.jsonl").write_text("\n".join(lines))
-    recipe = Recipe.model_validate(
+    recipe = AlignRecipe.model_validate(
         {
             "name": "align-x", "task": "align", "base": "debug", "language": ["en", "sw"], "data": str(data),
-            "method": {"kind": "projection"}, "pairs": {"batch": 8, "start": "fresh"},
+            "method": {"kind": "projection"}, "align": {"batch": 8, "init": "fresh"},
             "train": {"steps": 10, "validate_every": 5, "learning_rate": 0.01},
         }
     )  # fmt: skip

@@ -10,6 +10,7 @@ from kauli.models.adapters.registry import Registry
 from kauli.models.errors import KauliError, UsageError
 from kauli.training.evaluation.run import evaluate
 from kauli.training.recipe import Recipe
+from kauli.training.recipe_file import parse_recipe
 from kauli.training.train import TrainResult, train
 
 WORDS = ("moto", "maji", "ndege", "samaki", "mti", "jua", "mwezi", "nyota", "mlima", "mto", "bahari", "upepo")
@@ -35,7 +36,7 @@ def recipe(data: str, **changes: Any) -> Recipe:
     }  # fmt: skip
     for key, value in changes.items():
         content[key] = {**content[key], **value} if key == "train" else value  # type: ignore[dict-item]
-    return Recipe.model_validate(content)
+    return parse_recipe(content)
 
 
 def run(one: Recipe, storage: Path, **options: Any) -> TrainResult:
@@ -122,14 +123,14 @@ def test_a_run_killed_before_publishing_is_taken_up(
             run(recipe(data), tmp_path)
     assert Registry(str(tmp_path)).names() == []
     assert run(recipe(data), tmp_path).adapter == "text-x@1"
-    assert "Taking up the unfinished run" in capsys.readouterr().err
+    assert "Resuming the unfinished run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"language": "am"}, "Amharic"),
-        ({"train": {"repeat": {"udhr": 3}}}, "no source 'udhr'"),
+        ({"train": {"source_weights": {"udhr": 3}}}, "no source 'udhr'"),
         ({"objective": {"regulariser": "replay", "weight": 0.1}}, "no English rows"),
         ({"start_from": "text-nothing"}, "text-nothing"),
         ({"base": "no-such-base"}, "no-such-base"),

@@ -40,7 +40,7 @@ class Recorded:
         share = 100 * self.letters / max(1, total)
         dropped = sum(self.dropped.values())
         return (
-            f"{dropped} of {dropped + len(self.rows)} recordings dropped ({share:.0f} % of the characters): {reasons}"
+            f"{dropped} of {dropped + len(self.rows)} clips dropped ({share:.0f} % of the characters): {reasons}"
         )
 
 

@@ -20,7 +20,6 @@ from kauli.models.bases.find import Base
 from kauli.models.tasks import load_trainable
 from kauli.models.vision.projections import Projections
 from kauli.models.vision.training import TrainableAlign, pair_losses
-from kauli.models.vision.training import pair_losses
 from kauli.training.augment.image import ImageAugmentation, warn_of_risk
 from kauli.training.augment.table import augmentations
 from kauli.training.data.dataset import Dataset

@@ -16,8 +16,7 @@ from kauli.models.adapters.kinds.head import FewShot
 from kauli.models.tasks import load_served
 from kauli.models.vision.heads import Head
 from kauli.training.data.dataset import Dataset
-from kauli.training.evaluation.few_shot import draw_shots
-from kauli.training.evaluation.head import embedded, evaluate_head, label_of, score, zero_shot
+from kauli.training.evaluation.head import draw_shots, embedded, evaluate_head, label_of, score, zero_shot
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.features.pictures import picture_rows

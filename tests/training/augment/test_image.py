@@ -1,7 +1,7 @@
 """Pictures changed at random: by seed alone, by the chances asked for, and never where it would change the meaning."""
 
 import random
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
+from kauli.training.augment.base import view_seed
 from kauli.training.augment.image import (
     Blur,
     Colour,
@@ -19,9 +20,9 @@ from kauli.training.augment.image import (
     Rotate,
     at_risk,
     augmented,
-    view_seed,
     warn_of_risk,
 )
+from kauli.training.augment.table import augmentations
 
 WHITE = (255, 255, 255)
 ALL: list[ImageAugmentation] = [Flip(), Rotate(), Colour(), Blur(), Elastic(), Crop()]
@@ -39,7 +40,7 @@ def row(name: str, prompt: str | None, text: str) -> dict[str, Any]:
 
 
 def parsed(**content: Any) -> ImageAugmentation:
-    adapter: TypeAdapter[ImageAugmentation] = TypeAdapter(ImageAugmentation)
+    adapter: TypeAdapter[ImageAugmentation] = TypeAdapter(Annotated[ImageAugmentation, augmentations("image")])
     return adapter.validate_python(content)
 
 

@@ -14,7 +14,6 @@ from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.errors import UsageError
 from kauli.models.metrics import plain_name
-from kauli.models.tasks import load_task
 from kauli.models.text.connector import Connector
 from kauli.training.data.dataset import Dataset, load_data
 from kauli.training.data.schema import write_parquet
@@ -23,10 +22,10 @@ from kauli.training.evaluation.fusion import evaluate_fusion
 from kauli.training.evaluation.request import MAX_CHARS_PER_SECOND, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.run import evaluate
-from kauli.training.features.fusion import fuse, fused_rows, load_audio_encoder, recording_features
-from kauli.training.recipe import AudioInput, Recipe
+from kauli.training.features.fusion import fused_rows, load_audio_encoder, recording_features
 from kauli.training.recipe_file import parse_recipe
-from kauli.training.tasks.text import Examples
+from kauli.training.tasks.base import Examples
+from kauli.training.tasks.describe import AudioInput, DescribeLearner, DescribeRecipe, DescribeTraining
 from kauli.training.train import train
 from support.speech_adapters import publish_hearing
 
@@ -71,32 +70,45 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAULI_HOME", str(tmp_path / "home"))
 
 
-def recipe(data: Path, **fusion: Any) -> Recipe:
-    hearing = {"encoder": "debug-whisper", "stack": 2, "inner": 16, "unseen": 0.5, "unheard": 0.3}
+def recipe(data: Path, **section: Any) -> DescribeRecipe:
+    audio = {
+        "encoder": "debug-whisper", "stack": 2, "hidden_dim": 16, "drop_image_prob": 0.5, "drop_audio_prob": 0.3,
+    }  # fmt: skip
     content = {
         "name": "fused", "task": "describe", "base": "debug", "language": ["en"], "data": str(data),
-        "prompt": "In {language}?", "method": {"kind": "lora", "rank": 4, "alpha": 8, "targets": "all-linear"},
+        "method": {"kind": "lora", "rank": 4, "alpha": 8, "targets": "all-linear"},
         "augment": [{"kind": "colour"}, {"kind": "noise", "p": 1.0}],
-        "fusion": {"encoder": "debug-clip", "grid": 1, "inner": 16, "views": 3, "hearing": hearing, **fusion},
+        "describe": {
+            "encoder": "debug-clip", "grid": 1, "hidden_dim": 16, "views": 3, "audio": audio,
+            "prompt": "In {language}?", **section,
+        },
         "train": {"steps": 6, "batch_tokens": 300, "max_length": 200, "learning_rate": 3e-3, "validate_every": 3},
     }  # fmt: skip
-    return parse_recipe(content, "test")
+    parsed = parse_recipe(content, "test")
+    assert isinstance(parsed, DescribeRecipe)
+    return parsed
+
+
+def learner_of(one: DescribeRecipe, examples: Examples) -> DescribeLearner:
+    learner = DescribeTraining().learner(one, find_base(one.base), examples, "cpu")
+    assert isinstance(learner, DescribeLearner)
+    return learner
 
 
 def test_rows_have_both_and_views_show_either(data: Path) -> None:
     found = fused_rows(load_data(str(data), ["en"]), "train", ["en"], "In {language}?", 25).rows
     assert {row["id"] for row in found} == {"blue", "white", "black", "brown", "teal"}
     one = recipe(data)
-    assert one.fusion is not None
-    assert one.fusion.hearing is not None
-    examples, parts = fuse(one, one.fusion.hearing, Examples(found, found[:1], (), "x"), "cpu")
+    first = learner_of(one, Examples(found, found[:1], (), "x"))
+    examples, parts = first._examples, first._parts
     assert set(parts) == {"image", "audio"}
     assert parts["audio"].width == 2 * 64
+    assert {row["prompt"] for row in examples.train} == {"In English?"}
     assert len(examples.train) == 3 * len(found)
     kinds = [tuple(media.kind for media in row["media"]) for row in examples.train]
     assert set(kinds[: len(found)]) == {("image", "audio")}
     assert {("audio",), ("image",)} <= set(kinds[len(found) :])
-    again, _ = fuse(one, one.fusion.hearing, Examples(found, found[:1], (), "x"), "cpu")
+    again = learner_of(one, Examples(found, found[:1], (), "x"))._examples
     for row, other in zip(examples.train, again.train, strict=True):
         for media, same in zip(row["media"], other["media"], strict=True):
             assert np.array_equal(media.features, same.features)
@@ -114,7 +126,7 @@ def test_features_are_those_of_the_bare_encoder_and_noise_changes_them(data: Pat
     rows = fused_rows(load_data(str(data), ["en"]), "test", ["en"], None, 25).rows
     ears = load_audio_encoder(AudioInput(encoder="debug-whisper"), "cpu")
     clean, noisy, other = (recording_features(rows, ears, 2, *how) for how in ((), (0.0, 0), (0.0, 1)))
-    expected = ears.features([row["samples"] for row in rows], 2)
+    expected = ears.features([np.asarray(row["samples"]) for row in rows], 2)
     for one, features in zip(clean, expected, strict=True):
         assert np.allclose(one.features, features.numpy(), atol=2e-3)
     assert not np.allclose(clean[0].features, noisy[0].features, atol=0.1)
@@ -180,7 +192,7 @@ def test_pictures_of_one_group_are_not_wrong_for_each_other(tmp_path: Path) -> N
 
 
 def test_where_all_were_dropped_the_error_says_why(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no pictures with recordings in en.*; 2 of 2 recordings dropped .* than 1 "):
+    with pytest.raises(UsageError, match=r"no images with audio in en.*; 2 of 2 clips dropped .* than 1 "):
         measured([row(0), row(1)], tmp_path, fastest=1)
 
 
@@ -190,19 +202,16 @@ def test_an_adapter_for_pictures_is_taken_over_and_the_ear_is_new(data: Path, tm
         **content,
         "name": "seeing",
         "augment": [],
-        "fusion": {**content["fusion"], "hearing": None, "views": 1},
+        "describe": {**content["describe"], "audio": None, "views": 1},
     }
     train(parse_recipe(pictures, "test"), str(tmp_path), use_ray=False)
     seeing = Connector.load(Registry(str(tmp_path)).fetch("seeing"))
-    task = load_task("describe", find_base("debug"), device="cpu")
     one = recipe(data)
-    assert one.fusion is not None
-    assert one.fusion.hearing is not None
     found = fused_rows(load_data(str(data), ["en"]), "train", ["en"], "In {language}?", 25).rows
-    examples, parts = fuse(one, one.fusion.hearing, Examples(found, found[:1], (), "x"), "cpu")
+    learner = learner_of(one, Examples(found, found[:1], (), "x"))
     torch.manual_seed(0)
-    task.add_connector(parts, examples.train)
-    task.model = one.method.attach(task.model, "x")  # type: ignore[union-attr]
+    learner.attach(None)
+    task: Any = learner.task
     ear = task.connector.parts["audio"].straight.weight.clone()
     task.start_from(Registry(str(tmp_path)).fetch("seeing"))
     assert seeing is not None
@@ -213,4 +222,4 @@ def test_an_adapter_for_pictures_is_taken_over_and_the_ear_is_new(data: Path, tm
 
 def test_shares_over_one_are_refused(data: Path) -> None:
     with pytest.raises(Exception, match="together at most 1"):
-        recipe(data, hearing={"encoder": "debug-whisper", "unseen": 0.8, "unheard": 0.5})
+        recipe(data, audio={"encoder": "debug-whisper", "drop_image_prob": 0.8, "drop_audio_prob": 0.5})

@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from kauli.models.bases.find import find_base
 from kauli.models.errors import UsageError
 from kauli.models.text.task import TextTask
+from kauli.models.text.training import TrainableText
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
-from kauli.training.recipe import Recipe
-from kauli.training.tasks.text import Examples, TextLearner
+from kauli.training.recipe_file import parse_recipe
+from kauli.training.tasks.base import Examples
+from kauli.training.tasks.text import TextLearner, TextRecipe
 from support.ranks import Ranks
 
 WORDS = [
@@ -47,15 +49,15 @@ def rows(count: int = 40) -> list[dict[str, Any]]:
     ]
 
 
-def recipe(**train: Any) -> Recipe:
+def recipe(**train: Any) -> TextRecipe:
     method = train.pop("method", {"kind": "lora", "rank": 4, "targets": "all-linear"})
     budget = {"steps": 6, "batch_tokens": 700, "max_length": 128, "validate_every": 3, "learning_rate": 5e-3, **train}
-    return Recipe.model_validate({"name": "t", "base": "debug", "language": "sw", "method": method, "train": budget})
+    return TextRecipe.model_validate({"name": "t", "base": "debug", "language": "sw", "method": method, "train": budget})
 
 
-def loop_of(one: Recipe, folder: Path, examples: list[dict[str, Any]] | None = None, **options: Any) -> Loop:
+def loop_of(one: TextRecipe, folder: Path, examples: list[dict[str, Any]] | None = None, **options: Any) -> Loop:
     data = examples or rows()
-    task = TextTask.load(find_base(one.base), device="cpu")
+    task = TrainableText.load(find_base(one.base), device="cpu")
     examples_of_it = Examples(data, data[:8], data[:3], options.pop("sha256", "d"))
     learner = TextLearner(task, one, examples_of_it)
     return Loop(learner, one, examples_of_it.sha256, LocalSession(folder), **options)
@@ -153,7 +155,7 @@ def test_early_stop_keeps_the_best_weights(tmp_path: Path) -> None:
     data = rows(8)
     other = [{**row, "text": "zzzz qqqq xxxx"} for row in data]
     one = recipe(steps=200, validate_every=2, early_stop=2, learning_rate=0.02, batch_tokens=400)
-    task = TextTask.load(find_base("debug"), device="cpu")
+    task = TrainableText.load(find_base("debug"), device="cpu")
     loop = Loop(TextLearner(task, one, Examples(data, other, (), "d")), one, "d", LocalSession(tmp_path))
     progress = loop.run()
     assert progress.step < 200
@@ -171,14 +173,14 @@ def test_a_minutes_budget_ends_in_time(tmp_path: Path) -> None:
 def test_replayed_rows_are_learned_too(tmp_path: Path) -> None:
     content = recipe(steps=30, batch_tokens=300).model_dump()
     content["objective"] = {"regulariser": "replay", "weight": 0.3}
-    one = Recipe.model_validate(content)
+    one = TextRecipe.model_validate(content)
     data = rows(8)
     replayed = [{"id": "e", "prompt": None, "text": "the quick brown fox jumps over the lazy dog again"}]
 
-    def english(task: TextTask) -> float:
+    def english(task: TrainableText) -> float:
         return task.current_bits(replayed)[0][0]
 
-    task = TextTask.load(find_base("debug"), device="cpu")
+    task = TrainableText.load(find_base("debug"), device="cpu")
     before = english(task)
     loop = Loop(TextLearner(task, one, Examples(data, data, replayed, "d")), one, "d", LocalSession(tmp_path))
     loop.run()
@@ -197,15 +199,15 @@ def test_start_from_an_adapter_begins_where_it_ended(tmp_path: Path) -> None:
 def test_bf16_on_a_cpu_without_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     from kauli.training.loop import session
 
-    monkeypatch.setattr(session.Path, "read_text", lambda self, encoding: "flags : avx2 avx512f")
+    monkeypatch.setattr(session, "cpu_flags", lambda: frozenset({"avx2", "avx512f"}))
     content = recipe().model_dump() | {"scale": {"precision": "bf16"}}
     with pytest.raises(UsageError, match="avx512_bf16"):
-        session.check_precision(Recipe.model_validate(content))
+        session.check_precision(parse_recipe(content))
 
 
 def test_metrics_log_drops_what_a_restart_repeats(tmp_path: Path) -> None:
     from kauli.models.adapters.store import open_store
-    from kauli.training.loop.session import MetricsLog
+    from kauli.training.loop.progress import MetricsLog
 
     store = open_store(str(tmp_path), "runs")
     log = MetricsLog(store, "x/metrics.jsonl", 0)
@@ -217,9 +219,9 @@ def test_metrics_log_drops_what_a_restart_repeats(tmp_path: Path) -> None:
     assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
 
 
-def test_a_repeated_source_stands_in_an_epoch_that_often(tmp_path: Path) -> None:
+def test_an_epoch_repeats_the_rows_of_a_source_by_its_weight(tmp_path: Path) -> None:
     data = [{**row, "source": "rare" if index < 2 else "common"} for index, row in enumerate(rows(10))]
-    loop = loop_of(recipe(repeat={"rare": 3}), tmp_path, data)
+    loop = loop_of(recipe(source_weights={"rare": 3}), tmp_path, data)
     taken = [tuple(loop.learner.documents[index].tokens) for step in loop.plan.epoch(0) for index in step]
     expected = [tuple(document.tokens) for document in loop.learner.task.encode(data)]
     assert sorted(taken) == sorted([*expected, *expected[:2] * 2])

@@ -13,35 +13,35 @@ from safetensors.torch import load_file, save_file
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.errors import UsageError
+from kauli.models.tasks import load_trainable
 from kauli.models.vision.align import PROJECTION, AlignTask
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.retrieval import evaluate_align
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
-from kauli.training.recipe import Recipe
 from kauli.training.recipe_file import parse_recipe
-from kauli.training.tasks.align import AlignLearner, PairPlan
-from kauli.training.tasks.text import Examples
+from kauli.training.tasks.align import AlignLearner, AlignRecipe, PairPlan
+from kauli.training.tasks.base import Examples
 from kauli.training.train import train
 from support.clip_checkpoints import checkpoint
 from support.ranks import Ranks
 from support.shapes import rows
 
 
-def recipe(pairs: dict[str, Any] | None = None, **changes: Any) -> Recipe:
+def recipe(section: dict[str, Any] | None = None, **changes: Any) -> AlignRecipe:
     content = {
         "name": "align-x", "task": "align", "base": "debug", "language": ["en", "sw"], "method": {"kind": "projection"},
-        "pairs": {"batch": 12, "start": "fresh", **(pairs or {})},
+        "align": {"batch": 12, "init": "fresh", **(section or {})},
         "train": {"steps": 60, "validate_every": 20, "learning_rate": 0.01, "early_stop": None},
     }  # fmt: skip
     content["train"] |= changes.pop("train", {})  # type: ignore[operator]
-    return Recipe.model_validate(content | changes)
+    return AlignRecipe.model_validate(content | changes)
 
 
-def loop_of(one: Recipe, folder: Path, examples: list[dict[str, Any]] | None = None, **options: Any) -> Loop:
+def loop_of(one: AlignRecipe, folder: Path, examples: list[dict[str, Any]] | None = None, **options: Any) -> Loop:
     data = examples or rows()
-    task = AlignTask.load(find_base(one.base, task="align"), device="cpu")
+    task = load_trainable("align", find_base(one.base, task="align"), device="cpu")
     return Loop(AlignLearner(task, one, Examples(data, data, (), "d")), one, "d", LocalSession(folder), **options)
 
 
@@ -78,7 +78,7 @@ def test_the_projections_learn_and_the_saved_ones_give_the_figure_of_training(tm
     assert progress.base_validation is not None
     assert progress.best_validation < 0.5 * progress.base_validation
     folder = sorted(tmp_path.glob("checkpoint-*"))[-1] / "adapter"
-    again = loop_of(recipe({"loss": loss, "start": "base"}, train={"steps": 1}), tmp_path / "b", start=folder)
+    again = loop_of(recipe({"loss": loss, "init": "base"}, train={"steps": 1}), tmp_path / "b", start=folder)
     assert float(again._validation()) == pytest.approx(progress.best_validation, abs=1e-6)
 
 
@@ -152,7 +152,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_from_recipe_to_registry_and_measured_again(data: str, tmp_path: Path) -> None:
-    one = recipe(data=data, augment=[{"kind": "flip", "p": 1.0}], pairs={"views": 2, "batch": 8, "start": "fresh"})
+    one = recipe(data=data, augment=[{"kind": "flip", "p": 1.0}], align={"views": 2, "batch": 8, "init": "fresh"})
     result = train(one, str(tmp_path), use_ray=False)
     assert result.adapter == "align-x@1"
     assert result.evaluation.task == "align"
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_a_known_shape_is_trained_by_the_same_recipe(data: str, 
     base = checkpoint(tmp_path / "base", shape)
     loss = "siglip" if shape == "SigLIP" else "clip"
     one = recipe(
-        {"loss": loss, "start": "base", "batch": 8}, base=str(base), data=data, train={"steps": 10, "validate_every": 5}
+        {"loss": loss, "init": "base", "batch": 8}, base=str(base), data=data, train={"steps": 10, "validate_every": 5}
     )
     result = train(one, str(tmp_path / "store"), use_ray=False)
     folder = Registry(str(tmp_path / "store")).fetch(result.adapter)
@@ -191,12 +191,16 @@ def test_a_checkpoint_of_a_known_shape_is_trained_by_the_same_recipe(data: str, 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"pairs": None}, "section 'pairs' go together"),
-        ({"method": {"kind": "lora"}}, "the task 'align' goes with the methods"),
-        ({"pairs": {"views": 3}}, "views over 1 needs augment"),
-        ({"augment": [{"kind": "flip", "p": 0.5}]}, "augment needs pairs.views of 2 or more"),
-        ({"pairs": {"loss": "siglip", "smoothing": 0.1}}, "smoothing is for the loss 'clip'"),
-        ({"pairs": {"los": "clip"}}, "unknown key 'pairs.los'. Did you mean"),
+        ({"align": None}, "align: Input should be a valid dictionary"),
+        ({"method": {"kind": "lora"}}, "no kind 'lora' for this task. Allowed: projection"),
+        ({"align": {"views": 3}}, "augment and align.views of 2 or more go together"),
+        ({"augment": [{"kind": "flip", "p": 0.5}]}, "augment and align.views of 2 or more go together"),
+        ({"augment": [{"kind": "speed"}]}, "no kind 'speed' for this task"),
+        ({"objective": {"regulariser": "replay", "weight": 0.1}}, "unknown key 'objective'"),
+        ({"prompt": "Describe."}, "unknown key 'prompt'"),
+        ({"align": {"loss": "siglip", "label_smoothing": 0.1}}, "label_smoothing is for the loss 'clip'"),
+        ({"align": {"los": "clip"}}, "unknown key 'align.los'. Did you mean"),
+        ({"pairs": {"smoothing": 0.1}}, "'pairs.smoothing' is now 'align.label_smoothing'"),
     ],
 )
 def test_a_recipe_that_contradicts_itself_is_one_clear_error(changes: dict[str, Any], expected: str) -> None:

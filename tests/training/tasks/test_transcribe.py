@@ -15,15 +15,15 @@ import torch
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.errors import UsageError
-from kauli.models.tasks import load_task
+from kauli.models.tasks import load_trainable
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.run import evaluate
 from kauli.training.evaluation.transcribe import evaluate_transcribe
 from kauli.training.features.recordings import recording_rows
-from kauli.training.recipe import Recipe
-from kauli.training.tasks.text import Examples
-from kauli.training.tasks.transcribe import TranscribeLearner
+from kauli.training.recipe_file import parse_recipe
+from kauli.training.tasks.base import Examples
+from kauli.training.tasks.transcribe import TranscribeLearner, TranscribeRecipe
 from kauli.training.train import train
 
 WORDS = ("кот", "дом", "лес", "мора")
@@ -48,14 +48,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "rows.jsonl")
 
 
-def recipe(data: str, **changes: Any) -> Recipe:
+def recipe(data: str, **changes: Any) -> TranscribeRecipe:
     content = {
         "name": "transcribe-x", "task": "transcribe", "base": "debug", "language": "be", "data": data,
-        "method": {"kind": "lora", "rank": 4, "targets": "all-linear"}, "speech": {},
+        "method": {"kind": "lora", "rank": 4, "targets": "all-linear"}, "transcribe": {},
         "augment": [{"kind": "speed"}, {"kind": "noise"}, {"kind": "gain"}, {"kind": "spec_augment"}],
         "train": {"steps": 8, "batch_tokens": 400, "max_length": 300, "validate_every": 4, "learning_rate": 0.005},
     }  # fmt: skip
-    return Recipe.model_validate({**content, **changes})
+    parsed = parse_recipe({**content, **changes})
+    assert isinstance(parsed, TranscribeRecipe)
+    return parsed
 
 
 def test_recordings_that_can_not_be_of_their_text_are_dropped_and_it_is_said(data: str) -> None:
@@ -64,8 +66,8 @@ def test_recordings_that_can_not_be_of_their_text_are_dropped_and_it_is_said(dat
     assert dict(found.dropped) == {"that can't be read": 1, "with more than 25 characters a second": 1}
     said = found.said()
     assert said is not None
-    assert said.startswith("2 of 60 recordings dropped (")
-    assert all(row["samples"].dtype == np.float32 and "audio" not in row for row in found.rows)
+    assert said.startswith("2 of 60 clips dropped (")
+    assert all(len(np.asarray(row["samples"])) == len(row["samples"]) and "audio" not in row for row in found.rows)
 
 
 def test_where_all_were_dropped_the_error_says_why(data: str) -> None:
@@ -104,22 +106,25 @@ def test_an_adapter_that_says_nothing_does_not_become_latest(
 
 def test_a_recipe_without_recordings_says_so(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": f"a {n}", "language": "be"}) for n in range(50)))
-    with pytest.raises(UsageError, match="no recording with a text in its 'train' split for be"):
+    with pytest.raises(UsageError, match="no audio with a text in its 'train' split for be"):
         train(recipe(str(tmp_path / "rows.jsonl")), str(tmp_path), use_ray=False)
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"speech": None}, "'transcribe' and the section 'speech' go together"),
-        ({"prompt": "Describe."}, "has no prompt"),
-        ({"augment": [{"kind": "flip"}]}, "'flip' is not for the task 'transcribe'"),
-        ({"task": "text", "speech": None}, "'speed' is not for the task 'text'"),
-        ({"method": {"kind": "projection"}}, "align"),
+        ({"transcribe": None}, "transcribe: Input should be a valid dictionary"),
+        ({"prompt": "Describe."}, "unknown key 'prompt'"),
+        ({"objective": {"regulariser": "replay", "weight": 0.1}}, "unknown key 'objective'"),
+        ({"augment": [{"kind": "flip"}]}, "no kind 'flip' for this task. Allowed: .*, spec_augment"),
+        ({"task": "text"}, "unknown key 'transcribe'"),
+        ({"method": {"kind": "projection"}}, "no kind 'projection' for this task. Allowed: lora, full"),
+        ({"speech": {"related": {}}}, "'speech.related' is now 'transcribe.init_from_languages'"),
+        ({"train": {"repeat": {"mine": 2}}}, "'train.repeat' is now 'train.source_weights'"),
     ],
 )
 def test_a_recipe_that_does_not_fit_together_is_refused(changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(UsageError, match=says):
         recipe("x", **changes)
 
 
@@ -134,7 +139,7 @@ def learner(**changes: Any) -> TranscribeLearner:
         for at, word in enumerate(WORDS)
     ]
     made = TranscribeLearner(
-        load_task("transcribe", find_base("debug", task="transcribe"), device="cpu"),
+        load_trainable("transcribe", find_base("debug", task="transcribe"), device="cpu"),
         recipe("x", **changes),
         Examples(rows, rows, (), "x"),
     )
@@ -155,8 +160,8 @@ def test_views_are_new_at_each_step_and_the_same_when_it_is_taken_up_again() -> 
     assert any(one.shape != two.shape or not torch.equal(one, two) for one, two in zip(first, other, strict=True))
 
 
-def test_clips_are_joined_in_new_pairs_each_once_with_both_transcripts() -> None:
-    made = learner(augment=[], speech={"joined": 0.5})
+def test_clips_are_concatenated_in_new_pairs_each_once_with_both_transcripts() -> None:
+    made = learner(augment=[], transcribe={"concat_prob": 0.5})
     heard = set()
     for step in permutations(range(4)):
         (batch, weight), *others = made.batches(step, 0, 1)
@@ -171,14 +176,14 @@ def test_clips_are_joined_in_new_pairs_each_once_with_both_transcripts() -> None
         order = " ".join(WORDS[place] for place in step)
         assert all(" ".join(words) in order for words in texts)
         assert batch.answer_ends.sum() == len(texts)
-        assert made.terms(step) == len(batch.answer_ids)
+        assert made.num_targets(step) == len(batch.answer_ids)
         heard |= {tuple(words) for words in texts}
     assert {1, 2, 3, 4} >= {len(words) for words in heard} >= {1, 2, 3}
     assert len([words for words in heard if len(words) == 2]) > 6
 
 
 def test_clips_of_two_languages_or_too_long_together_are_not_joined() -> None:
-    made = learner(speech={"joined": 0.99})
+    made = learner(transcribe={"concat_prob": 0.99})
     seconds = [len(clip.samples) / 16_000 for clip in made.clips]
     made.clips[1] = replace(made.clips[1], language="ru")
     made.task.model.config.max_source_positions = int(50 * (seconds[0] + seconds[2]))  # the speed may be 0.9
@@ -186,17 +191,17 @@ def test_clips_of_two_languages_or_too_long_together_are_not_joined() -> None:
         assert all(len(batch.mels) == 4 for batch, _ in made.batches(step, 0, 1))
 
 
-@pytest.mark.parametrize("joined", [0.0, 0.6])
-def test_one_worker_two_workers_and_small_packs_have_the_same_gradient(joined: float) -> None:
+@pytest.mark.parametrize("concat_prob", [0.0, 0.6])
+def test_one_worker_two_workers_and_small_packs_have_the_same_gradient(concat_prob: float) -> None:
     gradients = []
     for world, micro in ((1, 2048), (2, 2048), (1, 300)):
         train_keys = {"steps": 1, "batch_tokens": 400, "micro_tokens": micro, "max_length": 300}
-        made = learner(augment=[], train=train_keys, speech={"joined": joined})
+        made = learner(augment=[], train=train_keys, transcribe={"concat_prob": concat_prob})
         parameters = [p for p in made.trained.parameters() if p.requires_grad]
-        module, terms = made.objective(), made.terms([0, 1, 2, 3])
+        module, targets = made.objective(), made.num_targets([0, 1, 2, 3])
         for rank in range(world):
             for batch, weight in made.batches([0, 1, 2, 3], rank, world):
-                (module(batch).sum() * (weight / terms)).backward()
+                (module(batch).sum() * (weight / targets)).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
     assert gradients[0].norm() > 0
     for other in gradients[1:]:
