@@ -10,9 +10,9 @@ from kauli.models.errors import KauliError
 
 
 def start_ray(address: str | None = None, cpus: int | None = None) -> bool:
-    """Start a Ray of our own, guarded by a token, or join the cluster at `address`; False where Ray is on already.
+    """Start a local Ray, guarded by a token, or join the cluster at `address`; False where Ray is on already.
 
-    `cpus` are the logical CPUs of a Ray of our own; by default the machine's. Raises KauliError where there is no
+    `cpus` are the logical CPUs of a local Ray; by default the machine's. Raises KauliError where there is no
     cluster at the address.
     """
     if ray.is_initialized():
@@ -27,7 +27,7 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> bool:
             raise KauliError(f"no Ray cluster at '{address}': {reason[-1] if reason else error}") from error
         return True
     if "RAY_AUTH_MODE" not in os.environ:
-        # Ray turns token authentication on by itself for a cluster of our own (set here, after its import, the mode
+        # Ray turns token authentication on by itself for a local cluster (set here, after its import, the mode
         # would come too late); with a token in the environment it writes none to the home folder.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(

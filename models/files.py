@@ -51,7 +51,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (created if missing), waiting for whoever has it; a killed holder frees it."""
+    """Hold an exclusive lock on `path` (created if missing), waiting for its holder; a killed holder frees it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -65,7 +65,7 @@ def sha256_file(path: Path) -> str:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees all of it or none; missing folders are made."""
+    """Write a file so that a reader, or a crash, finds all of it or none; missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:

@@ -10,7 +10,7 @@ from langcodes.tag_parser import LanguageTagError
 from kauli.models.errors import UsageError, nearest
 
 _COMMON_TAGS = ("sw", "am", "be", "ky", "ka", "yo", "zu", "ha", "ig", "om", "ti", "so")  # to guess mistypes from
-# ISO 15924 codes that stand for several Unicode scripts, or that the CLDR names otherwise than Unicode
+# ISO 15924 codes of several Unicode scripts, or that the CLDR names otherwise than Unicode
 _SEVERAL_SCRIPTS = {
     "Beng": ("Bengali",),
     "Hans": ("Han",),

@@ -1,4 +1,4 @@
-"""What a person sees while kauli works: notes and bars on stderr, so that stdout stays the result alone."""
+"""Progress for a person: notes and bars on stderr, so that stdout stays the result alone."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ _listeners: list[Callable[[str, float, float | None], None]] = []
 
 @contextmanager
 def forwarded(to: Callable[[str, float, float | None], None]) -> Iterator[None]:
-    """Bars of this process call `to(description, done, total)` instead of being drawn: for a worker without a screen."""
+    """Bars of this process call `to(description, done, total)` instead of being drawn: for a worker process."""
     _listeners.append(to)
     try:
         yield
@@ -28,7 +28,7 @@ def forwarded(to: Callable[[str, float, float | None], None]) -> Iterator[None]:
 
 @contextmanager
 def bar(description: str, total: float | None) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr; yields `advance(amount=1, text="")`, where `text` stands behind the bar.
+    """A progress bar on stderr; yields `advance(amount=1, text="")`, where `text` is shown behind the bar.
 
     Without a terminal (a log, a test) it draws nothing but the finished line.
     """

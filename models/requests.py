@@ -1,31 +1,31 @@
-"""What is asked of a text model and what comes back: plain values without torch, that travel between processes."""
+"""Requests to models and their answers: plain values without torch, that travel between processes."""
 
 from dataclasses import dataclass
 from typing import Any, Self
 
 DEFAULT_TOKENS = 128
-"""New tokens of a request that names no number."""
+"""New tokens of a request that does not set a number."""
 
 NO_REPEAT = 6
-"""Tokens: no run of so many stands twice in a description, in evaluation, on the command line and in the service."""
+"""Length of token runs that may not occur twice in a description: in evaluation, on the command line, when served."""
 
 MARK = "\ufffc"
-"""Stands in a text where a picture or a recording belongs (Unicode's object replacement character)."""
+"""Marks the position of an image or of audio in a text (Unicode's object replacement character)."""
 
 
 @dataclass(frozen=True)
 class Media:
-    """A picture or recording as its encoder sees it."""
+    """The encoder's features of an image or of audio."""
 
     kind: str
-    """"image"."""
+    """"image" or "audio"."""
     features: Any
-    """(n, width) numpy floats: n places in the prompt."""
+    """(n, width) numpy floats: n positions of the prompt."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation; `role` is system, user or assistant. `MARK` stands where media belong."""
+    """One turn of a conversation; `role` is system, user or assistant. `MARK` is where media belong."""
 
     role: str
     content: str
@@ -33,7 +33,7 @@ class Message:
 
 @dataclass(frozen=True)
 class TextRequest:
-    """What to generate: an answer to `messages`, or the continuation of the raw text `prompt` (which may be empty)."""
+    """What to generate: an answer to `messages`, or a continuation of the raw text `prompt` (which may be empty)."""
 
     messages: tuple[Message, ...] | None = None
     prompt: str | None = None
@@ -48,17 +48,17 @@ class TextRequest:
     ignore_eos: bool = False
     repetition_penalty: float = 1.0
     no_repeat: int = 0
-    """No run of so many tokens stands twice in an answer; 0: any may."""
+    """Length of token runs that may not occur twice in an answer; 0: no limit."""
     n: int = 1
-    """How many answers."""
+    """Number of answers."""
     logprobs: int | None = None
     """None: none; k: the log probabilities of the chosen tokens and of the k likeliest at each place."""
     media: tuple[Media, ...] = ()
-    """What stands at the marks of the messages or the prompt, in their order."""
+    """Media for the marks of the messages or the prompt, in their order."""
 
     @classmethod
     def of_prompt(cls, prompt: str | None, media: tuple[Media, ...] = (), **options: Any) -> Self:
-        """The request that an example's `prompt` stands for: one user message, or a document from its beginning.
+        """The request of an example's `prompt`: one user message; None is a document from its start.
 
         Its media come first.
         """
@@ -81,7 +81,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a transcript with its punctuation, and when it was said: seconds from the beginning of the clip."""
+    """A word of a transcript with its punctuation, and its time in seconds from the start of the clip."""
 
     text: str
     start: float
@@ -104,18 +104,11 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Some text of answer `index` to request `row`, whole characters only; its last chunk says why it ended."""
+class Chunk(Progress):
+    """A `Progress` of answer `index` to request `row` of a batch."""
 
-    row: int
-    text: str
-    tokens: int
-    finish: str | None = None
-    """None, or "stop" (end token or stop string), "length" (`max_tokens` or the context), "cancelled", "failed"."""
+    row: int = 0
     index: int = 0
-    logprobs: tuple[TokenLogprob, ...] = ()
-    words: tuple[Word, ...] = ()
-    """Of the last chunk of a transcript whose words were asked for: all of them."""
 
 
 @dataclass(frozen=True)
@@ -125,21 +118,21 @@ class TranscriptionRequest:
     samples: Any
     """(n,) numpy float32, mono, 16,000 a second."""
     language: str | None = None
-    """A BCP-47 tag; None: the adapter's own, or what the base hears."""
+    """A BCP-47 tag; None: the adapter's own, or the one that the base detects."""
     prompt: str | None = None
-    """What was said before, or words that may come: Whisper goes on in its manner."""
+    """Earlier transcript, or words that may occur: Whisper continues in its style."""
     max_tokens: int | None = None
-    """None: as many as can be said in the clip's time."""
+    """None: as many as the clip's duration allows."""
     temperature: float = 0.0
     seed: int | None = None
     full_window: bool | None = None
-    """Whether the clip is filled up with silence to the base's whole window, or heard at its own length; None: at its
-    own length by adapters that were trained so, else in the whole window."""
+    """Whether the clip is padded with silence to the base's whole window; None: not for adapters that were trained on
+    unpadded clips, else it is."""
     logprobs: int | None = None
     """None: none; k: the log probabilities of the chosen tokens and of the k likeliest at each place."""
     words: bool = False
-    """Whether the words' times are asked for, for which Whisper's decoder reads the transcript once more."""
+    """Whether word times are wanted, for which Whisper's decoder reads the transcript once more."""
     ignore_eos: bool = False
-    """Whether it goes on to `max_tokens`, for measurements."""
+    """Whether generation continues to `max_tokens`, for benchmarks."""
     n: int = 1
-    """One transcript; there for the service, which counts answers."""
+    """One transcript; for the service, which counts answers."""

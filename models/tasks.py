@@ -166,11 +166,6 @@ def task_of(card_task: str, kind: str = "") -> Task:
     return next((row for row in rows if kind in KINDS and row.name in KINDS[kind].tasks), rows[0])
 
 
-def base_task(name: str) -> Task:
-    """The row whose bases a task takes: `describe` -> `text`."""
-    return TASKS[TASKS[name].takes] if name in TASKS else task_of(name)
-
-
 def load_served(
     name: str, base: "Base", device: str | None = None, dtype: "torch.dtype | None" = None, **options: Any
 ) -> Any:
@@ -190,8 +185,3 @@ def resolve(name: str) -> Any:
     """What "module:attribute" names."""
     module, _, attribute = name.partition(":")
     return getattr(import_module(module), attribute)
-
-
-def load_task(name: str, base: "Base", device: str | None = None, dtype: "torch.dtype | None" = None) -> Any:
-    """Until its last caller is gone."""
-    return load_served(name, base, device, dtype)

@@ -4,12 +4,15 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kauli.models.adapters.upgrade import upgrade_card
 from kauli.models.errors import KauliError, UsageError
+
+if TYPE_CHECKING:
+    from kauli.models.bases.find import Base
 
 CARD_FILE = "card.json"
 README_FILE = "README.md"
@@ -28,10 +31,15 @@ class BaseReference(_Part):
 
     name: str
     reference: str
-    """What stands in `base_model_name_or_path`: a hub id, never a local path."""
+    """The value of `base_model_name_or_path`: a hub id, never a local path."""
     sha256: str
     licence: str
     derived_from: str | None = None
+
+    @classmethod
+    def of(cls, base: "Base") -> Self:
+        """The reference to a base on this machine."""
+        return cls(**{name: getattr(base, name) for name in cls.model_fields})
 
 
 class Attribution(_Part):
@@ -136,7 +144,7 @@ class Card(_Part):
     files: dict[str, str] = Field(default_factory=dict)
     """Path inside the folder to SHA-256, for every file but `card.json`."""
     exceptions: list[str] = Field(default_factory=list)
-    """What was let through by hand, such as a base that could not be verified."""
+    """Checks that were overridden by hand, such as a base that could not be verified."""
 
     @field_validator("name")
     @classmethod
@@ -151,7 +159,7 @@ class Card(_Part):
     @field_validator("files")
     @classmethod
     def _files_stay_inside(cls, value: dict[str, str]) -> dict[str, str]:
-        # These become paths on the disk of whoever downloads the adapter.
+        # These become paths on the disk of the user who downloads the adapter.
         for name in value:
             parts = PurePosixPath(name).parts
             inside = name == "/".join(parts) and ".." not in parts and not name.startswith("/") and "\\" not in name
@@ -173,8 +181,8 @@ def check_name(name: str, what: str = "adapter name") -> str:
     """Return `name` when it is safe as a folder and in a URL; raises `UsageError` otherwise."""
     if not _NAME.fullmatch(name) or ".." in name:
         raise UsageError(
-            f"'{name}' is no {what}: 1 to 64 of a-z, 0-9, '.', '_' and '-' are allowed, "
-            "beginning with a letter or digit, without '..'"
+            f"'{name}' is no {what}: 1 to 64 characters of a-z, 0-9, '.', '_' and '-' are allowed, "
+            "starting with a letter or digit, without '..'"
         )
     return name
 

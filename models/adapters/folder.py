@@ -1,4 +1,4 @@
-"""An adapter folder: what may lie in it, and whether it is whole, harmless and made for a given base.
+"""An adapter folder: its allowed files, and whether it is whole, harmless and made for a given base.
 
 The folder is the contract between training, the registry and serving: a PEFT folder (or the weights of a full
 fine-tuning, `model.safetensors`) with `card.json` and `README.md`. Nothing in it is ever unpickled or run.
@@ -68,7 +68,7 @@ def check_files(folder: Path) -> None:
             raise KauliError(
                 f"{path} is not allowed in an adapter folder: only {', '.join(SUFFIXES)} files are, "
                 "because other formats can run code when they are loaded. "
-                "Save the weights with `save_pretrained` of peft (safetensors), or take this file out."
+                "Save the weights with `save_pretrained` of peft (safetensors), or remove this file."
             )
         if path.suffix == ".safetensors":
             check_safetensors(path)
@@ -86,7 +86,7 @@ def check_files(folder: Path) -> None:
 
 
 def check_base(card: Card, base: "Base", accept: bool = False) -> None:
-    """Raise `KauliError` when `base` is not the one that the adapter was made on; with `accept` only say so."""
+    """Raise `KauliError` when `base` is not the one that the adapter was made on; with `accept` only note it."""
     if card.base.sha256 == base.sha256:
         return
     message = (

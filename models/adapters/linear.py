@@ -5,9 +5,10 @@ An adapter that does not fit this form is refused with the reason. How one layer
 """
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
-from peft import PeftConfig
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -48,7 +49,8 @@ def read_deltas(folder: Path, linears: dict[str, nn.Linear], dtype: torch.dtype)
         if module is None:
             raise KauliError(f"the adapter in {folder} does not fit the base: tensor {key} has no counterpart.")
         tensors.setdefault(module, {})[part] = tensor.to(dtype)
-    settings = PeftConfig.from_pretrained(str(folder))
+    # PEFT's own rule of names, on a configuration that PEFT itself need not know
+    settings: Any = SimpleNamespace(**config | {"target_modules": config.get("target_modules") or []})
     deltas = {}
     for name, parts in tensors.items():
         try:

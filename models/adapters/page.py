@@ -63,7 +63,7 @@ def _data(card: Card) -> str:
             f"languages: {_languages(data.languages)}. SHA-256 `{data.sha256}`.",
         ]
     else:
-        lines += ["", "What it was trained on is not known."]
+        lines += ["", "Its training data is unknown."]
     if card.attributions:
         rows = [[source.source, source.licence, f"{source.rows:,}"] for source in card.attributions]
         lines += ["", _table(["source", "licence", "rows"], rows)]
@@ -72,7 +72,7 @@ def _data(card: Card) -> str:
 
 def _results(card: Card) -> str:
     if not card.metrics:
-        return "## Results\n\nNot measured: `kauli eval` does it."
+        return "## Results\n\nNot measured: `kauli eval` measures it."
     rows = []
     for name, value in card.metrics.items():
         base = (card.base_metrics or {}).get(name)
@@ -108,7 +108,7 @@ def _training(card: Card) -> str:
 def _limits(card: Card) -> str:
     lines = [
         f"- It answers in {_languages(card.language)}; other languages, English among them, may have become worse.",
-        "- Learned from little data, it can be fluent and wrong. It adds no safety to what its base has.",
+        "- Trained on little data, it can be fluent and wrong. It is no safer than its base.",
         "- The figures above hold for text like that of the test split, not for every kind of text.",
     ]
     return "## Limits\n\n" + "\n".join(lines)

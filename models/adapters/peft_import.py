@@ -1,4 +1,4 @@
-"""An adapter made by plain PEFT becomes one of ours, once it is proved to fit the base."""
+"""An adapter made by plain PEFT becomes one of ours, after a check that it fits the base."""
 
 import json
 import re
@@ -24,8 +24,8 @@ from kauli.models.tasks import TASKS, Peft, resolve
 if TYPE_CHECKING:
     from kauli.models.bases.find import Base
 
-# Formats that run code when they are opened. A folder with one of them is refused whole, so that nobody takes
-# the word "added" to mean that it was checked; other files (chat templates, vocabularies) are only left behind.
+# Formats that run code when they are opened. A folder with one of them is refused whole, because it cannot
+# be checked; other files (chat templates, vocabularies) are only left out.
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".py", ".so", ".sh", ".h5")
 # Initialisations that change the base's weights: such an adapter fits a base that exists nowhere.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -61,13 +61,7 @@ def from_peft(
         name=name,
         task=base.task,
         language=tags,
-        base=BaseReference(
-            name=base.name,
-            reference=base.reference,
-            sha256=base.sha256,
-            licence=base.licence,
-            derived_from=base.derived_from,
-        ),
+        base=BaseReference.of(base),
         template=base.template,
         method=method,
         licence=_licence(folder),
@@ -109,7 +103,7 @@ def check_fit(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: 
     started = config.get("init_lora_weights")
     if isinstance(started, str) and started.lower().startswith(_CHANGED_BASE):
         raise KauliError(
-            f"{folder / ADAPTER_CONFIG}: an adapter begun with init_lora_weights='{started}' fits a changed base. "
+            f"{folder / ADAPTER_CONFIG}: an adapter initialised by init_lora_weights='{started}' fits a changed base. "
             "Save it with peft's `path_initial_model_for_weight_conversion` first."
         )
     building: dict[str, Any] = {"base_model_name_or_path": None}
@@ -177,22 +171,22 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{' and '.join(peft_kinds())} (with rsLoRA and DoRA) can."
         )
     if left:
-        note(f"left behind, as an adapter does not need them: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}")
+        note(f"left out, as an adapter does not need them: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}")
     return config
 
 
 def _check_reference(stated: Any, folder: Path, base: "Base", accept: bool) -> list[str]:
-    """The exceptions to record: none when the adapter says itself that it belongs to `base`."""
+    """The exceptions to record: none when the adapter itself names `base`."""
     if isinstance(stated, str) and stated:
         if stated in (base.reference, base.hub_id, base.derived_from, base.name):
             return []
         if Path(stated).expanduser().resolve() == base.folder.resolve():
             return []
-    said = f"says that it was made on '{stated}'" if stated else "does not say on which base it was made"
+    claim = f"states that it was made on '{stated}'" if stated else "does not state on which base it was made"
     if not accept:
         raise UsageError(
-            f"{folder} {said}, not on {base.reference} ({base.name}). "
-            "Give that base with --base, or say with --accept-base that it is the same."
+            f"{folder} {claim}, not on {base.reference} ({base.name}). "
+            "Give that base with --base, or confirm with --accept-base that it is the same."
         )
     # A path would tell where it was made, and means nothing elsewhere.
     shown = f"'{stated}'" if isinstance(stated, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", stated) else "another path"
@@ -200,17 +194,17 @@ def _check_reference(stated: Any, folder: Path, base: "Base", accept: bool) -> l
 
 
 def _check_numbers(path: Path) -> None:
-    """Refuse numbers that are not finite, and say when the adapter would change nothing."""
-    silent = []
+    """Refuse numbers that are not finite; note an adapter that changes nothing."""
+    zero = []
     with safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 - no mapping
             tensor = file.get_tensor(key)
             if not torch.isfinite(tensor.float()).all():
                 raise KauliError(f"{path}: {key} holds numbers that are not finite; the training diverged.")
             if "lora_B" in key:
-                silent.append(not tensor.any())
-    if silent and all(silent):
-        note(f"{path}: every lora_B is zero, so this adapter was not trained and changes nothing.")
+                zero.append(not tensor.any())
+    if zero and all(zero):
+        note(f"{path}: every lora_B is zero, so this adapter is untrained and changes nothing.")
 
 
 def _licence(folder: Path) -> str:

@@ -5,7 +5,7 @@
     <storage>/adapters/NAME/.claims/VERSION.json  who took a number; kept for good, so that no number comes twice
 
 Publishing claims the next number (an exclusive write, so two publishers never share one), copies the files, and writes
-card.json last. A publisher that was killed leaves a claim without a card: nobody sees it, and the next one cleans it.
+card.json last. A killed publisher leaves a claim without a card: it is not visible, and the next one deletes it.
 """
 
 import hashlib
@@ -37,12 +37,12 @@ _CLAIM_PATH = re.compile(r"[^/]+/\.claims/([1-9][0-9]*)\.json")
 _ALIAS_PATH = re.compile(r"[^/]+/aliases/([^/]+)\.json")
 _VERSION_PATH = re.compile(r"[^/]+/([1-9][0-9]*)/.*")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
-_CLAIM_SECONDS = 6 * 3600  # after this a claim by another machine, whose processes cannot be seen, counts as dead
+_CLAIM_SECONDS = 6 * 3600  # after this a claim by another machine, whose processes are not visible, counts as dead
 
 
 @dataclass(frozen=True)
 class Published:
-    """Where a new version stands."""
+    """A new version."""
 
     name: str
     version: int
@@ -65,7 +65,7 @@ class _Claim:
 class Registry:
     """The adapters under one storage, a local path or an fsspec URI.
 
-    An object holds no state of its own, so that what another process publishes is seen at once.
+    An object holds no state, so that a version published by another process is visible at once.
     """
 
     def __init__(self, storage: str) -> None:
@@ -183,7 +183,7 @@ class Registry:
             if self._store.read(claim.path) != claim.content:
                 raise KauliError("publishing took so long that its version number was given up; run it again.")
             if not self._store.create(f"{base}/{CARD_FILE}", final.to_json().encode()):
-                raise KauliError("someone wrote a card under its version by hand; run it again.")
+                raise KauliError("another program wrote a card under its version; run it again.")
         except BaseException as error:
             self._withdraw(claim)
             if isinstance(error, UsageError) or not isinstance(error, KauliError | OSError):
@@ -208,12 +208,12 @@ class Registry:
         self._store.write(f"{name}/aliases/{alias}.json", content)
 
     def remove(self, spec: str) -> None:
-        """Delete one version (`NAME@3`), or let an alias go (`NAME@prod`: the version stays).
+        """Delete one version (`NAME@3`), or an alias (`NAME@prod`: the version stays).
 
         Raises `UsageError` for a bare name and for a version that an alias points to. A removed number never returns.
         """
         if "@" not in spec:
-            raise UsageError(f"say which version to remove: {spec}@VERSION.")
+            raise UsageError(f"name the version to remove: {spec}@VERSION.")
         name, version = self.resolve(spec)
         wanted = spec.partition("@")[2]
         if not _NUMBER.fullmatch(wanted):
@@ -226,7 +226,7 @@ class Registry:
                 f"or drop it with `kauli adapters remove {name}@{pointing[0]}`, then remove the version."
             )
         self._store.write(f"{name}/.claims/{version}.json", json.dumps({"closed": "removed", "time": _now()}).encode())
-        self._store.delete(f"{name}/{version}/{CARD_FILE}")  # first, so that a half-deleted version is not seen
+        self._store.delete(f"{name}/{version}/{CARD_FILE}")  # first, so that a half-deleted version is not visible
         self._store.delete(f"{name}/{version}")
 
     def _unknown(self, name: str) -> str:
@@ -262,7 +262,7 @@ class Registry:
                 "identity": _identity(card),
             }
         ).encode()
-        for _ in range(200):  # each failure means that someone else got a number, so this ends
+        for _ in range(200):  # each failure means that another publisher got a number, so this ends
             paths = self._store.find(card.name)
             version = max(_numbers(_CLAIM_PATH, paths) + _numbers(_VERSION_PATH, paths), default=0) + 1
             claim = _Claim(version, f"{card.name}/.claims/{version}.json", content)
@@ -359,7 +359,7 @@ def _parsed(content: bytes, path: str) -> dict[str, Any]:
 
 
 def _is_dead(claim: dict[str, Any]) -> bool:
-    """Whether the publisher of an open claim is gone: seen in the process table here, guessed by age elsewhere."""
+    """Whether the publisher of an open claim is gone: by the process table here, by age elsewhere."""
     if claim["machine"] != _machine():
         return time.time() - datetime.fromisoformat(claim["time"]).timestamp() > _CLAIM_SECONDS
     try:
@@ -371,7 +371,7 @@ def _is_dead(claim: dict[str, Any]) -> bool:
 
 
 def _machine() -> str:
-    """What tells process tables apart: the host and, in a container, the namespace of process numbers."""
+    """Identifies a process table: the host and, in a container, the namespace of process numbers."""
     try:
         return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # no Linux

@@ -1,7 +1,7 @@
-"""Where adapters lie: a local folder, or an object store reached through fsspec, behind one small surface.
+"""Storage of adapters: a local folder, or an object store reached through fsspec, behind one small surface.
 
 Paths are relative to the store's root, with forward slashes. `write` and `create` are atomic: a reader, or a crash,
-sees the whole file or none. Failures are `KauliError`s that name the storage.
+finds the whole file or none. Failures are `KauliError`s that name the storage.
 """
 
 import os
@@ -17,7 +17,7 @@ from kauli.models.files import file_lock
 
 
 class Store(Protocol):
-    """What the registry needs of a place to keep files."""
+    """A place to keep files."""
 
     uri: str
     """The storage as the user wrote it, for messages."""
@@ -44,7 +44,7 @@ class Store(Protocol):
         """Delete a file, or a folder with all that is under it; nothing happens when there is none."""
 
     def local(self, path: str) -> Path | None:
-        """Where `path` lies on this machine; None for a remote store."""
+        """The path on this machine; None for a remote store."""
 
     def lock(self, path: str) -> AbstractContextManager[None] | None:
         """A lock that all users of a local store respect; None for a remote store, which has none."""

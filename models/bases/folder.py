@@ -22,7 +22,7 @@ IDENTITY_FILES = ("*.safetensors", "tokenizer.json", "tokenizer.model", "spiece.
 VOLATILE_KEYS = {"transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype"}
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 """The chat template of a base that has none."""
-# Suffixes of architectures that generate text from left to right (the second: Gemma 3 with pictures and its like).
+# Suffixes of architectures that generate text from left to right (the second: Gemma 3 with images and similar ones).
 TEXT_ARCHITECTURES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 
 

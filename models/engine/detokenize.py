@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 
 @lru_cache(maxsize=1)
-def _byte_alphabet() -> dict[str, int]:
-    """The printable stand-ins that byte-level BPE writes for the 256 bytes (GPT-2's `bytes_to_unicode`), inverted."""
+def byte_alphabet() -> dict[str, int]:
+    """The printable characters that byte-level BPE writes for the 256 bytes (GPT-2's `bytes_to_unicode`), inverted."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     alphabet = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in printable]
@@ -19,7 +19,7 @@ def _byte_alphabet() -> dict[str, int]:
 
 
 class TokenBytes:
-    """The bytes that each token of a tokenizer stands for; special tokens stand for none.
+    """The bytes of each token of a tokenizer; special tokens have none.
 
     Knows byte-level BPE and SentencePiece-like vocabularies with byte fallback (`<0xE1>`), which is what causal
     language models use; raises ValueError for any other kind.
@@ -51,7 +51,7 @@ class TokenBytes:
         if not isinstance(piece, str):  # a row of the embedding that no token uses
             return b""
         if self._byte_level:
-            return bytes(_byte_alphabet()[letter] for letter in piece)
+            return bytes(byte_alphabet()[letter] for letter in piece)
         byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece)
         return bytes([int(byte[1], 16)]) if byte else piece.replace("▁", " ").encode()
 

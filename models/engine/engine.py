@@ -26,7 +26,7 @@ PROMPT_TOKENS = 256
 """Tokens of prompts that one pass reads at most."""
 
 Part = list[int] | Tensor
-"""A piece of a prompt: tokens, or embeddings (n, hidden) that an encoder made of a picture or of speech."""
+"""A piece of a prompt: tokens, or embeddings (n, hidden) of an image or of audio."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Generation:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request in the engine; whoever holds it may cancel it."""
+    """A request in the engine; its owner may cancel it."""
 
     generation: Generation
     tokens: list[int]
-    """The prompt; 0 where an embedding stands."""
+    """The prompt; 0 in the place of an embedding."""
     embeddings: list[tuple[int, Tensor]]
     """(position of the first, embeddings (n, hidden))."""
     draw: Draw
@@ -204,7 +204,7 @@ class Engine:
         return False
 
     def _pieces(self) -> list[tuple[Ticket, Span]]:
-        """What of which prompts is read in this pass, first come first."""
+        """The pieces of prompts that are read in this pass, in the order of arrival."""
         room = self._prompt_tokens
         pieces = []
         for ticket in self._order:
@@ -244,7 +244,7 @@ class Engine:
         inputs = {
             "inputs_embeds": embedded,
             "position_ids": slot_pass.positions[None],
-            # A mask of four dimensions is handed through as it is, so that none of T x T is built.
+            # transformers passes a mask of four dimensions on unchanged: none of T x T is built.
             "attention_mask": embedded.new_ones(1, 1, 1, 1, dtype=torch.bool),
             "slot_pass": slot_pass,
             "use_cache": False,
@@ -308,7 +308,7 @@ class Engine:
 
 
 def _embeddings(ticket: Ticket, span: Span) -> list[tuple[int, Tensor]]:
-    """(position of the first, embeddings (n, hidden)) of what of a prompt's embeddings lies in a span."""
+    """(position of the first, embeddings (n, hidden)) of those of a prompt's embeddings that are in a span."""
     found = []
     for first, part in ticket.embeddings:
         low, high = max(first, span.start), min(first + len(part), span.end)

@@ -34,7 +34,7 @@ class SlotCache:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}  # each (S x C, H_kv, D)
 
     def reserve(self, positions: int) -> None:
-        """Make room for sequences of so many tokens; grows by doubling, so that copies are rare."""
+        """Make room for sequences of this many tokens; grows by doubling, so that copies are rare."""
         room = self.room
         while room < positions:
             room = min(2 * room, self.context)
@@ -46,7 +46,7 @@ class SlotCache:
             self.room = room
 
     def shrink(self) -> None:
-        """Give back what long sequences needed; only while no slot is in use."""
+        """Free the memory of long sequences; only while no slot is in use."""
         if self.room > min(_FIRST_ROOM, self.context):
             self._layers.clear()
             self.room = min(_FIRST_ROOM, self.context)
@@ -68,7 +68,7 @@ class SlotCache:
         """Put key and value (1, H_kv, T, D) into `places` (T,) of slot x C; returns both as (S, C, H_kv, D)."""
         if layer not in self._layers:
             H, D = key.shape[1], key.shape[3]
-            # Zeros, not empty: what lies behind a mask must be finite.
+            # Zeros, not empty: masked values must be finite.
             self._layers[layer] = (
                 key.new_zeros(self.slots * self.room, H, D), value.new_zeros(self.slots * self.room, H, D)
             )  # fmt: skip
@@ -80,7 +80,7 @@ class SlotCache:
 
 
 class SlotMemory:
-    """What each slot's tokens attend to beside each other, such as what an encoder heard; written once a request."""
+    """What each slot's tokens attend to beside each other, such as an encoder's output; written once a request."""
 
     def __init__(self, slots: int) -> None:
         self.lengths = [0] * slots
@@ -101,16 +101,16 @@ class SlotMemory:
         for own, pair in zip(self._layers, layers, strict=True):
             for whole, part in zip(own, pair, strict=True):
                 whole[slot, :count] = part
-                whole[slot, count:] = 0  # what a longer one left need not be finite
+                whole[slot, count:] = 0  # values of an earlier, longer one need not be finite
         self.lengths[slot] = count
 
     def layer(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values (S, room, H, D); what lies behind a slot's length is finite, and means nothing."""
+        """Keys and values (S, room, H, D); values behind a slot's length are finite and without meaning."""
         return self._layers[layer]
 
 
 class SlotPass:
-    """One pass over the cache: where its tokens lie, and their attention. Given to the model as `slot_pass`."""
+    """One pass over the cache: the places of its tokens, and their attention. Given to the model as `slot_pass`."""
 
     def __init__(self, cache: SlotCache, decoding: Sequence[Span], prompts: Sequence[Span], dtype: torch.dtype) -> None:
         self._cache, self._dtype = cache, dtype
@@ -130,13 +130,13 @@ class SlotPass:
         self._length = max((span.end for span in decoding), default=0)
         self._slots = slots[: self._decoding]
         self._whole = [span.slot for span in decoding] == list(range(self._high))
-        # Slots between that don't decode now attend to their position 0, and nobody looks at the result.
+        # Slots between that don't decode now attend to their position 0, and the result is not used.
         self._at = torch.zeros(self._high, dtype=torch.long, device=device)
         self._at[self._slots] = starts[: self._decoding]
         self._spans = list(prompts)
         self._chunks = [(chunks, rows.to(device)) for chunks, rows in _like_long(prompts, self._decoding)]
         self._masks: dict[tuple[int | None, int | None], Tensor] = {}
-        self._seen: dict[SlotMemory, Tensor] = {}
+        self._memory_masks: dict[SlotMemory, Tensor] = {}
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None
@@ -157,13 +157,13 @@ class SlotPass:
         queries = query[0].transpose(0, 1)  # (T, H, D)
         out = torch.empty_like(queries)
         if self._decoding:
-            seen = self._memory_mask(memory, keys.dtype)
-            longest = seen.shape[-1]
+            valid = self._memory_mask(memory, keys.dtype)
+            longest = valid.shape[-1]
             attended = functional.scaled_dot_product_attention(
                 self._by_slot(queries[: self._decoding])[:, :, None],
                 keys[: self._high, :longest].transpose(1, 2),
                 values[: self._high, :longest].transpose(1, 2),
-                attn_mask=seen,
+                attn_mask=valid,
             )
             out[: self._decoding] = self._in_order(attended[:, :, 0])
         first = self._decoding
@@ -184,7 +184,7 @@ class SlotPass:
         """queries (decoding, H, D), one for each slot that decodes."""
         queries = self._by_slot(queries)
         attended = functional.scaled_dot_product_attention(
-            # The heads that share keys stand as queries of one head: nothing is repeated.
+            # The heads that share keys become queries of one head: nothing is repeated.
             queries.view(len(queries), keys.shape[2], -1, queries.shape[2]),
             keys[: self._high, : self._length].transpose(1, 2),
             values[: self._high, : self._length].transpose(1, 2),
@@ -194,7 +194,7 @@ class SlotPass:
         return self._in_order(attended.flatten(1, 2))
 
     def _by_slot(self, queries: Tensor) -> Tensor:
-        """(decoding, H, D) -> (high, H, D) in the order of the slots: keys are read in place, however tokens stand."""
+        """(decoding, H, D) -> (high, H, D) in the order of the slots: keys are read in place."""
         if self._whole:
             return queries
         return queries.new_zeros(self._high, *queries.shape[1:]).index_copy_(0, self._slots, queries)
@@ -213,7 +213,7 @@ class SlotPass:
         scaling: float | None,
         window: int | None,
     ) -> None:
-        """Chunks of like length at once: indices (N, L) of their tokens, short ones filled up with their last."""
+        """Chunks of similar length at once: indices (N, L) of their tokens, short ones padded with their last."""
         chunks, indices = self._chunks[group]
         groups = queries.shape[1] // keys.shape[2]
         length = max(chunk.end for chunk in chunks)
@@ -230,29 +230,44 @@ class SlotPass:
             attn_mask=self._mask(window, self.positions[indices], length, group),
             scale=scaling,
         )
-        # Filled-up places hold the same as the last token's own, so that writing them twice changes nothing.
+        # Padding holds the same as the last token's own place, so that writing it twice changes nothing.
         out[indices] = attended.transpose(1, 2)
 
     def _memory_mask(self, memory: SlotMemory, dtype: torch.dtype) -> Tensor:
         """(high, 1, 1, longest): 0 where a slot's memory is, else minus infinity; made once a pass."""
-        if memory not in self._seen:
+        if memory not in self._memory_masks:
             lengths = self._at.new_tensor(memory.lengths[: self._high])
             longest = int(lengths[self._slots].max())
-            # Slots that don't decode now look at their first place, so that no softmax is over nothing.
-            seen = torch.arange(longest, device=lengths.device) < lengths.clamp(min=1)[:, None]
-            mask = torch.zeros(seen.shape, dtype=dtype, device=lengths.device)
-            self._seen[memory] = mask.masked_fill_(~seen, float("-inf"))[:, None, None]
-        return self._seen[memory]
+            # Slots that don't decode now attend to their first place, so that no softmax is over nothing.
+            valid = torch.arange(longest, device=lengths.device) < lengths.clamp(min=1)[:, None]
+            mask = torch.zeros(valid.shape, dtype=dtype, device=lengths.device)
+            self._memory_masks[memory] = mask.masked_fill_(~valid, float("-inf"))[:, None, None]
+        return self._memory_masks[memory]
 
     def _mask(self, window: int | None, positions: Tensor, length: int, group: int | None) -> Tensor:
-        """(N, 1, L, length): 0 where a token at `positions` (N, L) looks, else minus infinity; made once a pass."""
+        """(N, 1, L, length): 0 where a token at `positions` (N, L) attends, else minus infinity; made once a pass."""
         if (group, window) not in self._masks:
             # A float mask: SDPA would make one of a boolean mask anew in every layer.
             distance = positions[..., None] - torch.arange(length, device=positions.device)
-            seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-            mask = torch.zeros(seen.shape, dtype=self._dtype, device=positions.device)
-            self._masks[group, window] = mask.masked_fill_(~seen, float("-inf"))[:, None]
+            valid = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+            mask = torch.zeros(valid.shape, dtype=self._dtype, device=positions.device)
+            self._masks[group, window] = mask.masked_fill_(~valid, float("-inf"))[:, None]
         return self._masks[group, window]
+
+
+def by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices of sequences in groups of similar length, longest first: each is computed at its longest's length.
+
+    Up to a third of padding costs less than one more call of the attention kernel; very short ones are one group.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        longest = lengths[groups[-1][0]] if groups else 0
+        if groups and (lengths[index] * 4 >= longest * 3 or longest <= 32):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
 
 
 def _grown(old: Tensor, slots: int, before: int, after: int) -> Tensor:
@@ -262,20 +277,12 @@ def _grown(old: Tensor, slots: int, before: int, after: int) -> Tensor:
 
 
 def _like_long(prompts: Sequence[Span], first: int) -> list[tuple[list[Span], Tensor]]:
-    """Chunks grouped so that at most a third of a group is filling, with the indices of their tokens in the pass."""
+    """Chunks in groups of similar length, with the indices of their tokens in the pass."""
     begins, at = [], first
     for span in prompts:
         begins.append(at)
         at += span.end - span.start
-    order = sorted(range(len(prompts)), key=lambda index: prompts[index].start - prompts[index].end)
-    groups: list[list[int]] = []
-    for index in order:
-        length = prompts[index].end - prompts[index].start
-        longest = prompts[groups[-1][0]].end - prompts[groups[-1][0]].start if groups else 0
-        if groups and (length * 4 >= longest * 3 or longest <= 32):
-            groups[-1].append(index)
-        else:
-            groups.append([index])
+    groups = by_length([span.end - span.start for span in prompts])
     made = []
     for group in groups:
         longest = prompts[group[0]].end - prompts[group[0]].start

@@ -24,7 +24,7 @@ from kauli.models.adapters.linear import read_deltas
 SIBLINGS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one parent that read the same input: their A are multiplied at once."""
 VECTORS = ("scale", "input_scale", "bias")
-"""The terms that are no matrices."""
+"""The parts of a delta that are no matrices."""
 _SKINNY = range(3, 57)  # tokens; measured on MKL, where a product with so few is 1.2 to 2.7 times as fast transposed
 _DENSE_TOKENS = 64  # tokens x adapters whose masked product costs as much as one more pair of calls (measured)
 
@@ -40,12 +40,12 @@ class Run:
 
 @dataclass
 class Selection:
-    """Which adapter each token of the next pass has; shared by all layers that see the same tokens."""
+    """Which adapter each token of the next pass has; shared by all layers that compute the same tokens."""
 
     runs: tuple[Run, ...] = ()
     """Tokens with an adapter; empty: all are the base's."""
     together: int = 0
-    """The first so many tokens are computed with all their adapters at once, the runs behind them one by one."""
+    """The number of first tokens that are computed with all their adapters at once; later runs follow one by one."""
     low: int = 0
     high: int = 0
     """The places of those adapters: from `low` to below `high`."""
@@ -70,7 +70,7 @@ class Group:
         """Whether a token of the selection has such an adapter."""
         # Transposed: a product of few tokens reads it once, from end to end, in up to half the time.
         self.A = torch.zeros(places, layers[0].in_features, len(layers), 0, device=device, dtype=dtype)
-        self._seen: Tensor | None = None
+        self._last_input: Tensor | None = None
         self._first: tuple[Tensor, ...] = ()
         self._later: list[tuple[Tensor, ...]] = []
         for index, layer in enumerate(layers):
@@ -129,7 +129,7 @@ class Group:
 
     def multiply(self, input: Tensor) -> None:
         """A x for all layers, unless the input is the one that a sibling has just had; they take it from `add`."""
-        if self._seen is input:
+        if self._last_input is input:
             return
         selection, R = self.selection, self.rank
         x = input.reshape(-1, self.A.shape[1])
@@ -146,7 +146,7 @@ class Group:
                 torch.mul(product.permute(2, 1, 0, 3), selection.mask, out=masked)
                 self._first = masked.flatten(2).unbind()
         self._later = [torch.split(torch.mm(x[start:end], A), R, dim=1) for start, end, A in self._run_A]
-        self._seen = input
+        self._last_input = input
 
     def add(self, layer: "AdaptedLinear", y: Tensor) -> Tensor:
         """y + B A x, (T, out); y is overwritten."""
@@ -164,11 +164,11 @@ class Group:
     def rest(self) -> None:
         """Add nothing any more, and let go of the last input."""
         self.active = False
-        self._seen, self._first, self._later = None, (), []
+        self._last_input, self._first, self._later = None, (), []
 
 
 class AdaptedLinear(nn.Linear):
-    """A linear layer of the base (the same weight, not a copy) that adds what each token's adapter wants."""
+    """A linear layer of the base (the same weight, not a copy) that adds each token's adapter."""
 
     first_B: Tensor
     run_B: list[tuple[int, int, Tensor]]
@@ -241,8 +241,8 @@ class LoraBatch:
     """
 
     def __init__(self, model: nn.Module, places: int, wanted: Callable[[str], bool] = lambda name: True) -> None:
-        """`wanted` says by a layer's name whether its tokens are among those of the passes: a model whose parts see
-        other tokens, as an encoder and its decoder do, has a `LoraBatch` for each.
+        """`wanted` tells by a layer's name whether it computes the tokens of the passes: a model whose parts compute
+        different tokens, as an encoder and its decoder do, has a `LoraBatch` for each.
         """
         self.places = places
         self._body, self._head = Selection(), Selection()
@@ -296,7 +296,7 @@ class LoraBatch:
                     self._fill(names, placed)
 
     def remove(self, key: str) -> None:
-        """Forget an adapter; no pass that was selected with it may still be going on."""
+        """Forget an adapter; no pass with it may still be running."""
         del self._terms[key]
         self._state = ()
         place = self._place.pop(key, None)
@@ -307,8 +307,8 @@ class LoraBatch:
     def arrange(self, keys: Sequence[str]) -> dict[str, int]:
         """Give every key a place, close together; returns all places that are taken.
 
-        A pass is fastest whose first tokens stand in the order of these places. What lies in a place stays there until
-        the place is needed.
+        A pass is fastest if its first tokens are in the order of these places. An adapter keeps its place until the
+        place is needed.
         """
         if len(keys) > self.places:
             raise ValueError(f"{len(keys)} adapters in one pass, and {self.places} places")

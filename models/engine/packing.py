@@ -1,7 +1,7 @@
 """Several documents in one row without attention between them: no padding is computed.
 
-The linear layers, which are nearly all of the work, see one row of all tokens; attention alone is taken document by
-document, in buckets of similar length, so that a batch costs what its tokens cost. Shape letters: T tokens of the
+The linear layers, which are nearly all of the work, compute one row of all tokens; only attention is computed document
+by document, in buckets of similar length, so that a batch costs what its tokens cost. Shape letters: T tokens of the
 pack, N documents of a bucket, L the bucket's longest, H heads, D head size, M answer tokens.
 """
 
@@ -17,25 +17,25 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from kauli.models.engine.kv_cache import SlotPass
+from kauli.models.engine.kv_cache import SlotPass, by_length
 from kauli.models.requests import Media
 
 ATTENTION = "kauli_packed"
 """The `attn_implementation` that a model must be loaded with: SDPA, and packed attention where a pack is given."""
 
 FEATURE = -1
-"""Stands among a prompt's tokens where a connector puts the embedding of an encoder's feature."""
+"""The token of a prompt in whose place a connector puts the embedding of an encoder's feature."""
 
 
 class Document(NamedTuple):
-    """The tokens of one example; those from `answer_start` on are learned and scored."""
+    """The tokens of one example; those from `answer_start` on are trained and scored."""
 
     tokens: list[int]
     answer_start: int
     ended: bool
-    """Whether the last token is the end token (it is not where the answer had to be cut)."""
+    """Whether the last token is the end token (it is not where the answer was truncated)."""
     media: tuple[Media, ...] = ()
-    """What stands at the places of `FEATURE`, in their order."""
+    """Media for the places of `FEATURE`, in their order."""
 
 
 class MediaFeatures(NamedTuple):
@@ -44,19 +44,19 @@ class MediaFeatures(NamedTuple):
     values: Tensor
     """(F, width) float32."""
     places: Tensor
-    """(F,): the number of each among those of its own picture or recording."""
+    """(F,): the number of each among the features of its own image or clip."""
     positions: Tensor
-    """(F,): where each stands in the pack."""
+    """(F,): the position of each in the pack."""
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """Where each document's tokens lie in the pack, documents of similar length together."""
+    """The positions of each document's tokens in the pack, documents of similar length together."""
 
     shapes: tuple[tuple[int, int], ...]
     """(N, L) of each bucket."""
     positions: Tensor
-    """(sum of N x L,): indices into the pack's T tokens; a short document is filled up with its first index."""
+    """(sum of N x L,): indices into the pack's T tokens; a short document is padded with its first index."""
     inverse: Tensor
     """(T,): for each token of the pack its place among all the buckets' N x L places, laid end to end."""
 
@@ -71,13 +71,13 @@ class Batch:
     """(1, T) int64, counted from 0 in each document."""
     buckets: Buckets
     answer_positions: Tensor
-    """(M,): the positions whose next token is learned."""
+    """(M,): the positions whose next token is a target."""
     answer_ids: Tensor
     """(M,): those next tokens."""
     answer_document: Tensor
     """(M,): the index of the document that each belongs to."""
     answer_ends: Tensor
-    """(M,) bool: whether it is a document's end token, which is learned but not scored as text."""
+    """(M,) bool: whether it is a document's end token, which is trained but not scored as text."""
     media: Mapping[str, MediaFeatures] = field(default_factory=dict)
     """Kind -> its features."""
 
@@ -105,7 +105,7 @@ class Batch:
             **media,
             "input_ids": self.input_ids,
             "position_ids": self.position_ids,
-            # A mask of four dimensions is handed through as it is, so that none of T x T is built.
+            # transformers passes a mask of four dimensions on unchanged: none of T x T is built.
             "attention_mask": self.input_ids.new_ones(1, 1, 1, 1, dtype=torch.bool),
             "logits_to_keep": self.answer_positions,
             "packed_buckets": self.buckets,
@@ -141,7 +141,7 @@ def pack(documents: Sequence[Document]) -> Batch:
 
 
 def _features(documents: Sequence[Document], marked: Tensor) -> dict[str, MediaFeatures]:
-    """The features of all documents by kind; `marked` (T,) says where they stand."""
+    """The features of all documents by kind; `marked` (T,) is true at their positions."""
     media = [one for document in documents for one in document.media]
     positions = torch.split(marked.nonzero()[:, 0], [len(one.features) for one in media])
     found = {}
@@ -156,21 +156,11 @@ def _features(documents: Sequence[Document], marked: Tensor) -> dict[str, MediaF
 
 
 def into_buckets(lengths: Sequence[int], together: bool = False) -> Buckets:
-    """Where documents of these lengths, packed in this order, lie by likeness of length, or (`together`) in one."""
+    """The buckets of documents of these lengths, packed in this order: by length, or (`together`) a single one."""
     starts = [0]
     for length in lengths:
         starts.append(starts[-1] + length)
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    if together:
-        return _buckets([sorted(order)], lengths, starts)
-    groups: list[list[int]] = []
-    for index in order:
-        longest = lengths[groups[-1][0]] if groups else 0
-        # Up to a third of padding costs less than one more call of the attention kernel; very short ones go together.
-        if groups and (lengths[index] * 4 >= longest * 3 or longest <= 32):
-            groups[-1].append(index)
-        else:
-            groups.append([index])
+    groups = [list(range(len(lengths)))] if together else by_length(lengths)
     return _buckets(groups, lengths, starts)
 
 
@@ -192,7 +182,7 @@ def _buckets(groups: Sequence[Sequence[int]], lengths: Sequence[int], starts: Se
 
 
 def in_buckets(tokens: Tensor, buckets: Buckets) -> list[Tensor]:
-    """Tokens of a pack (T, ...) -> one (N, L, ...) for each bucket; filled-up places hold a document's first token."""
+    """Tokens of a pack (T, ...) -> one (N, L, ...) for each bucket; padding holds a document's first token."""
     laid: Tensor = _ToBuckets.apply(tokens, buckets.positions, buckets.inverse)
     parts = torch.split(laid, [N * L for N, L in buckets.shapes])
     return [part.view(*shape, *part.shape[1:]) for part, shape in zip(parts, buckets.shapes, strict=True)]
@@ -205,7 +195,7 @@ def out_of_buckets(parts: Sequence[Tensor], buckets: Buckets) -> Tensor:
 
 
 def true_places(buckets: Buckets) -> list[Tensor]:
-    """(N, L) bool for each bucket: where a token lies, rather than what a short document is filled up with."""
+    """(N, L) bool for each bucket: true where a token is, false for padding."""
     places = torch.arange(len(buckets.positions), device=buckets.positions.device)
     parts = torch.split(buckets.inverse[buckets.positions] == places, [N * L for N, L in buckets.shapes])
     return [part.view(*shape, *part.shape[1:]) for part, shape in zip(parts, buckets.shapes, strict=True)]
@@ -214,8 +204,8 @@ def true_places(buckets: Buckets) -> list[Tensor]:
 class _ToBuckets(torch.autograd.Function):
     """(T, ...) -> (N x L of all buckets, ...). Each token has one true place, and its gradient is gathered from there.
 
-    That is far cheaper than the scattered sum of `index_select`'s own backward. The places filled up behind a short
-    document get no gradient: their outputs are dropped, and the causal mask hides their keys.
+    That is far cheaper than the scattered sum of `index_select`'s own backward. The padding of a short document
+    gets no gradient: their outputs are dropped, and the causal mask hides their keys.
     """
 
     @staticmethod
@@ -274,7 +264,7 @@ def packed_attention(
     outputs = []
     for q, k, v in zip(*([part.transpose(1, 2) for part in parts] for parts in places), strict=True):
         L = q.shape[2]
-        # The filled-up places stand behind the document, where no query of it looks: the causal mask is enough.
+        # Padding is behind the document, where no query of it attends: the causal mask is enough.
         mask = None
         if sliding_window is not None and sliding_window < L:
             distance = torch.arange(L, device=q.device)[:, None] - torch.arange(L, device=q.device)

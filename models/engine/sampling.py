@@ -18,30 +18,30 @@ class Sampling:
     top_p: float = 1.0
     """Only the likeliest tokens whose mass reaches this (Holtzman et al. 2020, arXiv 1904.09751)."""
     top_k: int = 0
-    """Only so many of the likeliest tokens; 0: all."""
+    """The number of likeliest tokens that are kept; 0: all."""
     seed: int | None = None
     repetition_penalty: float = 1.0
     """Of CTRL (Keskar et al. 2019, arXiv 1909.05858): for tokens of the prompt or the answer so far."""
     min_tokens: int = 0
     ignore_eos: bool = False
     no_repeat: int = 0
-    """No run of so many tokens stands twice in the answer (Paulus et al. 2017, arXiv 1705.04304); 0: any may."""
+    """Length of token runs that may not occur twice in an answer (Paulus et al. 2017, arXiv 1705.04304); 0: any."""
 
 
 class Draw:
-    """One row's choice of tokens: its settings, its random numbers, the tokens it has seen."""
+    """One row's choice of tokens: its settings, its random numbers, its earlier tokens."""
 
     def __init__(self, sampling: Sampling, ends: frozenset[int], prompt: Sequence[int], index: int = 0) -> None:
         self.sampling = sampling
         self.count = 0
         self._ends = sorted(ends)
-        # Drawn on the CPU, one number a token: the same seed gives the same on every device, alone or in company.
+        # Drawn on the CPU, one number a token: the same seed gives the same on every device, alone or in a batch.
         self._random = torch.Generator()
         if sampling.seed is None:
             self._random.seed()
         else:
             self._random.manual_seed((sampling.seed + index * 0x9E3779B97F4A7C15) % 2**63)
-        self.seen = sorted(set(prompt)) if sampling.repetition_penalty != 1.0 else []
+        self.earlier = sorted(set(prompt)) if sampling.repetition_penalty != 1.0 else []
         self._answer: list[int] = []
         self._followed: dict[tuple[int, ...], list[int]] = {}
 
@@ -66,8 +66,8 @@ class Draw:
             if len(self._answer) >= size - 1:
                 self._followed.setdefault(self._tail(size - 1), []).append(token)
             self._answer.append(token)
-        if self.sampling.repetition_penalty != 1.0 and token not in self.seen:
-            self.seen.append(token)
+        if self.sampling.repetition_penalty != 1.0 and token not in self.earlier:
+            self.earlier.append(token)
 
 
 def choose(logits: Tensor, rows: Sequence[Draw]) -> list[int]:
@@ -76,8 +76,8 @@ def choose(logits: Tensor, rows: Sequence[Draw]) -> list[int]:
     chosen = logits.argmax(dim=-1)
     warm = [place for place, row in enumerate(rows) if row.sampling.temperature > 0]
     if warm:
-        # Rows that are cut at a mass or a number are drawn in order of likelihood, the others in that of the
-        # vocabulary: which of the two depends on the row alone, so that company doesn't change its answer.
+        # Rows that are restricted to a mass or a number are drawn in order of likelihood, the others in that of the
+        # vocabulary: which of the two depends on the row alone, so that a batch doesn't change its answer.
         cut = [place for place in warm if rows[place].sampling.top_p < 1 or rows[place].sampling.top_k]
         plain = [place for place in warm if place not in cut]
         for places, draw in ((cut, _draw_cut), (plain, _draw_plain)):
@@ -93,12 +93,12 @@ def choose(logits: Tensor, rows: Sequence[Draw]) -> list[int]:
 
 def _restrict(logits: Tensor, rows: Sequence[Draw]) -> None:
     """Repetition penalties, and end tokens that may not come yet."""
-    places = [place for place, row in enumerate(rows) for _ in row.seen]
+    places = [place for place, row in enumerate(rows) for _ in row.earlier]
     if places:
-        tokens = [token for row in rows for token in row.seen]
+        tokens = [token for row in rows for token in row.earlier]
         penalty = torch.tensor([rows[place].sampling.repetition_penalty for place in places], device=logits.device)
         scores = logits[places, tokens]
-        # What speaks for a seen token is divided, what is against it multiplied.
+        # A positive score is divided, a negative one multiplied: both make the token less likely.
         logits[places, tokens] = torch.where(scores > 0, scores / penalty, scores * penalty)
     forbidden = [(place, token) for place, row in enumerate(rows) for token in row.forbidden()]
     if forbidden:

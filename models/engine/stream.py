@@ -3,12 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from kauli.models.engine.engine import Progress
-from kauli.models.requests import Chunk
+from kauli.models.requests import Chunk, Progress
 
 
 class Stepping(Protocol):
-    """A task whose requests are queued and then go on step by step."""
+    """A task whose requests are queued and then answered step by step."""
 
     def submit(self, request: Any, adapter: str | None) -> list[Any]:
         """Queue a request; a ticket, which can be cancelled, for each of its answers."""
@@ -26,7 +25,7 @@ def stream(
 ) -> Iterator[list[Chunk]]:
     """Answer requests together, each row with its own adapter; yields the chunks of each pass.
 
-    A row ends early when `cancelled(row)` says so before a pass; `order` is that in which they are queued. Raises
+    A row ends early when `cancelled(row)` is true before a pass; they are queued in `order`. Raises
     UsageError as the task's `submit` does.
     """
     rows: dict[Any, tuple[int, int]] = {}
@@ -40,15 +39,11 @@ def stream(
             chunks = []
             for ticket, progress in task.step():
                 row, index = rows[ticket]
-                chunks.append(
-                    Chunk(
-                        row, progress.text, progress.tokens, progress.finish, index, progress.logprobs, progress.words
-                    )
-                )
+                chunks.append(Chunk(**vars(progress), row=row, index=index))
                 if progress.finish:
                     del rows[ticket]
             yield chunks
-    finally:  # whoever leaves in the middle takes the rest along
+    finally:  # a caller that stops early cancels the rest
         for ticket in rows:
             ticket.cancelled = True
         if rows:

@@ -8,7 +8,7 @@ Transcripts are normalised (`kauli.models.speech.vocabulary.normalised`): lower 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -20,10 +20,9 @@ from transformers import Wav2Vec2FeatureExtractor
 from transformers.utils.logging import disable_progress_bar
 
 from kauli.models.bases.find import Base
-from kauli.models.engine.stream import stream
-from kauli.models.errors import KauliError, UsageError
+from kauli.models.errors import KauliError
 from kauli.models.media.decode import RATE
-from kauli.models.requests import Chunk, Progress, TranscriptionRequest
+from kauli.models.requests import Progress, TranscriptionRequest
 from kauli.models.speech.ctc_adapter import (
     CtcHead,
     LoadedCtcAdapter,
@@ -112,59 +111,38 @@ class CtcBase(SpeechModel):
 class CtcTask(CtcBase, Recogniser):
     """A CTC model that transcribes with any number of adapters, on one device. Belongs to one thread at a time."""
 
+    shortest_first = True
+
     def __init__(self, model: Any, extractor: Any, base: Base, slots: int = SLOTS) -> None:
-        super().__init__(model, extractor, base)
-        self.slots = slots
-        self._runner: CtcRunner | None = None
-        self._loaded: dict[str, LoadedCtcAdapter] = {}
-        self._full: dict[str, CtcRunner] = {}
+        CtcBase.__init__(self, model, extractor, base)
+        Recogniser.__init__(self, slots)
         self._waiting: deque[ClipTicket] = deque()
 
     def languages(self, adapter: str | None = None) -> tuple[str, ...]:
         if adapter is not None:
-            return self._loaded[adapter].languages
+            return tuple(self._loaded[adapter].languages)
         return tuple(dict.fromkeys(tag for code in self._codes if (tag := tag_of(code))))
 
-    # Adapters
-
     def read_adapter(self, folder: Path) -> LoadedCtcAdapter:
-        return read_adapter(folder, self._bare, self._shared().adapters.layers, self._head_of)
+        return read_adapter(folder, self._bare, self._layers(), self._head_of)
 
     def put_adapter(self, key: str, loaded: LoadedCtcAdapter) -> None:
-        self.check_new(key)
-        if loaded.deltas is not None:
-            self._shared().adapters.add(key, loaded.deltas)
-            loaded = replace(loaded, head=replace(loaded.head, lora=key))
-        if loaded.model is not None:
-            self._full[key] = CtcRunner(loaded.model, self.slots)
-        self._loaded[key] = loaded
+        lora = None if loaded.deltas is None else key
+        super().put_adapter(key, replace(loaded, head=replace(loaded.head, lora=lora)))
 
-    def remove_adapter(self, key: str) -> None:
-        loaded = self._loaded.pop(key)
-        self._full.pop(key, None)
-        if loaded.deltas is not None:
-            self._shared().adapters.remove(key)
-
-    def _shared(self) -> CtcRunner:
-        if self._runner is None:
-            self._runner = CtcRunner(self._bare, self.slots)
-        return self._runner
+    def _new_runner(self, model: Any) -> CtcRunner:
+        return CtcRunner(model, self.slots)
 
     def _chosen(self, adapter: str | None, language: str | None) -> tuple[CtcRunner, CtcHead]:
         """What computes a clip; without an adapter, by the base's own of the language, else by the one built in."""
         if adapter is not None:
-            return self._full.get(adapter) or self._shared(), self._loaded[adapter].head
+            return self._runner_of(adapter)[0], self._loaded[adapter].head
         return self._shared(), self._head_of(find_code(language, self._codes) if language else None)
-
-    # Scoring and transcribing
 
     def bits(
         self, rows: Sequence[Row], adapter: str | None, full_window: bool | None = None
     ) -> list[tuple[float, int]]:
-        """For each row the bits that its normalised transcript costs, and its UTF-8 bytes.
-
-        Raises UsageError for `full_window=True`.
-        """
+        """See `Recogniser.bits`; the transcripts are normalised."""
         self._check_window(full_window)
 
         def logits(part: Sequence[Row]) -> tuple[list[Tensor], list[Vocabulary]]:
@@ -173,15 +151,6 @@ class CtcTask(CtcBase, Recogniser):
             return found, [head.letters for _, head in chosen]
 
         return self._bits(rows, logits, self.slots)
-
-    def _check_window(self, full_window: bool | None) -> None:
-        if full_window:
-            raise UsageError(
-                f"{self.base.name} takes clips at their own length: full_window must be false or left out."
-            )
-
-    def prepare(self) -> None:
-        self._shared()
 
     @property
     def busy(self) -> bool:
@@ -194,19 +163,11 @@ class CtcTask(CtcBase, Recogniser):
     def submit(
         self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None
     ) -> list[ClipTicket]:
-        """Queue a clip with an adapter; its tickets. The request's prompt and temperature have no effect.
-
-        Without an adapter the base's own of the language transcribes, where it has one, else the one built in. Raises
-        UsageError for a clip longer than `seconds`, and for `full_window=True`.
-        """
-        self.check_length(request)
-        self._check_window(request.full_window)
+        """See `Recogniser.submit`; prompt and temperature have no effect: a CTC model has neither."""
+        self._check(request)
         runner, head = self._chosen(adapter, request.language)
         wave = self.model_input(request.samples)
-        trained = self._loaded[adapter].languages if adapter else ()
-        language = request.language or (trained[0] if len(trained) == 1 else None)
-        seconds = len(request.samples) / RATE
-        clip = ClipRequest(wave, adapter, language, request.max_tokens, request.logprobs, seconds, request.words)
+        clip = ClipRequest(request, adapter, self._language_of(request, adapter), wave)
         frames = frame_count(self._bare.config, len(wave))
         tickets = [ClipTicket(clip, runner, head, frames) for _ in range(request.n)]
         self._waiting += tickets
@@ -224,13 +185,3 @@ class CtcTask(CtcBase, Recogniser):
         waves = [ticket.generation.wave for ticket in part]
         found = part[0].runner.logits(waves, [ticket.head for ticket in part])
         return ended + [(ticket, answer(ticket, logits)) for ticket, logits in zip(part, found, strict=True)]
-
-    def generate(
-        self,
-        requests: Sequence[TranscriptionRequest],
-        adapters: Sequence[str | None],
-        cancelled: Callable[[int], bool] | None = None,
-    ) -> Iterator[list[Chunk]]:
-        """Transcribe clips together, each with its own adapter; yields the chunks of each pass, short clips first."""
-        order = sorted(range(len(requests)), key=lambda row: len(requests[row].samples))
-        return stream(self, requests, adapters, cancelled, order)

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2ForCTC
 from transformers.utils import logging
 
-from kauli.models.adapters.delta import LinearDelta
 from kauli.models.adapters.kinds.attention_adapter import ADAPTER_LAYER, adapter_layers, adapter_parameters, new_adapter
 from kauli.models.adapters.linear import read_deltas
 from kauli.models.adapters.peft_weights import read_peft_weights
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.files import check_safetensors, read_json
+from kauli.models.speech.task import LoadedAdapter
 from kauli.models.speech.vocabulary import Vocabulary
 
 SETTINGS, ADAPTER, HEAD = "speech.json", "attention_adapter.safetensors", "lm_head.safetensors"
@@ -72,17 +72,11 @@ class CtcHead:
     """The key of its deltas of the linear layers."""
 
 
-@dataclass(frozen=True)
-class LoadedCtcAdapter:
-    """The contents of an adapter folder."""
+@dataclass(frozen=True, kw_only=True)
+class LoadedCtcAdapter(LoadedAdapter):
+    """With the head for its letters."""
 
     head: CtcHead
-    languages: tuple[str, ...]
-    """Those that it was trained on; empty for one of plain PEFT."""
-    deltas: dict[str, LinearDelta] | None = None
-    """Of the linear layers, for a LoRA."""
-    model: Any = None
-    """The model, after full fine-tuning."""
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> Any:
@@ -150,17 +144,18 @@ def read_adapter(
         model = load_model(folder, base.dtype).to(base.device)
         _check_shape(model, base, folder)
         model.train(False).requires_grad_(False)
-        return LoadedCtcAdapter(built_in(model, settings.letters), settings.languages, model=model)
+        return LoadedCtcAdapter(head=built_in(model, settings.letters), languages=settings.languages, model=model)
     if (folder / ADAPTER).exists():
         settings = read_settings(folder)
         head = read_adapter_layers(folder / ADAPTER, base, settings.letters, settings.dim)
-        return LoadedCtcAdapter(head, settings.languages)
+        return LoadedCtcAdapter(head=head, languages=settings.languages)
     deltas = read_deltas(folder, linears, torch.float32)
     if not (folder / SETTINGS).is_file():  # plain PEFT, with the base's own letters
-        return LoadedCtcAdapter(own(None), (), deltas)
+        return LoadedCtcAdapter(head=own(None), deltas=deltas)
     settings = read_settings(folder)
     head = read_head(folder / HEAD, base, settings.letters)
-    return LoadedCtcAdapter(replace(head, attention=own(settings.init_from).attention), settings.languages, deltas)
+    head = replace(head, attention=own(settings.init_from).attention)
+    return LoadedCtcAdapter(head=head, languages=settings.languages, deltas=deltas)
 
 
 def read_settings(folder: Path) -> Settings:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from kauli.models.adapters.kinds.attention_adapter import ADAPTER_LAYER, adapter_layers
 from kauli.models.engine.lora_batch import LoraBatch
 from kauli.models.media.decode import RATE
-from kauli.models.requests import Progress, TokenLogprob, Word
+from kauli.models.requests import Progress, TokenLogprob, TranscriptionRequest, Word
 from kauli.models.speech.ctc_adapter import CtcHead
 from kauli.models.speech.ctc_model import (
     RowAdapters,
@@ -36,7 +36,7 @@ class CtcRunner:
     def __init__(self, model: Any, slots: int) -> None:
         """`slots` is the number of LoRAs that one pass can mix."""
         self.model = model
-        self.adapters = LoraBatch(model, slots, lambda name: name.startswith("wav2vec2.") and ADAPTER_LAYER not in name)
+        self.batches = (LoraBatch(model, slots, _adaptable),)
         self._places = []
         for layer in adapter_layers(model):
             layer.adapter_layer = RowAdapters()
@@ -54,7 +54,7 @@ class CtcRunner:
             runs.append((rows[0], rows[-1] + 1, heads[order[rows[0]]]))
         for layer, place in enumerate(self._places):
             place.runs = [(start, end, head.attention[layer]) for start, end, head in runs]
-        with self.adapters.apply([(head.lora, (end - start) * most) for start, end, head in runs]):
+        with self.batches[0].apply([(head.lora, (end - start) * most) for start, end, head in runs]):
             hidden = encode(self.model, inputs)
         out = [hidden] * len(order)
         for start, end, head in runs:
@@ -62,6 +62,10 @@ class CtcRunner:
             for index, own in zip(order[start:end], own_frames(self.model, found, inputs[start:end]), strict=True):
                 out[index] = own
         return out
+
+
+def _adaptable(name: str) -> bool:
+    return name.startswith("wav2vec2.") and ADAPTER_LAYER not in name
 
 
 def own_frames(model: Any, logits: Tensor, waves: Sequence[Tensor]) -> list[Tensor]:
@@ -85,14 +89,10 @@ def cost(logits: Tensor, text: str, letters: Vocabulary) -> tuple[float, int]:
 class ClipRequest:
     """A clip and what is requested of it."""
 
-    wave: Tensor
+    request: TranscriptionRequest
     adapter: str | None
     language: str | None
-    max_tokens: int | None
-    logprobs: int | None
-    seconds: float
-    """The clip's."""
-    words: bool
+    wave: Tensor
 
 
 @dataclass(eq=False)
@@ -124,25 +124,28 @@ def answer(ticket: ClipTicket, logits: Tensor) -> Progress:
     """The whole transcript of a clip from its logits (F, V); `failed` where they are not finite."""
     if not logits.isfinite().all():
         return Progress("", 0, "failed")
-    asked, letters = ticket.generation, ticket.head.letters
+    request, letters = ticket.generation.request, ticket.head.letters
     path = best_path(logits, letters.blank)
-    cut = path[: asked.max_tokens]
+    cut = path[: request.max_tokens]
     logprobs: tuple[TokenLogprob, ...] = ()
-    if asked.logprobs is not None:
+    if request.logprobs is not None:
         logprobs = tuple(TokenLogprob(place, letters.written(place).encode(), value) for place, value in cut)
     text = letters.decode(place for place, _ in cut)
     words: tuple[Word, ...] = ()
-    if asked.words:
+    if request.words:
+        seconds = len(request.samples) / RATE
         # A letter is likeliest in some frame of the sound that it stands for, which reaches further on both sides
         stride = math.prod(ticket.runner.model.config.conv_stride) / RATE
         frames = letter_frames(logits, letters.blank)
         words = words_of(
             [
-                Word(letters.written(place), min(first * stride, asked.seconds), min(end * stride, asked.seconds))
+                Word(letters.written(place), min(first * stride, seconds), min(end * stride, seconds))
                 for (place, _), (first, end) in zip(cut, frames, strict=False)
             ]
         )
-    return Progress(text, len(cut), "stop" if len(cut) == len(path) else "length", logprobs, words, asked.language)
+    return Progress(
+        text, len(cut), "stop" if len(cut) == len(path) else "length", logprobs, words, ticket.generation.language
+    )
 
 
 def letter_frames(logits: Tensor, blank: int) -> list[tuple[int, int]]:

@@ -35,7 +35,7 @@ from kauli.models.speech.ctc_model import (
     frames_needed,
     losses,
 )
-from kauli.models.speech.task import SLOTS, Row, TrainableRecogniser, served_dtype
+from kauli.models.speech.task import SLOTS, Row, TrainableRecogniser, Trained, served_dtype
 from kauli.models.speech.vocabulary import Vocabulary, find_code
 
 
@@ -65,7 +65,7 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
     @property
     def trained(self) -> nn.Module:
         """The module to train: called with a `CtcBatch` it returns the losses (N,) of its clips in nats."""
-        return _Trained(self.model, self._bare, self.letters.blank)
+        return Trained(lambda batch: losses(self._bare, batch, self.letters.blank), model=self.model)
 
     def add_languages(
         self, tags: Sequence[str], init_from: Mapping[str, Sequence[str]], texts: Sequence[str] = ()
@@ -168,15 +168,3 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
         for layer, module in zip(adapter_layers(self._bare), self._own_layers, strict=False):
             layer.adapter_layer = module
         return CtcTask(self._bare.to(served_dtype(self.device)), self.extractor, self.base)
-
-
-class _Trained(nn.Module):
-    """The model with the loss as its forward. `model` holds `bare` and what a method put around it."""
-
-    def __init__(self, model: nn.Module, bare: Any, blank: int) -> None:
-        super().__init__()
-        self.model, self._bare, self._blank = model, [bare], blank  # in a list, so that no parameter has two names
-
-    def forward(self, batch: CtcBatch) -> Tensor:
-        """The losses (N,) of a batch's clips in nats."""
-        return losses(self._bare[0], batch, self._blank)

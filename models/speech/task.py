@@ -6,7 +6,7 @@ adapters, or as a `TrainableRecogniser`, which learns one.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import import_module
+from dataclasses import dataclass
 from inspect import isabstract
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from kauli.models.adapters.delta import LinearDelta
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.bases.find import Base
 from kauli.models.engine.malloc import keep_freed_memory
@@ -22,18 +23,13 @@ from kauli.models.errors import UsageError
 from kauli.models.files import read_json
 from kauli.models.media.decode import RATE
 from kauli.models.requests import Chunk, Progress, TranscriptionRequest
+from kauli.models.tasks import Trainable, resolve
 
 ARCHITECTURES = {
-    "whisper": {
-        "served": "kauli.models.speech.whisper:WhisperTask",
-        "trainable": "kauli.models.speech.whisper_training:TrainableWhisper",
-    },
-    "wav2vec2": {
-        "served": "kauli.models.speech.ctc:CtcTask",
-        "trainable": "kauli.models.speech.ctc_training:TrainableCtc",
-    },
+    "whisper": ("kauli.models.speech.whisper:WhisperTask", "kauli.models.speech.whisper_training:TrainableWhisper"),
+    "wav2vec2": ("kauli.models.speech.ctc:CtcTask", "kauli.models.speech.ctc_training:TrainableCtc"),
 }
-"""A configuration's `model_type` -> the classes of both lives, imported when they are asked for."""
+"""A configuration's `model_type` -> the served and the trainable class, imported when they are asked for."""
 SLOTS = 16
 """Clips of one pass."""
 
@@ -62,7 +58,15 @@ class SpeechModel(ABC):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "cpu":
             keep_freed_memory()
-        chosen: type[Self] = _class_for(base, cls.life) if isabstract(cls) else cls
+        chosen = cls
+        if isabstract(cls):
+            kind = read_json(base.folder / "config.json").get("model_type")
+            if kind not in ARCHITECTURES:
+                raise UsageError(
+                    f"'{base.name}' is a model of the kind '{kind}'; the task 'transcribe' takes "
+                    f"{', '.join(ARCHITECTURES)}."
+                )
+            chosen = resolve(ARCHITECTURES[kind][cls.life == "trainable"])
         return chosen.read(base, torch.device(device), dtype or served_dtype(device), **options)
 
     @classmethod
@@ -91,42 +95,91 @@ class SpeechModel(ABC):
         """Samples (n,) as the model takes them, float32 (see `input_kind`); samples beyond `seconds` are cut off."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoadedAdapter:
+    """The contents of an adapter folder."""
+
+    languages: tuple[str, ...] = ()
+    """Those that it was trained on; empty for an adapter of plain PEFT."""
+    deltas: dict[str, LinearDelta] | None = None
+    """Of its linear layers by name."""
+    model: Any = None
+    """The whole model, after full fine-tuning."""
+
+
 class Recogniser(SpeechModel):
     """Transcribes clips, each with its own adapter. Belongs to one thread at a time."""
 
     life = "served"
-    slots: int
-    _loaded: dict[str, Any]
-    """The adapters by their keys."""
+    shortest_first: ClassVar[bool] = False
+    """Whether `generate` queues short clips first."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._runner: Any = None
+        self._full: dict[str, Any] = {}
+        self._loaded: dict[str, Any] = {}
+
+    @abstractmethod
+    def _new_runner(self, model: Any) -> Any:
+        """A model with `batches` ((LoraBatch, ...)), which mix the adapters' deltas of its layers."""
+
+    def _shared(self) -> Any:
+        """The base's runner, with all adapters that are no whole models."""
+        if self._runner is None:
+            self._runner = self._new_runner(self.model)
+        return self._runner
+
+    def _runner_of(self, adapter: str | None) -> tuple[Any, str | None]:
+        """The runner that computes with an adapter, and the adapter's key in there."""
+        full = self._full.get(adapter or "")
+        return (self._shared(), adapter) if full is None else (full, None)
+
+    def prepare(self) -> None:
+        """Build the engine now, before anything else runs in another thread."""
+        self._shared()
 
     @abstractmethod
     def languages(self, adapter: str | None = None) -> tuple[str, ...]:
         """The language tags that the base knows, or those that a loaded adapter was trained on."""
 
+    def _language_of(self, request: TranscriptionRequest, adapter: str | None) -> str | None:
+        """The language that is requested, or the only one of the adapter."""
+        trained = self._loaded[adapter].languages if adapter else ()
+        return request.language or (trained[0] if len(trained) == 1 else None)
+
     def adapters(self) -> list[str]:
         """The keys of the loaded adapters."""
         return list(self._loaded)
 
-    def check_new(self, key: str) -> None:
-        """Raise ValueError where an adapter is loaded under this key."""
-        if key in self._loaded:
-            raise ValueError(f"adapter {key!r} is loaded already")
-
     @abstractmethod
-    def read_adapter(self, folder: Path) -> Any:
+    def read_adapter(self, folder: Path) -> LoadedAdapter:
         """The contents of a checked adapter folder, for `put_adapter`; KauliError where they do not fit the base."""
 
-    @abstractmethod
     def put_adapter(self, key: str, loaded: Any) -> None:
-        """Load what `read_adapter` returned under a key (such as `transcribe-be@3`); ValueError where it is taken."""
+        """Load what `read_adapter` returned under a key (such as `transcribe-be@3`)."""
+        if key in self._loaded:
+            raise ValueError(f"adapter {key!r} is loaded already")
+        if loaded.model is not None:
+            self._full[key] = self._new_runner(loaded.model)
+        if loaded.deltas is not None:
+            for batch in self._shared().batches:
+                batch.add(key, {name: delta for name, delta in loaded.deltas.items() if name in batch.layers})
+        self._loaded[key] = loaded
 
     def add_adapter(self, key: str, folder: Path) -> None:
         """`read_adapter` and `put_adapter` at once."""
         self.put_adapter(key, self.read_adapter(folder))
 
-    @abstractmethod
     def remove_adapter(self, key: str) -> None:
         """Unload an adapter, which no request may be using."""
+        self._full.pop(key, None)
+        if self._loaded.pop(key).deltas is not None:
+            for batch in self._shared().batches:
+                batch.remove(key)
+
+    def _layers(self) -> dict[str, nn.Linear]:
+        return {name: layer for batch in self._shared().batches for name, layer in batch.layers.items()}
 
     @abstractmethod
     def bits(
@@ -134,12 +187,8 @@ class Recogniser(SpeechModel):
     ) -> list[tuple[float, int]]:
         """For each row the bits that its transcript costs, -log2 of its likelihood, and the transcript's UTF-8 bytes.
 
-        `full_window` is that of `TranscriptionRequest`.
+        `full_window` is that of `TranscriptionRequest`; UsageError where the architecture lacks it.
         """
-
-    @abstractmethod
-    def prepare(self) -> None:
-        """Build the engine now, before anything else runs in another thread."""
 
     @property
     @abstractmethod
@@ -154,8 +203,8 @@ class Recogniser(SpeechModel):
     def submit(self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None) -> list[Any]:
         """Queue a clip with an adapter (None: the base alone); its tickets.
 
-        Raises UsageError for a clip longer than `seconds`, a language that neither base nor adapter knows, and an
-        option that the architecture lacks.
+        Raises UsageError for a clip longer than `seconds`, a language that neither base nor adapter knows, and a
+        `full_window` that the architecture lacks.
         """
 
     @abstractmethod
@@ -169,19 +218,43 @@ class Recogniser(SpeechModel):
         cancelled: Callable[[int], bool] | None = None,
     ) -> Iterator[list[Chunk]]:
         """Transcribe clips together, each with its own adapter; yields the chunks of each pass."""
-        return stream(self, requests, adapters, cancelled)
+        order = sorted(range(len(requests)), key=lambda row: len(requests[row].samples) if self.shortest_first else row)
+        return stream(self, requests, adapters, cancelled, order)
 
-    def check_length(self, request: TranscriptionRequest) -> None:
-        """Raise UsageError for a clip longer than `seconds`."""
+    def _check(self, request: TranscriptionRequest) -> None:
         if len(request.samples) > self.seconds * RATE:
             raise UsageError(
                 f"the clip has {len(request.samples) / RATE:.1f} seconds; {self.base.name} takes {self.seconds:g} at "
                 "most: cut the audio into shorter clips."
             )
+        self._check_window(request.full_window)
+
+    def _check_window(self, full_window: bool | None) -> None:
+        if full_window and not self.pads:
+            raise UsageError(
+                f"{self.base.name} takes clips at their own length: full_window must be false or left out."
+            )
 
 
-class TrainableRecogniser(SpeechModel):
-    """Learns one adapter: `add_languages`, `attach`, losses of `collate`d examples by `trained`, `save`."""
+class Trained(nn.Module):
+    """Modules whose parameters are trained, with `losses` of a batch as their forward."""
+
+    def __init__(self, losses: Callable[[Any], Tensor], **modules: nn.Module) -> None:
+        super().__init__()
+        self._losses = losses
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, batch: Any) -> Tensor:
+        """The losses of the batch's targets in nats."""
+        return self._losses(batch)
+
+
+class TrainableRecogniser(SpeechModel, Trainable):
+    """Learns one adapter: `add_languages`, `attach`, losses of `collate`d examples by `trained`, `save`.
+
+    `trained` is called with a batch and returns the losses of its targets in nats.
+    """
 
     life = "trainable"
     _attached = False
@@ -206,19 +279,6 @@ class TrainableRecogniser(SpeechModel):
         self._attached = True
 
     @abstractmethod
-    def start_from(self, folder: Path) -> None:
-        """Give the attached adapter the weights of an adapter folder of the same kind and shape, else KauliError."""
-
-    @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Write the adapter as a folder."""
-
-    @property
-    @abstractmethod
-    def trained(self) -> nn.Module:
-        """The module to train: called with a batch it returns the losses of its targets in nats."""
-
-    @abstractmethod
     def encode(self, rows: Sequence[Row]) -> list[Any]:
         """Rows as examples, which have `samples`, `tokens`, `frames` and `language`."""
 
@@ -238,24 +298,7 @@ class TrainableRecogniser(SpeechModel):
     def current_bits(self, rows: Sequence[Row]) -> list[tuple[float, int]]:
         """As `Recogniser.bits`, of the model in its present state; before `attach` of the base as it was made."""
 
-    @abstractmethod
-    def served(self) -> Recogniser:
-        """The base as a `Recogniser`, on the same weights; read anew only where training changed them.
-
-        The adapter is taken off, so that this object cannot be used afterwards.
-        """
-
 
 def served_dtype(device: torch.device | str) -> torch.dtype:
     """The precision in which a base is served on a device."""
     return torch.bfloat16 if str(device).startswith("cuda") else torch.float32
-
-
-def _class_for(base: Base, life: str) -> Any:
-    kind = read_json(base.folder / "config.json").get("model_type")
-    if kind not in ARCHITECTURES:
-        raise UsageError(
-            f"'{base.name}' is a model of the kind '{kind}'; the task 'transcribe' takes {', '.join(ARCHITECTURES)}."
-        )
-    module, _, attribute = ARCHITECTURES[kind][life].partition(":")
-    return getattr(import_module(module), attribute)

@@ -121,7 +121,7 @@ class WhisperBase(SpeechModel):
             prompt = self.prompt_tokens(TranscriptionRequest(row["samples"], row["language"]))
             answer: list[int] = self.tokenizer(" " + nfc(row["text"]).strip(), add_special_tokens=False).input_ids
             tokens = [*prompt, *answer, self.end][: self.window]
-            examples.append(WhisperExample(row["samples"], tokens, len(prompt), row["language"], str(row.get("id"))))
+            examples.append(WhisperExample(row["samples"], tokens, len(prompt), row["language"]))
         return examples
 
     def collate(self, examples: Sequence[WhisperExample], inputs: Sequence[Tensor] | None = None) -> WhisperBatch:
@@ -157,63 +157,28 @@ class WhisperTask(WhisperBase, Recogniser):
     """A Whisper that transcribes with any number of adapters, on one device. Belongs to one thread at a time."""
 
     def __init__(self, model: Any, tokenizer: Any, extractor: Any, base: Base, slots: int = SLOTS) -> None:
-        super().__init__(model, tokenizer, extractor, base)
-        self.slots = slots
+        WhisperBase.__init__(self, model, tokenizer, extractor, base)
+        Recogniser.__init__(self, slots)
         suppressed = set(getattr(model.generation_config, "suppress_tokens", None) or [])
         self._suppressed = sorted((suppressed | set(range(self.end, model.config.vocab_size))) - {self.end})
-        self._runner: WhisperRunner | None = None
-        self._full: dict[str, WhisperRunner] = {}
-        self._loaded: dict[str, LoadedWhisperAdapter] = {}
 
     def languages(self, adapter: str | None = None) -> tuple[str, ...]:
-        return tuple(self._language_tokens) if adapter is None else self._loaded[adapter].languages
+        return tuple(self._language_tokens if adapter is None else self._loaded[adapter].languages)
 
     def frames(self, spectrograms: Sequence[Tensor]) -> list[Tensor]:
         """The encoder's frames (F, W) of each spectrogram without any adapter, float32 on the CPU."""
         return [part.float().cpu() for part in self._shared().frames(spectrograms)]
 
-    # Adapters
-
     def read_adapter(self, folder: Path) -> LoadedWhisperAdapter:
-        runner = self._shared()
-        return read_adapter(folder, self.model, {**runner.encoding.layers, **runner.decoding.layers})
-
-    def put_adapter(self, key: str, loaded: LoadedWhisperAdapter) -> None:
-        self.check_new(key)
-        if isinstance(loaded.weights, dict):
-            runner = self._shared()
-            for batch in (runner.encoding, runner.decoding):
-                batch.add(key, {name: delta for name, delta in loaded.weights.items() if name in batch.layers})
-        else:
-            self._full[key] = self._new_runner(loaded.weights)
-        self._loaded[key] = loaded
-
-    def remove_adapter(self, key: str) -> None:
-        del self._loaded[key]
-        if self._full.pop(key, None) is None:
-            runner = self._shared()
-            runner.encoding.remove(key)
-            runner.decoding.remove(key)
-
-    def _shared(self) -> WhisperRunner:
-        if self._runner is None:
-            self._runner = self._new_runner(self.model)
-        return self._runner
+        return read_adapter(folder, self.model, self._layers())
 
     def _new_runner(self, model: Any) -> WhisperRunner:
         return WhisperRunner(model, self.token_bytes, self._suppressed, self.slots, self._start, self._language_tokens)
 
-    def _runner_of(self, adapter: str | None) -> tuple[WhisperRunner, str | None]:
-        """The runner that computes with an adapter, and the adapter's key in there."""
-        full = self._full.get(adapter or "")
-        return (self._shared(), adapter) if full is None else (full, None)
-
-    # Scoring and transcribing
-
     def bits(
         self, rows: Sequence[Row], adapter: str | None, full_window: bool | None = None
     ) -> list[tuple[float, int]]:
-        """For each row the bits that its transcript costs, and the transcript's UTF-8 bytes (after NFC)."""
+        """See `Recogniser.bits`; the transcripts are in NFC."""
         runner, key = self._runner_of(adapter)
         embeddings = self._loaded[adapter].language_embeddings if adapter else {}
 
@@ -230,9 +195,6 @@ class WhisperTask(WhisperBase, Recogniser):
         """Whether clips are padded to the whole window: for the base and plain PEFT adapters, which learned so."""
         return (adapter is None or not self._loaded[adapter].languages) if wanted is None else wanted
 
-    def prepare(self) -> None:
-        self._shared()
-
     @property
     def busy(self) -> bool:
         return any(runner.busy for runner in self._runners())
@@ -240,13 +202,8 @@ class WhisperTask(WhisperBase, Recogniser):
     def submit(
         self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None
     ) -> list[Ticket]:
-        """Queue a clip with an adapter (None: the base alone); its tickets.
-
-        Raises UsageError for a clip longer than `seconds`, and for a language that neither base nor adapter knows.
-        """
-        self.check_length(request)
-        trained = self._loaded[adapter].languages if adapter else ()
-        language = request.language or (trained[0] if len(trained) == 1 else None)
+        self._check(request)
+        language = self._language_of(request, adapter)
         if language != request.language:
             request, tokens = replace(request, language=language), None
         prompt = tokens or self.prompt_tokens(request)

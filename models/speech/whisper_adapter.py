@@ -21,20 +21,16 @@ from kauli.models.adapters.linear import read_deltas
 from kauli.models.adapters.peft_weights import read_peft_weights
 from kauli.models.errors import KauliError
 from kauli.models.files import read_json
+from kauli.models.speech.task import LoadedAdapter
 
 SETTINGS, LANGUAGES = "speech.json", "languages.safetensors"
 
 
-@dataclass(frozen=True)
-class LoadedWhisperAdapter:
-    """The contents of an adapter folder."""
+@dataclass(frozen=True, kw_only=True)
+class LoadedWhisperAdapter(LoadedAdapter):
+    """With the embeddings (W,) of its languages that the base has no token for."""
 
-    weights: Any
-    """The deltas of its linear layers by name, or a fully fine-tuned model."""
     language_embeddings: dict[str, Tensor]
-    """Embeddings (W,) of languages that the base has no token for."""
-    languages: tuple[str, ...]
-    """Those that it was trained on; empty for an adapter of plain PEFT, which was trained with the whole window."""
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> Any:
@@ -59,8 +55,9 @@ def read_adapter(folder: Path, base: Any, linears: dict[str, nn.Linear]) -> Load
     if (folder / "model.safetensors").exists():
         model = load_model(folder, base.dtype).to(base.device)
         model.train(False)
-        return LoadedWhisperAdapter(model, embeddings, languages)
-    return LoadedWhisperAdapter(read_deltas(folder, linears, torch.float32), embeddings, languages)
+        return LoadedWhisperAdapter(languages=languages, model=model, language_embeddings=embeddings)
+    deltas = read_deltas(folder, linears, torch.float32)
+    return LoadedWhisperAdapter(languages=languages, deltas=deltas, language_embeddings=embeddings)
 
 
 def start_from(folder: Path, model: nn.Module, embeddings: nn.ParameterDict, base: str) -> None:

@@ -76,6 +76,7 @@ class WhisperRunner:
         self.model = model
         self.encoding = LoraBatch(model, slots, encoder_side)
         self.decoding = LoraBatch(model, slots, lambda name: not encoder_side(name))
+        self.batches = (self.encoding, self.decoding)
         self._start, self._languages, self._token_bytes = start, languages, token_bytes
         self._heads = alignment_heads(model)
         self._device = next(model.parameters()).device

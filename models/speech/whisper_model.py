@@ -80,13 +80,20 @@ def encode(encoder: Any, mels: Sequence[Tensor]) -> Tensor:
     return out
 
 
+def keys_and_values(decoder: Any, frames: Tensor) -> Memory:
+    """What the decoder attends to, from frames (1, F, W)."""
+    found = []
+    for attention in (layer.encoder_attn for layer in decoder.layers):
+        shape = (attention.num_heads, -1)
+        found.append(
+            (attention.k_proj(frames)[0].unflatten(-1, shape), attention.v_proj(frames)[0].unflatten(-1, shape))
+        )
+    return found
+
+
 def memories(decoder: Any, frames: Tensor, lengths: Sequence[int]) -> list[Memory]:
-    """The keys and values that the decoder attends to, for each clip, from the frames (1, F, W) of all."""
-    layers = []
-    for layer in decoder.layers:
-        attention = layer.encoder_attn
-        pair = [one(frames)[0].unflatten(-1, (attention.num_heads, -1)) for one in (attention.k_proj, attention.v_proj)]
-        layers.append([one.split(list(lengths)) for one in pair])
+    """What the decoder attends to, for each clip, from the frames (1, F, W) of all."""
+    layers = [[one.split(list(lengths)) for one in pair] for pair in keys_and_values(decoder, frames)]
     return [[(keys[clip], values[clip]) for keys, values in layers] for clip in range(len(lengths))]
 
 
@@ -138,7 +145,6 @@ class WhisperExample:
     tokens: list[int]
     answer_start: int
     language: str
-    id: str
 
     @property
     def frames(self) -> int:
@@ -211,11 +217,7 @@ def packed_losses(model: Any, batch: WhisperBatch, languages: Callable[[str], Te
         for one in (into_buckets(batch.lengths, together=True), into_buckets(counts, together=True))
     )
     real = true_places(theirs)[0][:, None, None]
-    keys: list[tuple[Tensor, Tensor]] = []
-    for layer in decoder.layers:
-        attention = layer.encoder_attn
-        pair = [one(frames)[0].unflatten(-1, (attention.num_heads, -1)) for one in (attention.k_proj, attention.v_proj)]
-        keys.append((in_buckets(pair[0], theirs)[0].transpose(1, 2), in_buckets(pair[1], theirs)[0].transpose(1, 2)))
+    keys = [[in_buckets(one, theirs)[0].transpose(1, 2) for one in pair] for pair in keys_and_values(decoder, frames)]
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k, v = (in_buckets(one[0], own)[0].transpose(1, 2) for one in (query, key, value))

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import nn
 
 from kauli.models.adapters.peft_weights import without_peft
 from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
-from kauli.models.speech.task import SLOTS, Row, TrainableRecogniser, served_dtype
+from kauli.models.speech.task import SLOTS, Row, TrainableRecogniser, Trained, served_dtype
 from kauli.models.speech.whisper import WhisperBase, WhisperTask
 from kauli.models.speech.whisper_adapter import start_from, write_adapter
-from kauli.models.speech.whisper_model import WhisperBatch, WhisperExample, packed_losses
+from kauli.models.speech.whisper_model import WhisperExample, packed_losses
 
 
 class TrainableWhisper(WhisperBase, TrainableRecogniser):
@@ -31,7 +31,11 @@ class TrainableWhisper(WhisperBase, TrainableRecogniser):
     @property
     def trained(self) -> nn.Module:
         """The module to train: called with a `WhisperBatch` it returns the losses (A,) of its tokens in nats."""
-        return _Trained(self.model, self.language_embeddings)
+        embeddings = self.language_embeddings
+        return Trained(
+            lambda batch: packed_losses(self.model, batch, embeddings.__getitem__),
+            model=self.model, languages=embeddings,
+        )  # fmt: skip
 
     def add_languages(
         self, tags: Sequence[str], init_from: Mapping[str, Sequence[str]], texts: Sequence[str] = ()
@@ -90,15 +94,3 @@ class TrainableWhisper(WhisperBase, TrainableRecogniser):
             return WhisperTask.load(self.base, str(self.device))
         model: Any = without_peft(self.model)
         return WhisperTask(model.to(served_dtype(self.device)), self.tokenizer, self.extractor, self.base)
-
-
-class _Trained(nn.Module):
-    """The model and the embeddings of languages without a token, as one module with one forward."""
-
-    def __init__(self, model: nn.Module, languages: nn.ParameterDict) -> None:
-        super().__init__()
-        self.model, self.languages = model, languages
-
-    def forward(self, batch: WhisperBatch) -> Tensor:
-        """The losses (A,) of a batch's tokens in nats."""
-        return packed_losses(self.model, batch, self.languages.__getitem__)

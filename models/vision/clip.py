@@ -1,4 +1,4 @@
-"""An open_clip model loaded from a folder of its own, and what it wants of pictures and texts."""
+"""An open_clip model loaded from a folder, with its preprocessing of images and texts."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from kauli.models.errors import KauliError
 
 
 class ClipModel:
-    """A loaded open_clip model with what it wants of pictures and texts."""
+    """A loaded open_clip model with its preprocessing of images and texts."""
 
     def __init__(self, folder: Path) -> None:
         """Raises KauliError where the folder does not hold a whole model."""
@@ -27,7 +27,7 @@ class ClipModel:
             text_cfg |= {"hf_model_name": str(folder), "hf_model_pretrained": False}
         level = logging.getLogger().level
         try:
-            logging.getLogger().setLevel(logging.ERROR)  # open_clip tells the root logger what it does
+            logging.getLogger().setLevel(logging.ERROR)  # open_clip writes to the root logger
             model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}", text_cfg=text_cfg)
             self._tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}") if not self.hf_text else None
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AssertionError) as error:
@@ -48,10 +48,10 @@ class ClipModel:
         self._prefix: str = content.get("kauli", {}).get("text_prefix", "")
 
     def tokens(self, texts: list[str]) -> Tensor:
-        """(N, L) int64: the texts as the text tower reads them; longer ones are cut."""
+        """(N, L) int64: the text tower's input; longer texts are truncated."""
         texts = [self._prefix + text for text in texts]
         if self.hf_text:
-            # Padded to the longest alone; the tower masks what is padded.
+            # Padded to the longest text; the tower masks padding.
             found = self._tokenizer(
                 texts, padding=True, truncation=True, max_length=self._context, return_tensors="pt"
             ).input_ids

@@ -1,11 +1,11 @@
-"""Few-shot classifiers on frozen features of an image-text model: six kinds, one interface, pictures and texts alike.
+"""Few-shot classifiers on frozen features of an image-text model: six kinds, one interface, for images and texts.
 
 Shapes: N shots, M rows to classify, C classes, D the width of the features. Features and text embeddings are scaled to
-length 1 at the door, so it does not matter whether they come so.
+length 1 on entry, whatever their length.
 
 - `zero_shot`: cosine with the embeddings of the classes' prompts, times the model's logit scale.
 - `prototype`: ProtoNet (Snell et al. 2017, arXiv 1703.05175): minus the squared distance to each class's mean shot.
-  Such distances lie between 0 and 4, so its probabilities are flat: their order counts.
+  Such distances are between 0 and 4, so its probabilities are flat: their order counts.
 - `linear`: logistic regression (scikit-learn).
 - `clip_adapter`: CLIP-Adapter (Gao et al. 2021, arXiv 2110.04544): a bottleneck beside the features, then zero-shot.
 - `tip`: Tip-Adapter (Zhang et al. 2022, arXiv 2111.03930): zero-shot plus a cache of the shots; nothing is trained.
@@ -90,7 +90,7 @@ class Head:
 
         Args:
             kind: one of HEAD_KINDS.
-            features: (N, D) of the shots; zero_shot looks at none, so there N may be 0.
+            features: (N, D) of the shots; zero_shot uses none, so there N may be 0.
             labels: (N,) int64, the shots' places in `classes`.
             classes: at least two names.
             text: (C, D) embeddings of the classes' prompts; prototype and linear do without.
@@ -149,7 +149,7 @@ class Head:
             raise KauliError(f"{folder / HEAD_CARD} is damaged: {where}: {first['msg']}.") from error
         if set(card.scalars) != set(_PARTS[card.kind][1]):
             wanted = ", ".join(_PARTS[card.kind][1]) or "none"
-            raise KauliError(f"{folder / HEAD_CARD} has not the numbers of a {card.kind} head: {wanted}.")
+            raise KauliError(f"{folder / HEAD_CARD} lacks the numbers of a {card.kind} head: {wanted}.")
         _check_parts(card, check_safetensors(path), path)
         tensors = load_file(path)
         if not all(bool(part.isfinite().all()) for part in tensors.values()):
@@ -181,7 +181,7 @@ def _check_shots(kind: HeadKind, features: Tensor, labels: Tensor, classes: Sequ
         _check_features(text, text.shape[1])
     if labels.dtype != torch.int64 or not _in_range(labels, len(classes)):
         found = f"{labels.dtype}, {sorted(set(labels.tolist()))[:20]}"
-        raise UsageError(f"labels must be int64 from 0 to {len(classes) - 1}, the places of the classes, not {found}.")
+        raise UsageError(f"labels must be int64 from 0 to {len(classes) - 1}, the indices of the classes, not {found}.")
     missing = sorted(set(range(len(classes))) - set(labels.tolist()))
     if missing and kind in _NEEDS_EACH_CLASS:
         listed = ", ".join(f"'{classes[place]}'" for place in missing)
@@ -198,14 +198,14 @@ def _check_features(features: Tensor, width: int) -> None:
         )
     if not bool(features.isfinite().all()):
         row = int((~features.isfinite()).any(dim=1).nonzero()[0])
-        raise UsageError(f"row {row} of the features holds NaN or infinity: look at what it was made from.")
+        raise UsageError(f"row {row} of the features holds NaN or infinity: check the image or text behind it.")
 
 
 def _check_parts(card: _Card, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
     """Refuse tensors that are not those of the kind, or whose shapes contradict each other or the classes."""
     wanted = _PARTS[card.kind][0]
     if set(shapes) != set(wanted):
-        raise KauliError(f"{path} has not the tensors of a {card.kind} head: {', '.join(wanted)}.")
+        raise KauliError(f"{path} lacks the tensors of a {card.kind} head: {', '.join(wanted)}.")
     sizes = {"C": len(card.classes)}
     for name, letters in wanted.items():
         shape = shapes[name]
@@ -324,20 +324,20 @@ def _fit_tip_f(
     tensors, scalars = _fit_tip(features, labels, classes, text, seed, scale)
     values = functional.one_hot(labels, classes).float()
     # The paper trains on views of the shots that differ from the keys. Features are fixed here, so a shot would find
-    # itself in the cache and learn nothing: it sees the other shots' keys, where its class has another one.
-    seen = torch.ones(len(features), len(features), device=features.device)
+    # itself in the cache and learn nothing: it attends to the other shots' keys, where its class has another one.
+    others = torch.ones(len(features), len(features), device=features.device)
     if _can_leave_one_out(labels):
-        seen.fill_diagonal_(0.0)
+        others.fill_diagonal_(0.0)
 
     def loss(trained: Tensors) -> Tensor:
-        affinity = seen * torch.exp(-scalars["beta"] * (1 - features @ trained["keys"].T))
+        affinity = others * torch.exp(-scalars["beta"] * (1 - features @ trained["keys"].T))
         return functional.cross_entropy(scale * features @ text.T + scalars["alpha"] * affinity @ values, labels)
 
     return tensors | _descend({"keys": features}, loss, _KEYS_LEARNING_RATE), scalars
 
 
 def _descend(start: Tensors, loss: Callable[[Tensors], Tensor], learning_rate: float) -> Tensors:
-    """The tensors of the least loss on the way of AdamW from `start`, which stays as it is."""
+    """The tensors of least loss along AdamW's steps from `start`, which is not changed."""
     live = {name: part.clone().requires_grad_() for name, part in start.items()}
     optimizer = torch.optim.AdamW(live.values(), lr=learning_rate, eps=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)

@@ -1,4 +1,4 @@
-"""The image tower of an open_clip model, frozen: pictures -> features for a connector, computed once a picture."""
+"""The image tower of an open_clip model, frozen: images -> features for a connector, computed once an image."""
 
 import hashlib
 import json
@@ -42,13 +42,13 @@ class ImageTower:
         return int(self.features([_blank()], 1).shape[2])
 
     def pixels(self, image: Image) -> Tensor:
-        """(3, height, width): a decoded picture as the tower wants it."""
+        """(3, height, width): a decoded image as the tower's input."""
         out: Tensor = self._clip.preprocess(image)
         return out
 
     @torch.inference_mode()
     def features(self, images: Sequence[Image], grid: int) -> Tensor:
-        """(N, 1 + grid * grid, W) float32: the mean of each picture's map, then the map averaged to grid x grid."""
+        """(N, 1 + grid * grid, W) float32: the mean of each image's map, then the map averaged to grid x grid."""
         pixels = torch.stack([self.pixels(image) for image in images]).to(self._device)
         places = spatial(self._visual, pixels)
         mean = places.mean(dim=1, keepdim=True)

@@ -17,16 +17,16 @@ from kauli.models.errors import KauliError, UsageError
 class Projections(nn.Module):
     """Both projections, the scale of the logits and, for the sigmoid loss, their bias.
 
-    A side without a projection (SigLIP's pictures, say) is an identity: it has nothing to train.
+    A side without a projection (SigLIP's images, say) is an identity: it has nothing to train.
     """
 
     def __init__(self, image: nn.Module, text: nn.Module, scale: Tensor, bias: Tensor | None, names: dict[str, str]):
         super().__init__()
         self.image, self.text = image, text
         self.logit_scale = nn.Parameter(scale.detach().float().clone())
-        """The logarithm of what cosines are multiplied with."""
+        """The logarithm of the factor of the cosines."""
         self.logit_bias = None if bias is None else nn.Parameter(bias.detach().float().clone())
-        self._names = names  # of our parameters -> of open_clip's; "/T" behind one that lies transposed there
+        self._names = names  # of our parameters -> of open_clip's; "/T" behind one that is transposed there
 
     @classmethod
     def take(cls, model: Any) -> Self:
@@ -91,7 +91,7 @@ class Projections(nn.Module):
         return copy
 
     def add_bias(self) -> None:
-        """Give the logits a bias where there is none, at the value that SigLIP begins with."""
+        """Give the logits a bias where there is none, at SigLIP's initial value."""
         if self.logit_bias is None:
             self.logit_bias = nn.Parameter(torch.tensor(-10.0, device=self.logit_scale.device))
 
@@ -116,7 +116,7 @@ def _taken(owner: Any, attribute: str, name: str, side: str, names: dict[str, st
     leaves = [leaf for leaf in module.modules() if not list(leaf.children())]
     if unknown := [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, known)]:
         raise UsageError(
-            f"the model pools its {side} features with a layer of its own ({unknown[0]}) in {name}, which kauli does "
+            f"the model pools its {side} features with its own layer ({unknown[0]}) in {name}, which kauli does "
             "not train: use one whose projection is linear or a multilayer perceptron."
         )
     names |= {f"{side}.{key}": f"{name}.{key}" for key, _ in module.named_parameters()}

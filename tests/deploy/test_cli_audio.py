@@ -41,7 +41,7 @@ def sound(seconds: float, pitch: float, seed: int = 0) -> Any:
 
 
 def card_of(name: str, task: str, languages: list[str], base: Base) -> Card:
-    reference = BaseReference(name=base.name, reference=base.reference, sha256=base.sha256, licence=base.licence)
+    reference = BaseReference.of(base)
     return Card(
         name=name, task=task, language=languages, base=reference, method={"kind": "lora"}, licence="CC0-1.0",
     )  # fmt: skip

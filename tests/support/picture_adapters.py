@@ -94,7 +94,7 @@ def publish_head(storage: Path, name: str, language: str, shots: torch.Tensor, l
 
 def head_card(name: str, language: str, base: Base) -> Card:
     """The card of a head on `base`."""
-    reference = BaseReference(name=base.name, reference=base.reference, sha256=base.sha256, licence=base.licence)
+    reference = BaseReference.of(base)
     method = {"kind": "head", "head": "prototype"}
     return Card(name=name, task="align", language=[language], base=reference, method=method, licence="CC0-1.0")
 

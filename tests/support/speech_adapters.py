@@ -70,7 +70,7 @@ def publish_transcribe(storage: Path, name: str, language: str, seed: int) -> st
     task.add_languages(language.split(","), RELATED)
     task.save(folder)
     (folder / "README.md").unlink(missing_ok=True)
-    reference = BaseReference(name=base.name, reference=base.reference, sha256=base.sha256, licence=base.licence)
+    reference = BaseReference.of(base)
     card = Card(
         name=name, task="transcribe", language=language.split(","), base=reference, method={"kind": "lora"},
         licence="CC0-1.0",

@@ -67,7 +67,7 @@ def make_card(base: Base, **changes: Any) -> Card:
         "name": "text-sw",
         "task": "text",
         "language": "sw",
-        "base": BaseReference(name=base.name, reference=base.reference, sha256=base.sha256, licence=base.licence),
+        "base": BaseReference.of(base),
         "method": {"kind": "lora", "rank": 4},
         "licence": "CC-BY-SA-4.0",
     }
@@ -316,7 +316,7 @@ def test_an_adapter_of_another_base_does_not_pass_even_when_accepted(base: Base,
     narrow.save_pretrained(tmp_path / "narrow")
     plain_peft(dataclasses.replace(base, folder=tmp_path / "narrow"), tmp_path / "plain")
     arguments: dict[str, Any] = {"name": "mine", "language": "sw", "base": base}
-    with pytest.raises(UsageError, match=r"says that it was made on .*narrow"):
+    with pytest.raises(UsageError, match=r"states that it was made on .*narrow"):
         from_peft(tmp_path / "plain", tmp_path / "ours", **arguments)
     with pytest.raises(KauliError, match=r"was made for another base than debug-text: .*lora_.* is .*32"):
         from_peft(tmp_path / "plain", tmp_path / "ours", accept_base=True, **arguments)

@@ -425,7 +425,7 @@ def test_hub_refusals(hub: Hub, home: Path) -> None:
     assert "allow_noncommercial" in find("org/tiny", address(hub), home)
     hub.card = {"license": "mit"}
     hub.config = {"auto_map": {"AutoModel": "evil.Model"}}
-    assert "needs code of its own" in find("org/tiny", address(hub), home)
+    assert "needs its own code" in find("org/tiny", address(hub), home)
     (hub.folder / "model.safetensors").unlink()
     assert "holds no safetensors" in find("org/tiny", address(hub), home)
     answer = find("org/missing", address(hub), home)
