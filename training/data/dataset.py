@@ -102,22 +102,20 @@ class Dataset:
         file was replaced since the first call.
         """
         found: dict[str, bytes | None] = dict.fromkeys(ids)
-        wanted: dict[int, dict[int, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
+        wanted: dict[tuple[int, int], list[tuple[int, str]]] = defaultdict(list)
         for one in found:
-            try:
-                file_number, group, row = self._index.places[one]
-            except KeyError:
-                raise KauliError(f"data '{self.name}' holds no row with the id '{one}'.") from None
-            wanted[file_number][group].append((row, one))
-        for file_number, groups in sorted(wanted.items()):
-            path = self._paths[file_number]
-            if _version(path) != self._index.versions[file_number]:
+            if one not in self._index.places:
+                raise KauliError(f"data '{self.name}' has no row with the id '{one}'.")
+            number, group, row = self._index.places[one]
+            wanted[number, group].append((row, one))
+        for (number, group), places in sorted(wanted.items()):
+            path = self._paths[number]
+            if _version(path) != self._index.versions[number]:
                 raise KauliError(f"{path} was replaced while data '{self.name}' was in use: start again.")
-            with pq.ParquetFile(path, metadata=self._index.metadata[file_number]) as file:
-                for group, places in sorted(groups.items()):
-                    values = file.read_row_group(group, [column])[column]
-                    for row, one in places:
-                        found[one] = values[row].as_py()
+            with pq.ParquetFile(path, metadata=self._index.metadata[number]) as file:
+                values = file.read_row_group(group, [column])[column]
+            for row, one in places:
+                found[one] = values[row].as_py()
         return found
 
     @cached_property

@@ -3,9 +3,9 @@
 import json
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import regex
 from tokenizers import Tokenizer
@@ -24,47 +24,30 @@ _MOST_CAPTIONED = 10  # rows that a caption describes; a text of more is a class
 _NUM_TOKENIZED = 2000  # texts measured for fertility, which is stable after some hundreds
 
 
-class Encoder(Protocol):
-    """A tokenizer, as `fertility` uses it."""
-
-    def pieces(self, text: str) -> list[str]:
-        """The tokens of the text as written in the vocabulary."""
+Tokenize = Callable[[str], list[str]]
+"""The tokens of a text as written in the vocabulary; a token of one byte of a longer character is `<0xE1>`."""
 
 
-class _TokenizerFile:
-    """A base's tokenizer.json."""
+def _tokenizer_of(base: Path) -> Tokenize:
+    """The tokenizer of a base's tokenizer.json."""
+    from kauli.models.engine.detokenize import byte_alphabet  # transformers takes seconds to import
 
-    def __init__(self, folder: Path) -> None:
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        model = json.loads(self._tokenizer.to_str())
-        self._alphabet = _byte_alphabet() if "ByteLevel" in json.dumps(model.get("pre_tokenizer")) else None
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    byte_level = "ByteLevel" in json.dumps(json.loads(tokenizer.to_str()).get("pre_tokenizer"))
 
-    def pieces(self, text: str) -> list[str]:
-        tokens = self._tokenizer.encode(text, add_special_tokens=False).tokens
-        if self._alphabet is None:
-            return [str(token) for token in tokens]
-        return [self._as_bytes(str(token)) for token in tokens]
+    def piece(token: str) -> str:
+        raw = bytes(byte_alphabet()[char] for char in token if char in byte_alphabet())
+        return f"<0x{raw[0]:02X}>" if byte_level and len(raw) == 1 and raw[0] >= 0x80 else token
 
-    def _as_bytes(self, token: str) -> str:
-        """A byte-level token of less than a character as `<0xE1>`, any other unchanged."""
-        assert self._alphabet is not None
-        raw = bytes(self._alphabet[char] for char in token if char in self._alphabet)
-        return f"<0x{raw[0]:02X}>" if len(raw) == 1 and raw[0] >= 0x80 else token
+    return lambda text: [piece(token) for token in tokenizer.encode(text, add_special_tokens=False).tokens]
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The characters that byte-level BPE writes for bytes: printable Latin-1 unchanged, others shifted past U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + rank): byte for rank, byte in enumerate(others)}
-
-
-def profile(dataset: Dataset, base: Path | Encoder | None = None) -> dict[str, Any]:
+def profile(dataset: Dataset, base: Path | Tokenize | None = None) -> dict[str, Any]:
     """Everything that `render` prints, as plain data.
 
     `base` is the folder of a base, whose tokenizer.json gives the fertility of each language, or None.
     """
-    encoder = _TokenizerFile(base) if isinstance(base, Path) else base
+    tokenize = _tokenizer_of(base) if isinstance(base, Path) else base
     rows = dataset.rows()
     by_language: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -74,12 +57,12 @@ def profile(dataset: Dataset, base: Path | Encoder | None = None) -> dict[str, A
         "sha256": dataset.sha256,
         "rows": len(rows),
         "groups": len({row["group"] for row in rows}),
-        "languages": {tag: _of_language(tag, members, encoder) for tag, members in sorted(by_language.items())},
+        "languages": {tag: _of_language(tag, members, tokenize) for tag, members in sorted(by_language.items())},
         "leaks": leaks(dataset),
     }
 
 
-def _of_language(tag: str, rows: list[dict[str, Any]], encoder: Encoder | None) -> dict[str, Any]:
+def _of_language(tag: str, rows: list[dict[str, Any]], tokenize: Tokenize | None) -> dict[str, Any]:
     texts = [row["text"] for row in rows if row["text"]]
     lengths = sorted(len(text) for text in texts)
     repeats = Counter((normalise(row["text"]), normalise(row["prompt"] or "")) for row in rows if row["text"])
@@ -102,7 +85,7 @@ def _of_language(tag: str, rows: list[dict[str, Any]], encoder: Encoder | None) 
         if lengths
         else None,
         "duplicates": sum(count - 1 for count in repeats.values()),
-        "fertility": fertility(texts[:_NUM_TOKENIZED], encoder) if encoder and texts else None,
+        "fertility": fertility(texts[:_NUM_TOKENIZED], tokenize) if tokenize and texts else None,
     }
 
 
@@ -131,11 +114,11 @@ def leaks(dataset: Dataset) -> dict[str, int]:
     return {kind: sum(len(splits) > 1 for splits in keys.values()) for kind, keys in sides.items()}
 
 
-def fertility(texts: Iterable[str], encoder: Encoder) -> dict[str, Any]:
+def fertility(texts: Iterable[str], tokenize: Tokenize) -> dict[str, Any]:
     """Tokens per word, bytes per token, the share of tokens that are single bytes of longer letters, and advice."""
     num_tokens = num_bytes = num_words = num_pieces = 0
     for text in texts:
-        pieces = encoder.pieces(text)
+        pieces = tokenize(text)
         num_tokens += len(pieces)
         num_pieces += sum(bool(_BYTE_TOKEN.fullmatch(piece)) for piece in pieces)
         num_bytes += len(text.encode())
@@ -174,37 +157,22 @@ def render(result: Mapping[str, Any]) -> str:
     lines.append(f"leaks between splits: {listed or 'none'}")
     for tag, part in result["languages"].items():
         lines += ["", f"{tag} ({part['name']}): {part['rows']:,} rows, {part['groups']:,} groups"]
-        table = [
-            (
-                "splits",
-                ", ".join(
-                    f"{split} {part['splits'][split]:,} rows / {part['groups_by_split'][split]:,} groups"
-                    for split in SPLITS
-                ),
-            ),
-            ("sources", _listed(part["sources"])),
-            ("licences", _listed(part["licences"])),
-            ("script", _script_line(part)),
-            ("text", _length_line(part)),
-            ("duplicates", f"{part['duplicates']:,} rows"),
-        ]
-        if part["synthetic"]:
-            table.append(("synthetic", f"{part['synthetic']:,} rows"))
-        if part["flags"]:
-            table.append(("doubtful", _listed(part["flags"])))
-        if part["fertility"]:
-            cut = part["fertility"]
-            table.append(
-                (
-                    "base",
-                    (
-                        f"{cut['tokens_per_word']} tokens per word, {cut['bytes_per_token']} bytes per token, "
-                        f"{cut['single_byte_share']:.0%} single bytes"
-                    ),
-                )
-            )
-            table.append(("advice", cut["advice"]))
-        lines += [f"  {name:<10} {value}" for name, value in table]
+        splits, groups, cut = part["splits"], part["groups_by_split"], part["fertility"]
+        table = {
+            "splits": ", ".join(f"{split} {splits[split]:,} rows / {groups[split]:,} groups" for split in SPLITS),
+            "sources": _listed(part["sources"]),
+            "licences": _listed(part["licences"]),
+            "script": _script_line(part),
+            "text": _length_line(part),
+            "duplicates": f"{part['duplicates']:,} rows",
+            "synthetic": part["synthetic"] and f"{part['synthetic']:,} rows",
+            "doubtful": _listed(part["flags"]),
+            "base": cut
+            and f"{cut['tokens_per_word']} tokens per word, {cut['bytes_per_token']} bytes per token, "
+            f"{cut['single_byte_share']:.0%} single bytes",
+            "advice": cut and cut["advice"],
+        }
+        lines += [f"  {name:<10} {value}" for name, value in table.items() if value]
     return "\n".join(lines)
 
 

@@ -65,7 +65,7 @@ def _row_groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str,
     group: list[Mapping[str, Any]] = []
     size = 0
     for row in rows:
-        own = sum(len(row[name] or b"") for name in MEDIA)
+        own = sum(len(row.get(name) or b"") for name in MEDIA)
         if group and (len(group) == _ROWS_A_GROUP or size + own > _BYTES_A_GROUP):
             yield group
             group, size = [], 0

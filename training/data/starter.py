@@ -6,7 +6,7 @@ a test row of one language is a training row of none, and building another langu
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +26,7 @@ from kauli.models.languages import check_tag, display_name, fallback_chain, scri
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 from kauli.training.data.groups import (
+    STRONGEST_FIRST,
     Groups,
     media_key,
     normalise,
@@ -52,7 +53,9 @@ PIVOT = "en"  # always built: the source side of every pair; its validation rows
 FORMAT = 1
 """Increase it when the same pins give other rows: files that are built already are then built again."""
 STAMP = b"kauli.starter"  # the key in the Parquet metadata for what a file was built from
+_DERIVED_STAMP = b"kauli.derived"  # the same for a file made from starter data
 _NUM_NAMED = 40
+Row = dict[str, Any]
 Fetch = Callable[[Package], Path]
 
 SOURCES: dict[str, Source] = {
@@ -120,6 +123,37 @@ def starter_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], Se
     return folder, [folder / f"{language}.parquet" for language in dict.fromkeys([*languages, PIVOT])], languages
 
 
+def derived_files(
+    name: str,
+    languages: Sequence[str],
+    made_by: Sequence[str],
+    make: Callable[[str, Path], Sequence[Row]],
+    origin: str | None = None,
+) -> tuple[Path, list[Path], Sequence[str]]:
+    """The same for a data set whose files are made from starter data: of the language, or of the language `origin`.
+
+    `make(language, starter file)` gives the rows of a missing file, and of one that was made from other starter data or
+    by another `made_by` (a format, versions).
+    """
+    folder = kauli_home() / "data" / name
+    paths = [folder / f"{language}.parquet" for language in languages]
+    with file_lock(kauli_home() / "locks" / f"{name}.lock"):
+        starter, _, _ = starter_files([origin] if origin else languages)
+        for language, path in zip(languages, paths, strict=True):
+            file = starter / f"{origin or language}.parquet"
+            stamp = short_hash(*made_by, json.dumps(_stamp(file))).encode()
+            if not path.is_file() or (pq.read_schema(path).metadata or {}).get(_DERIVED_STAMP) != stamp:
+                rows = make(language, file)
+                write_parquet(rows, path, {_DERIVED_STAMP: stamp})
+                note(f"{name} {language}: {_counted(rows)}")
+    return folder, paths, languages
+
+
+def _counted(rows: Sequence[Row]) -> str:
+    splits = Counter(row["split"] for row in rows)
+    return f"{len(rows):,} rows ({', '.join(f'{splits[split]:,} {split}' for split in STRONGEST_FIRST[::-1])})"
+
+
 def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = fetch_package) -> Path:
     """Build `<out>/<tag>.parquet` for each language and for English; return the folder.
 
@@ -147,11 +181,6 @@ def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = f
             write_parquet(result.rows, folder / f"{language}.parquet", {STAMP: json.dumps(found.stamp()).encode()})
             note(f"{language}: {result.describe()}")
     return folder
-
-
-def available_languages(fetch: Fetch = fetch_package) -> dict[str, list[str]]:
-    """The names of the sources of each language, by tag; fetches the packages that all languages share."""
-    return _languages_of(_fetch_all([], fetch))
 
 
 def ready(languages: Sequence[str], folder: Path) -> bool:
@@ -248,15 +277,10 @@ class _Result:
     crossing: int
 
     def describe(self) -> str:
-        counts: dict[str, int] = defaultdict(int)
-        splits: dict[str, int] = defaultdict(int)
-        for row in self.rows:
-            counts[row["source"]] += 1
-            splits[row["split"]] += 1
-        listed = ", ".join(f"{source} {count:,}" for source, count in counts.items())
-        shares = ", ".join(f"{splits[split]:,} {split}" for split in ("train", "validation", "test"))
+        sources = Counter(row["source"] for row in self.rows)
+        listed = ", ".join(f"{source} {count:,}" for source, count in sources.items())
         dropped = f"{self.repeated:,} repeated, {self.untranslated:,} left in English, {self.crossing:,} across splits"
-        return f"{len(self.rows):,} rows ({listed}; {shares}); dropped: {dropped}"
+        return f"{_counted(self.rows)} of {listed}; dropped: {dropped}"
 
 
 def _rows(language: str, found: _Found, groups: Groups) -> _Result:

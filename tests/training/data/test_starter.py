@@ -20,7 +20,7 @@ from kauli.models.errors import KauliError, UsageError
 from kauli.training.data.dataset import load_data, starter
 from kauli.training.data.groups import media_key, normalise, udhr_splits
 from kauli.training.data.profile import leaks
-from kauli.training.data.starter import available_languages, build, source_cards
+from kauli.training.data.starter import build, source_cards
 from kauli.training.data.starter_images import audio_flag
 from kauli.training.data.starter_text import Udhr, align, clean_interface_string, read_mo, tidy
 
@@ -282,8 +282,8 @@ def test_a_language_without_data_is_an_error_and_writes_nothing(fetch: Fetch, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_available_languages_name_their_sources(fetch: Fetch, packages: Path) -> None:
-    available = available_languages(fetch)
+def test_languages_name_their_sources(fetch: Fetch, packages: Path) -> None:
+    available = starter._languages_of(starter._fetch_all([], fetch))
     assert available["sw"] == ["udhr", "cldr", "tuxpaint", "iso-codes", "freedict"]
     assert available["am"] == ["udhr", "cldr", "iso-codes", "libreoffice"]
     assert "und" not in available

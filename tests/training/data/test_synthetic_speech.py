@@ -217,7 +217,7 @@ def test_what_is_learned_of_synthetic_rows_alone_is_measured_under_names_of_its_
     assert set(card.data.sources) == {"espeak/cldr"}
     readme = (Registry(storage).fetch(result.adapter) / "README.md").read_text()
     assert "6 rows in 6 groups, 6 of them synthetic" in readme
-    assert "on synthetic rows: character error rate" in readme
+    assert "Character error rate (synthetic rows)" in readme
     assert set(json.loads(json.dumps(result.evaluation.to_json(), allow_nan=False))["metrics"]) == names
     assert "has a character error rate, on synthetic rows, of" in render_report(result.evaluation, card)
     base = find_base("debug", task="transcribe")

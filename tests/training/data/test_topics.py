@@ -98,7 +98,7 @@ def test_rows_are_the_starters_with_the_topic_as_text(packages: Fetch) -> None:
         ("sw", None, None, None, "X")
     }
     assert rows[0]["image"] == png("1f418.png")
-    assert [row["text"] for row in topic_rows("am", "test", fetch=packages)] == ["እንስሳ"]
+    assert [row["text"] for row in topic_rows("am", fetch=packages) if row["split"] == "test"] == ["እንስሳ"]
     assert len({row["id"] for language in ("sw", "am") for row in topic_rows(language, fetch=packages)}) == 8
 
 
@@ -132,8 +132,6 @@ def test_a_language_without_names_is_refused_before_any_work(tmp_path: Path, mon
     for call in (topic_names, topic_rows, lambda language: topic_files(["sw", language])):
         with pytest.raises(UsageError, match=r"no names in Georgian \(ka\): it has en, sw, am, be, ky"):
             call("ka")
-    with pytest.raises(UsageError, match="unknown split 'dev': test, validation, train"):
-        topic_rows("sw", "dev")
     assert not list(tmp_path.iterdir())
 
 

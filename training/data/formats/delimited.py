@@ -8,17 +8,8 @@ from typing import Any
 _MOST_FIELD_BYTES = 1 << 24
 
 
-def read_csv(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+def read_delimited(file: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Stream the rows; see `table.Reader`."""
-    return _read(file, ",")
-
-
-def read_tsv(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """Stream the rows; see `table.Reader`."""
-    return _read(file, "\t")
-
-
-def _read(file: Path, delimiter: str) -> Iterator[tuple[str, dict[str, Any] | str]]:
     undecoded: list[tuple[str, str]] = []
 
     def lines() -> Iterator[str]:

@@ -1,11 +1,12 @@
 """The file formats of user data, one file each; a new format is a file beside this one and a line in FORMATS."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kauli.training.data.formats.arrow import read_arrow
-from kauli.training.data.formats.delimited import read_csv, read_tsv
+from kauli.training.data.formats.delimited import read_delimited
 from kauli.training.data.formats.jsonl import read_jsonl
 from kauli.training.data.formats.parquet import read_parquet
 
@@ -19,6 +20,6 @@ FORMATS: dict[str, Reader] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
     ".jsonl": read_jsonl,
-    ".csv": read_csv,
-    ".tsv": read_tsv,
+    ".csv": partial(read_delimited, delimiter=","),
+    ".tsv": partial(read_delimited, delimiter="\t"),
 }
