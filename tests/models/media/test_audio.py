@@ -157,12 +157,12 @@ def test_limits_on_bytes_seconds_and_samples_are_exact() -> None:
     assert f"{len(data):,} bytes, {len(data) - 1:,} are allowed: send it compressed" in message
     assert "at least 2.0 s, 1.9 are allowed" in refusal(data, AudioLimits(max_seconds=1.9))
     assert "64,000 samples in 2 channels, 63,999 are allowed" in refusal(data, AudioLimits(max_samples=63_999))
-    assert "lasts 2 s, it takes 2.1 s" in refusal(data, AudioLimits(min_seconds=2.1))
+    assert "lasts 2 s, at least 2.1 s are needed" in refusal(data, AudioLimits(min_seconds=2.1))
 
 
 def test_what_cannot_be_speech_is_refused() -> None:
     assert "the audio is empty" in refusal(b"")
-    assert "lasts 0.05 s, it takes 0.1 s" in refusal(encoded(sine(0.05)))
+    assert "lasts 0.05 s, at least 0.1 s are needed" in refusal(encoded(sine(0.05)))
     assert "lasts 0 s" in refusal(encoded(sine(0)))
     assert "the audio is silent" in refusal(encoded(np.zeros(RATE, np.int16)))
     assert "the audio is silent" in refusal(encoded(sine(height=9e-5)))
@@ -274,7 +274,7 @@ def test_a_file_that_is_cut_off_is_its_beginning_with_a_warning_or_refused(kind:
     for share in (0.9, 0.5):
         cut = data[: int(len(data) * share)]
         if kind == "FLAC":
-            assert "the FLAC recording is broken or truncated: send the whole file again" in refusal(cut)
+            assert "the FLAC audio is broken or truncated: send the whole file again" in refusal(cut)
             continue
         recording = decode_audio(cut)
         assert abs(recording.seconds - 4 * share) < 1.5  # an Ogg is lost by the page
@@ -297,7 +297,7 @@ def test_what_lies_behind_the_end_that_a_header_states_is_reported() -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(20 * RATE).astype(np.float32)
     recording = decode_audio(with_frames(encoded(noise, "FLAC"), 2 * RATE))
     assert recording.seconds == 2.0
-    assert "lies behind its stated end" in recording.warnings[0]
+    assert "is behind its stated end" in recording.warnings[0]
     for codec in ("VORBIS", "OPUS"):
         two = decode_audio(encoded(sine(2), "OGG", codec) + encoded(sine(2), "OGG", codec))
         assert two.seconds == 2.0
