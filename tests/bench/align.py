@@ -20,6 +20,8 @@ from kauli.models.bases.find import find_base
 from kauli.models.languages import display_name
 from kauli.models.progress import note
 from kauli.models.vision.align import AlignTask
+from kauli.models.vision.training import TrainableAlign
+from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.report import update_section
 from kauli.training.evaluation.retrieval import retrieval
@@ -28,10 +30,9 @@ from kauli.training.features.pictures import picture_rows
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
 from kauli.training.recipe import Recipe
-from kauli.training.recipe_file import load_recipe
+from kauli.training.recipe_file import load_recipe, parse_recipe
 from kauli.training.tasks.align import AlignLearner
-from kauli.training.tasks.text import Examples
-from kauli.training.train import machine
+from kauli.training.tasks.base import Examples
 
 SHOWN = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r10")
 Rates = Mapping[str, Mapping[str, float]]  # language -> metric -> value
@@ -68,14 +69,15 @@ def ours(recipe: Recipe, seed: int, splits: Mapping[str, list[Any]]) -> AlignTas
     """Train the recipe in this process, as `kauli train` does; the task, with the adapter "ours"."""
     content = recipe.model_dump()
     content["train"]["seed"] = seed
-    seeded = Recipe.model_validate(content)
-    task = AlignTask.load(find_base(recipe.base, task="align"), device="cpu")
+    seeded = parse_recipe(content, recipe.name)
+    task = TrainableAlign.load(find_base(recipe.base, task="align"), device="cpu")
     learner = AlignLearner(task, seeded, Examples(splits["train"], splits["validation"], (), "bench"))
     with tempfile.TemporaryDirectory() as folder:
         Loop(learner, seeded, "bench", LocalSession(Path(folder))).run()
         learner.save(Path(folder) / "adapter")
-        task.add_adapter("ours", Path(folder) / "adapter")
-    return task
+        served = task.served()
+        served.add_adapter("ours", Path(folder) / "adapter")
+    return served
 
 
 def mean(runs: Sequence[Rates], language: str, metric: str) -> float:
@@ -97,7 +99,7 @@ def main() -> None:
     }
     scored = splits[options.split]
     task = AlignTask.load(find_base(recipe.base, task="align"), device="cpu")
-    # The plain script has the pictures that ours leaves for the second test set of `describe` as well
+    # The plain script has the images that ours leaves for the second test set of `describe` as well
     learned = [*splits["train"], *picture_rows(dataset, "new_pictures", recipe.language, None)]
     features = {
         name: (picture_features(task, rows), text_features(task, rows))
@@ -141,7 +143,7 @@ def table(
     """Markdown: a line for each language, plain / ours in each cell, and how many times as many are found."""
     names = ("image -> text R@1", "R@5", "R@10", "text -> image R@10")
     lines = [
-        f"`{recipe.name}`: pictures find their captions among the held-out groups of the {options.split} split, mean "
+        f"`{recipe.name}`: images find their captions among the held-out groups of the {options.split} split, mean "
         f"of {options.seeds} seeds; plain script (one language at a time) / ours (one model for all); {machine()}; "
         f"data {data[:12]}. Command: `python tests/bench/align.py`.",
         "",

@@ -1,5 +1,5 @@
-"""What pictures cost: a training step with cached features, a request over HTTP with and without the encoder's cache;
-and what few examples are worth: macro-F1 of each head at 1 to 16 shots.
+"""The time that images take: a training step with cached features, a request over HTTP with and without the encoder's
+cache; and macro-F1 of each head at 1 to 16 shots.
 """
 
 import argparse
@@ -15,25 +15,30 @@ from typing import Any
 
 import httpx
 import torch
+from few_shot import few_shot_scores  # type: ignore[import-not-found]  # a sibling script
 from openai import DefaultHttpxClient, OpenAI
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 from kauli.models.adapters.kinds.projection import Projection
 from kauli.models.bases.find import find_base
 from kauli.models.media.decode import decode_image
-from kauli.models.tasks import load_task
+from kauli.models.text.describe import TrainableDescribe
 from kauli.models.vision.align import AlignTask
+from kauli.models.vision.training import TrainableAlign, pair_losses
 from kauli.serving.settings import ServeArgs, choose_proxy
+from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
-from kauli.training.evaluation.few_shot import few_shot_scores
+from kauli.training.evaluation.head import embedded, label_of
 from kauli.training.evaluation.report import update_section
 from kauli.training.features.pictures import load_tower, part_settings, picture_rows, with_media
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
 from kauli.training.recipe_file import load_recipe
-from kauli.training.tasks.head import class_names, labelled
-from kauli.training.tasks.text import Examples, TextLearner
-from kauli.training.train import machine, train
+from kauli.training.tasks.base import Examples
+from kauli.training.tasks.describe import DescribeLearner, DescribeRecipe
+from kauli.training.train import train
 
 BASE, ALIGNED, TOPICS = "smollm2-135m-q4", "kauli-clip", "starter-topics"
 
@@ -47,13 +52,14 @@ def seconds(run: Callable[[], Any]) -> float:
 def steps(rounds: int) -> list[str]:
     """One step of each task, its pictures decoded and encoded in it or read from the cache."""
     recipe = load_recipe("describe-multi", ["train.batch_tokens=512", "train.steps=100000"])
-    assert recipe.fusion is not None
-    tower = load_tower(recipe.fusion)
+    assert isinstance(recipe, DescribeRecipe)
+    section = recipe.describe
+    tower = load_tower(section)
     data = load_data("starter", recipe.language)
-    rows = with_media(picture_rows(data, "train", recipe.language, recipe.prompt)[:200], tower, recipe.fusion.grid)
-    task = load_task("describe", find_base(recipe.base), device="cpu", dtype=torch.float32)
-    learner = TextLearner(
-        task, recipe, Examples(rows, rows[:4], (), "bench"), {"image": part_settings(recipe.fusion, tower)}
+    rows = with_media(picture_rows(data, "train", recipe.language, section.prompt)[:200], tower, section.grid)
+    task = TrainableDescribe.load(find_base(recipe.base), device="cpu", dtype=torch.float32)
+    learner = DescribeLearner(
+        task, recipe, Examples(rows, rows[:4], (), "bench"), {"image": part_settings(section, tower)}
     )
     with tempfile.TemporaryDirectory() as folder:
         loop = Loop(learner, recipe, "bench", LocalSession(Path(folder)))
@@ -62,19 +68,31 @@ def steps(rounds: int) -> list[str]:
         times: dict[str, list[float]] = {"cached": [], "uncached": []}
         for number in range(1, rounds + 1):
             step = plan[number % len(plan)]
-            images = [rows[index]["image"] for index in step]
+            images = [bytes(rows[index]["image"]) for index in step]
             times["cached"].append(seconds(lambda step=step: loop.step(step)))
             encode = seconds(lambda images=images: tower.features([decode_image(one) for one in images], 2))
             times["uncached"].append(times["cached"][-1] + encode)
     lines = [line("`describe` (SmolLM2, some 25 pictures a step)", times)]
-    aligned = AlignTask.load(find_base("kauli-towers", task="align"))
-    aligned.model = Projection().attach(aligned.model, "")
-    pairs = picture_rows(data, "train", ["en"], None)[:64]
-    documents = aligned.encode(pairs)
+    aligned = TrainableAlign.load(find_base("kauli-towers", task="align"))
+    aligned.attach(Projection())
+    pairs = picture_rows(data, "train", ["en"])[:64]
+    names = sorted({row["group"] for row in pairs})
+    groups = torch.tensor([names.index(row["group"]) for row in pairs])
+
+    def features() -> tuple[Tensor, Tensor]:
+        images = aligned.image_features([decode_image(bytes(row["image"])) for row in pairs])
+        return images, aligned.text_features([row["text"] for row in pairs])
+
+    def step_on(images: Tensor, texts: Tensor) -> None:
+        own = aligned.model
+        ours, theirs = (functional.normalize(one, dim=-1) for one in (own.image(images), own.text(texts)))
+        pair_losses(ours, theirs, groups, own.logit_scale, None).mean().backward()
+
+    cached = features()
     times = {"cached": [], "uncached": []}
     for _ in range(rounds):
-        times["cached"].append(seconds(lambda: aligned.loss(aligned.collate(documents)).backward()))
-        times["uncached"].append(seconds(lambda: aligned.loss(aligned.collate(aligned.encode(pairs))).backward()))
+        times["cached"].append(seconds(lambda: step_on(*cached)))
+        times["uncached"].append(seconds(lambda: step_on(*features())))
     return [*lines, line("`align` (projections, 64 pairs; without the optimiser)", times)]
 
 
@@ -89,11 +107,13 @@ def heads(seeds: int) -> list[str]:
     """Macro-F1 on the test split of the topics, Swahili names, by head and shots."""
     task = AlignTask.load(find_base(ALIGNED, task="align"))
     dataset = load_data(TOPICS, ["sw"])
-    classes = class_names(dataset, ["sw"])
-    found = {split: labelled(task, dataset, split, ["sw"], classes) for split in ("train", "test")}
+    rows = {split: picture_rows(dataset, split, ["sw"]) for split in ("train", "test")}
+    classes = sorted({label_of(row) for row in rows["train"]})
+    known = {split: [row for row in mine if label_of(row) in classes] for split, mine in rows.items()}
+    found = {split: embedded(task, mine, classes) for split, mine in known.items()}
     features = {split: one.features for split, one in found.items()}
     labels = {split: one.labels for split, one in found.items()}
-    scores = few_shot_scores(features, labels, task.embed_texts(list(classes)), seeds=seeds, scale=task.logit_scale)
+    scores = few_shot_scores(features, labels, task.embed_texts(classes), seeds=seeds, scale=task.logit_scale)
     shots = sorted({one.shots for one in scores if one.shots})
     lines = [
         f"{len(classes)} topics with Swahili names, {len(labels['test'])} test pictures, {seeds} draws of the shots; "

@@ -22,12 +22,13 @@ from kauli.models.bases.find import Base, find_base
 from kauli.models.paths import default_storage
 from kauli.models.progress import note
 from kauli.models.text.task import TextTask
+from kauli.training.card import machine
 from kauli.training.data.dataset import Dataset, load_data
 from kauli.training.evaluation.report import update_section
-from kauli.training.evaluation.run import english_rows
+from kauli.training.evaluation.rows import english_rows
 from kauli.training.recipe import Recipe
-from kauli.training.recipe_file import load_recipe
-from kauli.training.train import machine, train
+from kauli.training.recipe_file import load_recipe, parse_recipe
+from kauli.training.train import train
 
 SETS = ("udhr", "other", "english")
 
@@ -63,7 +64,7 @@ def ours(recipe: Recipe, minutes: float, seed: int, storage: str, folder: Path) 
     if not kept.exists():
         content = recipe.model_dump()
         content["train"] |= {"minutes": minutes, "seed": seed}
-        result = train(Recipe.model_validate(content), storage, generated=16)
+        result = train(parse_recipe(content, recipe.name), storage, generated=16)
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps({"adapter": result.adapter}))
     return Registry(storage).fetch(json.loads(kept.read_text())["adapter"])

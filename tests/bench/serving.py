@@ -22,9 +22,9 @@ from kauli.models.bases.find import find_base
 from kauli.models.requests import TextRequest
 from kauli.models.text.task import TextTask
 from kauli.serving.settings import ServeArgs, choose_proxy
+from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.report import update_section
-from kauli.training.train import machine
 
 BASE = "smollm2-135m-q4"
 REQUESTS, TOKENS = 16, 32

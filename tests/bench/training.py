@@ -19,19 +19,20 @@ from plain_script import QV, Clock, examples_of, lora, trainer_of  # type: ignor
 
 from kauli.models.bases.find import find_base
 from kauli.models.engine.packing import Document
-from kauli.models.text.task import TextTask
+from kauli.models.text.training import TrainableText
+from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.report import update_section
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
-from kauli.training.recipe import Recipe
-from kauli.training.tasks.text import Examples, TextLearner
-from kauli.training.train import machine
+from kauli.training.recipe_file import parse_recipe
+from kauli.training.tasks.base import Examples
+from kauli.training.tasks.text import AnswerRecipe, TextLearner
 
 
-def ours(recipe: Recipe, rows: list[dict[str, object]], folder: Path) -> Loop:
+def ours(recipe: AnswerRecipe, rows: list[dict[str, object]], folder: Path) -> Loop:
     """Our loop over the rows, ready to step."""
-    task = TextTask.load(find_base(recipe.base), device="cpu")
+    task = TrainableText.load(find_base(recipe.base), device="cpu")
     return Loop(TextLearner(task, recipe, Examples(rows, rows[:1], (), "bench")), recipe, "bench", LocalSession(folder))
 
 
@@ -63,15 +64,17 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="a file such as RESULTS.md, whose section is written anew")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    recipe = Recipe.model_validate(
+    recipe = parse_recipe(
         {
             "name": "bench",
             "base": options.base,
             "language": options.language,
             "method": {"kind": "lora", "rank": 8, "targets": QV},
             "train": {"batch_tokens": 1024},
-        }
+        },
+        "bench",
     )
+    assert isinstance(recipe, AnswerRecipe)
     rows = [row for row in load_data("starter", [options.language]).rows(split="train") if row["text"]]
     # A third of paragraphs: names alone are so alike in length that there is little to pad or to pack.
     paragraphs = [row for row in rows if row["source"] == "udhr"]

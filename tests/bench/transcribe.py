@@ -2,10 +2,9 @@
 
 quality: a plain Hugging Face + peft script (LoRA r=8 on q and v, batches of 16 clips cut or padded to 4 seconds, AdamW
 at 1e-3) and the recipe get the same rows, minutes and threads, one after the other; both are scored on the untouched
-test groups, and the untrained base beside them with the 30 seconds that it was made for. speed: the recipe's adapter
-transcribes the test clips at their own length and filled up to 30 seconds, in turn. long: recordings of twelve test
-clips in a row, by how they are cut. mixed: batches of 16 clips with the
-base alone and with eight adapters, in turn, the same number of tokens each.
+test groups, and the untrained base beside them with the 30 seconds of input that it was trained for. speed: the
+recipe's adapter transcribes the test clips without padding and padded to 30 seconds, in turn. long: twelve test clips
+in a row as one file, by how it is cut. mixed: batches of 16 clips with the base alone, one adapter, and eight.
 """
 
 import argparse
@@ -30,16 +29,17 @@ from kauli.models.progress import note
 from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.chunking import LONGEST, LONGEST_LEARNED, as_text, cut, join
 from kauli.models.speech.whisper import WhisperTask
+from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
-from kauli.training.evaluation.error_rates import score_transcripts
 from kauli.training.evaluation.intervals import interval, relative
 from kauli.training.evaluation.report import update_section
 from kauli.training.evaluation.results import bracket
-from kauli.training.evaluation.scorers import FINISH, Tally
-from kauli.training.evaluation.speech import transcribe
+from kauli.training.evaluation.scorers import Tally, score_answers
+from kauli.training.evaluation.transcribe import ANSWERING, transcribe
 from kauli.training.features.recordings import recording_rows
 from kauli.training.recipe_file import load_recipe
-from kauli.training.train import machine, train
+from kauli.training.tasks.transcribe import TranscribeRecipe
+from kauli.training.train import train
 
 SECONDS, BATCH = 4, 16
 Row = Mapping[str, Any]
@@ -62,7 +62,7 @@ class Plain:
         self.language, self.seed = language, seed
 
     def inputs(self, rows: Sequence[Row]) -> torch.Tensor:
-        found = self.extractor([row["samples"] for row in rows], sampling_rate=RATE, return_tensors="pt")
+        found = self.extractor([np.asarray(row["samples"]) for row in rows], sampling_rate=RATE, return_tensors="pt")
         out: torch.Tensor = found["input_features"]
         return out
 
@@ -103,11 +103,10 @@ class Plain:
 def quality(options: Any, base: Base, storage: str) -> str:
     """Markdown; trains both."""
     recipe = load_recipe(options.recipe, [f"train.minutes={options.minutes}", f"train.seed={options.seed}"])
-    assert recipe.speech is not None
+    assert isinstance(recipe, TranscribeRecipe)
     dataset = load_data(recipe.data, recipe.language)
-    rows, test = (
-        recording_rows(dataset, split, recipe.language, recipe.speech.fastest).rows for split in ("train", "test")
-    )
+    limit = recipe.transcribe.max_chars_per_second
+    rows, test = (recording_rows(dataset, split, recipe.language, limit).rows for split in ("train", "test"))
     plain = Plain(base.folder, recipe.language[0], options.seed)
     steps = plain.train(rows, options.minutes)
     note(f"plain: {steps} steps")
@@ -118,7 +117,7 @@ def quality(options: Any, base: Base, storage: str) -> str:
     task = WhisperTask.load(base, device="cpu")
     task.add_adapter("ours", Registry(storage).fetch(options.adapter))
     texts |= {"base": transcribe(task, test), "ours": transcribe(task, test, "ours")}
-    scores = {name: score_transcripts(found, [row["text"] for row in test], test) for name, found in texts.items()}
+    scores = {name: score_transcripts(found, test) for name, found in texts.items()}
     names = {
         "base": "base, 30 s window, untrained",
         "plain": f"plain script, {options.minutes:g} minutes, {steps} steps",
@@ -127,8 +126,8 @@ def quality(options: Any, base: Base, storage: str) -> str:
     }
     lines = [
         f"`{options.recipe}`, seed {options.seed}, {torch.get_num_threads()} thread(s); {len(test)} held-out clips of "
-        f"{len({row['group'] for row in test})} groups (clips with more than {recipe.speech.fastest:g} characters a "
-        f"second dropped); {machine()}; data {dataset.sha256[:12]}. Command: `python tests/bench/transcribe.py`.",
+        f"{len({row['group'] for row in test})} groups (clips with more than {limit:g} characters a second "
+        f"dropped); {machine()}; data {dataset.sha256[:12]}. Command: `python tests/bench/transcribe.py`.",
         "",
         "| | CER | WER | loops | CER against base | CER against plain |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -145,15 +144,16 @@ def quality(options: Any, base: Base, storage: str) -> str:
 def long_recordings(options: Any, base: Base, folder: Path) -> str:
     """Markdown: recordings of twelve test clips in a row, cut as the service does it, and as a whole."""
     recipe = load_recipe(options.recipe)
-    assert recipe.speech is not None
-    clips = recording_rows(load_data(recipe.data, recipe.language), "test", recipe.language, recipe.speech.fastest).rows
+    assert isinstance(recipe, TranscribeRecipe)
+    dataset, limit = load_data(recipe.data, recipe.language), recipe.transcribe.max_chars_per_second
+    clips = recording_rows(dataset, "test", recipe.language, limit).rows
     rows = [_in_a_row(clips[start : start + 12]) for start in range(0, len(clips), 12)]
     task = WhisperTask.load(base, device="cpu")
     task.add_adapter("ours", folder)
     lengths = [len(row["samples"]) / RATE for row in rows]
     lines = [
         f"`{options.recipe}`, {len(rows)} recordings of {min(lengths):.0f} to {max(lengths):.0f} seconds: twelve test "
-        f"clips in a row, half a second of quiet behind each; {machine()}. "
+        f"clips in a row, half a second of silence behind each; {machine()}. "
         "Command: `python tests/bench/transcribe.py --only long`.",
         "",
         "| cut at pauses to at most | base: CER | WER | adapter: CER | WER |",
@@ -167,7 +167,7 @@ def long_recordings(options: Any, base: Base, folder: Path) -> str:
                 spans = cut(row["samples"], longest)
                 parts = [{**row, "samples": span.of(row["samples"])} for span in spans]
                 texts.append(as_text(join(transcribe(task, parts, key), spans)))
-            scores = score_transcripts(texts, [row["text"] for row in rows], rows)
+            scores = score_transcripts(texts, rows)
             cells += [f"{scores[metric].value():.3f}" for metric in ("cer", "wer")]
         lines.append(f"| {longest:g} s | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -177,18 +177,22 @@ def _in_a_row(clips: Sequence[Row]) -> Row:
     quiet = np.random.default_rng(0).normal(0, 1e-4, RATE // 2).astype(np.float32)
     return {
         **clips[0],
-        "samples": np.concatenate([part for clip in clips for part in (clip["samples"], quiet)]),
+        "samples": np.concatenate([part for clip in clips for part in (np.asarray(clip["samples"]), quiet)]),
         "text": " ".join(clip["text"] for clip in clips),
     }
 
 
+def score_transcripts(texts: Sequence[str], rows: Sequence[Row]) -> dict[str, Tally]:
+    return score_answers(texts, [row["text"] for row in rows], rows, ANSWERING.kinds)
+
+
 def _cell(tally: Tally) -> str:
-    found = interval(tally.sums, FINISH[tally.metric])
+    found = interval(tally.sums, tally.finish)
     return f"{found.value:.3f} {bracket(tally.metric, found)}" if tally.metric != "looped" else f"{found.value:.3f}"
 
 
 def _against(ours: Tally, theirs: Tally) -> str:
-    found = relative(ours.sums, theirs.sums, FINISH[ours.metric])
+    found = relative(ours.sums, theirs.sums, ours.finish)
     return f"{100 * found.value:+.0f} % [{100 * found.low:+.0f}, {100 * found.high:+.0f}]"
 
 
@@ -213,9 +217,9 @@ def ratio(seconds: Mapping[str, Sequence[float]], slow: str, fast: str) -> str:
 def speed(options: Any, base: Base, folder: Path) -> str:
     """Markdown: short clips, and mixed adapters."""
     recipe = load_recipe(options.recipe)
-    assert recipe.speech is not None
+    assert isinstance(recipe, TranscribeRecipe)
     dataset = load_data(recipe.data, recipe.language)
-    rows = recording_rows(dataset, "test", recipe.language, recipe.speech.fastest).rows
+    rows = recording_rows(dataset, "test", recipe.language, recipe.transcribe.max_chars_per_second).rows
     task = WhisperTask.load(base, device="cpu")
     for number in range(8):
         task.add_adapter(f"adapter {number}", folder)
@@ -227,8 +231,8 @@ def speed(options: Any, base: Base, folder: Path) -> str:
         },
     )
     texts = {full: transcribe(task, rows, "adapter 0", full_window=full) for full in (False, True)}
-    cer = {full: score_transcripts(found, [row["text"] for row in rows], rows)["cer"] for full, found in texts.items()}
-    bare = score_transcripts(transcribe(task, rows, None, False), [row["text"] for row in rows], rows)
+    cer = {full: score_transcripts(found, rows)["cer"] for full, found in texts.items()}
+    bare = score_transcripts(transcribe(task, rows, None, False), rows)
     length = sum(len(row["samples"]) for row in rows) / RATE
     requests = [
         TranscriptionRequest(row["samples"], row["language"], full_window=False, max_tokens=24, ignore_eos=True)
@@ -257,12 +261,12 @@ def speed(options: Any, base: Base, folder: Path) -> str:
             "",
             "| the same adapter | seconds | real-time factor | CER |",
             "| --- | --- | --- | --- |",
-            f"| clips at their own length | {own:.1f} | {own / length:.3f} | {_cell(cer[False])} |",
-            f"| filled up to 30 s | {whole:.1f} | {whole / length:.3f} | {_cell(cer[True])} |",
+            f"| clips without padding | {own:.1f} | {own / length:.3f} | {_cell(cer[False])} |",
+            f"| padded to 30 s | {whole:.1f} | {whole / length:.3f} | {_cell(cer[True])} |",
             "",
-            f"Own length is {ratio(seconds, 'whole', 'own')} times as fast.",
+            f"Without padding it is {ratio(seconds, 'whole', 'own')} times as fast.",
             "",
-            f"The untrained base hears nothing right at their own length: CER {bare['cer'].value():.2f}, "
+            f"The untrained base fails on clips of their own length: CER {bare['cer'].value():.2f}, "
             f"{100 * bare['looped'].value():.0f} % of its transcripts are loops.",
             "",
             "48 clips, 24 tokens each: one adapter has "

@@ -64,6 +64,21 @@ def embedded(task: Any, rows: Sequence[Any], classes: Sequence[str]) -> Labelled
     return LabelledPictures(list(rows), features, torch.tensor([place[label_of(row)] for row in rows]).long())
 
 
+def draw_shots(labels: Tensor, classes: int, shots: int, seed: int) -> Tensor:
+    """(classes * shots,) rows, `shots` of each class by chance; with the same seed, more shots hold fewer.
+
+    Raises `UsageError` when a class has fewer rows.
+    """
+    random = torch.Generator().manual_seed(seed)
+    rows = []
+    for label in range(classes):
+        own = (labels.cpu() == label).nonzero()[:, 0]
+        if len(own) < shots:
+            raise UsageError(f"class {label} has {len(own)} rows to draw from, not {shots}: ask for fewer shots.")
+        rows.append(own[torch.randperm(len(own), generator=random)[:shots]])
+    return torch.cat(rows)
+
+
 def label_of(row: Row) -> str:
     """The class of a row: its text."""
     return nfc(row["text"]).strip()

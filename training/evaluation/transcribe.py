@@ -56,9 +56,11 @@ def evaluate_transcribe(request: EvalRequest) -> EvalResult:
     return systems.result(rows, len(rows))
 
 
-def transcribe(served: Any, rows: Sequence[Row], adapter: str | None = None) -> list[str]:
+def transcribe(
+    served: Any, rows: Sequence[Row], adapter: str | None = None, full_window: bool | None = None
+) -> list[str]:
     """The greedy transcript of each row's `samples`."""
-    texts = generate(served, [request_for(row) for row in rows], [adapter] * len(rows))
+    texts = generate(served, [request_for(row, full_window) for row in rows], [adapter] * len(rows))
     return [clean(text) for text in texts]
 
 

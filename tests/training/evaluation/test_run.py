@@ -69,7 +69,7 @@ class MadeUp:
         assert all(request.temperature == 0 for request in requests)
         answers = ["abcd" if adapter else "xy" for adapter in adapters]
         for letter in range(4):
-            yield [Chunk(n, text[letter : letter + 1], 1) for n, text in enumerate(answers) if letter < len(text)]
+            yield [Chunk(text[letter : letter + 1], 1, row=n) for n, text in enumerate(answers) if letter < len(text)]
 
 
 def measure(adapter: str | None, dataset: Dataset, languages: Sequence[str], **options: Any) -> EvalResult:

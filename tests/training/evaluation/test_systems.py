@@ -38,8 +38,8 @@ class Echo:
             assert request.prompt is not None
             self.asked.append((adapter, request.prompt))
             answer = request.prompt.upper() if adapter else request.prompt
-            yield [Chunk(place, answer[:1], 1)]
-            yield [Chunk(place, answer[1:], 1, "stop")]
+            yield [Chunk(answer[:1], 1, row=place)]
+            yield [Chunk(answer[1:], 1, "stop", row=place)]
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:

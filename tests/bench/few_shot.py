@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kauli.models.errors import UsageError
 from kauli.models.vision.heads import HEAD_KINDS, LOGIT_SCALE, Head, HeadKind
+from kauli.training.evaluation.head import draw_shots
 from kauli.training.evaluation.intervals import resample
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -85,21 +86,6 @@ def few_shot_scores(
                 values = tuple(score(kind, rows, seed) for seed, rows in enumerate(drawn))
                 found.append(FewShotScore(kind, count, values))
     return found
-
-
-def draw_shots(labels: Tensor, classes: int, shots: int, seed: int) -> Tensor:
-    """(classes * shots,) rows, `shots` of each class by chance; with the same seed, more shots hold fewer.
-
-    Raises `UsageError` when a class has fewer rows.
-    """
-    random = torch.Generator().manual_seed(seed)
-    rows = []
-    for label in range(classes):
-        own = (labels.cpu() == label).nonzero()[:, 0]
-        if len(own) < shots:
-            raise UsageError(f"class {label} has {len(own)} rows to draw from, not {shots}: ask for fewer shots.")
-        rows.append(own[torch.randperm(len(own), generator=random)[:shots]])
-    return torch.cat(rows)
 
 
 def macro_f1(head: Head, features: Tensor, labels: Tensor) -> float:
