@@ -115,13 +115,9 @@ class CtcTask(CtcBase, Recogniser):
 
     def __init__(self, model: Any, extractor: Any, base: Base, slots: int = SLOTS) -> None:
         CtcBase.__init__(self, model, extractor, base)
-        Recogniser.__init__(self, slots)
+        known = dict.fromkeys(tag for code in self._codes if (tag := tag_of(code)))
+        Recogniser.__init__(self, slots, known)
         self._waiting: deque[ClipTicket] = deque()
-
-    def languages(self, adapter: str | None = None) -> tuple[str, ...]:
-        if adapter is not None:
-            return tuple(self._loaded[adapter].languages)
-        return tuple(dict.fromkeys(tag for code in self._codes if (tag := tag_of(code))))
 
     def read_adapter(self, folder: Path) -> LoadedCtcAdapter:
         return read_adapter(folder, self._bare, self._layers(), self._head_of)
@@ -155,10 +151,6 @@ class CtcTask(CtcBase, Recogniser):
     @property
     def busy(self) -> bool:
         return bool(self._waiting)
-
-    def prompt_tokens(self, request: TranscriptionRequest) -> list[int]:
-        """No tokens: a CTC model has no prompt."""
-        return []
 
     def submit(
         self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None

@@ -109,14 +109,6 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     return model
 
 
-def _check_shape(model: Any, base: Any, folder: Path) -> None:
-    """Raise KauliError unless a fully fine-tuned model has its base's shape."""
-    for name in _SHAPE:
-        mine, wanted = (getattr(one.config, name) for one in (model, base))
-        if (list(mine) if isinstance(mine, tuple) else mine) != (list(wanted) if isinstance(wanted, tuple) else wanted):
-            raise KauliError(f"the model in {folder} does not fit the base: {name} is {mine}, the base's {wanted}.")
-
-
 def built_in(model: Any, letters: Vocabulary | None) -> CtcHead:
     """A model's own head and attention adapters; without a vocabulary, a head that writes nothing."""
     attention = tuple(layer.adapter_layer for layer in adapter_layers(model))
@@ -142,7 +134,13 @@ def read_adapter(
     if (folder / "model.safetensors").exists():
         settings = read_settings(folder)
         model = load_model(folder, base.dtype).to(base.device)
-        _check_shape(model, base, folder)
+        for name in _SHAPE:  # a configuration from a file has lists, one in memory may have tuples
+            mine, wanted = (
+                list(value) if isinstance(value, tuple) else value
+                for value in (getattr(one.config, name) for one in (model, base))
+            )
+            if mine != wanted:
+                raise KauliError(f"the model in {folder} does not fit the base: {name} is {mine}, the base's {wanted}.")
         model.train(False).requires_grad_(False)
         return LoadedCtcAdapter(head=built_in(model, settings.letters), languages=settings.languages, model=model)
     if (folder / ADAPTER).exists():
@@ -237,25 +235,30 @@ def trains_all_weights(model: Any, bare: Any) -> bool:
     return not isinstance(model, PeftModel) and not trained <= adapter_parameters(bare).keys()
 
 
-def write_weights(folder: Path, model: Any, bare: Any) -> int | None:
-    """Write the trained weights of `bare`, which `model` may wrap with PEFT; the `dim` of attention adapters."""
+def write_adapter(
+    folder: Path, model: Any, bare: Any, languages: tuple[str, ...], letters: Vocabulary, init_from: str | None
+) -> None:
+    """Write the trained weights of `bare`, which `model` may wrap with PEFT, and speech.json.
+
+    `init_from` is the language whose adapter of the base is under a LoRA.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     own = {name: value.detach().cpu().contiguous() for name, value in adapter_parameters(bare).items()}
-    if isinstance(model, PeftModel):
+    lora, dim = isinstance(model, PeftModel), None
+    if lora:
         model.save_pretrained(str(folder), save_embedding_layers=False)
         save_file({name: value for name, value in own.items() if ADAPTER_LAYER not in name}, folder / HEAD)
-    elif not trains_all_weights(model, bare):
-        save_file(own, folder / ADAPTER)
-        return int(adapter_layers(bare)[0].adapter_layer.linear_1.out_features)
-    else:
+    elif trains_all_weights(model, bare):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # transformers warns of settings in the configuration
             model.save_pretrained(str(folder))
-    return None
-
-
-def write_settings(folder: Path, settings: Settings) -> None:
-    """Write speech.json."""
+    else:
+        save_file(own, folder / ADAPTER)
+        dim = int(adapter_layers(bare)[0].adapter_layer.linear_1.out_features)
+    settings = Settings(
+        languages=languages, vocabulary=letters.tokens, blank=letters.blank, space=letters.space, dim=dim,
+        begins=init_from if lora else None,
+    )  # fmt: skip
     content = json.dumps(settings.model_dump(mode="json", by_alias=True), ensure_ascii=False, indent=1)
     (folder / SETTINGS).write_text(content + "\n", encoding="utf-8")
 

@@ -14,13 +14,7 @@ from kauli.models.engine.lora_batch import LoraBatch
 from kauli.models.media.decode import RATE
 from kauli.models.requests import Progress, TokenLogprob, TranscriptionRequest, Word
 from kauli.models.speech.ctc_adapter import CtcHead
-from kauli.models.speech.ctc_model import (
-    RowAdapters,
-    best_path,
-    bits,
-    encode,
-    frame_count,
-)
+from kauli.models.speech.ctc_model import RowAdapters, best_path, bits, encode, frame_count
 from kauli.models.speech.vocabulary import Vocabulary, normalised
 from kauli.models.speech.word_times import words_of
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,23 +17,9 @@ from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
 from kauli.models.progress import note
 from kauli.models.speech.ctc import SECONDS, CtcBase, CtcTask
-from kauli.models.speech.ctc_adapter import (
-    Settings,
-    new_head,
-    start_from,
-    trains_all_weights,
-    write_settings,
-    write_weights,
-)
+from kauli.models.speech.ctc_adapter import new_head, start_from, trains_all_weights, write_adapter
 from kauli.models.speech.ctc_batch import own_frames
-from kauli.models.speech.ctc_model import (
-    CtcBatch,
-    encode,
-    fewest_samples,
-    frame_count,
-    frames_needed,
-    losses,
-)
+from kauli.models.speech.ctc_model import CtcBatch, encode, fewest_samples, frame_count, frames_needed, losses
 from kauli.models.speech.task import SLOTS, Row, TrainableRecogniser, Trained, served_dtype
 from kauli.models.speech.vocabulary import Vocabulary, find_code
 
@@ -98,12 +83,7 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
         """Write the adapter: attention adapters under MMS's names, a PEFT folder with the head beside it, or the whole
         model; and its letters in speech.json.
         """
-        dim = write_weights(folder, self.model, self._bare)
-        settings = Settings(
-            languages=self._languages, vocabulary=self.letters.tokens, blank=self.letters.blank,
-            space=self.letters.space, dim=dim, begins=self._init_from if isinstance(self.model, PeftModel) else None,
-        )  # fmt: skip
-        write_settings(folder, settings)
+        write_adapter(folder, self.model, self._bare, self._languages, self.letters, self._init_from)
 
     def encode(self, rows: Sequence[Row]) -> list[CtcExample]:
         """Rows as examples; a clip too short for its transcript is left out, with a note.

@@ -5,7 +5,7 @@ adapters, or as a `TrainableRecogniser`, which learns one.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isabstract
 from pathlib import Path
@@ -114,8 +114,9 @@ class Recogniser(SpeechModel):
     shortest_first: ClassVar[bool] = False
     """Whether `generate` queues short clips first."""
 
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, slots: int, known: Iterable[str]) -> None:
+        """`known` are the language tags that the base knows."""
+        self.slots, self._known = slots, tuple(known)
         self._runner: Any = None
         self._full: dict[str, Any] = {}
         self._loaded: dict[str, Any] = {}
@@ -139,9 +140,9 @@ class Recogniser(SpeechModel):
         """Build the engine now, before anything else runs in another thread."""
         self._shared()
 
-    @abstractmethod
     def languages(self, adapter: str | None = None) -> tuple[str, ...]:
         """The language tags that the base knows, or those that a loaded adapter was trained on."""
+        return self._known if adapter is None else tuple(self._loaded[adapter].languages)
 
     def _language_of(self, request: TranscriptionRequest, adapter: str | None) -> str | None:
         """The language that is requested, or the only one of the adapter."""
@@ -195,9 +196,9 @@ class Recogniser(SpeechModel):
     def busy(self) -> bool:
         """Whether `step` has something to do."""
 
-    @abstractmethod
     def prompt_tokens(self, request: TranscriptionRequest) -> list[int]:
         """The tokens before the transcript, for `submit`; none where the architecture has no prompt."""
+        return []
 
     @abstractmethod
     def submit(self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None) -> list[Any]:

@@ -29,14 +29,7 @@ from kauli.models.speech.chunking import pauses
 from kauli.models.speech.task import SLOTS, Recogniser, Row, SpeechModel
 from kauli.models.speech.whisper_adapter import LoadedWhisperAdapter, load_model, read_adapter
 from kauli.models.speech.whisper_decoder import ClipState, WhisperRunner
-from kauli.models.speech.whisper_model import (
-    LANGUAGE,
-    WhisperBatch,
-    WhisperExample,
-    frame_count,
-    packed,
-    packed_losses,
-)
+from kauli.models.speech.whisper_model import LANGUAGE, WhisperBatch, WhisperExample, frame_count, packed, packed_losses
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -158,12 +151,9 @@ class WhisperTask(WhisperBase, Recogniser):
 
     def __init__(self, model: Any, tokenizer: Any, extractor: Any, base: Base, slots: int = SLOTS) -> None:
         WhisperBase.__init__(self, model, tokenizer, extractor, base)
-        Recogniser.__init__(self, slots)
+        Recogniser.__init__(self, slots, self._language_tokens)
         suppressed = set(getattr(model.generation_config, "suppress_tokens", None) or [])
         self._suppressed = sorted((suppressed | set(range(self.end, model.config.vocab_size))) - {self.end})
-
-    def languages(self, adapter: str | None = None) -> tuple[str, ...]:
-        return tuple(self._language_tokens if adapter is None else self._loaded[adapter].languages)
 
     def frames(self, spectrograms: Sequence[Tensor]) -> list[Tensor]:
         """The encoder's frames (F, W) of each spectrogram without any adapter, float32 on the CPU."""
