@@ -35,9 +35,9 @@ from kauli.models.speech.whisper_training import TrainableWhisper
 from kauli.serving.events import Piece, Started
 from kauli.serving.workers.transcriber import Transcriber
 from kauli.training.evaluation.run import evaluate
-from kauli.training.recipe import Recipe
-from kauli.training.tasks.text import Examples
-from kauli.training.tasks.transcribe import TranscribeLearner
+from kauli.training.recipe_file import parse_recipe
+from kauli.training.tasks.base import Examples
+from kauli.training.tasks.transcribe import TranscribeLearner, TranscribeRecipe
 from kauli.training.train import train
 
 PITCHES = {letter: 250 * 2 ** (place / 2) for place, letter in enumerate("abdeimoў")}
@@ -565,14 +565,16 @@ def test_attention_adapters_are_refused_where_they_have_no_place(base: Base, mms
         AttentionAdapter().attach(load(mms).model, "x/y")
 
 
-def recipe(data: str, **changes: Any) -> Recipe:
+def recipe(data: str, **changes: Any) -> TranscribeRecipe:
     content = {
         "name": "transcribe-x", "task": "transcribe", "base": "debug-wav2vec2", "language": "be", "data": data,
-        "method": {"kind": "attention_adapter"}, "speech": {},
+        "method": {"kind": "attention_adapter"}, "transcribe": {},
         "augment": [{"kind": "gain"}, {"kind": "noise", "p": 0.1}],
         "train": {"steps": 75, "batch_tokens": 300, "max_length": 100, "validate_every": 25, "learning_rate": 0.02},
     }  # fmt: skip
-    return Recipe.model_validate({**content, **changes})
+    parsed = parse_recipe({**content, **changes})
+    assert isinstance(parsed, TranscribeRecipe)
+    return parsed
 
 
 def test_a_recipe_is_trained_published_and_measured_again_alike(tmp_path: Path) -> None:
@@ -601,7 +603,7 @@ def test_one_worker_two_workers_and_small_packs_have_the_same_gradient(base: Bas
     gradients = []
     for world, micro in ((1, 2048), (2, 2048), (1, 300)):
         made = TranscribeLearner(
-            load(base),
+            trainable(base),
             recipe("x", augment=[], train={"batch_tokens": 500, "micro_tokens": micro, "max_length": 300}),
             Examples(ROWS, ROWS, (), "x"),
         )
@@ -610,7 +612,7 @@ def test_one_worker_two_workers_and_small_packs_have_the_same_gradient(base: Bas
         step = [0, 1, 2, 3]
         for rank in range(world):
             for batch, weight in made.batches(step, rank, world):
-                (made.objective()(batch).sum() * (weight / made.terms(step))).backward()
+                (made.objective()(batch).sum() * (weight / made.num_targets(step))).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in made.trained.parameters() if p.grad is not None]))
     assert gradients[0].norm() > 0
     for other in gradients[1:]:
