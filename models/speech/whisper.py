@@ -170,14 +170,13 @@ class WhisperTask(WhisperBase, Recogniser):
     ) -> list[tuple[float, int]]:
         """See `Recogniser.bits`; the transcripts are in NFC."""
         runner, key = self._runner_of(adapter)
-        embeddings = self._loaded[adapter].language_embeddings if adapter else {}
 
         def losses(batch: WhisperBatch) -> Tensor:
             frames, tokens = sum(map(frame_count, batch.mels)), len(batch.input_ids)
             with ExitStack() as stack:
                 stack.enter_context(runner.encoding.apply([(key, frames)]))
                 stack.enter_context(runner.decoding.apply([(key, tokens)], kept=[(key, len(batch.answer_positions))]))
-                return packed_losses(runner.model, batch, embeddings.__getitem__)
+                return packed_losses(runner.model, batch, lambda tag: self._embedding(tag, adapter))
 
         return self._bits(rows, losses, self._padded(adapter, full_window), self.slots)
 
@@ -200,14 +199,8 @@ class WhisperTask(WhisperBase, Recogniser):
         runner, key = self._runner_of(adapter)
         parts: list[Part] = [prompt]
         if language and LANGUAGE in prompt:
-            embeddings = self._loaded[adapter].language_embeddings if adapter else {}
-            if language not in embeddings:
-                raise UsageError(
-                    f"{adapter or self.base.name} does not know the language '{language}': name one of "
-                    f"{', '.join(sorted({*self._language_tokens, *embeddings}))}."
-                )
             at = prompt.index(LANGUAGE)
-            parts = [prompt[:at], embeddings[language][None], prompt[at + 1 :]]
+            parts = [prompt[:at], self._embedding(language, adapter)[None], prompt[at + 1 :]]
         seconds = len(request.samples) / RATE
         room = _TOKENS_AT_REST + int(_TOKENS_A_SECOND * seconds)
         spectrogram = self.model_input(request.samples, self.seconds * self._padded(adapter, request.full_window))
@@ -222,6 +215,16 @@ class WhisperTask(WhisperBase, Recogniser):
             memory=ClipState(spectrogram, language, seconds, pauses(request.samples) if request.words else None),
         )
         return [runner.submit(generation)]
+
+    def _embedding(self, language: str, adapter: str | None) -> Tensor:
+        """That of a language without a token, from the adapter."""
+        embeddings = self._loaded[adapter].language_embeddings if adapter else {}
+        if language not in embeddings:
+            raise UsageError(
+                f"{adapter or self.base.name} does not know the language '{language}': name one of "
+                f"{', '.join(sorted({*self._language_tokens, *embeddings}))}."
+            )
+        return embeddings[language]
 
     def step(self) -> list[tuple[Ticket, Progress]]:
         """One pass of what is queued: the encoder for new clips, then the decoder for all."""
