@@ -1,9 +1,11 @@
 """Recipes: what ships loads, what is wrong is named."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from kauli.models.adapters.upgrade import RENAMED
 from kauli.models.bases.find import known_bases
 from kauli.models.errors import UsageError
 from kauli.training.recipe_file import load_recipe, recipe_names
@@ -98,3 +100,79 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(UsageError):
             load_recipe(str(path))
+
+
+OLD = {
+    "describe-be-fused": {
+        "fusion": "{}", "fusion.inner": "8", "fusion.alone": "0.1", "fusion.hearing": "{}", "fusion.hearing.inner": "8",
+        "fusion.hearing.unseen": "0.1", "fusion.hearing.unheard": "0.1", "fusion.hearing.fastest": "9", "prompt": "x",
+    },
+    "align-starter": {"pairs": "{}", "pairs.start": "base", "pairs.smoothing": "0.1"},
+    "transcribe-be": {
+        "speech": "{}", "speech.related": "{}", "speech.fastest": "9", "speech.joined": "0", "train.repeat": "{a: 2}",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in OLD.items() for key in keys])
+def test_an_old_key_is_an_error_that_names_the_new_one(name: str, key: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"'{key}' is now '{RENAMED[key]}'.")):
+        load_recipe(name, [f"{key}={OLD[name][key]}"])
+
+
+def test_all_renamed_keys_are_tested() -> None:
+    assert set(RENAMED) == {key for keys in OLD.values() for key in keys}
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        ("text-sw", ["describe={}"], "unknown key 'describe'"),
+        ("text-sw", ["align={}"], "unknown key 'align'"),
+        ("text-sw", ["transcribe={}"], "unknown key 'transcribe'"),
+        ("text-sw", ["prompt=x"], "unknown key 'prompt'"),
+        ("text-sw", ["augment=[{kind: flip}]"], "augment"),
+        ("text-sw", ["augment=[{kind: speed}]"], "augment"),
+        ("text-sw", ["text={views: 2}"], "augment and the section 'text' go together"),
+        ("text-sw", ["method={kind: projection}"], "no kind 'projection'"),
+        ("text-sw", ["method={kind: attention_adapter}"], "no kind 'attention_adapter'"),
+        ("text-sw", ["method={kind: head}"], "no kind 'head'"),
+        ("text-sw", ["method={kind: ia3}"], "no kind 'ia3'"),
+        ("text-sw", ["method={rank: 4}"], "'method' needs a kind"),
+        ("text-sw", ["start_from=x", "method={kind: full}"], "start_from needs a method with adapter weights"),
+        ("text-sw", ["train.source_weights={udhr: 0}"], "train.source_weights.udhr"),
+        ("text-sw", ["task=describe"], "'describe' is missing"),
+        ("text-sw", ["task=align"], "no kind 'lora' for this task. Allowed: projection"),
+        ("text-sw", ["task=transcribe", "objective={}"], "'transcribe' is missing"),
+        ("align-starter", ["method={kind: lora}"], "no kind 'lora'"),
+        ("align-starter", ["objective={regulariser: replay, weight: 0.1}"], "unknown key 'objective'"),
+        ("align-starter", ["describe={prompt: x}"], "unknown key 'describe'"),
+        ("align-starter", ["augment=[{kind: noise}]", "align.views=2"], "no kind 'noise'"),
+        ("head-topics", ["language=[sw, en]"], "a head has one language"),
+        ("head-topics", ["augment=[{kind: flip}]"], "unknown key 'augment'"),
+        ("head-topics", ["start_from=x"], "start_from"),
+        ("head-topics", ["align={}"], "unknown key 'align'"),
+        ("describe-be", ["method={kind: attention_adapter}"], "no kind 'attention_adapter'"),
+        ("describe-be", ["augment=[{kind: noise}]"], "'noise' changes audio: it needs describe.audio"),
+        ("describe-be", ["augment=[{kind: spec_augment}]"], "'spec_augment' changes audio"),
+        ("describe-be", ["augment=[{kind: flip, degrees: 3}]"], "unknown key 'augment.0.flip.degrees'. Allowed: kind, p."),
+        ("describe-be", ["describe.views=1"], "augment needs describe.views of 2 or more"),
+        ("describe-be-fused", ["describe.audio.drop_image_prob=1"], "together at most 1"),
+        ("transcribe-be", ["describe={}"], "unknown key 'describe'"),
+        ("transcribe-be", ["objective={regulariser: replay, weight: 0.1}"], "unknown key 'objective'"),
+        ("transcribe-be", ["augment=[{kind: flip}]"], "no kind 'flip'"),
+        ("transcribe-be", ["method={kind: projection}"], "no kind 'projection'"),
+        ("transcribe-be", ["transcribe.concat_prob=1"], "transcribe.concat_prob"),
+    ],
+)
+def test_what_belongs_to_another_task_is_one_clear_error(name: str, overrides: list[str], expected: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        load_recipe(name, overrides)
+    assert expected in str(caught.value)
+
+
+def test_every_override_of_a_section_is_taken() -> None:
+    one = load_recipe("describe-be-fused", ["describe.audio.stack=2", "describe.prompt=Sema.", "augment=[]"])
+    content = one.model_dump()
+    assert (content["describe"]["audio"]["stack"], content["describe"]["prompt"]) == (2, "Sema.")
+    assert content["augment"] == ()

@@ -163,7 +163,7 @@ class DescribeTraining(TrainingTask):
             found = fused_rows(dataset, split, recipe.language, None, audio.max_chars_per_second)
             notes += [f"{split}: {told}" for told in [found.said()] if told]
             sides.append(found.rows)
-        check_rows(recipe, *sides, "image with a text" if audio is None else "image with audio and a text")
+        check_rows(recipe, *sides, "image with a text" if audio is None else "image with audio and a text", notes)
         replay: list[Row] = []
         if recipe.objective.regulariser == "replay":
             replay = picture_rows(dataset, "train", ["en"])

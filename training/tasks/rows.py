@@ -16,13 +16,19 @@ VALIDATION_BYTES = 4_000
 """Text that the validations during training score: enough to choose by, small beside the training itself."""
 
 
-def check_rows(recipe: Recipe, train: Sequence[Row], validation: Sequence[Row], what: str) -> None:
-    """Raise UsageError where a split is empty, or a source of `train.source_weights` has no rows to learn from."""
+def check_rows(
+    recipe: Recipe, train: Sequence[Row], validation: Sequence[Row], what: str, notes: Sequence[str] = ()
+) -> None:
+    """Raise UsageError where a split is empty, or a source of `train.source_weights` has no rows to learn from.
+
+    `notes` tell why rows were dropped.
+    """
     for split, rows in (("train", train), ("validation", validation)):
         if not rows:
             raise UsageError(
-                f"data '{recipe.data}' has no {what} in its '{split}' split for {', '.join(recipe.language)}: "
-                "see `kauli data check`."
+                f"data '{recipe.data}' has no {what} in its '{split}' split for {', '.join(recipe.language)}"
+                + "".join(f"; {told}" for told in notes)
+                + ": see `kauli data check`."
             )
     sources = {row["source"] for row in train}
     for source in recipe.train.source_weights:

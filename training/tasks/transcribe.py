@@ -201,7 +201,7 @@ class TranscribeTraining(TrainingTask):
             found = recording_rows(dataset, split, recipe.language, limit)
             notes += [f"{split}: {told}" for told in [found.said()] if told]
             sides.append(found.rows)
-        check_rows(recipe, *sides, "audio with a text")
+        check_rows(recipe, *sides, "audio with a text", notes)
         validation = sorted(sides[1], key=lambda row: str(row["id"]))
         return Examples(sides[0], validation, (), dataset.sha256, tuple(notes))
 
