@@ -30,7 +30,7 @@ from kauli.serving.events import BROADCAST, CONSTANT, STREAMED, TOO_MANY, Event
 from kauli.serving.http.app import create_app
 from kauli.serving.replicas import Replica
 from kauli.serving.routing import Catalogue, public_name
-from kauli.serving.settings import ServeArgs, load_settings, merge_settings, parse_settings
+from kauli.serving.settings import ServeArgs, WorkerArgs, load_settings, merge_settings, parse_settings
 from kauli.serving.tasks import WORKERS
 from kauli.serving.topology import Topology, choose_topology
 
@@ -164,7 +164,7 @@ def _deployment_options(args: ServeArgs) -> dict[str, Any]:
 
 def _cpus(args: ServeArgs, topology: Topology) -> int:
     """Logical CPUs for the fewest replicas of all deployments."""
-    settings = [args.worker(worker) for worker, bases in topology.bases.items() for _ in bases]
+    settings: list[WorkerArgs] = [args.worker(worker) for worker, bases in topology.bases.items() for _ in bases]
     wanted = sum(one.replicas[0] * one.num_cpus for one in settings)
     return math.ceil(wanted + args.text.replicas[0] * _INGRESS_CPUS)
 

@@ -228,9 +228,9 @@ def parse_settings(values: Mapping[str, Any]) -> ServeArgs:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            known = list(type(ServeArgs.model_fields[str(first["loc"][0])].default).model_fields)
-            name = str(first["loc"][-1])
-            raise UsageError(f"unknown setting '{where}'.{nearest(name, known)} Known: {', '.join(known)}") from None
+            keys = list(type(ServeArgs.model_fields[str(first["loc"][0])].default).model_fields)
+            hint = nearest(str(first["loc"][-1]), keys)
+            raise UsageError(f"unknown setting '{where}'.{hint} Known: {', '.join(keys)}") from None
         text = first["msg"].removeprefix("Value error, ")
         raise UsageError(f"setting {where}={first['input']!r}: {text}" if where else text) from None
 
@@ -255,8 +255,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             raise UsageError(f"the variable {old} is now {new}: set that instead, and unset {old}")
     names = {"KAULI_HOST": "host", "KAULI_PORT": "port", "KAULI_STORAGE": "storage", "KAULI_PROXY": "proxy"}
     values: dict[str, Any] = {key: environment[name] for name, key in names.items() if environment.get(name)}
-    workers = {"KAULI_IMAGE_BASE": "image", "KAULI_AUDIO_BASE": "audio"}
-    values |= {worker: {"base": environment[name]} for name, worker in workers.items() if environment.get(name)}
+    for name, worker in {"KAULI_IMAGE_BASE": "image", "KAULI_AUDIO_BASE": "audio"}.items():
+        if environment.get(name):
+            values[worker] = {"base": environment[name]}
     lists = {"KAULI_TASKS": "tasks", "KAULI_BASES": "bases"}
     values |= {key: _split(environment[name]) for name, key in lists.items() if environment.get(name)}
     for name, key in {"KAULI_API_KEYS": "key_hashes", "KAULI_ADMIN_KEYS": "admin_key_hashes"}.items():

@@ -5,15 +5,8 @@
 
 import base64
 
-from kauli.models.media.decode import (
-    AudioLimits,
-    ImageLimits,
-    MediaError,
-    audio_format,
-    audio_format_of,
-    image_format,
-    image_format_of,
-)
+from kauli.models.media import audio_format, image_format
+from kauli.models.media.decode import AudioLimits, ImageLimits, MediaError, audio_format_of, image_format_of
 
 _IMAGE_TYPES = {
     "image/png": "PNG",

@@ -211,7 +211,7 @@ def test_an_adapter_of_a_whisper_is_added_for_transcribe(named: bool, tmp_path: 
 
 def test_an_adapter_of_a_base_that_takes_none_from_plain_peft_is_refused(plain: Path, tmp_path: Path) -> None:
     where = ["--accept-base", "--storage", str(tmp_path)]
-    fails(1, "does not keep the letters", *add(plain, base="debug-wav2vec2"), *where)
+    fails(1, "does not keep the characters", *add(plain, base="debug-wav2vec2"), *where)
     fails(2, "is for the task align", *add(plain, base="debug-clip"), *where)
 
 

@@ -285,7 +285,7 @@ def test_who_leaves_a_stream_frees_the_slot(house: House) -> None:
         (encoded(np.zeros(RATE)), "silent"),
         (encoded(np.full(RATE, np.nan), subtype="FLOAT"), "not finite"),
         (png("red"), "an image"),
-        (wav(0.05), "send a longer one"),
+        (wav(0.05), "send a longer clip"),
         (CLIP[:30], "broken or truncated"),
         (b"<html></html>", "HTML"),
         (b"\0\0\0 ftypM4A " + bytes(64), "ffmpeg"),
