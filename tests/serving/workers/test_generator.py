@@ -76,27 +76,31 @@ def test_a_damaged_adapter_fails_its_own_request_only(
 
 def test_the_queue_is_bounded_and_leaving_frees_the_row(storage: Path) -> None:
     class Slow(TextTask):
+        steps = 0
+
         def step(self) -> Any:
+            self.steps += 1
             time.sleep(0.02)
             return super().step()
 
-    generator = TextGenerator(Slow.load(find_base("debug"), slots=1), Registry(str(storage)), max_queue=1)
+    task = Slow.load(find_base("debug"), slots=1)
+    generator = TextGenerator(task, Registry(str(storage)), max_queue=1)
     endless = TextRequest.of_prompt("Hi", max_tokens=900, ignore_eos=True)
 
-    async def run() -> tuple[list[Event], float]:
+    async def run() -> tuple[list[Event], int]:
         async with aclosing(generator.stream(endless, None)) as first:
             assert isinstance(await anext(first), Started)
             waiting = asyncio.create_task(collect(generator, TextRequest.of_prompt("Hi", max_tokens=1), None))
             await asyncio.sleep(0.1)
             refused = await collect(generator, endless, None)
-        began = time.monotonic()
+        began = task.steps
         assert isinstance((await waiting)[-1], Piece)
-        return refused, time.monotonic() - began
+        return refused, task.steps - began
 
     refused, waited = asyncio.run(run())
     assert isinstance(refused[0], Failed)
     assert (refused[0].status, refused[0].code) == (429, "queue_full")
-    assert waited < 5  # 900 tokens at 0.02 s would be 18 s
+    assert waited < 100  # the request that left would have taken 900
     generator.close()
     assert isinstance(asyncio.run(collect(generator, endless, None))[0], Failed)
 
