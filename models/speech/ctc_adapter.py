@@ -1,28 +1,24 @@
-"""The files of a CTC model and of its adapters: reading with all checks, writing.
+"""The files of a CTC model and of its adapters: reading, with all checks.
 
 An adapter folder has `speech.json` with the letters, and one of three: `attention_adapter.safetensors` (each layer's
 adapter and the head, by the names of MMS's own `adapter.<language>.safetensors`), a PEFT adapter with
 `lm_head.safetensors` beside it, or `model.safetensors` after full fine-tuning.
 """
 
-import json
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Wav2Vec2ForCTC
 from transformers.utils import logging
 
-from kauli.models.adapters.kinds.attention_adapter import ADAPTER_LAYER, adapter_layers, adapter_parameters, new_adapter
+from kauli.models.adapters.kinds.attention_adapter import ADAPTER_LAYER, adapter_layers, new_adapter
 from kauli.models.adapters.linear import read_deltas
-from kauli.models.adapters.peft_weights import read_peft_weights
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.files import check_safetensors, read_json
 from kauli.models.speech.task import LoadedAdapter
@@ -205,62 +201,6 @@ def new_head(own: CtcHead, letters: Vocabulary) -> nn.Linear:
         value.zero_()
         value[: len(known)] = known
     return head
-
-
-def start_from(folder: Path, model: Any, bare: Any, letters: Vocabulary, base: str) -> None:
-    """Give the adapter in training of `bare`, which `model` may wrap with PEFT, the weights of an adapter folder.
-
-    A letter that both know gets its weights; other letters of `letters` keep their initial ones. Raises KauliError
-    where the folder's kind or shape differs; `base` is the name of the base for it.
-    """
-    settings = read_settings(folder)
-    if isinstance(model, PeftModel):
-        given = read_head(folder / HEAD, bare, settings.letters)
-        read_peft_weights(model, folder, base)
-    else:
-        dim = adapter_layers(bare)[0].adapter_layer.linear_1.out_features
-        given = read_adapter_layers(folder / ADAPTER, bare, settings.letters, dim)
-        for layer, module in zip(adapter_layers(bare), given.attention, strict=True):
-            layer.adapter_layer.load_state_dict(module.state_dict())  # type: ignore[union-attr]
-    with torch.no_grad():
-        for place, token in enumerate(letters.tokens):
-            if token in given.letters.tokens:
-                other = given.letters.tokens.index(token)
-                bare.lm_head.weight[place], bare.lm_head.bias[place] = given.weight[other], given.bias[other]
-
-
-def trains_all_weights(model: Any, bare: Any) -> bool:
-    """Whether `bare` is fine-tuned as a whole, neither by the PEFT of `model` nor by attention adapters."""
-    trained = {name for name, value in bare.named_parameters() if value.requires_grad}
-    return not isinstance(model, PeftModel) and not trained <= adapter_parameters(bare).keys()
-
-
-def write_adapter(
-    folder: Path, model: Any, bare: Any, languages: tuple[str, ...], letters: Vocabulary, init_from: str | None
-) -> None:
-    """Write the trained weights of `bare`, which `model` may wrap with PEFT, and speech.json.
-
-    `init_from` is the language whose adapter of the base is under a LoRA.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    own = {name: value.detach().cpu().contiguous() for name, value in adapter_parameters(bare).items()}
-    lora, dim = isinstance(model, PeftModel), None
-    if lora:
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-        save_file({name: value for name, value in own.items() if ADAPTER_LAYER not in name}, folder / HEAD)
-    elif trains_all_weights(model, bare):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transformers warns of settings in the configuration
-            model.save_pretrained(str(folder))
-    else:
-        save_file(own, folder / ADAPTER)
-        dim = int(adapter_layers(bare)[0].adapter_layer.linear_1.out_features)
-    settings = Settings(
-        languages=languages, vocabulary=letters.tokens, blank=letters.blank, space=letters.space, dim=dim,
-        begins=init_from if lora else None,
-    )  # fmt: skip
-    content = json.dumps(settings.model_dump(mode="json", by_alias=True), ensure_ascii=False, indent=1)
-    (folder / SETTINGS).write_text(content + "\n", encoding="utf-8")
 
 
 def _head_shapes(model: Any, letters: Vocabulary) -> dict[str, tuple[int, ...]]:

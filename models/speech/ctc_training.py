@@ -1,5 +1,7 @@
 """A CTC model in training: new letters join the head, attention adapters continue the base's own."""
 
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -8,19 +10,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kauli.models.adapters.kinds.attention_adapter import adapter_layers
-from kauli.models.adapters.peft_weights import without_peft
+from kauli.models.adapters.kinds.attention_adapter import ADAPTER_LAYER, adapter_layers, adapter_parameters
+from kauli.models.adapters.peft_weights import read_peft_weights, without_peft
 from kauli.models.bases.find import Base
+from kauli.models.engine.precision import place
 from kauli.models.errors import UsageError
 from kauli.models.progress import note
 from kauli.models.speech.ctc import SECONDS, CtcBase, CtcTask
-from kauli.models.speech.ctc_adapter import new_head, start_from, trains_all_weights, write_adapter
+from kauli.models.speech.ctc_adapter import (
+    ADAPTER,
+    HEAD,
+    SETTINGS,
+    Settings,
+    new_head,
+    read_adapter_layers,
+    read_head,
+    read_settings,
+)
 from kauli.models.speech.ctc_batch import own_frames
 from kauli.models.speech.ctc_model import CtcBatch, encode, fewest_samples, frame_count, frames_needed, losses
-from kauli.models.speech.task import SLOTS, Row, TrainableRecogniser, Trained, served_dtype
+from kauli.models.speech.task import SLOTS, Row, TrainableRecogniser, Trained
 from kauli.models.speech.vocabulary import Vocabulary, find_code
 
 
@@ -77,13 +91,52 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
 
         A letter that both know gets its weights; other letters keep their initial ones.
         """
-        start_from(folder, self.model, self._bare, self.letters, self.base.name)
+        settings = read_settings(folder)
+        if isinstance(self.model, PeftModel):
+            given = read_head(folder / HEAD, self._bare, settings.letters)
+            read_peft_weights(self.model, folder, self.base.name)
+        else:
+            dim = adapter_layers(self._bare)[0].adapter_layer.linear_1.out_features
+            given = read_adapter_layers(folder / ADAPTER, self._bare, settings.letters, dim)
+            for layer, module in zip(adapter_layers(self._bare), given.attention, strict=True):
+                layer.adapter_layer.load_state_dict(module.state_dict())  # type: ignore[union-attr]
+        head = self._bare.lm_head
+        with torch.no_grad():
+            for place, token in enumerate(self.letters.tokens):
+                if token in given.letters.tokens:
+                    other = given.letters.tokens.index(token)
+                    head.weight[place], head.bias[place] = given.weight[other], given.bias[other]
 
     def save(self, folder: Path) -> None:
         """Write the adapter: attention adapters under MMS's names, a PEFT folder with the head beside it, or the whole
         model; and its letters in speech.json.
         """
-        write_adapter(folder, self.model, self._bare, self._languages, self.letters, self._init_from)
+        folder.mkdir(parents=True, exist_ok=True)
+        own = {name: value.detach().cpu().contiguous() for name, value in adapter_parameters(self._bare).items()}
+        lora, dim = isinstance(self.model, PeftModel), None
+        if lora:
+            self.model.save_pretrained(str(folder), save_embedding_layers=False)
+            save_file({name: value for name, value in own.items() if ADAPTER_LAYER not in name}, folder / HEAD)
+        elif self._trains_all_weights:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # transformers warns of settings in the configuration
+                self.model.save_pretrained(str(folder))
+        else:
+            save_file(own, folder / ADAPTER)
+            dim = int(adapter_layers(self._bare)[0].adapter_layer.linear_1.out_features)
+        letters = self.letters
+        settings = Settings(
+            languages=self._languages, vocabulary=letters.tokens, blank=letters.blank, space=letters.space, dim=dim,
+            begins=self._init_from if lora else None,
+        )  # fmt: skip
+        content = json.dumps(settings.model_dump(mode="json", by_alias=True), ensure_ascii=False, indent=1)
+        (folder / SETTINGS).write_text(content + "\n", encoding="utf-8")
+
+    @property
+    def _trains_all_weights(self) -> bool:
+        """Whether the model is fine-tuned as a whole, neither by PEFT nor by attention adapters."""
+        trained = {name for name, value in self._bare.named_parameters() if value.requires_grad}
+        return not isinstance(self.model, PeftModel) and not trained <= adapter_parameters(self._bare).keys()
 
     def encode(self, rows: Sequence[Row]) -> list[CtcExample]:
         """Rows as examples; a clip too short for its transcript is left out, with a note.
@@ -139,12 +192,12 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
 
         return self._bits(rows, logits, SLOTS)
 
-    def served(self) -> CtcTask:
+    def served(self, dtype: torch.dtype | None = None) -> CtcTask:
         """The base as a `CtcTask` on the same weights; read anew after full fine-tuning, which changed them."""
-        if self._attached and trains_all_weights(self.model, self._bare):
-            return CtcTask.load(self.base, str(self.device))
+        if self._attached and self._trains_all_weights:
+            return CtcTask.load(self.base, str(self.device), dtype)
         without_peft(self.model)
         self._set_head(self._own_head)
         for layer, module in zip(adapter_layers(self._bare), self._own_layers, strict=False):
             layer.adapter_layer = module
-        return CtcTask(self._bare.to(served_dtype(self.device)), self.extractor, self.base)
+        return CtcTask(self._bare.to(place(str(self.device), dtype)[1]), self.extractor, self.base)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kauli.models.adapters.delta import LinearDelta
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.bases.find import Base
-from kauli.models.engine.malloc import keep_freed_memory
+from kauli.models.engine.precision import place
 from kauli.models.engine.stream import stream
 from kauli.models.errors import UsageError
 from kauli.models.files import read_json
@@ -55,9 +55,7 @@ class SpeechModel(ABC):
         `Recogniser.load` and `TrainableRecogniser.load` choose the class by the base's architecture; `options` are
         those of its constructor (`slots`). Raises UsageError for a model of another architecture.
         """
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device == "cpu":
-            keep_freed_memory()
+        where, precision = place(device, dtype)
         chosen = cls
         if isabstract(cls):
             kind = read_json(base.folder / "config.json").get("model_type")
@@ -67,7 +65,7 @@ class SpeechModel(ABC):
                     f"{', '.join(ARCHITECTURES)}."
                 )
             chosen = resolve(ARCHITECTURES[kind][cls.life == "trainable"])
-        return chosen.read(base, torch.device(device), dtype or served_dtype(device), **options)
+        return chosen.read(base, where, precision, **options)
 
     @classmethod
     @abstractmethod
@@ -298,8 +296,3 @@ class TrainableRecogniser(SpeechModel, Trainable):
     @abstractmethod
     def current_bits(self, rows: Sequence[Row]) -> list[tuple[float, int]]:
         """As `Recogniser.bits`, of the model in its present state; before `attach` of the base as it was made."""
-
-
-def served_dtype(device: torch.device | str) -> torch.dtype:
-    """The precision in which a base is served on a device."""
-    return torch.bfloat16 if str(device).startswith("cuda") else torch.float32

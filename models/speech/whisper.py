@@ -172,7 +172,7 @@ class WhisperTask(WhisperBase, Recogniser):
         runner, key = self._runner_of(adapter)
 
         def losses(batch: WhisperBatch) -> Tensor:
-            frames, tokens = sum(map(frame_count, batch.mels)), len(batch.input_ids)
+            frames, tokens = sum(map(frame_count, batch.mels)), batch.input_ids.shape[1]
             with ExitStack() as stack:
                 stack.enter_context(runner.encoding.apply([(key, frames)]))
                 stack.enter_context(runner.decoding.apply([(key, tokens)], kept=[(key, len(batch.answer_positions))]))

@@ -1,24 +1,19 @@
-"""The files of a Whisper adapter: reading with all checks, writing.
+"""The files of a Whisper adapter: reading, with all checks.
 
 An adapter folder has a PEFT adapter or, after full fine-tuning, `model.safetensors`; in `speech.json` the languages
 that it was trained on, and in `languages.safetensors` the embeddings of those that the base has no token for.
 """
 
-import json
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 
 from kauli.models.adapters.linear import read_deltas
-from kauli.models.adapters.peft_weights import read_peft_weights
 from kauli.models.errors import KauliError
 from kauli.models.files import read_json
 from kauli.models.speech.task import LoadedAdapter
@@ -58,26 +53,3 @@ def read_adapter(folder: Path, base: Any, linears: dict[str, nn.Linear]) -> Load
         return LoadedWhisperAdapter(languages=languages, model=model, language_embeddings=embeddings)
     deltas = read_deltas(folder, linears, torch.float32)
     return LoadedWhisperAdapter(languages=languages, deltas=deltas, language_embeddings=embeddings)
-
-
-def start_from(folder: Path, model: nn.Module, embeddings: nn.ParameterDict, base: str) -> None:
-    """Give the adapter in training the weights of an adapter folder; KauliError where kind or shape differ."""
-    read_peft_weights(model, folder, base)
-    if (folder / LANGUAGES).is_file():
-        for tag, value in load_file(folder / LANGUAGES).items():
-            if tag in embeddings:
-                embeddings[tag].data.copy_(value)
-
-
-def write_adapter(folder: Path, model: Any, embeddings: nn.ParameterDict, languages: Sequence[str]) -> None:
-    """Write an adapter in training as a PEFT folder, or the whole model's weights after full fine-tuning."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SETTINGS).write_text(json.dumps({"languages": list(languages)}) + "\n", encoding="utf-8")
-    if len(embeddings):
-        save_file({tag: value.detach().cpu().contiguous() for tag, value in embeddings.items()}, folder / LANGUAGES)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # transformers warns of generation settings in the configuration
-        if isinstance(model, PeftModel):
-            model.save_pretrained(str(folder), save_embedding_layers=False)
-        else:
-            model.save_pretrained(str(folder))

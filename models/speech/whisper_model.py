@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kauli.models.engine.kv_cache import SlotMemory, SlotPass
-from kauli.models.engine.packing import Buckets, in_buckets, into_buckets, out_of_buckets, true_places
+from kauli.models.engine.packing import (
+    Batch,
+    Buckets,
+    Document,
+    in_buckets,
+    into_buckets,
+    out_of_buckets,
+    pack,
+    true_places,
+)
 
 FRAMES_PER_SECOND = 50
 LANGUAGE = -1
@@ -152,55 +161,34 @@ class WhisperExample:
         return max(1, len(self.samples) // 320)
 
 
-@dataclass(frozen=True)
-class WhisperBatch:
-    """Clips and their transcripts, packed: N clips, T decoder tokens, A targets among them."""
+@dataclass(frozen=True, kw_only=True)
+class WhisperBatch(Batch):
+    """Clips and their transcripts, packed: N clips, T decoder tokens."""
 
     mels: tuple[Tensor, ...]
     """N times (M, 2 F_i) float32."""
-    input_ids: Tensor
-    """(T,) int64; `LANGUAGE` where a language's embedding takes the place of a token."""
-    languages: tuple[str, ...]
-    """Of those embeddings, in their order."""
-    position_ids: Tensor
-    """(T,)."""
     lengths: tuple[int, ...]
     """Decoder tokens of each clip."""
-    answer_positions: Tensor
-    """(A,): the positions whose next token is a target."""
-    answer_ids: Tensor
-    """(A,)."""
-    answer_document: Tensor
-    """(A,): the clip of each."""
-    answer_ends: Tensor
-    """(A,) bool: whether it is the end token, which is a target but not scored as text."""
+    languages: tuple[tuple[int, str], ...]
+    """Positions among the T tokens where a language's embedding takes the place of a token, with its tag."""
 
     def to(self, device: torch.device | str) -> "WhisperBatch":
         """The same batch on another device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return WhisperBatch(**{**vars(self), **moved, "mels": tuple(mel.to(device) for mel in self.mels)})
+        mels = tuple(mel.to(device) for mel in self.mels)
+        return WhisperBatch(**{**vars(self), **vars(super().to(device)), "mels": mels})
 
 
 def packed(clips: Sequence[WhisperExample], mels: Sequence[Tensor], end: int) -> WhisperBatch:
     """Clips with their spectrograms as a batch; `end` is the end token."""
-    positions, ids, owners, ends, start = [], [], [], [], 0
-    for index, clip in enumerate(clips):
-        for offset in range(clip.answer_start, len(clip.tokens)):
-            positions.append(start + offset - 1)
-            ids.append(clip.tokens[offset])
-            owners.append(index)
-            ends.append(clip.tokens[offset] == end and offset == len(clip.tokens) - 1)
-        start += len(clip.tokens)
+    documents = [
+        Document([max(token, 0) for token in clip.tokens], clip.answer_start, clip.tokens[-1] == end) for clip in clips
+    ]
+    tokens = [(token, clip.language) for clip in clips for token in clip.tokens]
     return WhisperBatch(
-        tuple(mels),
-        torch.tensor([token for clip in clips for token in clip.tokens]),
-        tuple(clip.language for clip in clips if LANGUAGE in clip.tokens),
-        torch.cat([torch.arange(len(clip.tokens)) for clip in clips]),
-        tuple(len(clip.tokens) for clip in clips),
-        torch.tensor(positions),
-        torch.tensor(ids),
-        torch.tensor(owners),
-        torch.tensor(ends),
+        **vars(pack(documents)),
+        mels=tuple(mels),
+        lengths=tuple(len(clip.tokens) for clip in clips),
+        languages=tuple((position, tag) for position, (token, tag) in enumerate(tokens) if token == LANGUAGE),
     )
 
 
@@ -229,11 +217,12 @@ def packed_losses(model: Any, batch: WhisperBatch, languages: Callable[[str], Te
         out = functional.scaled_dot_product_attention(q, *keys[layer], attn_mask=real)
         return out_of_buckets([out.transpose(1, 2)], own)[None]
 
-    embedded = decoder.embed_tokens(batch.input_ids.clamp(min=0))
+    embedded = decoder.embed_tokens(batch.input_ids)
     if batch.languages:
-        places = (batch.input_ids < 0).nonzero()[:, 0]
-        embedded = embedded.index_copy(0, places, torch.stack([languages(tag) for tag in batch.languages]).to(embedded))
-    hidden = decode(decoder, embedded[None], batch.position_ids, attend, look)
+        places = torch.tensor([position for position, _ in batch.languages], device=embedded.device)
+        found = torch.stack([languages(tag) for _, tag in batch.languages])
+        embedded = embedded.index_copy(1, places, found[None].to(embedded))
+    hidden = decode(decoder, embedded, batch.position_ids[0], attend, look)
     logits = model.proj_out(hidden[0, batch.answer_positions])
     return functional.cross_entropy(logits.float(), batch.answer_ids, reduction="none")
 
