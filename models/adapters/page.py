@@ -47,7 +47,7 @@ def _summary(card: Card) -> str:
 
 
 def _usage(card: Card) -> str:
-    if card.task not in {task.card_task for task in TASKS.values()}:
+    if card.task not in {row.card_task for row in TASKS.values()}:
         return ""  # of a later version
     return str(resolve(task_of(card.task, _kind(card)).usage)(card))
 

@@ -79,15 +79,15 @@ def find_peft_base(name: str) -> "Base":
     """The base called `name`, of that task whose adapters plain PEFT makes; raises as `find_base` does."""
     from kauli.models.bases.find import find_base, known_bases
 
-    tasks = [task for task in TASKS.values() if task.peft is not None]
+    rows = [row for row in TASKS.values() if row.peft is not None]
     card = known_bases().get(name)
     if card is not None:
-        fitting = [task.name for task in tasks if task.name in card.tasks]
-        return find_base(name, allow_noncommercial=True, task=fitting[0] if fitting else tasks[0].name)
-    found = find_base(name, allow_noncommercial=True, task=tasks[0].name)
+        fitting = [row.name for row in rows if row.name in card.tasks]
+        return find_base(name, allow_noncommercial=True, task=fitting[0] if fitting else rows[0].name)
+    found = find_base(name, allow_noncommercial=True, task=rows[0].name)
     # A Whisper passes as a language model, since its architecture generates text
     kind = read_json(found.folder / "config.json").get("model_type")
-    other = next((task.name for task in tasks if kind in task.model_types), None)
+    other = next((row.name for row in rows if kind in row.model_types), None)
     return found if other is None else find_base(name, allow_noncommercial=True, task=other)
 
 
@@ -139,7 +139,7 @@ def check_fit(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: 
 def _peft_of(base: "Base", folder: Path) -> Peft:
     known = TASKS[base.task].peft
     if known is None:
-        fitting = ", ".join(name for name, task in TASKS.items() if task.peft is not None)
+        fitting = ", ".join(name for name, row in TASKS.items() if row.peft is not None)
         raise KauliError(
             f"{folder} can't be added for {base.name}, a base of the task '{base.task}': take one of {fitting}."
         )

@@ -55,7 +55,7 @@ def upgrade_card(card: Mapping[str, Any]) -> dict[str, Any]:
     new = {**card, "schema": 2}
     kind = (card.get("method") or {}).get("kind")
     if isinstance(card.get("validation"), dict):
-        metric = {"projection": "one_minus_mrr", "head": "one_minus_macro_f1"}.get(kind, "bits_per_byte")
+        metric = {"projection": "one_minus_mrr", "head": "one_minus_macro_f1"}.get(str(kind), "bits_per_byte")
         new["validation"] = {**card["validation"], "metric": metric}
     recipe = card.get("recipe")
     if not isinstance(recipe, dict):

@@ -90,9 +90,9 @@ def find_base(
     nothing, terms not accepted, a non-commercial licence not allowed, or a model that kauli does not load;
     `KauliError` when it cannot be fetched.
     """
-    if task in TASKS:
-        task = TASKS[task].takes
-        name = TASKS[task].debug if name == "debug" else name
+    if (row := TASKS.get(task)) is not None:
+        task = row.takes
+        name = row.debug if name == "debug" else name
     elif name == "debug":
         raise UsageError(f"There is no debug base for the task '{task}'. There is one for: {_list(TASKS)}.")
     card = known_bases().get(name)
@@ -285,11 +285,11 @@ def _made_from(card: BaseCard) -> str:
     return hashlib.sha256(f"{FORMAT}\n{sources}".encode()).hexdigest()
 
 
-def _check_task(name: str, card: BaseCard, task: str) -> None:
-    if task not in card.tasks:
-        fitting = [other for other, its in known_bases().items() if task in its.tasks]
+def _check_task(name: str, card: BaseCard, wanted: str) -> None:
+    if wanted not in card.tasks:
+        fitting = [other for other, its in known_bases().items() if wanted in its.tasks]
         raise UsageError(
-            f"The base '{name}' is for the task {_list(card.tasks)}, not '{task}'. For '{task}': "
+            f"The base '{name}' is for the task {_list(card.tasks)}, not '{wanted}'. For '{wanted}': "
             f"{_list(fitting) if fitting else 'no base is known by name'}."
         )
 

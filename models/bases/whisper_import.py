@@ -81,7 +81,7 @@ def convert_whisper(model: Path, tokenizer: Path, settings: Path, out: Path) -> 
         eos_token_id=50257, pad_token_id=50257, decoder_start_token_id=50258, max_length=config.max_target_positions,
         suppress_tokens=hidden["suppress_ids"], begin_suppress_tokens=hidden["suppress_ids_begin"],
         lang_to_id={token: place for token, place in names.items() if place in set(hidden["lang_ids"])},
-        task_to_id={task: names[f"<|{task}|>"] for task in ("transcribe", "translate")},
+        task_to_id={word: names[f"<|{word}|>"] for word in ("transcribe", "translate")},
         no_timestamps_token_id=names["<|notimestamps|>"], is_multilingual=True,
     ).save_pretrained(out)  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The text task in serving: a causal language model with any number of adapters, from requests to streamed text.
+"""A language model that answers: requests become streamed text, each with its own adapter, for `text` and `describe`.
 
 An adapter with a connector takes images and audio in its prompts as well. Training is in `kauli.models.text.training`.
 """
