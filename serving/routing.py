@@ -197,10 +197,10 @@ class Catalogue:
         raise UnknownModel(f"{adapter.name} has no version or alias '{wanted}'; it has {', '.join(known)}")
 
     def _base_of(self, card: Card) -> str | None:
-        task = served_task(card)
-        if task is None or task not in self._tasks:
+        served = served_task(card)
+        if served is None or served not in self._tasks:
             return None
-        for name, base in self._bases.get(TASKS[task].worker, {}).items():
+        for name, base in self._bases.get(TASKS[served].worker, {}).items():
             if card.base.sha256 == base.sha256 or card.base.name in (name, base.name):
                 return name
         return None
@@ -232,7 +232,7 @@ def served_task(card: Card) -> str | None:
         row = task_of(card.task, str(card.method.get("kind", ""))).name
     except KeyError:  # an adapter of a later version
         return None
-    return next((name for name, task in TASKS.items() if row in task.answers), None)
+    return next((name for name, served in TASKS.items() if row in served.answers), None)
 
 
 def choose_bases(

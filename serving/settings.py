@@ -131,9 +131,9 @@ class ServeArgs(BaseModel):
     @field_validator("tasks")
     @classmethod
     def _known_tasks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for task in value:
-            if task not in TASKS:
-                raise ValueError(f"task '{task}' can't be served: use {', '.join(TASKS)}.{nearest(task, TASKS)}")
+        for name in value:
+            if name not in TASKS:
+                raise ValueError(f"task '{name}' can't be served: use {', '.join(TASKS)}.{nearest(name, TASKS)}")
         return value
 
     @field_validator("key_hashes", "admin_key_hashes")

@@ -37,8 +37,11 @@ def choose_topology(registry: Registry, args: ServeArgs) -> Topology:
     found = {worker: base for worker, row in WORKERS.items() if not row.several
              if (base := _choose(worker, cards, args)) is not None}  # fmt: skip
     for name in args.tasks:
-        _check(name, found, args)
-    tasks = args.tasks or tuple(name for name in TASKS if _is_offered(name, found, cards))
+        if fault := _fault(name, found, args):
+            raise UsageError(fault)
+    present = {served_task(card) for card in cards}
+    offered = (name for name, row in TASKS.items() if row.alone or name in present)
+    tasks = args.tasks or tuple(name for name in offered if _fault(name, found, args) is None)
     used = {worker for name in tasks for worker in workers_of(name)}
     bases = {}
     for worker, row in WORKERS.items():
@@ -69,33 +72,23 @@ def adapter_base(worker: str, card: Card) -> str | None:
     return reference.base if reference else None
 
 
-def _is_offered(name: str, found: Mapping[str, Base], cards: Sequence[Card]) -> bool:
-    """Whether a service whose settings name no tasks has this one."""
-    task = TASKS[name]
-    if any(worker not in found for worker in (task.worker, *task.needs) if not WORKERS[worker].several):
-        return False
-    if task.aligned and not is_aligned(found[task.worker]):
-        return False
-    return task.alone or any(served_task(card) == name for card in cards)
-
-
-def _check(name: str, found: Mapping[str, Base], args: ServeArgs) -> None:
-    """Raise UsageError where a task that the settings name can't be served."""
+def _fault(name: str, found: Mapping[str, Base], args: ServeArgs) -> str | None:
+    """Why a task can't be served by the bases that were found; None: it can."""
     task = TASKS[name]
     for worker in (task.worker, *task.needs):
-        row = WORKERS[worker]
-        if not row.several and worker not in found:
+        if not WORKERS[worker].several and worker not in found:
             chosen = args.worker(worker).base
-            raise UsageError(
-                f"the task '{name}' needs {row.noun}, and '{chosen}' is not on this machine: run `kauli fetch {chosen}`"
-                f", or choose another with the setting {worker}.base"
+            return (
+                f"the task '{name}' needs {WORKERS[worker].noun}, and '{chosen}' is not on this machine: run "
+                f"`kauli fetch {chosen}`, or choose another with the setting {worker}.base"
             )
     if task.aligned and not is_aligned(found[task.worker]):
         default = ServeArgs.model_fields[task.worker].default.base
-        raise UsageError(
+        return (
             f"the task '{name}' needs trained projections, and those of '{found[task.worker].name}' are random: run "
             f"`kauli fetch {default}`, and set {task.worker}.base: {default}"
         )
+    return None
 
 
 def _choose(worker: str, cards: Sequence[Card], args: ServeArgs) -> Base | None:

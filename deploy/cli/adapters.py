@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kauli.deploy.cli.terminal import Json, Storage, hint, show, split_list, table
+from kauli.deploy.cli.terminal import Json, Storage, hint, output, split_list, table
 from kauli.models.errors import UsageError
 from kauli.models.paths import default_storage
 
@@ -25,11 +25,9 @@ def adapters_list(storage: Storage = None, as_json: Json = False) -> None:
 
     where = storage or default_storage()
     rows = _rows(Registry(where))
-    if as_json:
-        show(rows)
-    elif rows:
-        columns = ["adapter", "aliases", "task", "language", "base", "licence", "metric", "score", "base_score"]
-        print(table(rows, columns))
+    columns = ["adapter", "aliases", "task", "language", "base", "licence", "metric", "score", "base_score"]
+    if rows or as_json:
+        output(as_json, rows, table(rows, columns))
     if rows:
         hint("kauli adapters show NAME, or kauli serve")
     else:
@@ -46,10 +44,7 @@ def adapters_show(
     from kauli.models.adapters.registry import Registry
 
     card = Registry(storage or default_storage()).card(adapter)
-    if as_json:
-        show(card.model_dump(mode="json"))
-    else:
-        print(render_readme(card))
+    output(as_json, card.model_dump(mode="json"), render_readme(card))
 
 
 @app.command("add")
@@ -77,10 +72,7 @@ def adapters_add(
         card = from_peft(folder, out, name=name, language=tags, base=found, accept_base=accept_base)
         published = Registry(storage or default_storage()).publish(out, card)
     adapter = f"{published.name}@{published.version}"
-    if as_json:
-        show({"adapter": adapter, "path": published.uri})
-    else:
-        print(f"{adapter}  {published.uri}")
+    output(as_json, {"adapter": adapter, "path": published.uri}, f"{adapter}  {published.uri}")
     hint(f"{TASKS[found.task].command} --model {adapter}")
 
 
@@ -99,10 +91,8 @@ def adapters_promote(
         raise UsageError(f"'{adapter}' names no version: add one, for example {adapter}@1 or {adapter}@latest")
     name, version = registry.resolve(adapter)
     registry.set_alias(name, version, alias)
-    if as_json:
-        show({"adapter": f"{name}@{version}", "aliases": registry.aliases(name)})
-    else:
-        print(f"{name}@{alias} -> {name}@{version}")
+    found = {"adapter": f"{name}@{version}", "aliases": registry.aliases(name)}
+    output(as_json, found, f"{name}@{alias} -> {name}@{version}")
 
 
 @app.command("remove")
@@ -113,10 +103,7 @@ def adapters_remove(
     from kauli.models.adapters.registry import Registry
 
     Registry(storage or default_storage()).remove(adapter)
-    if as_json:
-        show({"removed": adapter})
-    else:
-        print(f"removed {adapter}")
+    output(as_json, {"removed": adapter}, f"removed {adapter}")
 
 
 def _rows(registry: "Registry") -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from kauli.deploy.cli import adapters
-from kauli.deploy.cli.terminal import Command, Json, Storage, answer_fields, hint, show, split_list
+from kauli.deploy.cli.terminal import Command, Json, Storage, answer_fields, hint, output, split_list
 from kauli.models.errors import UsageError
 from kauli.models.paths import default_storage
 from kauli.serving.tasks import DEFAULT_BASE, TASKS
@@ -47,11 +47,8 @@ def fetch(
     from kauli.deploy.cli.commands import bring_base
 
     found = [bring_base(name, accept_terms) for name in bases or [DEFAULT_BASE]]
-    if as_json:
-        show([{"name": b.name, "folder": str(b.folder), "sha256": b.sha256, "licence": b.licence} for b in found])
-    else:
-        for base in found:
-            print(base.folder)
+    shown = [{"name": b.name, "folder": str(b.folder), "sha256": b.sha256, "licence": b.licence} for b in found]
+    output(as_json, shown, "\n".join(str(base.folder) for base in found))
     hint("kauli data build --languages sw")
 
 
@@ -68,10 +65,7 @@ def data_build(
 
     tags = [check_tag(tag) for tag in split_list(languages, "--languages")]
     folder = build(tags, out)
-    if as_json:
-        show({"folder": str(folder), "languages": tags})
-    else:
-        print(folder)
+    output(as_json, {"folder": str(folder), "languages": tags}, str(folder))
     hint(f"kauli data check {folder}" if out else f"kauli train text-{tags[0]}")
 
 
@@ -95,10 +89,7 @@ def data_check(
     base = base or (DEFAULT_BASE if DEFAULT_BASE in local_bases() else None)
     folder = find_base(base, allow_noncommercial=True).folder if base else None
     result = profile(load_data(path, tags), folder)
-    if as_json:
-        show(result)
-    else:
-        print(render(result))
+    output(as_json, result, render(result))
     hint(f"kauli train text-sw --set data={path} --set language=TAG --set name=NAME")
 
 
@@ -122,12 +113,10 @@ def train(
         load_recipe(recipe, overrides or []), storage or default_storage(),
         accept_terms=accept_terms, restart=restart, use_ray=not no_ray,
     )  # fmt: skip
-    if as_json:
-        fields = {"adapter": result.adapter, "path": str(result.path)}
-        show({**fields, "metrics": dict(result.metrics), "aliases": list(result.aliases)})
-    else:
-        aliases = f" ({', '.join(result.aliases)})" if result.aliases else ""
-        print(f"{result.adapter}{aliases}  {result.path}")
+    aliases = f" ({', '.join(result.aliases)})" if result.aliases else ""
+    fields = {"adapter": result.adapter, "path": str(result.path)}
+    fields |= {"metrics": dict(result.metrics), "aliases": list(result.aliases)}
+    output(as_json, fields, f"{result.adapter}{aliases}  {result.path}")
     hint(f"kauli eval {result.adapter} --out report.html")
 
 
@@ -147,10 +136,7 @@ def evaluate(
     from kauli.training.evaluation.run import evaluate as run_evaluation
 
     result = run_evaluation(adapter, storage or default_storage(), data=data, split=split, out=out, limit=limit)
-    if as_json:
-        show(result.to_json())
-    else:
-        print(result.summary())
+    output(as_json, result.to_json(), result.summary())
     hint(f"open {out}" if out else f"kauli adapters promote {adapter.split('@')[0]}@VERSION prod; kauli serve")
 
 
@@ -168,10 +154,7 @@ def compare(
 
     loaded = [load_recipe(name, overrides or []) for name in recipes]
     result = run_comparison(loaded, seeds, storage or default_storage())
-    if as_json:
-        show(result.to_json())
-    else:
-        print(result.summary())
+    output(as_json, result.to_json(), result.summary())
 
 
 @app.command()
@@ -194,10 +177,8 @@ def generate(
         None if as_json else lambda text: print(text, end="", flush=True),
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
     )  # fmt: skip
-    if as_json:
-        show(answer_fields(answer) | {"finish_reason": answer.finish})
-    else:
-        print(flush=True)
+    # Without --json the text is printed already, but for the end of its line.
+    output(as_json, answer_fields(answer) | {"finish_reason": answer.finish}, "")
 
 
 @app.command()
@@ -237,10 +218,7 @@ def transcribe(
 
     route, found = transcribe_all(storage or default_storage(), recordings, model, language, prompt, words)
     results = [as_result(path, one, route, words) for path, one in zip(files, found, strict=True)]
-    if as_json:
-        show(results if len(results) > 1 else results[0])
-    else:
-        print(rendered(results, form or "text").rstrip("\n"))
+    output(as_json, results if len(results) > 1 else results[0], rendered(results, form or "text").rstrip("\n"))
 
 
 @app.command()
@@ -278,10 +256,8 @@ def describe(
         storage or default_storage(), attached, prompt, model, language,
         rerank=rerank, temperature=temperature, max_tokens=max_tokens, seed=seed,
     )  # fmt: skip
-    if as_json:
-        show(answer_fields(answer) | {"prompt": answer.prompt, "reranked": rerank if rerank > 1 else None})
-    else:
-        print(answer.text)
+    more = {"prompt": answer.prompt, "reranked": rerank if rerank > 1 else None}
+    output(as_json, answer_fields(answer) | more, answer.text)
 
 
 @app.command()
@@ -301,11 +277,9 @@ def embed(
     from kauli.serving.local import embed as embed_all
 
     rows = embed_all(model, [*words, *images])
-    if as_json:
-        inputs = [*({"text": text} for text in words), *({"image": str(path)} for path in paths)]
-        show([one | {"embedding": row.tolist()} for one, row in zip(inputs, rows, strict=True)])
-    else:
-        print(cosine_table([*words, *(path.name for path in paths)], rows))
+    inputs = [*({"text": text} for text in words), *({"image": str(path)} for path in paths)]
+    found = [one | {"embedding": row.tolist()} for one, row in zip(inputs, rows, strict=True)]
+    output(as_json, found, cosine_table([*words, *(path.name for path in paths)], rows))
 
 
 @app.command()

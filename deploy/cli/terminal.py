@@ -43,9 +43,9 @@ Storage = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-def show(result: Any) -> None:
-    """Print `result` as JSON on stdout."""
-    print(json.dumps(result, ensure_ascii=False, indent=2, default=str))
+def output(as_json: bool, result: Any, text: str) -> None:
+    """Print a command's result on stdout: as JSON, or as `text`."""
+    print(json.dumps(result, ensure_ascii=False, indent=2, default=str) if as_json else text)
 
 
 def hint(text: str) -> None:

@@ -39,7 +39,7 @@ def create_app(workers: Mapping[str, Mapping[str, Any]], catalogue: Catalogue, a
     _add_pages(app)
     _add_adapters(app, backends)
     _add_models(app, catalogue)
-    for endpoints in dict.fromkeys(task.endpoints for task in TASKS.values()):
+    for endpoints in dict.fromkeys(row.endpoints for row in TASKS.values()):
         resolve(endpoints)(app, backends)
 
     @app.get("/health")

@@ -89,21 +89,21 @@ async def _together(streams: Sequence[AsyncGenerator[Event]]) -> Pieces:
         finally:
             queue.put_nowait(None)
 
-    tasks = [asyncio.create_task(pump(number, stream)) for number, stream in enumerate(streams)]
+    pumps = [asyncio.create_task(pump(number, stream)) for number, stream in enumerate(streams)]
     try:
-        running = len(tasks)
+        running = len(pumps)
         while running:
             found = await queue.get()
             if found is None:
                 running -= 1
             else:
                 yield found
-        for task in tasks:
-            task.result()  # an exception of a stream is ours
+        for one in pumps:
+            one.result()  # an exception of a stream is ours
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for one in pumps:
+            one.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
 
 
 async def _close(streams: Sequence[AsyncGenerator[Event]]) -> None:

@@ -69,9 +69,7 @@ def test_a_former_key_is_an_error_that_names_the_new_one(old: str) -> None:
         parse_settings({old: 1})
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [("KAULI_ENCODER", "KAULI_IMAGE_BASE"), ("KAULI_SPEECH", "KAULI_AUDIO_BASE")]
-)
+@pytest.mark.parametrize(("old", "new"), [("KAULI_ENCODER", "KAULI_IMAGE_BASE"), ("KAULI_SPEECH", "KAULI_AUDIO_BASE")])
 def test_a_former_variable_is_an_error_that_names_the_new_one(
     old: str, new: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,9 +163,7 @@ def test_routes_of_transcripts(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path))
     publish_transcribe(tmp_path, "transcribe-be", "be", 1)
     publish_transcribe(tmp_path, "transcribe-ky", "ky", 2)
-    catalogue = Catalogue(
-        registry, {"text": [find_base("debug")], "audio": [find_base("debug", task="transcribe")]}
-    )
+    catalogue = Catalogue(registry, {"text": [find_base("debug")], "audio": [find_base("debug", task="transcribe")]})
 
     def route(*words: Any) -> tuple[str, str | None, str | None]:
         found = catalogue.route(*words)

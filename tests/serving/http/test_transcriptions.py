@@ -305,7 +305,13 @@ def test_recordings_that_are_refused(client: TestClient, content: bytes, words: 
     [
         ({"model": None}, 400, "invalid_value", "model", "Field required"),
         ({"model": "whisper-1"}, 404, "model_not_found", "model", "Served: debug-text, debug-whisper"),
-        ({"model": "text-sw", "language": None}, 400, "invalid_value", "model", "cannot transcribe; use model 'transcribe'"),
+        (
+            {"model": "text-sw", "language": None},
+            400,
+            "invalid_value",
+            "model",
+            "cannot transcribe; use model 'transcribe'",
+        ),
         ({"language": "sw"}, 404, "language_not_served", "language", "kauli train transcribe-be --set language=sw"),
         ({"language": "not a tag"}, 400, "invalid_value", None, "not a tag"),
         ({"model": "transcribe-be", "language": "tt"}, 404, "language_not_served", "language", "is for be"),
