@@ -19,7 +19,7 @@ from kauli.models.languages import check_tag, nfc
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 from kauli.training.data.formats.table import FORMATS
-from kauli.training.data.groups import Groups, normalise, short_hash, split_by_chance, strongest
+from kauli.training.data.groups import STRONGEST_FIRST, Groups, normalise, short_hash, split_by_chance, strongest
 from kauli.training.data.schema import MEDIA, SCHEMA, write_parquet
 
 FORMAT = 2
@@ -265,9 +265,8 @@ def _check_ids(reading: _Reading) -> None:
 def _raise_problems(path: Path, reading: _Reading) -> None:
     if reading.problems:
         shown = "\n".join(f"  {problem}" for problem in reading.problems[:_NUM_SHOWN])
-        more = len(reading.problems) - _NUM_SHOWN
-        tail = f"\n  and {more:,} more" if more > 0 else ""
         count = len(reading.problems)
+        tail = f"\n  and {count - _NUM_SHOWN:,} more" if count > _NUM_SHOWN else ""
         counted = f"{count:,} problem{'s' if count > 1 else ''}"
         raise UsageError(f"{path} has {counted}; correct or remove these rows:\n{shown}{tail}")
 
@@ -325,7 +324,8 @@ def _fill_splits(rows: list[dict[str, Any]], path: Path) -> None:
     for split in ("test", "validation", "train"):
         if not any(row["split"] == split for row in rows):
             by_group = {row["group"]: row["split"] for row in rows}
-            largest = max(set(by_group.values()), key=list(by_group.values()).count)
+            sizes = Counter(by_group.values())
+            largest = max(STRONGEST_FIRST[::-1], key=sizes.__getitem__)
             moved = set([group for group in groups if by_group[group] == largest][:share])
             for row in rows:
                 row["split"] = split if row["group"] in moved else row["split"]

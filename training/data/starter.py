@@ -172,14 +172,14 @@ def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = f
         _refuse_unknown(wanted, available)
         groups = _link(found)
         made = {language: _rows(language, found, groups) for language in wanted}
-        empty = [language for language in wanted if not made[language].rows and language != PIVOT]
+        empty = [language for language in wanted if not made[language][0] and language != PIVOT]
         if empty:
             raise KauliError(
                 f"the sources that could be fetched have nothing in {', '.join(empty)}; see the notes above."
             )
-        for language, result in made.items():
-            write_parquet(result.rows, folder / f"{language}.parquet", {STAMP: json.dumps(found.stamp()).encode()})
-            note(f"{language}: {result.describe()}")
+        for language, (rows, description) in made.items():
+            write_parquet(rows, folder / f"{language}.parquet", {STAMP: json.dumps(found.stamp()).encode()})
+            note(f"{language}: {description}")
     return folder
 
 
@@ -269,24 +269,10 @@ def _link(found: _Found) -> Groups:
     return groups
 
 
-@dataclass(frozen=True)
-class _Result:
-    rows: list[dict[str, Any]]
-    repeated: int
-    untranslated: int
-    crossing: int
-
-    def describe(self) -> str:
-        sources = Counter(row["source"] for row in self.rows)
-        listed = ", ".join(f"{source} {count:,}" for source, count in sources.items())
-        dropped = f"{self.repeated:,} repeated, {self.untranslated:,} left in English, {self.crossing:,} across splits"
-        return f"{_counted(self.rows)} of {listed}; dropped: {dropped}"
-
-
-def _rows(language: str, found: _Found, groups: Groups) -> _Result:
-    """All rows of a language, in the order of the sources; groups and splits as the module says."""
+def _rows(language: str, found: _Found, groups: Groups) -> tuple[list[Row], str]:
+    """All rows of a language, in the order of the sources, and a line about them for the user."""
     articles = {groups.find(key): split for key, split in udhr_splits().items()}
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     seen: set[tuple[str, str]] = set()
     seen_media: set[tuple[str, str]] = set()
     repeated = untranslated = 0
@@ -305,7 +291,10 @@ def _rows(language: str, found: _Found, groups: Groups) -> _Result:
             seen_media |= media
             root = groups.find(pair.keys[0])
             rows.append(_row(language, name, pair, root, articles.get(root) or split_by_chance(root)))
-    return _Result(kept := _without_crossing(rows), repeated, untranslated, len(rows) - len(kept))
+    kept = _without_crossing(rows)
+    sources = ", ".join(f"{source} {count:,}" for source, count in Counter(row["source"] for row in kept).items())
+    dropped = f"{repeated:,} repeated, {untranslated:,} left in English, {len(rows) - len(kept):,} across splits"
+    return kept, f"{_counted(kept)} of {sources}; dropped: {dropped}"
 
 
 def _is_in(language: str, pair: Pair) -> bool:
@@ -344,7 +333,7 @@ def _row(language: str, source: str, pair: Pair, root: str, split: str) -> dict[
     }
 
 
-def _without_crossing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _without_crossing(rows: list[Row]) -> list[Row]:
     """Drop from train (then validation) each row whose caption is in a stronger split as well.
 
     A word often has two meanings. Uniting their groups would unite nearly all, differently in each language, so the

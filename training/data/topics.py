@@ -112,19 +112,13 @@ def _topics_of_images(sources: set[str], fetch: Fetch) -> dict[str, str]:
 
 def _labels_of_stamps(package: Path) -> dict[str, str]:
     folder = package / "usr" / "share" / "tuxpaint" / "stamps"
-    return {
-        media_key("image", path.read_bytes()): topic
-        for path in sorted(folder.rglob("*.png"))
-        if (topic := _topic_of_stamp(path.relative_to(folder)))
-    }
-
-
-def _topic_of_stamp(path: Path) -> str | None:
-    places = {place.as_posix() for place in (path, *path.parents)}
-    for key, topic in topics().items():
-        if places.intersection(topic.stamps) and not places.intersection(topic.without):
-            return key
-    return None
+    labels: dict[str, str] = {}
+    for path in sorted(folder.rglob("*.png")):
+        places = {place.as_posix() for place in (path.relative_to(folder), *path.relative_to(folder).parents)}
+        for key, topic in reversed(topics().items()):  # the first topic wins
+            if places.intersection(topic.stamps) and not places.intersection(topic.without):
+                labels[media_key("image", path.read_bytes())] = key
+    return labels
 
 
 def _labels_of_emoji(package: Path) -> dict[str, str]:
