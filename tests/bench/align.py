@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,7 +24,6 @@ from kauli.models.vision.align import AlignTask
 from kauli.models.vision.training import TrainableAlign
 from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
-from kauli.training.evaluation.report import update_section
 from kauli.training.evaluation.retrieval import retrieval
 from kauli.training.features.pairs import picture_features, text_features
 from kauli.training.features.pictures import picture_rows

@@ -9,6 +9,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
+
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.bases.packages import fetch_package
@@ -19,7 +21,6 @@ from kauli.training.data.dataset import load_data
 from kauli.training.data.starter import source_cards
 from kauli.training.evaluation.describe import evaluate_describe
 from kauli.training.evaluation.intervals import Interval
-from kauli.training.evaluation.report import update_section
 from kauli.training.evaluation.request import request_of
 from kauli.training.evaluation.results import EvalResult, bracket, format_value
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
@@ -24,7 +25,6 @@ from kauli.training.augment.base import view_seed
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.fusion import NOISE_SEEDS, evaluate_fusion
 from kauli.training.evaluation.intervals import interval
-from kauli.training.evaluation.report import update_section
 from kauli.training.evaluation.request import MAX_CHARS_PER_SECOND, request_of
 from kauli.training.evaluation.results import EvalResult, Scores, bracket, format_value, paired
 from kauli.training.evaluation.scorers import Tally, score_answers

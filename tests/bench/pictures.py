@@ -18,6 +18,7 @@ import torch
 from few_shot import few_shot_scores  # type: ignore[import-not-found]  # a sibling script
 from openai import DefaultHttpxClient, OpenAI
 from PIL import Image
+from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,7 +32,6 @@ from kauli.serving.settings import ServeArgs, choose_proxy
 from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.head import embedded, label_of
-from kauli.training.evaluation.report import update_section
 from kauli.training.features.pictures import load_tower, part_settings, picture_rows, with_media
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession

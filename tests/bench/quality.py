@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from plain_script import FORMS
+from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base
@@ -24,7 +25,6 @@ from kauli.models.progress import note
 from kauli.models.text.task import TextTask
 from kauli.training.card import machine
 from kauli.training.data.dataset import Dataset, load_data
-from kauli.training.evaluation.report import update_section
 from kauli.training.evaluation.rows import english_rows
 from kauli.training.recipe import Recipe
 from kauli.training.recipe_file import load_recipe, parse_recipe

@@ -14,6 +14,7 @@ import httpx
 import torch
 from openai import DefaultHttpxClient, OpenAI
 from peft import LoraConfig, PeftModel, get_peft_model
+from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
 from transformers import AutoModelForCausalLM
 
 from kauli.models.adapters.peft_import import from_peft
@@ -24,7 +25,6 @@ from kauli.models.text.task import TextTask
 from kauli.serving.settings import ServeArgs, choose_proxy
 from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
-from kauli.training.evaluation.report import update_section
 
 BASE = "smollm2-135m-q4"
 REQUESTS, TOKENS = 16, 32

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 from plain_script import QV, Clock, examples_of, lora, trainer_of  # type: ignore[import-not-found]  # a sibling script
+from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
 
 from kauli.models.bases.find import find_base
 from kauli.models.engine.packing import Document
 from kauli.models.text.training import TrainableText
 from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
-from kauli.training.evaluation.report import update_section
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
 from kauli.training.recipe_file import parse_recipe

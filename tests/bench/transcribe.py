@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
+from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 from kauli.models.adapters.registry import Registry
@@ -32,7 +33,6 @@ from kauli.models.speech.whisper import WhisperTask
 from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.intervals import interval, relative
-from kauli.training.evaluation.report import update_section
 from kauli.training.evaluation.results import bracket
 from kauli.training.evaluation.scorers import Tally, score_answers
 from kauli.training.evaluation.transcribe import ANSWERING, transcribe

@@ -8,7 +8,7 @@ import pytest
 
 from kauli.models.errors import KauliError, UsageError
 from kauli.training.compare import compare
-from kauli.training.evaluation.comparison import Cell
+from kauli.training.evaluation.comparison import Cell, CompareResult, Line
 from kauli.training.evaluation.results import Scores
 from kauli.training.evaluation.scorers import Tally, score_answers, tally
 from kauli.training.recipe import Recipe
@@ -177,3 +177,17 @@ def test_a_real_comparison_trains_each_cell_once(tmp_path: Path, capsys: pytest.
     again = compare([one, two], 1, str(tmp_path / "store"))
     assert capsys.readouterr().err.count("finished before") == 2
     assert again.to_json() == first.to_json()
+
+
+def test_the_table_of_a_comparison() -> None:
+    def line(name: str, rate: float) -> Line:
+        sums = np.array([[[rate * 10, 10.0], [rate * 20, 20.0]]] * 2)
+        base = {"bits_per_byte": sums + np.array([[10.0, 0.0], [20.0, 0.0]])}
+        return Line(name, "0" * 64, (f"{name}@1", f"{name}@2"), (1.0, 2.0), {"bits_per_byte": sums}, base)
+
+    found = CompareResult(("sw",), (0, 1), 2, (line("a", 2.0), line("b", 1.5)))
+    assert (
+        found.heading() == "Swahili, 2 test groups, 2 seeds; 95 % intervals over seeds and groups, differences paired"
+    )
+    assert found.table()[1] == ["bits_per_byte", "a", "2.000", "0.000", "[2.000, 2.000]", "", "", "3.000"]
+    assert found.table()[2] == ["", "b", "1.500", "0.000", "[1.500, 1.500]", "-0.500", "[-0.500, -0.500]", "2.500"]

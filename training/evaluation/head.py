@@ -10,7 +10,6 @@ from torch import Tensor
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
 from kauli.models.vision.heads import Head
-from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.scorers import Row, Tally, tally
@@ -39,7 +38,8 @@ def evaluate_head(request: EvalRequest) -> EvalResult:
         raise UsageError("a base alone has no classes: name an adapter of the kind 'head'.")
     head = Head.load(request.folder)
     task = request.base_task("align")
-    found = labelled(task, request.dataset, request.split, request.tags, head.classes)
+    rows = picture_rows(request.dataset, request.split, request.tags)
+    found = embedded(task, [row for row in rows if label_of(row) in head.classes], head.classes)
     if not found.rows:
         raise UsageError(f"the data has no images of {', '.join(head.classes)} in its '{request.split}' split.")
     zero = zero_shot(head.classes, task.embed_texts(list(head.classes)), task.logit_scale)
@@ -48,13 +48,6 @@ def evaluate_head(request: EvalRequest) -> EvalResult:
         systems.add(name, {request.tags[0]: score(one, found)})
     systems.notes.append(f"the base is zero-shot: the nearest of the {len(head.classes)} class names")
     return systems.result(found.rows)
-
-
-def labelled(
-    task: Any, dataset: Dataset, split: str, languages: Sequence[str], classes: Sequence[str]
-) -> LabelledPictures:
-    """The images of a split whose text is one of the classes; `task` is the base of `align`."""
-    return embedded(task, [row for row in picture_rows(dataset, split, languages) if label_of(row) in classes], classes)
 
 
 def embedded(task: Any, rows: Sequence[Any], classes: Sequence[str]) -> LabelledPictures:

@@ -1,19 +1,15 @@
-"""The report of an evaluation: one HTML page that needs nothing else, and sections of RESULTS.md."""
+"""The report of an evaluation: one HTML page that needs nothing else."""
 
-import re
 from base64 import b64encode
 from collections.abc import Mapping
 from importlib.resources import files
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import yaml
 from jinja2 import Environment, StrictUndefined
 
 from kauli.models.adapters.card import Card
-from kauli.models.errors import UsageError
-from kauli.models.files import write_atomically
 from kauli.models.languages import display_name
 from kauli.models.media.image_format import media_type
 from kauli.models.metrics import (
@@ -28,7 +24,6 @@ from kauli.models.metrics import (
 )
 from kauli.models.tasks import TASKS
 from kauli.training.evaluation.charts import dumbbells, learning_curve
-from kauli.training.evaluation.comparison import CompareResult
 from kauli.training.evaluation.intervals import Interval, interval
 from kauli.training.evaluation.results import FEW_GROUPS, EvalResult, Sample, Scores, bracket, format_value, paired
 
@@ -70,47 +65,6 @@ def render_report(result: EvalResult, card: Card | None = None, profile: str = "
         limits=_limits(result),
         versions=", ".join(f"{name} {version}" for name, version in card.versions.items()) if card else "",
     )
-
-
-def eval_markdown(result: EvalResult) -> str:
-    """A Markdown table of an evaluation."""
-    heads = ["metric", "adapter", "base", "difference", *result.baselines]
-    lines = [_lead(result), "", f"| {' | '.join(heads)} |", f"| --- |{' ---: |' * (len(heads) - 1)}"]
-    baselines = [scores.total() for scores in result.baselines.values()]
-    for name, row in zip(result.adapter_intervals, _metric_rows(result), strict=True):
-        cells = [f"{row[side]} {row[f'{side}_range']}".strip() for side in ("adapter", "base", "difference")]
-        cells += [_shown(name, one[name].value()) if name in one else "" for one in baselines]
-        lines.append(f"| {row['label']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def compare_markdown(result: CompareResult) -> str:
-    """A Markdown table of a comparison."""
-    heads, *rows = result.table()
-    rule = ["---", "---", *["---:"] * (len(heads) - 2)]
-    table = ["| " + " | ".join(cells) + " |" for cells in [heads, rule, *rows]]
-    return "\n".join([result.heading() + ".", "", *table])
-
-
-def update_section(path: Path, name: str, markdown: str) -> None:
-    """Replace what is between `<!-- begin:NAME -->` and `<!-- end:NAME -->` in a file, or add both at its end.
-
-    Raises:
-        UsageError: the name has other than letters, digits, dots and dashes, or a marker lacks its partner.
-    """
-    if not re.fullmatch(r"[\w.-]+", name):
-        raise UsageError(f"'{name}' is no name of a section: letters, digits, '.', '_' and '-' are allowed.")
-    begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    section = f"{begin}\n{markdown.strip()}\n{end}"
-    start, stop = text.find(begin), text.find(end)
-    if start < 0 and stop < 0:
-        text = f"{text.rstrip()}\n\n{section}\n".lstrip()
-    elif 0 <= start < stop:
-        text = text[:start] + section + text[stop + len(end) :]
-    else:
-        raise UsageError(f"{path}: the section '{name}' has only one of its markers, or they are out of order.")
-    write_atomically(path, text.encode())
 
 
 def _title(result: EvalResult) -> str:

@@ -36,6 +36,10 @@ class Scores:
         names = sorted(metrics, key=lambda name: (name.removesuffix(metrics[name]), order.index(metrics[name])))
         return {name: merge([one[name] for one in chosen if name in one]) for name in names}
 
+    def values(self, languages: list[str] | None = None) -> dict[str, float | None]:
+        """Metric -> its value; None where it is undefined (no answer holds a letter, say)."""
+        return {name: defined(one.value()) for name, one in self.total(languages).items()}
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain lists."""
         return {
@@ -97,15 +101,13 @@ class EvalResult:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """Of the adapter; None where a metric is undefined (no answer holds a letter, say)."""
-        return {name: defined(one.value()) for name, one in self.scores.total().items()}
+        """Of the adapter, or of the base alone."""
+        return self.scores.values()
 
     @property
     def base_metrics(self) -> dict[str, float | None] | None:
         """Of the base on the same rows."""
-        if self.base_scores is None:
-            return None
-        return {name: defined(one.value()) for name, one in self.base_scores.total().items()}
+        return self.base_scores.values() if self.base_scores else None
 
     @property
     def intervals(self) -> dict[str, list[float | None]]:
@@ -161,8 +163,7 @@ class EvalResult:
             "groups": self.groups,
             "metrics": self.metrics,
             "base_metrics": self.base_metrics,
-            "baselines": self._baselines(),
-            **self._image_gains(),
+            **self._beside_baselines(),
             "intervals": self.intervals,
             "base_intervals": {name: one.pair() for name, one in self.base_intervals.items() if one.known},
             "differences": {name: spread(one) for name, one in self.differences.items()},
@@ -227,29 +228,23 @@ class EvalResult:
         return rows
 
     def _language(self, tag: str) -> dict[str, Any]:
-        ours = {name: defined(one.value()) for name, one in self.scores.total([tag]).items()}
-        theirs = self.base_scores.total([tag]) if self.base_scores else None
         return {
-            "metrics": ours,
-            "base_metrics": theirs and {name: defined(one.value()) for name, one in theirs.items()},
-            **({"baselines": self._baselines([tag]), **self._image_gains([tag])} if self.baselines else {}),
+            "metrics": self.scores.values([tag]),
+            "base_metrics": self.base_scores.values([tag]) if self.base_scores else None,
+            **(self._beside_baselines([tag]) if self.baselines else {}),
         }
 
-    def _baselines(self, languages: list[str] | None = None) -> dict[str, dict[str, float | None]]:
-        totals = {name: scores.total(languages) for name, scores in self.baselines.items()}
-        return {name: {key: defined(one.value()) for key, one in total.items()} for name, total in totals.items()}
-
-    def _image_gains(self, languages: list[str] | None = None) -> dict[str, Any]:
-        """Whether the adapter uses its image."""
-        if not self.baselines:
-            return {}
-        against = self.against_baselines(languages)
-        return {
-            "baseline_differences": {
-                name: {metric: spread(one) for metric, one in found.items()} for name, found in against.items()
-            },
-            "wrong_image_gain": {name: spread(one) for name, one in self.wrong_image_gain(languages).items()},
-        }
+    def _beside_baselines(self, languages: list[str] | None = None) -> dict[str, Any]:
+        """The baselines, and whether the adapter uses its image."""
+        found: dict[str, Any] = {"baselines": {name: one.values(languages) for name, one in self.baselines.items()}}
+        if self.baselines:
+            found["baseline_differences"] = {
+                name: {metric: spread(one) for metric, one in apart.items()}
+                for name, apart in self.against_baselines(languages).items()
+            }
+            gains = self.wrong_image_gain(languages)
+            found["wrong_image_gain"] = {name: spread(one) for name, one in gains.items()}
+        return found
 
     def _beside(self, ours: Tallies, table: str) -> dict[str, Any]:
         theirs: Tallies = getattr(self.base_scores, table) if self.base_scores else {}

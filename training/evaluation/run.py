@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from kauli.models.adapters.card import Card
 from kauli.models.adapters.folder import check_base
@@ -57,27 +56,12 @@ def evaluate(
         notes.append(f"the data '{source}' changed since {exact} was trained: its rows may have been trained on")
         note(f"Note: {notes[0]}.")
     wanted = GENERATED if limit is None else limit
-    result = evaluate_adapter(card, registry.fetch(exact), base, dataset, split=split, limit=wanted)
+    request = request_of(card, registry.fetch(exact), base, dataset, split=split, limit=wanted)
+    result = task_of_card(card).evaluate(request)
     result = replace(result, adapter=exact, notes=(*result.notes, *notes))
     if out is not None:
         write_report(result, card, dataset, base, out)
     return result
-
-
-def evaluate_adapter(
-    card: Card,
-    folder: Path,
-    base: Base,
-    dataset: Dataset,
-    *,
-    split: str = "test",
-    limit: int = GENERATED,
-    scored: int | None = None,
-    served: Any = None,
-) -> EvalResult:
-    """Evaluate the adapter in `folder` as its task does; the arguments are those of `EvalRequest`."""
-    request = request_of(card, folder, base, dataset, split=split, limit=limit, scored=scored, served=served)
-    return task_of_card(card).evaluate(request)
 
 
 def write_report(result: EvalResult, card: Card | None, dataset: Dataset, base: Base, out: Path) -> None:

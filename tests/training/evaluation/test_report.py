@@ -1,4 +1,4 @@
-"""The report page and the sections of RESULTS.md, from made-up evaluations."""
+"""The report page, from made-up evaluations."""
 
 import json
 import re
@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 
 from kauli.models.adapters.card import Attribution, BaseReference, Card, Training, Validation
-from kauli.models.errors import UsageError
 from kauli.models.metrics import METRICS
 from kauli.training.evaluation.charts import learning_curve
-from kauli.training.evaluation.comparison import CompareResult, Line
-from kauli.training.evaluation.report import compare_markdown, eval_markdown, render_report, update_section
+from kauli.training.evaluation.report import render_report
 from kauli.training.evaluation.results import EvalResult, Sample, Scores
 from kauli.training.evaluation.scorers import Tally, score_answers, tally
 
@@ -163,53 +161,11 @@ def test_same_evaluation_gives_the_same_page() -> None:
     assert render_report(made_up(["ar"]), card(["ar"])) == render_report(made_up(["ar"]), card(["ar"]))
 
 
-def test_markdown_tables_have_a_row_for_each_metric() -> None:
-    lines = eval_markdown(made_up(["am"])).splitlines()
-    assert lines[0].startswith("On 212 Amharic examples that were held out of training (80 groups), the adapter text-x")
-    assert lines[2] == "| metric | adapter | base | difference |"
-    assert len(lines) == 4 + 6
-    assert all(line.count("|") == 5 for line in lines[2:])
-
-
-def test_sections_are_replaced_in_place(tmp_path: Path) -> None:
-    path = tmp_path / "RESULTS.md"
-    update_section(path, "one", "first")
-    update_section(path, "two", "second")
-    path.write_text("# Results\n\nWritten by hand.\n\n" + path.read_text() + "\nAt the end.\n")
-    update_section(path, "one", "| a |\n| b |\n")
-    text = path.read_text()
-    assert "<!-- begin:one -->\n| a |\n| b |\n<!-- end:one -->\n\n<!-- begin:two -->\nsecond\n<!-- end:two -->" in text
-    assert "first" not in text
-    assert text.startswith("# Results\n\nWritten by hand.\n")
-    assert text.endswith("\nAt the end.\n")
-    update_section(path, "one", "| a |\n| b |\n")
-    assert path.read_text() == text
-
-
-@pytest.mark.parametrize("text", ["<!-- begin:x -->", "<!-- end:x -->\n<!-- begin:x -->"])
-def test_broken_markers_are_not_written_over(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "RESULTS.md"
-    path.write_text(text)
-    with pytest.raises(UsageError, match="markers"):
-        update_section(path, "x", "new")
-    assert path.read_text() == text
-
-
-def test_section_names_are_plain(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no name of a section"):
-        update_section(tmp_path / "R.md", "a --> b", "x")
-
-
-def test_comparison_as_markdown() -> None:
-    def line(name: str, rate: float) -> Line:
-        sums = np.array([[[rate * 10, 10.0], [rate * 20, 20.0]]] * 2)
-        base = {"bits_per_byte": sums + np.array([[10.0, 0.0], [20.0, 0.0]])}
-        return Line(name, "0" * 64, (f"{name}@1", f"{name}@2"), (1.0, 2.0), {"bits_per_byte": sums}, base)
-
-    lines = compare_markdown(CompareResult(("sw",), (0, 1), 2, (line("a", 2.0), line("b", 1.5)))).splitlines()
-    assert lines[0] == "Swahili, 2 test groups, 2 seeds; 95 % intervals over seeds and groups, differences paired."
-    assert lines[4].startswith("| bits_per_byte | a | 2.000 | 0.000 | [2.000, 2.000] |")
-    assert lines[5] == "|  | b | 1.500 | 0.000 | [1.500, 1.500] | -0.500 | [-0.500, -0.500] | 2.500 |"
+def test_the_table_has_a_row_for_each_metric() -> None:
+    page = render_report(made_up(["am"]))
+    assert "On 212 Amharic examples that were held out of training (80 groups), the adapter text-x" in page
+    rows = page.split("<h2>Metrics</h2>")[1].split("</table>")[0].split("<tr>")[2:]
+    assert [row.count("<td") for row in rows] == [5] * 6
 
 
 def test_a_stored_result_is_rendered_without_torch_or_the_trainer(tmp_path: Path) -> None:
@@ -217,13 +173,12 @@ def test_a_stored_result_is_rendered_without_torch_or_the_trainer(tmp_path: Path
     stored.write_text(json.dumps(scores(2.4, ["am"]).to_json()))
     script = """
 import json, sys
-from kauli.training.evaluation.report import compare_markdown, eval_markdown, render_report
+from kauli.training.evaluation.report import render_report
 from kauli.training.evaluation.results import EvalResult, scores_from_json
 with open(sys.argv[1]) as file:
     scores = scores_from_json(json.load(file))
 result = EvalResult("text-x@1", "base", ("am",), "test", 0, 80, 80, 4, scores, scores)
 assert "Bits per byte" in render_report(result)
-assert "Bits per byte" in eval_markdown(result)
 loaded = {name.partition(".")[0] for name in sys.modules} & {"torch", "ray", "transformers", "accelerate"}
 loaded |= set(sys.modules) & {"kauli.training.train", "kauli.training.recipe", "kauli.training.compare"}
 sys.exit(f"loaded: {sorted(loaded)}" if loaded else 0)
