@@ -24,13 +24,7 @@ def draft_card(recipe: Recipe, base: Base) -> Card:
         name=recipe.name,
         task=recipe.task,
         language=list(recipe.language),
-        base=BaseReference(
-            name=base.name,
-            reference=base.reference,
-            sha256=base.sha256,
-            licence=base.licence,
-            derived_from=base.derived_from,
-        ),
+        base=BaseReference.of(base),
         template=base.template,
         method=recipe.method.model_dump(mode="json"),
         licence=base.licence,  # an adapter is a derivative of its base

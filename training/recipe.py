@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from kauli.models.adapters.kinds.base import AdapterKind
-from kauli.models.adapters.kinds.table import KINDS
+from kauli.models.adapters.kinds.table import kinds_of
 from kauli.models.adapters.upgrade import RENAMED, rename_keys
 from kauli.models.languages import check_tag
 
@@ -51,7 +51,7 @@ def _refuse(value: Any) -> Any:
 
 def method_of(task: str) -> OneOf:
     """The adapter kinds that a task can train, by `kind`."""
-    return OneOf({name: kind for name, kind in KINDS.items() if task in kind.tasks})
+    return OneOf({kind.model_fields["kind"].default: kind for kind in kinds_of(task)})
 
 
 class Objective(StrictModel):
@@ -184,7 +184,13 @@ def recipe_sha256(content: Mapping[str, Any], *, with_seed: bool = True) -> str:
 
 def _first_form(content: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe in the keys of the first release: renamed keys and later sections must not change its hash."""
-    absent = {"augment": [], "objective": Objective().model_dump(), "fusion": None, "pairs": None, "prompt": None}
+    absent: dict[str, Any] = {
+        "augment": [],
+        "objective": Objective().model_dump(),
+        "fusion": None,
+        "pairs": None,
+        "prompt": None,
+    }
     out = absent | rename_keys(content, {new: old for old, new in RENAMED.items()})
     del out["scale"]
     for section, key in ((out, "speech"), (out, "text"), (out["fusion"] or {}, "hearing")):

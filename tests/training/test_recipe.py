@@ -155,7 +155,7 @@ def test_all_renamed_keys_are_tested() -> None:
         ("describe-be", ["method={kind: attention_adapter}"], "no kind 'attention_adapter'"),
         ("describe-be", ["augment=[{kind: noise}]"], "'noise' changes audio: it needs describe.audio"),
         ("describe-be", ["augment=[{kind: spec_augment}]"], "'spec_augment' changes audio"),
-        ("describe-be", ["augment=[{kind: flip, degrees: 3}]"], "unknown key 'augment.0.flip.degrees'. Allowed: kind, p."),
+        ("describe-be", ["augment=[{kind: flip, turn: 3}]"], "unknown key 'augment.0.flip.turn'. Allowed: kind, p."),
         ("describe-be", ["describe.views=1"], "augment needs describe.views of 2 or more"),
         ("describe-be-fused", ["describe.audio.drop_image_prob=1"], "together at most 1"),
         ("transcribe-be", ["describe={}"], "unknown key 'describe'"),

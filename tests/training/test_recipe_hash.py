@@ -98,7 +98,8 @@ def test_a_recipe_in_old_keys_has_the_same_hash() -> None:
     names = {new: old.rpartition(".")[2] for old, new in RENAMED.items()}
     content["speech"] = {names[f"transcribe.{key}"]: value for key, value in section.items()}
     content["train"]["repeat"] = content["train"].pop("source_weights")
-    old = {**content, "fusion": None, "pairs": None, "prompt": None, "objective": {"regulariser": "none", "weight": 0.0}}
+    others = {"fusion": None, "pairs": None, "prompt": None, "objective": {"regulariser": "none", "weight": 0.0}}
+    old = {**content, **others}
     assert recipe_sha256(old) == recipe.sha256()
 
 

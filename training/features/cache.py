@@ -64,7 +64,7 @@ def _read(folder: Path, keys: Sequence[str]) -> dict[str, Tensor]:
         except SafetensorError:
             path.unlink()
             continue
-        parts = shard["features"].split(shard["lengths"].tolist())
+        parts = torch.split(shard["features"], shard["lengths"].tolist())
         for digest, features in zip(shard["digests"].numpy(), parts, strict=True):
             if (key := wanted.get(bytes(digest))) is not None:
                 found[key] = features.clone()

@@ -28,9 +28,7 @@ PLACES = 64  # with an embedding of their own; 5 seconds at 80 ms each
 ENCODED_AT_ONCE = 16
 
 
-def fused_rows(
-    dataset: Dataset, split: str, languages: Sequence[str], prompt: str | None, fastest: float
-) -> Recorded:
+def fused_rows(dataset: Dataset, split: str, languages: Sequence[str], prompt: str | None, fastest: float) -> Recorded:
     """The rows with an image, audio and a text; `prompt` as in `instructed`, the rest as in `recording_rows`."""
     found = recording_rows(dataset, split, languages, fastest, pictured=True)
     return Recorded(instructed(found.rows, prompt), found.dropped, found.letters)
@@ -61,39 +59,36 @@ def recording_features(
     """The encoder's features of each row's audio, with pink noise at a signal-to-noise ratio where one is given."""
     if noise_db is None:
         return _features(rows, encoder, stack, "clean", lambda samples, key: samples)
-
-    def noisy(samples: Any, key: str) -> Any:
-        return with_noise(torch.as_tensor(samples), noise_db, view_seed(key, seed)).numpy()
-
-    return _features(rows, encoder, stack, f"noise {noise_db:g} {seed}", noisy)
+    spec = f"noise {noise_db:g} {seed}"
+    return _features(rows, encoder, stack, spec, lambda one, key: with_noise(one, noise_db, view_seed(key, seed)))
 
 
 def augmented_recordings(
     rows: Sequence[Mapping[str, Any]],
     encoder: AudioTower,
     stack: int,
-    augmentations: Sequence[AudioAugmentation],
+    changes: Sequence[AudioAugmentation],
     view: int,
 ) -> list[Media]:
     """The same of view number `view` of each row's audio; view 0 is the audio as it is."""
     if view == 0:
         return recording_features(rows, encoder, stack)
-
-    def changed(samples: Any, key: str) -> Any:
-        return augmented_wave(torch.as_tensor(samples), augmentations, view_seed(key, view)).numpy()
-
-    spec = json.dumps([one.model_dump(mode="json") for one in augmentations], sort_keys=True)
-    return _features(rows, encoder, stack, f"view {view} {spec}", changed)
+    spec = f"view {view} {json.dumps([one.model_dump(mode='json') for one in changes], sort_keys=True)}"
+    return _features(rows, encoder, stack, spec, lambda one, key: augmented_wave(one, changes, view_seed(key, view)))
 
 
 def _features(
-    rows: Sequence[Mapping[str, Any]], encoder: AudioTower, stack: int, spec: str, change: Callable[[Any, str], Any]
+    rows: Sequence[Mapping[str, Any]],
+    encoder: AudioTower,
+    stack: int,
+    spec: str,
+    change: Callable[[Tensor, str], Tensor],
 ) -> list[Media]:
     recordings = {row["recording"]: row["samples"] for row in rows}
     keys = {f"{recording} {spec}": recording for recording in sorted(recordings)}
 
     def encode(part: list[str]) -> list[Tensor]:
-        clips = [change(np.asarray(recordings[keys[key]]), keys[key]) for key in part]
+        clips = [change(torch.as_tensor(np.asarray(recordings[keys[key]])), keys[key]).numpy() for key in part]
         return [one.half() for one in encoder.features(clips, stack)]
 
     found = cached_features("audio", f"{encoder.sha256} {stack}", list(keys), encode, ENCODED_AT_ONCE)

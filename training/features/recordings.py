@@ -39,9 +39,7 @@ class Recorded:
         total = self.letters + sum(len(row["text"]) for row in self.rows)
         share = 100 * self.letters / max(1, total)
         dropped = sum(self.dropped.values())
-        return (
-            f"{dropped} of {dropped + len(self.rows)} clips dropped ({share:.0f} % of the characters): {reasons}"
-        )
+        return f"{dropped} of {dropped + len(self.rows)} clips dropped ({share:.0f} % of the characters): {reasons}"
 
 
 def recording_rows(

@@ -21,32 +21,24 @@ _WRITE_EVERY = 1.0  # seconds between two writes; a step may take milliseconds
 class MetricsLog:
     """`metrics.jsonl` of a run: a line for each step, written now and then as a whole."""
 
-    def __init__(self, store: Store, path: str, step: int) -> None:
-        """Keeps the lines that are there, except those after `step`: a resumed run repeats them."""
+    def __init__(self, store: Store, path: str) -> None:
         self._store, self._path = store, path
-        lines = (store.read(path) or b"").decode().splitlines()
-        self._lines = [line for line in lines if json.loads(line)["step"] <= step]
+        self._lines: list[str] | None = None
         self._written = 0.0
 
-    def add(self, line: dict[str, Any], *, now: bool = False) -> None:
-        """Keep a line, and write all of them where the last time is long enough ago or `now` is set."""
+    def add(self, line: dict[str, Any]) -> None:
+        """Keep a line, and write all of them after a validation or where the last time is long enough ago.
+
+        With the first line those of an earlier life are read, except what the resumed run repeats.
+        """
+        if self._lines is None:
+            lines = (self._store.read(self._path) or b"").decode().splitlines()
+            self._lines = [one for one in lines if json.loads(one)["step"] < line["step"]]
         rounded = {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
         self._lines.append(json.dumps(rounded))
-        if now or time.monotonic() - self._written > _WRITE_EVERY:
+        if "validation" in line or time.monotonic() - self._written > _WRITE_EVERY:
             self._store.write(self._path, ("\n".join(self._lines) + "\n").encode())
             self._written = time.monotonic()
-
-
-def logger(store: Store, path: str) -> Any:
-    """A function for the loop's lines, which opens the log at the first of them."""
-    log: list[MetricsLog] = []
-
-    def write(line: dict[str, Any]) -> None:
-        if not log:
-            log.append(MetricsLog(store, path, line["step"] - 1))
-        log[0].add(line, now="validation" in line)
-
-    return write
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from kauli.training.evaluation.request import GENERATED, request_of
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.loop.checkpoint import Checkpoint
 from kauli.training.loop.loop import Loop, Session
-from kauli.training.loop.progress import METRICS, logger, stages_written
+from kauli.training.loop.progress import METRICS, MetricsLog, stages_written
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.base import Examples, Fitted, TrainingTask
 from kauli.training.tasks.table import task_of_recipe
@@ -121,8 +121,8 @@ def work(
             )
     base = find_base(recipe.base, allow_noncommercial=recipe.allow_noncommercial, task=recipe.task)
     store, device = open_store(job.storage, "runs"), "cuda" if recipe.scale.gpu else "cpu"
-    log = logger(store, f"{job.folder}/{METRICS}")
-    run = Run(recipe, base, examples, session, device, job.start, log)
+    log = MetricsLog(store, f"{job.folder}/{METRICS}")
+    run = Run(recipe, base, examples, session, device, job.start, log.add)
     first = not distributed.is_initialized() or distributed.get_rank() == 0
     with stages_written(store, job.folder) if first else nullcontext():
         adapter.mkdir(parents=True)
@@ -155,7 +155,7 @@ def _precision(run: Run) -> str:
     checkpoint = run.session.restore()
     if checkpoint is not None:
         return Checkpoint(checkpoint).progress().precision or ("bf16" if run.device == "cuda" else "fp32")
-    agreed = [str(choose_precision(run.base.folder, run.device, run.recipe.scale.precision))]
+    agreed = [str(choose_precision(run.base, run.device, run.recipe.scale.precision))]
     if distributed.is_initialized():
         distributed.broadcast_object_list(agreed)
     return agreed[0]

@@ -30,7 +30,7 @@ from kauli.training.features.pairs import picture_features, text_features
 from kauli.training.features.pictures import picture_rows
 from kauli.training.recipe import Recipe, StrictModel, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
-from kauli.training.tasks.rows import check_rows, dummy_image
+from kauli.training.tasks.rows import check_rows
 from kauli.training.tasks.sampler import Plan
 
 SIDES = ("image", "text")
@@ -155,15 +155,13 @@ def _gathered(mine: Tensor) -> Tensor:
     return torch.cat(all_gather(mine))  # type: ignore[no-untyped-call]
 
 
-class AlignLearner:
+class AlignLearner(Learner):
     """Projections that learn to bring an image and its captions together. Towers run once, before the training."""
 
-    notes: tuple[str, ...] = ()
-
     def __init__(self, task: TrainableAlign, recipe: AlignRecipe, examples: Examples) -> None:
-        """`task` holds the bare base. Rows are those of `picture_rows`."""
-        self.task, self._recipe, self._section, self._examples = task, recipe, recipe.align, examples
-        self.device = task.device
+        """Rows are those of `picture_rows`."""
+        super().__init__(task, recipe, examples)
+        self._section = recipe.align
         rows = examples.train
         self.lengths = [1] * (len(rows) * self._section.views)
         numbers = {group: number for number, group in enumerate(sorted({row["group"] for row in rows}))}
@@ -175,12 +173,10 @@ class AlignLearner:
         self._maps: dict[str, Tensor | None] = dict.fromkeys(SIDES)
 
     def attach(self, start: Path | None) -> None:
-        """See `Learner.attach`."""
-        task, recipe = self.task, self._recipe
+        task, recipe = self.task, self.recipe
         if start is not None:
             task.start_from(start)
-        own = task.model
-        assert isinstance(own, Projections)
+        own: Projections = task.model
         if self._section.loss == "siglip":
             own.add_bias()
         task.attach(recipe.method)
@@ -212,33 +208,22 @@ class AlignLearner:
         with torch.no_grad():
             own.logit_scale.fill_(float(np.log(1 / 0.07 if self._section.loss == "clip" else 10.0)))
 
-    @property
-    def trained(self) -> nn.Module:
-        """See `Learner.trained`."""
-        return self.task.model
-
     def objective(self) -> nn.Module:
-        """See `Learner.objective`."""
-        assert isinstance(self.task.model, Projections)
         return _Contrast(self.task.model, self._section)
 
     def plan(self) -> Plan:
-        """See `Learner.plan`."""
-        return PairPlan(self._examples.train, self._section.batch, self._section.views, self._recipe.train.seed)
+        return PairPlan(self.examples.train, self._section.batch, self._section.views, self.recipe.train.seed)
 
     def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-        """See `Learner.groups`."""
         matrices = [value for value in parameters.values() if value.ndim > 1]
         others = [value for value in parameters.values() if value.ndim < 2]
-        shared = {"peak": self._recipe.train.learning_rate, "start": 0.0}
+        shared = {"peak": self.recipe.train.learning_rate, "start": 0.0}
         return [{"params": matrices, **shared}, {"params": others, "weight_decay": 0.0, **shared}]
 
     def num_targets(self, step: Sequence[int]) -> int:
-        """See `Learner.num_targets`."""
         return len(step)
 
     def batches(self, step: Sequence[int], rank: int, world: int) -> list[tuple[Share, float]]:
-        """See `Learner.batches`."""
         size = -(-len(step) // world)
         filled = torch.tensor([*step, *[step[0]] * (size * world - len(step))])
         rows = filled % len(self._groups)
@@ -259,7 +244,7 @@ class AlignLearner:
                 functional.normalize(getattr(own, side)(self._validation[side].to(self.device)), dim=-1)
                 for side in SIDES
             )
-        rows = self._examples.validation
+        rows = self.examples.validation
         for language in sorted({row["language"] for row in rows})[rank::world]:
             places = [place for place, row in enumerate(rows) if row["language"] == language]
             pictures = distinct(places, [rows[place]["picture"] for place in places])
@@ -271,20 +256,14 @@ class AlignLearner:
         return sums
 
     def save(self, folder: Path) -> None:
-        """See `Learner.save`."""
         trained = self.task.model
         self.task.model = self._folded()
         self.task.save(folder)
         self.task.model = trained
 
-    def served(self) -> Any:
-        """See `Learner.served`."""
-        return self.task.served()
-
     def _folded(self) -> Projections:
         """The projections as they read plain features."""
-        assert isinstance(self.task.model, Projections)
-        own = deepcopy(self.task.model).eval()
+        own: Projections = deepcopy(self.task.model).eval()
         for side, found in self._maps.items():
             layer = own.first(side)
             if found is not None and layer is not None:
@@ -302,7 +281,7 @@ class AlignTraining(TrainingTask):
     def rows(self, recipe: AlignRecipe, dataset: Dataset) -> Examples:
         """Rows with an image and a text; validation takes all of them."""
         train, validation = (picture_rows(dataset, split, recipe.language) for split in ("train", "validation"))
-        check_rows(recipe, train, validation, "image with a text")
+        check_rows(recipe, (train, validation), "image with a text")
         warning = warn_of_risk(train, recipe.augment) if recipe.augment else None
         notes = (warning,) if warning else ()
         return Examples(train, sorted(validation, key=lambda row: str(row["id"])), (), dataset.sha256, notes)
@@ -314,7 +293,3 @@ class AlignTraining(TrainingTask):
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Retrieval in both directions."""
         return evaluate_align(request)
-
-    def dummy_rows(self, count: int = 12) -> list[Row]:
-        """Squares, numbered."""
-        return [{"language": "sw", "text": f"namba {one}", "image": dummy_image(one)} for one in range(count)]

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
 
 from kauli.models.metrics import label
 from kauli.models.tasks import TASKS
+from kauli.training.tasks.merged_lora import merge_while_training
+from kauli.training.tasks.sampler import Plan, micro_batches, share_out
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
-
     from kauli.models.bases.find import Base
     from kauli.training.data.dataset import Dataset
     from kauli.training.evaluation.request import EvalRequest
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from kauli.training.loop.checkpoint import TrainState
     from kauli.training.loop.session import Run
     from kauli.training.recipe import Recipe
-    from kauli.training.tasks.sampler import Plan
 
 Row = dict[str, Any]
 """An example: columns of a data set, with what a task adds. `image` and `samples` are read when they are asked for."""
@@ -46,53 +47,84 @@ class Examples:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-class Learner(Protocol):
+class Learner(ABC):
     """A task in training, on one rank of several."""
 
-    device: "torch.device"
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     """For the user: which examples are truncated or left out."""
+    lengths: Sequence[int]
+    """What each example weighs in a step: its tokens, or 1."""
 
-    @property
-    def lengths(self) -> Sequence[int]:
-        """What each example weighs in a step: its tokens, or 1."""
+    def __init__(self, task: Any, recipe: Any, examples: Examples) -> None:
+        """`task` is a `Trainable` that holds the bare base."""
+        self.task, self.recipe, self.examples = task, recipe, examples
+        self.device: torch.device = task.device
 
     def attach(self, start: Path | None) -> None:
-        """Add what is trained to the bare base, drawn from torch's random state, alike on every rank."""
+        """Add what is trained to the bare base, drawn from torch's random state, alike on every rank; with the weights
+        of the adapter in `start`.
+        """
+        self.task.attach(self.recipe.method)
+        if start is not None:
+            self.task.start_from(start)
+        merge_while_training(self.task.model)
 
     @property
-    def trained(self) -> "nn.Module":
+    def trained(self) -> nn.Module:
         """The module whose trainable parameters are learned and saved."""
+        trained: nn.Module = self.task.trained
+        return trained
 
-    def objective(self) -> "nn.Module":
+    def objective(self) -> nn.Module:
         """The module that DDP wraps: called with a batch it returns losses, whose sum over all batches and ranks
         divided by `num_targets` is what a step minimises.
         """
+        return self.trained
 
-    def plan(self) -> "Plan":
+    def plan(self) -> Plan:
         """The steps."""
+        return Plan(self.lengths, self.recipe.train.batch_tokens, self.recipe.train.seed)
 
-    def groups(self, parameters: "Mapping[str, nn.Parameter]") -> list[dict[str, Any]]:
+    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser: `params`, their `peak` learning rate, and `start`, the share of the
         budget before which they are frozen.
         """
+        return [{"params": list(parameters.values()), "peak": self.recipe.train.learning_rate, "start": 0.0}]
 
+    @abstractmethod
     def num_targets(self, step: Sequence[int]) -> int:
         """The number of losses in the step on all ranks together."""
 
+    @abstractmethod
     def batches(self, step: Sequence[int], rank: int, world: int) -> list[tuple[Any, float]]:
         """This rank's batches of the step, each with a weight of 1; weight 0 marks a dummy that keeps ranks in step."""
 
-    def validate(self, rank: int, world: int, bare: bool) -> "Tensor":
-        """(2,) float64 of this rank's share: a sum and its divisor; the quotient is the validation figure, the lower
-        the better. `bare` before anything was attached.
+    def packs(
+        self, items: Sequence[int], lengths: Sequence[int], rank: int, world: int
+    ) -> list[tuple[list[int], float]]:
+        """This rank's share of `items` in packs of `train.micro_tokens`, with the weights of `batches`."""
+        packs = micro_batches(share_out(items, lengths, world)[rank], lengths, self.recipe.train.micro_tokens)
+        # A rank that got none still has to take part in the exchange of gradients: with a weight of zero.
+        return [(pack, 1.0) for pack in packs] or [([items[0]], 0.0)]
+
+    def validate(self, rank: int, world: int, bare: bool) -> Tensor:
+        """(2,) float64 of this rank's share: a sum and its divisor, here bits and bytes of the validation rows. The
+        quotient is the validation figure, the lower the better. `bare` before anything was attached.
         """
+        rows = self.examples.validation[rank::world]
+        sums = torch.zeros(2, dtype=torch.float64)
+        # A bare base has no connector: it gets no media
+        for bits, count in self.task.current_bits([{**row, "media": ()} for row in rows] if bare else rows):
+            sums += torch.tensor([bits, count], dtype=torch.float64)
+        return sums
 
     def save(self, folder: Path) -> None:
         """Write the adapter."""
+        self.task.save(folder)
 
     def served(self) -> Any:
         """The served task on the same base weights, without the adapter; the learner is not used after it."""
+        return self.task.served()
 
 
 @dataclass(frozen=True)
@@ -159,7 +191,3 @@ class TrainingTask(ABC):
     def card_fields(self, recipe: Any) -> dict[str, Any]:
         """The typed fields of the card that serving and evaluation read: `encoders`, `prompt`, `evaluation`."""
         return {}
-
-    @abstractmethod
-    def dummy_rows(self, count: int = 12) -> list[Row]:
-        """Rows of a data set, with encoded media, from which the task can be trained: for trials."""

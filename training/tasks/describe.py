@@ -36,7 +36,7 @@ from kauli.training.features.fusion import (
 from kauli.training.features.pictures import instructed, load_tower, part_settings, picture_rows, with_media
 from kauli.training.recipe import StrictModel, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
-from kauli.training.tasks.rows import check_rows, dummy_audio, dummy_image, sample
+from kauli.training.tasks.rows import check_rows, sample
 from kauli.training.tasks.text import AnswerRecipe, TextLearner
 
 CONNECTOR = "connector."  # what its parameters' names begin with, in `TrainableDescribe.trained`
@@ -124,24 +124,20 @@ class DescribeLearner(TextLearner):
     ) -> None:
         """`task` holds the bare base; the rows have their `media`, of the kinds that `parts` of the connector take."""
         super().__init__(task, recipe, examples)
-        self._connected, self._section, self._parts = task, recipe.describe, parts
+        self.parts = parts
 
     def attach(self, start: Path | None) -> None:
-        """See `Learner.attach`."""
-        self._connected.add_connector(self._parts, [*self._examples.train, *self._examples.replay])
+        self.task.add_connector(self.parts, [*self.examples.train, *self.examples.replay])
         super().attach(start)
 
     def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
         """The connector from the beginning, the adapter after `connector_warmup`."""
         connector = [value for name, value in parameters.items() if name.startswith(CONNECTOR)]
         adapter = [value for name, value in parameters.items() if not name.startswith(CONNECTOR)]
+        section = self.recipe.describe
         return [
-            {
-                "params": adapter,
-                "peak": self._recipe.train.learning_rate,
-                "start": self._section.connector_warmup,
-            },
-            {"params": connector, "peak": self._section.learning_rate, "start": 0.0},
+            {"params": adapter, "peak": self.recipe.train.learning_rate, "start": section.connector_warmup},
+            {"params": connector, "peak": section.learning_rate, "start": 0.0},
         ]
 
 
@@ -163,7 +159,7 @@ class DescribeTraining(TrainingTask):
             found = fused_rows(dataset, split, recipe.language, None, audio.max_chars_per_second)
             notes += [f"{split}: {told}" for told in [found.said()] if told]
             sides.append(found.rows)
-        check_rows(recipe, *sides, "image with a text" if audio is None else "image with audio and a text", notes)
+        check_rows(recipe, sides, "image with a text" if audio is None else "image with audio and a text", notes)
         replay: list[Row] = []
         if recipe.objective.regulariser == "replay":
             replay = picture_rows(dataset, "train", ["en"])
@@ -195,8 +191,8 @@ class DescribeTraining(TrainingTask):
             ]
             audio = recording_features(examples.validation, encoder, stack)
             validation = [_with(row, one) for row, one in zip(validation, audio, strict=True)]
-        sides = (instructed(rows, section.prompt) for rows in (train, validation, replay))
-        return DescribeLearner(task, recipe, Examples(*sides, examples.sha256), parts)
+        train, validation, replay = (instructed(rows, section.prompt) for rows in (train, validation, replay))
+        return DescribeLearner(task, recipe, Examples(train, validation, replay, examples.sha256), parts)
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """New concepts and new images; with audio, the same in noise."""
@@ -217,11 +213,6 @@ class DescribeTraining(TrainingTask):
             "prompt": PromptReference(instruction=section.prompt),
             "evaluation": EvaluationSettings(max_chars_per_second=limit),
         }
-
-    def dummy_rows(self, count: int = 12) -> list[Row]:
-        """Squares and tones, numbered."""
-        media = [{"image": dummy_image(number), "audio": dummy_audio(number)} for number in range(count)]
-        return [{"language": "sw", "text": f"namba {number}", **one} for number, one in enumerate(media)]
 
 
 def _with(row: Row, media: Media) -> Row:

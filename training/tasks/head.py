@@ -23,8 +23,8 @@ from kauli.training.features.pictures import picture_rows
 from kauli.training.loop.checkpoint import TrainState
 from kauli.training.loop.session import Run
 from kauli.training.recipe import Recipe, method_of
-from kauli.training.tasks.base import Examples, Fitted, Row, TrainingTask
-from kauli.training.tasks.rows import check_rows, dummy_image
+from kauli.training.tasks.base import Examples, Fitted, TrainingTask
+from kauli.training.tasks.rows import check_rows
 
 
 class HeadRecipe(Recipe):
@@ -55,7 +55,7 @@ class HeadTraining(TrainingTask):
         train, validation = (picture_rows(dataset, split, recipe.language) for split in ("train", "validation"))
         classes = {label_of(row) for row in train}
         validation = [row for row in validation if label_of(row) in classes]
-        check_rows(recipe, train, validation, "image with a class name")
+        check_rows(recipe, (train, validation), "image with a class name")
         return Examples(train, validation, (), dataset.sha256)
 
     def fit(self, run: Run, folder: Path) -> Fitted:
@@ -79,8 +79,3 @@ class HeadTraining(TrainingTask):
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Macro-F1 and accuracy beside zero-shot."""
         return evaluate_head(request)
-
-    def dummy_rows(self, count: int = 12) -> list[Row]:
-        """Squares of two classes."""
-        rows = [{"text": ("moja", "mbili")[one % 2], "image": dummy_image(one)} for one in range(count)]
-        return [{"language": "sw", **row} for row in rows]

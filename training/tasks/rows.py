@@ -1,14 +1,8 @@
-"""What tasks share about rows: checks, weights of sources, a sample for validation, made-up media for trials."""
+"""What tasks share about rows: checks, weights of sources, a sample for validation."""
 
-import io
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import soundfile
-from PIL import Image
-
 from kauli.models.errors import UsageError
-from kauli.models.media.decode import RATE
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.base import Row
 
@@ -16,21 +10,19 @@ VALIDATION_BYTES = 4_000
 """Text that the validations during training score: enough to choose by, small beside the training itself."""
 
 
-def check_rows(
-    recipe: Recipe, train: Sequence[Row], validation: Sequence[Row], what: str, notes: Sequence[str] = ()
-) -> None:
+def check_rows(recipe: Recipe, sides: Sequence[Sequence[Row]], what: str, notes: Sequence[str] = ()) -> None:
     """Raise UsageError where a split is empty, or a source of `train.source_weights` has no rows to learn from.
 
-    `notes` tell why rows were dropped.
+    `sides` are the training and the validation rows, `notes` tell why others were dropped.
     """
-    for split, rows in (("train", train), ("validation", validation)):
+    for split, rows in zip(("train", "validation"), sides, strict=True):
         if not rows:
             raise UsageError(
                 f"data '{recipe.data}' has no {what} in its '{split}' split for {', '.join(recipe.language)}"
                 + "".join(f"; {told}" for told in notes)
                 + ": see `kauli data check`."
             )
-    sources = {row["source"] for row in train}
+    sources = {row["source"] for row in sides[0]}
     for source in recipe.train.source_weights:
         if source not in sources:
             raise UsageError(
@@ -58,18 +50,3 @@ def sample(rows: Sequence[Row]) -> list[Row]:
             chosen.append(row)
             taken += size
     return chosen
-
-
-def dummy_image(number: int) -> bytes:
-    """A PNG of one colour, which the number decides."""
-    content = io.BytesIO()
-    Image.new("RGB", (32, 32), (number * 37 % 256, number * 91 % 256, number * 151 % 256)).save(content, "PNG")
-    return content.getvalue()
-
-
-def dummy_audio(number: int) -> bytes:
-    """A WAV with a second of a tone, which the number decides."""
-    content = io.BytesIO()
-    wave = 0.3 * np.sin(2 * np.pi * (200 + 40 * number) * np.arange(RATE) / RATE)
-    soundfile.write(content, wave.astype(np.float32), RATE, format="WAV")
-    return content.getvalue()

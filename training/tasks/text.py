@@ -1,7 +1,6 @@
 """The task `text` in training: a language model learns the tokens of answers, and of running text."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -24,9 +23,8 @@ from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import english_rows
 from kauli.training.recipe import Objective, Recipe, StrictModel, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
-from kauli.training.tasks.merged_lora import merge_while_training
 from kauli.training.tasks.rows import check_rows, sample, weighted
-from kauli.training.tasks.sampler import Plan, micro_batches, share_out
+from kauli.training.tasks.sampler import Plan
 
 
 class TextSection(StrictModel):
@@ -70,78 +68,35 @@ class _Packed(nn.Module):
         return answer_losses(self.model, batch)
 
 
-class TextLearner:
+class TextLearner(Learner):
     """A language model that learns the tokens of answers, after prompts that may hold media."""
 
     def __init__(self, task: TrainableText, recipe: AnswerRecipe, examples: Examples) -> None:
-        """`task` holds the bare base."""
-        self.task, self._recipe, self._examples = task, recipe, examples
-        self.device = task.device
+        super().__init__(task, recipe, examples)
         budget = recipe.train
         rows = weighted(examples.train, budget.source_weights)
         self.documents: list[Document] = task.encode([*rows, *examples.replay], budget.max_length)
         self.lengths = [len(document.tokens) for document in self.documents]
         self._count = len(rows)
-        cut = sum(not document.ended for document in self.documents)
-        text = f"{cut} of {len(self.documents)} examples are longer than train.max_length and were truncated"
-        self.notes = (text,) if cut else ()
-
-    def attach(self, start: Path | None) -> None:
-        """See `Learner.attach`."""
-        self.task.attach(self._recipe.method)
-        if start is not None:
-            self.task.start_from(start)
-        merge_while_training(self.task.model)
-
-    @property
-    def trained(self) -> nn.Module:
-        """See `Learner.trained`."""
-        return self.task.trained
+        if cut := sum(not document.ended for document in self.documents):
+            text = f"{cut} of {len(self.documents)} examples are longer than train.max_length and were truncated"
+            self.notes = (text,)
 
     def objective(self) -> nn.Module:
-        """See `Learner.objective`."""
         return _Packed(self.task.trained)
 
     def plan(self) -> Plan:
-        """See `Learner.plan`."""
-        recipe, count = self._recipe, self._count
-        share = recipe.objective.weight if recipe.objective.regulariser == "replay" else 0.0
-        budget = recipe.train
+        budget, count, share = self.recipe.train, self._count, self.recipe.objective.weight
         return Plan(self.lengths[:count], budget.batch_tokens, budget.seed, self.lengths[count:], share)
 
-    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-        """See `Learner.groups`."""
-        return [{"params": list(parameters.values()), "peak": self._recipe.train.learning_rate, "start": 0.0}]
-
     def num_targets(self, step: Sequence[int]) -> int:
-        """See `Learner.num_targets`."""
         return sum(len(self.documents[index].tokens) - self.documents[index].answer_start for index in step)
 
     def batches(self, step: Sequence[int], rank: int, world: int) -> list[tuple[Any, float]]:
-        """See `Learner.batches`."""
-        share = share_out(step, self.lengths, world)[rank]
-        packs = micro_batches(share, self.lengths, self._recipe.train.micro_tokens)
-        # A rank that got none still has to take part in the exchange of gradients: with a weight of zero.
-        parts = [(indices, 1.0) for indices in packs] or [([step[0]], 0.0)]
         return [
-            (pack([self.documents[index] for index in indices]).to(self.device), weight) for indices, weight in parts
+            (pack([self.documents[index] for index in indices]).to(self.device), weight)
+            for indices, weight in self.packs(step, self.lengths, rank, world)
         ]
-
-    def validate(self, rank: int, world: int, bare: bool) -> Tensor:
-        """Bits and bytes of the validation rows; a bare base gets no media, since it has no connector."""
-        rows = self._examples.validation[rank::world]
-        sums = torch.zeros(2, dtype=torch.float64)
-        for bits, count in self.task.current_bits([{**row, "media": ()} for row in rows] if bare else rows):
-            sums += torch.tensor([bits, count], dtype=torch.float64)
-        return sums
-
-    def save(self, folder: Path) -> None:
-        """See `Learner.save`."""
-        self.task.save(folder)
-
-    def served(self) -> Any:
-        """See `Learner.served`."""
-        return self.task.served()
 
 
 class TextTraining(TrainingTask):
@@ -153,7 +108,7 @@ class TextTraining(TrainingTask):
     def rows(self, recipe: TextRecipe, dataset: Dataset) -> Examples:
         """All rows with a text; English ones for replay."""
         sides = [_texts(dataset.iter_rows(split, recipe.language)) for split in ("train", "validation")]
-        check_rows(recipe, *sides, "text")
+        check_rows(recipe, sides, "text")
         replay: list[Row] = []
         if recipe.objective.regulariser == "replay":
             replay = english_rows(dataset, "train")
@@ -174,10 +129,6 @@ class TextTraining(TrainingTask):
         from kauli.training.evaluation.text import evaluate_text
 
         return evaluate_text(request)
-
-    def dummy_rows(self, count: int = 12) -> list[Row]:
-        """Numbers named."""
-        return [{"language": "sw", "prompt": f"Sema {number}", "text": f"namba {number}"} for number in range(count)]
 
 
 def _texts(rows: Any) -> list[Row]:

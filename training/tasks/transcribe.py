@@ -1,15 +1,13 @@
 """The task `transcribe` in training: audio clips, augmented anew in each step, and the losses of their transcripts."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
 
 from kauli.models.adapters.card import EvaluationSettings
 from kauli.models.adapters.kinds.base import AdapterKind
@@ -27,10 +25,8 @@ from kauli.training.evaluation.results import EvalResult
 from kauli.training.features.recordings import recording_rows
 from kauli.training.loop.checkpoint import TrainState
 from kauli.training.recipe import Recipe, StrictModel, method_of
-from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
-from kauli.training.tasks.merged_lora import merge_while_training
-from kauli.training.tasks.rows import check_rows, dummy_audio, weighted
-from kauli.training.tasks.sampler import Plan, micro_batches, share_out
+from kauli.training.tasks.base import Examples, Learner, TrainingTask
+from kauli.training.tasks.rows import check_rows, weighted
 
 
 class TranscribeSection(StrictModel):
@@ -56,32 +52,26 @@ class TranscribeRecipe(Recipe):
     """The audio."""
 
 
-class TranscribeLearner:
+class TranscribeLearner(Learner):
     """A recogniser that learns transcripts. A clip weighs its frames and its tokens, 50 and about 10 a second.
 
     Samples stay in the data set: they are read and decoded for the step that needs them.
     """
 
     def __init__(self, task: TrainableRecogniser, recipe: TranscribeRecipe, examples: Examples) -> None:
-        """`task` holds the bare base; the rows of `examples` have their `samples`."""
-        self.task, self._recipe, self._examples = task, recipe, examples
-        self.device = task.device
+        super().__init__(task, recipe, examples)
         if task.input_kind == "wave" and any(isinstance(one, SpecAugment) for one in recipe.augment):
             raise UsageError(
                 f"augment: spec_augment masks a spectrogram, and {task.base.name} takes the wave itself: remove it."
             )
         budget = recipe.train
         rows = weighted(examples.train, budget.source_weights)
-        task.add_languages(
-            recipe.language, recipe.transcribe.init_from_languages, [row["text"] for row in rows]
-        )
+        task.add_languages(recipe.language, recipe.transcribe.init_from_languages, [row["text"] for row in rows])
         clips = task.encode(rows)
         self.clips = [clip for clip in clips if self._weight(clip) <= budget.max_length]
         self.lengths = [self._weight(clip) for clip in self.clips]
         self._slowest = min([1.0, *(min(one.factors) for one in recipe.augment if isinstance(one, Speed))])
-        cut = len(clips) - len(self.clips)
-        self.notes: tuple[str, ...] = ()
-        if cut:
+        if cut := len(clips) - len(self.clips):
             self.notes = (f"{cut} of {len(clips)} examples are longer than train.max_length and were left out",)
         if not self.clips:
             raise UsageError(
@@ -90,49 +80,23 @@ class TranscribeLearner:
                 "train.max_length, train.batch_tokens and train.micro_tokens higher."
             )
 
-    def attach(self, start: Path | None) -> None:
-        """See `Learner.attach`."""
-        self.task.attach(self._recipe.method)
-        if start is not None:
-            self.task.start_from(start)
-        merge_while_training(self.task.model)
-
-    @property
-    def trained(self) -> nn.Module:
-        """See `Learner.trained`."""
-        return self.task.trained
-
-    def objective(self) -> nn.Module:
-        """See `Learner.objective`."""
-        return self.trained
-
-    def plan(self) -> Plan:
-        """See `Learner.plan`."""
-        return Plan(self.lengths, self._recipe.train.batch_tokens, self._recipe.train.seed)
-
-    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
-        """See `Learner.groups`."""
-        return [{"params": list(parameters.values()), "peak": self._recipe.train.learning_rate, "start": 0.0}]
-
     def num_targets(self, step: Sequence[int]) -> int:
-        """See `Learner.num_targets`."""
         return sum(self.task.num_targets(self._whole(places)) for places in self._concatenated(step))
 
     def batches(self, step: Sequence[int], rank: int, world: int) -> list[tuple[Any, float]]:
-        """See `Learner.batches`."""
         parts = self._concatenated(step)
         lengths = [sum(self.lengths[at] for at in places) for places in parts]
-        share = share_out(range(len(parts)), lengths, world)[rank]
-        packs = micro_batches(share, lengths, self._recipe.train.micro_tokens)
         # The loop has seeded torch for this step and rank: a resumed run draws the same views.
         seeds = torch.randint(0, 2**62, (len(self.clips),)).tolist()
-        numbered = [(numbers, 1.0) for numbers in packs] or [([0], 0.0)]
-        return [(self._batch([parts[number] for number in numbers], seeds), weight) for numbers, weight in numbered]
+        return [
+            (self._batch([parts[number] for number in numbers], seeds), weight)
+            for numbers, weight in self.packs(range(len(parts)), lengths, rank, world)
+        ]
 
     def _concatenated(self, step: Sequence[int]) -> list[tuple[int, ...]]:
         """The clips of a step, those together that are concatenated: alike on all ranks, each clip once."""
-        chance = self._recipe.transcribe.concat_prob
-        draw = random.Random(f"{self._recipe.train.seed} {list(step)}")
+        chance = self.recipe.transcribe.concat_prob
+        draw = random.Random(f"{self.recipe.train.seed} {list(step)}")
         parts: list[tuple[int, ...]] = []
         for place in step:
             if parts and draw.random() < chance and self._fit([*parts[-1], place]):
@@ -155,34 +119,16 @@ class TranscribeLearner:
 
     def _batch(self, parts: Sequence[Sequence[int]], seeds: Sequence[int]) -> Any:
         """Each clip augmented by itself, then those concatenated that are one."""
-        augment = self._recipe.augment
+        augment = self.recipe.augment
         clips, inputs = [], []
         for places in parts:
             one = []
             for place in places:
                 samples = torch.as_tensor(np.asarray(self.clips[place].samples))
-                one.append(
-                    replace(self.clips[place], samples=augmented_wave(samples, augment, seeds[place]).numpy())
-                )
+                one.append(replace(self.clips[place], samples=augmented_wave(samples, augment, seeds[place]).numpy()))
             clips.append(self.task.concatenated(one))
             inputs.append(augmented_mel(self.task.model_input(clips[-1].samples), augment, seeds[places[0]]))
         return self.task.collate(clips, inputs).to(self.device)
-
-    def validate(self, rank: int, world: int, bare: bool) -> Tensor:
-        """Bits and bytes of the validation transcripts."""
-        rows = self._examples.validation[rank::world]
-        sums = torch.zeros(2, dtype=torch.float64)
-        for bits, count in self.task.current_bits(rows):
-            sums += torch.tensor([bits, count], dtype=torch.float64)
-        return sums
-
-    def save(self, folder: Path) -> None:
-        """See `Learner.save`."""
-        self.task.save(folder)
-
-    def served(self) -> Any:
-        """See `Learner.served`."""
-        return self.task.served()
 
     def _weight(self, clip: Any) -> int:
         return int(clip.frames + len(clip.tokens))
@@ -201,7 +147,7 @@ class TranscribeTraining(TrainingTask):
             found = recording_rows(dataset, split, recipe.language, limit)
             notes += [f"{split}: {told}" for told in [found.said()] if told]
             sides.append(found.rows)
-        check_rows(recipe, *sides, "audio with a text", notes)
+        check_rows(recipe, sides, "audio with a text", notes)
         validation = sorted(sides[1], key=lambda row: str(row["id"]))
         return Examples(sides[0], validation, (), dataset.sha256, tuple(notes))
 
@@ -229,7 +175,3 @@ class TranscribeTraining(TrainingTask):
         return {
             "evaluation": EvaluationSettings(max_chars_per_second=section.max_chars_per_second, base_languages=known)
         }
-
-    def dummy_rows(self, count: int = 12) -> list[Row]:
-        """Tones, numbered."""
-        return [{"language": "sw", "text": f"namba {one}", "audio": dummy_audio(one)} for one in range(count)]

@@ -100,7 +100,7 @@ def test_rows_have_both_and_views_show_either(data: Path) -> None:
     assert {row["id"] for row in found} == {"blue", "white", "black", "brown", "teal"}
     one = recipe(data)
     first = learner_of(one, Examples(found, found[:1], (), "x"))
-    examples, parts = first._examples, first._parts
+    examples, parts = first.examples, first.parts
     assert set(parts) == {"image", "audio"}
     assert parts["audio"].width == 2 * 64
     assert {row["prompt"] for row in examples.train} == {"In English?"}
@@ -108,7 +108,7 @@ def test_rows_have_both_and_views_show_either(data: Path) -> None:
     kinds = [tuple(media.kind for media in row["media"]) for row in examples.train]
     assert set(kinds[: len(found)]) == {("image", "audio")}
     assert {("audio",), ("image",)} <= set(kinds[len(found) :])
-    again = learner_of(one, Examples(found, found[:1], (), "x"))._examples
+    again = learner_of(one, Examples(found, found[:1], (), "x")).examples
     for row, other in zip(examples.train, again.train, strict=True):
         for media, same in zip(row["media"], other["media"], strict=True):
             assert np.array_equal(media.features, same.features)

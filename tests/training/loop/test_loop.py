@@ -52,7 +52,8 @@ def rows(count: int = 40) -> list[dict[str, Any]]:
 def recipe(**train: Any) -> TextRecipe:
     method = train.pop("method", {"kind": "lora", "rank": 4, "targets": "all-linear"})
     budget = {"steps": 6, "batch_tokens": 700, "max_length": 128, "validate_every": 3, "learning_rate": 5e-3, **train}
-    return TextRecipe.model_validate({"name": "t", "base": "debug", "language": "sw", "method": method, "train": budget})
+    content = {"name": "t", "base": "debug", "language": "sw", "method": method, "train": budget}
+    return TextRecipe.model_validate(content)
 
 
 def loop_of(one: TextRecipe, folder: Path, examples: list[dict[str, Any]] | None = None, **options: Any) -> Loop:
@@ -210,13 +211,14 @@ def test_metrics_log_drops_what_a_restart_repeats(tmp_path: Path) -> None:
     from kauli.training.loop.progress import MetricsLog
 
     store = open_store(str(tmp_path), "runs")
-    log = MetricsLog(store, "x/metrics.jsonl", 0)
+    log = MetricsLog(store, "x/metrics.jsonl")
     for step in range(1, 6):
-        log.add({"step": step, "loss": 1.0}, now=True)
-    again = MetricsLog(store, "x/metrics.jsonl", 3)
-    again.add({"step": 4, "loss": 2.0}, now=True)
+        log.add({"step": step, "loss": 1.0})
+        log.add({"step": step, "validation": 1.0})
+    MetricsLog(store, "x/metrics.jsonl").add({"step": 4, "loss": 2.0})
     lines = [json.loads(line) for line in (store.read("x/metrics.jsonl") or b"").splitlines()]
-    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
+    found = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    assert found == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0)]
 
 
 def test_an_epoch_repeats_the_rows_of_a_source_by_its_weight(tmp_path: Path) -> None:
