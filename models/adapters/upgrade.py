@@ -53,7 +53,7 @@ def upgrade_card(card: Mapping[str, Any]) -> dict[str, Any]:
     if card.get("schema") != 1:
         return dict(card)
     new = {**card, "schema": 2}
-    kind = (card.get("method") or {}).get("kind")
+    kind = _section(card, "method").get("kind")
     if isinstance(card.get("validation"), dict):
         metric = {"projection": "one_minus_mrr", "head": "one_minus_macro_f1"}.get(str(kind), "bits_per_byte")
         new["validation"] = {**card["validation"], "metric": metric}
@@ -62,8 +62,8 @@ def upgrade_card(card: Mapping[str, Any]) -> dict[str, Any]:
         return new
     kept = {key: value for key, value in recipe.items() if key not in _ADDED or value is not None}
     renamed = new["recipe"] = rename_keys(kept)
-    describe, transcribe = renamed.get("describe") or {}, renamed.get("transcribe") or {}
-    audio, related = describe.get("audio") or {}, transcribe.get("init_from_languages") or {}
+    describe, transcribe = _section(renamed, "describe"), _section(renamed, "transcribe")
+    audio, related = _section(describe, "audio"), _section(transcribe, "init_from_languages")
     encoders = {"image": describe.get("encoder"), "audio": audio.get("encoder")}
     new["encoders"] = {media: {"base": base} for media, base in encoders.items() if base is not None}
     new["prompt"] = {"instruction": describe.get("prompt")}
@@ -72,3 +72,9 @@ def upgrade_card(card: Mapping[str, Any]) -> dict[str, Any]:
         "base_languages": {tag: names[0] for tag, names in related.items() if names},
     }
     return new
+
+
+def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A section of a card or a recipe; empty where it is missing or, in a damaged card, no section."""
+    found = content.get(key)
+    return found if isinstance(found, Mapping) else {}

@@ -76,11 +76,11 @@ def convert_whisper(model: Path, tokenizer: Path, settings: Path, out: Path) -> 
     sound.save_pretrained(out)
     known = text.get_vocab()
     names = {token: place for token, place in known.items() if token.startswith("<|") and token.endswith("|>")}
-    hidden = json.loads(settings.read_text(encoding="utf-8"))
+    decoding = json.loads(settings.read_text(encoding="utf-8"))
     GenerationConfig(  # type: ignore[no-untyped-call]
         eos_token_id=50257, pad_token_id=50257, decoder_start_token_id=50258, max_length=config.max_target_positions,
-        suppress_tokens=hidden["suppress_ids"], begin_suppress_tokens=hidden["suppress_ids_begin"],
-        lang_to_id={token: place for token, place in names.items() if place in set(hidden["lang_ids"])},
+        suppress_tokens=decoding["suppress_ids"], begin_suppress_tokens=decoding["suppress_ids_begin"],
+        lang_to_id={token: place for token, place in names.items() if place in set(decoding["lang_ids"])},
         task_to_id={word: names[f"<|{word}|>"] for word in ("transcribe", "translate")},
         no_timestamps_token_id=names["<|notimestamps|>"], is_multilingual=True,
     ).save_pretrained(out)  # fmt: skip
@@ -118,7 +118,7 @@ def read_ctranslate2(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             out[name] = np.frombuffer(content, dtype, size // np.dtype(dtype).itemsize, place).reshape(shape)
             place += size
     except (struct.error, UnicodeDecodeError, KeyError, ValueError) as error:
-        raise KauliError(f"{path.name} is no CTranslate2 model, or is cut off: {error!r}.") from error
+        raise KauliError(f"{path.name} is no CTranslate2 model, or is truncated: {error!r}.") from error
     return out
 
 

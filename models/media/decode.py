@@ -281,7 +281,7 @@ def _end_warnings(name: str, data: bytes, seconds: float, missing: float, unread
     if audio_format.ends_early(name, data) or missing > max(0.1, seconds / 100):  # what an MP3 states is rounded
         yield f"the {name} file is truncated: only its first {seconds:.1f} s could be read."
     if name == "Ogg" and (streams := audio_format.ogg_streams(data)) > 1:
-        yield f"the Ogg file has {streams} streams, only the first was read: send the others as files of their own."
+        yield f"the Ogg file has {streams} streams, only the first was read: send the others as separate files."
     if name in ("FLAC", "MP3") and unread > 0.1:  # an MP3 of variable bit rate that doesn't say so, for instance
         yield f"{unread:.0%} of the {name} file is behind its stated end: if words are missing, send a WAV."
 

@@ -32,7 +32,8 @@ def looped(text: str) -> bool:
     of more than 500 characters is judged in pieces of 500, of which one loop is enough.
     """
     last = max(len(text) - _PIECE, 0)
-    return any(_loops(text[start : start + _PIECE]) for start in (*range(0, last, _PIECE), last))
+    pieces = [text[start : start + _PIECE] for start in (*range(0, last, _PIECE), last)]
+    return any(_repeats(_letters(piece)) or _compresses(piece) for piece in pieces)
 
 
 def collapsed(texts: Sequence[str], references: Sequence[str]) -> str | None:
@@ -63,10 +64,6 @@ def collapsed(texts: Sequence[str], references: Sequence[str]) -> str | None:
 
 def _shown(text: str) -> str:
     return " ".join(text.split())[:60]
-
-
-def _loops(text: str) -> bool:
-    return _repeats(_letters(text)) or _compresses(text)
 
 
 def _letters(text: str) -> str:

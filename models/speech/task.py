@@ -144,7 +144,7 @@ class Recogniser(SpeechModel):
 
     def _language_of(self, request: TranscriptionRequest, adapter: str | None) -> str | None:
         """The language that is requested, or the only one of the adapter."""
-        trained = self._loaded[adapter].languages if adapter else ()
+        trained = self.languages(adapter) if adapter else ()
         return request.language or (trained[0] if len(trained) == 1 else None)
 
     def adapters(self) -> list[str]:

@@ -186,7 +186,7 @@ class WhisperTask(WhisperBase, Recogniser):
 
     @property
     def busy(self) -> bool:
-        return any(runner.busy for runner in self._runners())
+        return any(runner.engine.busy for runner in self._runners())
 
     def submit(
         self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None
@@ -214,11 +214,11 @@ class WhisperTask(WhisperBase, Recogniser):
             logprobs=request.logprobs,
             memory=ClipState(spectrogram, language, seconds, pauses(request.samples) if request.words else None),
         )
-        return [runner.submit(generation)]
+        return [runner.engine.submit(generation)]
 
     def _embedding(self, language: str, adapter: str | None) -> Tensor:
         """That of a language without a token, from the adapter."""
-        embeddings = self._loaded[adapter].language_embeddings if adapter else {}
+        embeddings: dict[str, Tensor] = self._loaded[adapter].language_embeddings if adapter else {}
         if language not in embeddings:
             raise UsageError(
                 f"{adapter or self.base.name} does not know the language '{language}': name one of "
@@ -228,7 +228,7 @@ class WhisperTask(WhisperBase, Recogniser):
 
     def step(self) -> list[tuple[Ticket, Progress]]:
         """One pass of what is queued: the encoder for new clips, then the decoder for all."""
-        return [found for runner in self._runners() if runner.busy for found in runner.step()]
+        return [found for runner in self._runners() if runner.engine.busy for found in runner.step()]
 
     def _runners(self) -> list[WhisperRunner]:
         return [*([self._runner] if self._runner else []), *self._full.values()]

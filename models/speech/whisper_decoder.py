@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kauli.models.engine.detokenize import TokenBytes
-from kauli.models.engine.engine import Engine, Generation, Ticket
+from kauli.models.engine.engine import Engine, Ticket
 from kauli.models.engine.lora_batch import LoraBatch
 from kauli.models.requests import Progress, Word
 from kauli.models.speech.whisper_model import (
@@ -72,7 +72,10 @@ class WhisperRunner:
         start: int,
         languages: Mapping[str, int],
     ) -> None:
-        """`suppressed` are tokens that are never generated; `languages` the tokens that may follow `start`."""
+        """`suppressed` are tokens that are never generated; `languages` the tokens that may follow `start`.
+
+        The `memory` of what is submitted to the `engine` is the clip's `ClipState`.
+        """
         self.model = model
         self.encoding = LoraBatch(model, slots, encoder_side)
         self.decoding = LoraBatch(model, slots, lambda name: not encoder_side(name))
@@ -80,7 +83,7 @@ class WhisperRunner:
         self._start, self._languages, self._token_bytes = start, languages, token_bytes
         self._heads = alignment_heads(model)
         self._device = next(model.parameters()).device
-        self._engine = Engine(
+        self.engine = Engine(
             SlotDecoder(model, slots, suppressed).to(self._device),
             token_bytes,
             frozenset({int(model.config.eos_token_id)}),
@@ -89,21 +92,12 @@ class WhisperRunner:
             context=int(model.config.max_target_positions),
         )
 
-    @property
-    def busy(self) -> bool:
-        """Whether `step` has something to do."""
-        return self._engine.busy
-
-    def submit(self, generation: Generation) -> Ticket:
-        """Queue a transcript; its `memory` is the clip's `ClipState`."""
-        return self._engine.submit(generation)
-
     @torch.inference_mode()
     def step(self) -> list[tuple[Ticket, Progress]]:
         """One pass: the encoder for new clips, then the decoder for all; finished transcripts get their words."""
         parts: list[list[Ticket]] = []
         room = 0
-        for ticket in self._engine.coming():
+        for ticket in self.engine.coming():
             clip = ticket.generation.memory
             if clip.layers is not None:
                 continue
@@ -115,7 +109,7 @@ class WhisperRunner:
             room -= count
         for part in parts:
             self._encode(part)
-        return [(ticket, self._described(ticket, progress)) for ticket, progress in self._engine.step()]
+        return [(ticket, self._described(ticket, progress)) for ticket, progress in self.engine.step()]
 
     def _described(self, ticket: Ticket, progress: Progress) -> Progress:
         """The progress with the clip's language, and once it is finished with its words if they are requested."""

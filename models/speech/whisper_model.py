@@ -9,6 +9,7 @@ Shape letters: M mel bins, F frames of a pack (50 a second), T tokens of a pack,
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -102,7 +103,7 @@ def keys_and_values(decoder: Any, frames: Tensor) -> Memory:
 
 def memories(decoder: Any, frames: Tensor, lengths: Sequence[int]) -> list[Memory]:
     """What the decoder attends to, for each clip, from the frames (1, F, W) of all."""
-    layers = [[one.split(list(lengths)) for one in pair] for pair in keys_and_values(decoder, frames)]
+    layers = [[torch.split(one, list(lengths)) for one in pair] for pair in keys_and_values(decoder, frames)]
     return [[(keys[clip], values[clip]) for keys, values in layers] for clip in range(len(lengths))]
 
 
@@ -214,7 +215,7 @@ def packed_losses(model: Any, batch: WhisperBatch, languages: Callable[[str], Te
 
     def look(layer: int, query: Tensor) -> Tensor:
         q = in_buckets(query[0], own)[0].transpose(1, 2)
-        out = functional.scaled_dot_product_attention(q, *keys[layer], attn_mask=real)
+        out = functional.scaled_dot_product_attention(q, keys[layer][0], keys[layer][1], attn_mask=real)
         return out_of_buckets([out.transpose(1, 2)], own)[None]
 
     embedded = decoder.embed_tokens(batch.input_ids)
@@ -263,9 +264,4 @@ class SlotDecoder(nn.Module):
         hidden = decode(self._whisper.get_decoder(), inputs_embeds, position_ids[0], attend, look)
         logits = self._whisper.proj_out(hidden[:, logits_to_keep])
         # Finite: numbers that are not mean a broken adapter
-        return _Output(logits.index_fill(2, self._suppressed, -1e9))
-
-
-@dataclass(frozen=True)
-class _Output:
-    logits: Tensor
+        return SimpleNamespace(logits=logits.index_fill(2, self._suppressed, -1e9))

@@ -376,7 +376,7 @@ def test_unfit_plain_folder_is_refused(base: Base, tmp_path: Path, damage: Any, 
 def test_untrained_adapter_is_told(base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     get_peft_model(load(base), LoraConfig(r=4, task_type="CAUSAL_LM")).save_pretrained(str(tmp_path / "plain"))
     from_peft(tmp_path / "plain", tmp_path / "ours", name="mine", language="sw", base=base)
-    assert "was not trained" in capsys.readouterr().err
+    assert "is untrained" in capsys.readouterr().err
 
 
 def test_import_of_an_unknown_language_or_name(base: Base, tmp_path: Path) -> None:

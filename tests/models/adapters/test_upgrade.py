@@ -103,7 +103,16 @@ def test_a_card_of_today_and_one_of_tomorrow_are_left_as_they_are() -> None:
         read({**old("text"), "fusion": {}})  # an upgrade lets no unknown key pass
 
 
-@pytest.mark.parametrize("damage", ['{"schema": 1', "[1]", '{"schema": 1, "recipe": 3}', '{"schema": 1, "method": 3}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '{"schema": 1',
+        "[1]",
+        '{"schema": 1, "recipe": 3}',
+        '{"schema": 1, "method": 3}',
+        '{"schema": 1, "recipe": {"fusion": 3, "speech": {"related": 4}}}',
+    ],
+)
 def test_a_damaged_old_card_is_one_clear_error(damage: str) -> None:
     with pytest.raises(KauliError, match="here is not a readable card"):
         parse_card(damage, "here")

@@ -87,10 +87,10 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert found["n"] == 8
 
 
-def test_what_is_cut_off_or_something_else_is_refused(tmp_path: Path) -> None:
+def test_what_is_truncated_or_something_else_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "model.bin", {"a": np.zeros(50, np.float16)})
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(KauliError, match="cut off"):
+    with pytest.raises(KauliError, match="truncated"):
         read_ctranslate2(path)
     path.write_bytes(b"no model at all, but long enough to be read")
     with pytest.raises(KauliError, match=r"model\.bin"):
