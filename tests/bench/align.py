@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
+from results_file import update_section
 from torch import Tensor, nn
 from torch.nn import functional
 

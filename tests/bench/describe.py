@@ -9,7 +9,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
+from results_file import update_section
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
+from results_file import update_section
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base

@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 import torch
-from few_shot import few_shot_scores  # type: ignore[import-not-found]  # a sibling script
+from few_shot import few_shot_scores
 from openai import DefaultHttpxClient, OpenAI
 from PIL import Image
-from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
+from results_file import update_section
 from torch import Tensor
 from torch.nn import functional
 

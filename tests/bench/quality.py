@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from plain_script import FORMS
-from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
+from results_file import update_section
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base

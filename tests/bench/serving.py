@@ -14,7 +14,7 @@ import httpx
 import torch
 from openai import DefaultHttpxClient, OpenAI
 from peft import LoraConfig, PeftModel, get_peft_model
-from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
+from results_file import update_section
 from transformers import AutoModelForCausalLM
 
 from kauli.models.adapters.peft_import import from_peft

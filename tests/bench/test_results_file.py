@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
+from results_file import update_section
 
 from kauli.models.errors import UsageError
 

@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import torch
-from plain_script import QV, Clock, examples_of, lora, trainer_of  # type: ignore[import-not-found]  # a sibling script
-from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
+from plain_script import QV, Clock, examples_of, lora, trainer_of
+from results_file import update_section
 
 from kauli.models.bases.find import find_base
 from kauli.models.engine.packing import Document

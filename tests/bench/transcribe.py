@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from results_file import update_section  # type: ignore[import-not-found]  # a sibling script
+from results_file import update_section
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 from kauli.models.adapters.registry import Registry

@@ -75,8 +75,9 @@ def evaluate_describe(request: EvalRequest) -> EvalResult:
         captions = {NEAREST: _nearest(one.chosen, known), MOST_FREQUENT: _most_frequent(one.chosen, known)}
         for name, found in captions.items():
             systems.add_texts(name, one.chosen, found, one.prefix)
-        for name, answers in {**texts, **captions}.items() if aligned is not None else ():
-            _add_similarity(systems, name, aligned, one, answers)
+        if aligned is not None:
+            for name, answers in {**texts, **captions}.items():
+                _add_similarity(systems, name, aligned, one, answers)
         where = ", new picture" if one.prefix else ""
         systems.show(one.chosen, texts, [row["prompt"] or "" for row in one.chosen], where)
     if aligned is None:

@@ -114,7 +114,8 @@ def clean(text: str) -> str:
 
 def _chrf_counts(texts: Sequence[str], targets: Sequence[str], rows: Sequence[Row]) -> RowSums:
     """Per text its n-gram counts: summing and finishing them is what sacrebleu's corpus score does."""
-    return CHRF_SCORER._extract_corpus_statistics(texts, [targets])
+    counts: RowSums = CHRF_SCORER._extract_corpus_statistics(texts, [targets])
+    return counts
 
 
 def _exact(texts: Sequence[str], targets: Sequence[str], rows: Sequence[Row]) -> RowSums:

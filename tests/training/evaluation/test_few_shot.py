@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from few_shot import (  # type: ignore[import-not-found]  # of tests/bench
+from few_shot import (
     FewShotScore,
     few_shot_scores,
     macro_f1,
