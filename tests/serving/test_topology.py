@@ -112,7 +112,7 @@ def test_a_service_of_one_task_answers_that_alone(storage: Path) -> None:
     assert catalogue.route("embed").model == "debug-clip"
     assert catalogue.adapters() == []
     for model in ("text", "describe", "classify", "describe-sw"):
-        with pytest.raises(UnknownModel, match="is not served here[:;].* embed"):
+        with pytest.raises(UnknownModel, match=r"is not served here[:;].* embed"):
             catalogue.route(model)
     with pytest.raises(UnknownModel, match="No speech recogniser is served"):
         catalogue.route("transcribe")

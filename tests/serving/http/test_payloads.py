@@ -107,7 +107,7 @@ def test_input_audio_that_is_not_what_it_says_is_refused() -> None:
         (wav, "mp3", "the input_audio says 'mp3', and its bytes are WAV"),
         (wav, "m4a", "'m4a' is not a supported format of input_audio; use one of wav, flac, ogg, opus, mp3"),
         (f"data:audio/wav;base64,{wav}", "wav", "not an address or a data: URI ('data:audio/wav;base64,"),
-        ("https://example.org/a.wav", "wav", "no address and no data: URI ('https://example.org/a.wav'"),
+        ("https://example.org/a.wav", "wav", "not an address or a data: URI ('https://example.org/a.wav'"),
         (wav[:-1], "wav", "must be the base64 of a whole file"),
         ("", "wav", "the audio is empty"),
         (base64.b64encode(b"%PDF-1.7").decode(), "wav", "a PDF"),
