@@ -17,11 +17,11 @@ class TextAugmentation(Augmentation):
 
 def augmented_rows(rows: Sequence[Row], augmentations: Sequence[TextAugmentation], view: int) -> list[Row]:
     """View number `view` of each row: the same at every call. View 0 is the row itself."""
-    return [_view(row, augmentations if view else (), random.Random(view_seed(str(row["id"]), view))) for row in rows]
-
-
-def _view(row: Row, augmentations: Sequence[TextAugmentation], draw: random.Random) -> Row:
-    for augmentation in augmentations:
-        if draw.random() < augmentation.p:
-            row = augmentation.changed(row, draw)
-    return row
+    views = []
+    for row in rows:
+        draw = random.Random(view_seed(str(row["id"]), view))
+        for augmentation in augmentations if view else ():
+            if draw.random() < augmentation.p:
+                row = augmentation.changed(row, draw)
+        views.append(row)
+    return views

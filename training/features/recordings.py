@@ -16,6 +16,8 @@ from kauli.training.data.schema import PLAIN_COLUMNS
 from kauli.training.features.stored import StoredAudio, StoredImage
 
 Row = dict[str, Any]
+FORMAT = 1
+"""Of what is known of decoded clips: to be raised when decoding changes."""
 LONGEST = 30.0
 """Seconds of one example: what Whisper takes at once."""
 Measured = Mapping[str, tuple[int, str] | None]
@@ -78,7 +80,7 @@ def recording_rows(
 
 def _measured(dataset: Dataset, split: str | None, languages: Sequence[str]) -> Measured:
     """The clips' lengths, which only decoding tells: of each data set once on a machine."""
-    key = hashlib.sha256(json.dumps([dataset.sha256, split, sorted(languages)]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([FORMAT, dataset.sha256, split, sorted(languages)]).encode()).hexdigest()
     path = kauli_home() / "cache" / "audio" / f"{key[:32]}.json"
     if path.is_file():
         known: Measured = json.loads(path.read_text(encoding="utf-8"))

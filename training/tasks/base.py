@@ -48,7 +48,7 @@ class Examples:
 
 
 class Learner(ABC):
-    """A task in training, on one rank of several."""
+    """One rank's part of a training: what is learned, its steps and its losses."""
 
     notes: tuple[str, ...] = ()
     """For the user: which examples are truncated or left out."""
@@ -162,7 +162,7 @@ class TrainingTask(ABC):
         """
 
     def learner(self, recipe: Any, base: "Base", examples: Examples, device: str) -> Learner:
-        """The task in training on the bare base, which is loaded here."""
+        """The learner on the bare base, which is loaded here."""
         raise NotImplementedError
 
     def fit(self, run: "Run", folder: Path) -> Fitted | None:

@@ -2,7 +2,7 @@
 
 import math
 import random
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
@@ -21,13 +21,14 @@ from kauli.training.augment.audio import (
     augmented_wave,
     with_noise,
 )
+from kauli.training.augment.table import augmentations
 
 ALL: list[AudioAugmentation] = [Speed(), Noise(), Gain(), SpecAugment()]
 OF_WAVES = ALL[:3]
 
 
 def parsed(**content: Any) -> AudioAugmentation:
-    adapter: TypeAdapter[AudioAugmentation] = TypeAdapter(AudioAugmentation)
+    adapter: TypeAdapter[AudioAugmentation] = TypeAdapter(Annotated[AudioAugmentation, augmentations("audio")])
     return adapter.validate_python(content)
 
 

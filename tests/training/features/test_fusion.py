@@ -152,7 +152,7 @@ def test_a_run_from_recipe_to_figures(data: Path, tmp_path: Path) -> None:
     assert again.metrics == pytest.approx(result.metrics)
     page, readme = (tmp_path / "report.html").read_text(), (folder / "README.md").read_text()
     assert all(f"Character error rate (speech in noise at {level} dB)" in page for level in (0, 10))
-    assert all(f"with speech in noise at {level} dB: character error rate" in readme for level in (0, 10))
+    assert all(f"Character error rate (speech in noise at {level} dB)" in readme for level in (0, 10))
 
 
 def measured(rows: list[dict[str, Any]], tmp_path: Path, fastest: float = MAX_CHARS_PER_SECOND) -> EvalResult:
