@@ -165,7 +165,7 @@ def test_removing(storage: str, folder: Path) -> None:
     for _ in range(2):
         registry.publish(folder, make_card())
     registry.set_alias("text-sw", 2, "prod")
-    with pytest.raises(UsageError, match="which version"):
+    with pytest.raises(UsageError, match="name the version to remove"):
         registry.remove("text-sw")
     with pytest.raises(UsageError, match=r"text-sw@2 is prod.*kauli adapters promote"):
         registry.remove("text-sw@2")

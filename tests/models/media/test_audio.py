@@ -301,7 +301,9 @@ def test_what_lies_behind_the_end_that_a_header_states_is_reported() -> None:
     for codec in ("VORBIS", "OPUS"):
         two = decode_audio(encoded(sine(2), "OGG", codec) + encoded(sine(2), "OGG", codec))
         assert two.seconds == 2.0
-        assert two.warnings == ("the Ogg file has 2 streams, only the first was read: send the others as separate files.",)
+        assert two.warnings == (
+            "the Ogg file has 2 streams, only the first was read: send the others as separate files.",
+        )
 
 
 def test_small_files_that_expand_to_hours_are_refused_by_their_headers() -> None:
