@@ -1,6 +1,7 @@
 """The report of an evaluation: one HTML page that needs nothing else."""
 
 from base64 import b64encode
+from collections import defaultdict
 from collections.abc import Mapping
 from importlib.resources import files
 from math import isfinite
@@ -96,9 +97,11 @@ def _lead(result: EvalResult) -> str:
 
 def _headline(result: EvalResult) -> str | None:
     """The metric that the task is told by, on real rows where there are any."""
-    wanted = [metric for task in TASKS.values() if task.card_task == result.task for metric in task.headline]
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for row in TASKS.values():
+        wanted[row.card_task] += row.headline
     total = result.scores.total()
-    return next((name for metric in wanted for name in total if plain_name(name) == metric), None)
+    return next((name for metric in wanted[result.task] for name in total if plain_name(name) == metric), None)
 
 
 def _facts(result: EvalResult, card: Card | None) -> list[tuple[str, str]]:
