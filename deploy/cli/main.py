@@ -6,7 +6,7 @@ Heavy imports are inside the functions, so that `kauli --help` answers at once.
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -114,7 +114,7 @@ def train(
         accept_terms=accept_terms, restart=restart, use_ray=not no_ray,
     )  # fmt: skip
     aliases = f" ({', '.join(result.aliases)})" if result.aliases else ""
-    fields = {"adapter": result.adapter, "path": str(result.path)}
+    fields: dict[str, Any] = {"adapter": result.adapter, "path": str(result.path)}
     fields |= {"metrics": dict(result.metrics), "aliases": list(result.aliases)}
     output(as_json, fields, f"{result.adapter}{aliases}  {result.path}")
     hint(f"kauli eval {result.adapter} --out report.html")
