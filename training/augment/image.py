@@ -80,11 +80,11 @@ class Blur(ImageAugmentation):
 
     kind: Literal["blur"] = "blur"
     sigma: float = Field(default=1.5, ge=0.1, le=5)
-    """The largest standard deviation, in pixels of the picture as it is stored."""
+    """The largest standard deviation, in pixels of the image as it is stored."""
 
     def _change(self) -> Any:
         def of_size(width: int, height: int) -> Any:
-            # The border is a reflection, which must be narrower than the picture.
+            # The border is a reflection, which must be narrower than the image.
             radius = min(math.ceil(3 * self.sigma), width - 1, height - 1)
             return v2.GaussianBlur(2 * radius + 1, sigma=(0.1, self.sigma))
 
@@ -109,7 +109,7 @@ class Elastic(ImageAugmentation):
 
 
 class Crop(ImageAugmentation):
-    """A part, enlarged to the size of the whole; its shape is the picture's own times 3/4 to 4/3."""
+    """A part, enlarged to the size of the whole; its shape is the image's own times 3/4 to 4/3."""
 
     kind: Literal["crop"] = "crop"
     scale: float = Field(default=0.6, gt=0, le=1)
@@ -124,7 +124,7 @@ class Crop(ImageAugmentation):
 
 
 class _OfSize(nn.Module):
-    """A transform that has to know the picture's size, made when the picture is there."""
+    """A transform that has to know the image's size, made when the image is there."""
 
     def __init__(self, build: Callable[[int, int], Any]) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ _DIGIT = regex.compile(r"\p{Nd}")
 
 
 def at_risk(rows: Sequence[Mapping[str, Any]], augmentations: Sequence[ImageAugmentation]) -> list[str]:
-    """Ids of rows whose picture a flip, or a rotation over 45 degrees, may turn into something else.
+    """Ids of rows whose image a flip, or a rotation over 45 degrees, may turn into something else.
 
     Judged by the English words of `prompt` and `text` (letters, signs, arrows, left and right, clocks, flags), and by
     digits and letters on their own in any language. Empty where no augmentation changes the direction.
@@ -192,13 +192,13 @@ def warn_of_risk(rows: Sequence[Mapping[str, Any]], augmentations: Sequence[Imag
     example = next(_caption(row) for row in rows if row["id"] in ids).replace("\n", " | ")
     kinds = sorted({augmentation.kind for augmentation in augmentations if augmentation.changes_direction})
     return (
-        f"{len(ids)} of {len(rows)} pictures may show letters, digits, signs or directions ('{example}'): they are "
+        f"{len(ids)} of {len(rows)} images may show letters, digits, signs or directions ('{example}'): they are "
         f"spared {' and '.join(kinds)}; leave {'it' if len(kinds) == 1 else 'them'} out of `augment` where the "
         "captions of others depend on direction too."
     )
 
 
 def _caption(row: Mapping[str, Any]) -> str:
-    """What is said of the picture, one a line: the prompt without its instruction, and the text."""
+    """The caption of the image, one a line: the prompt without its instruction, and the text."""
     prompt = _INSTRUCTION.sub("", row.get("prompt") or "").strip()
     return "\n".join(part for part in (prompt, row.get("text") or "") if part)

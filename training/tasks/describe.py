@@ -182,12 +182,12 @@ class DescribeTraining(TrainingTask):
             encoder = load_audio_encoder(section.audio, device)
             parts["audio"] = audio_settings(section.audio, encoder)
             stack, changes = section.audio.stack, recipe.audio_augment
-            heard: list[Media] = []
+            clips: list[Media] = []
             for view in range(section.views):
-                heard += augmented_recordings(examples.train, encoder, stack, changes, view)
+                clips += augmented_recordings(examples.train, encoder, stack, changes, view)
             train = [
                 show(_with(row, one), shown_in(row, place // len(examples.train), section.audio))
-                for place, (row, one) in enumerate(zip(train, heard, strict=True))
+                for place, (row, one) in enumerate(zip(train, clips, strict=True))
             ]
             audio = recording_features(examples.validation, encoder, stack)
             validation = [_with(row, one) for row, one in zip(validation, audio, strict=True)]

@@ -1,7 +1,7 @@
 """Which examples each step takes: a pure function of lengths, seed and step, so that a cursor is just a step number.
 
 The plan does not know how many workers there are. A step is a set of examples; workers share it out among them, and a
-run that goes on with another number of workers takes the same examples, each of an epoch exactly once.
+run that is resumed with another number of workers takes the same examples, each of an epoch exactly once.
 """
 
 import hashlib

@@ -209,7 +209,7 @@ def test_up_and_down_are_at_risk_of_rotation_alone() -> None:
 def test_the_warning_counts_shows_one_and_says_what_to_do() -> None:
     message = warn_of_risk([*SAFE, *RISKY], [Flip(), Rotate(degrees=90), Blur()])
     assert message is not None
-    assert message.startswith(f"{len(RISKY)} of {len(RISKY) + len(SAFE)} pictures")
+    assert message.startswith(f"{len(RISKY)} of {len(RISKY) + len(SAFE)} images")
     assert "'The letter B. | Літара B.'" in message
     assert "spared flip and rotate" in message
     assert "\n" not in message
