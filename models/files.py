@@ -64,16 +64,25 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, finds all of it or none; missing folders are made."""
+def write_atomically(path: Path, content: bytes | Path) -> None:
+    """Write bytes, or a copy of a file, so that a reader, or a crash, finds all of it or none; folders are made."""
+    with written_beside(path, content) as temporary:
+        os.replace(temporary, path)
+
+
+@contextmanager
+def written_beside(path: Path, content: bytes | Path) -> Iterator[Path]:
+    """A temporary file with `content`, bytes or that of a file, on the disk beside the place where it belongs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        if isinstance(content, Path):
+            shutil.copyfile(content, temporary)
+        else:
+            temporary.write_bytes(content)
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 

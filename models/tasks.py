@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from kauli.models.adapters.kinds.table import KINDS, kinds_of
+from kauli.models.adapters.kinds.table import KINDS
 
 if TYPE_CHECKING:
     import torch
@@ -105,11 +105,6 @@ class Task:
     peft: Peft | None = None
     model_types: tuple[str, ...] = ()
     """`model_type`s in config.json by which a base of this task is recognised; none: by the architecture's suffix."""
-
-    @property
-    def kinds(self) -> "tuple[type[AdapterKind], ...]":
-        """The adapter kinds that it is trained by."""
-        return kinds_of(self.name)
 
 
 _LANGUAGE_MODEL = Peft("AutoModelForCausalLM", "CAUSAL_LM")

@@ -12,7 +12,6 @@ from kauli.models.adapters.card import CARD_FILE, README_FILE, SUFFIXES, Card, r
 from kauli.models.adapters.page import render_readme
 from kauli.models.errors import KauliError
 from kauli.models.files import check_safetensors, hash_files, read_json, write_atomically
-from kauli.models.progress import note
 
 if TYPE_CHECKING:
     from kauli.models.bases.find import Base
@@ -85,17 +84,13 @@ def check_files(folder: Path) -> None:
             raise KauliError(f"{folder / other} is missing beside {name}: the adapter is not whole.")
 
 
-def check_base(card: Card, base: "Base", accept: bool = False) -> None:
-    """Raise `KauliError` when `base` is not the one that the adapter was made on; with `accept` only note it."""
-    if card.base.sha256 == base.sha256:
-        return
-    message = (
-        f"adapter {card.spec} was made on {card.base.name} ({card.base.sha256[:12]}), "
-        f"but the base here is {base.name} ({base.sha256[:12]})"
-    )
-    if not accept:
-        raise KauliError(f"{message}. Use that base, or accept the difference with --accept-base.")
-    note(f"{message}; accepted.")
+def check_base(card: Card, base: "Base") -> None:
+    """Raise `KauliError` when `base` is not the one that the adapter was made on."""
+    if card.base.sha256 != base.sha256:
+        raise KauliError(
+            f"adapter {card.spec} was made on {card.base.name} ({card.base.sha256[:12]}), "
+            f"but the base here is {base.name} ({base.sha256[:12]}). Use that base."
+        )
 
 
 def check_no_code(content: Any, path: Path) -> None:

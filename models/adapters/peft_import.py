@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 from safetensors import safe_open
 
 from kauli.models.adapters.card import README_FILE, BaseReference, Card, check_name
 from kauli.models.adapters.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_files, check_no_code, write_card
 from kauli.models.adapters.kinds.table import peft_kinds
+from kauli.models.bases.hub import read_facts
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.files import atomic_folder, check_safetensors, read_json
 from kauli.models.languages import check_tag
@@ -64,7 +64,7 @@ def from_peft(
         base=BaseReference.of(base),
         template=base.template,
         method=method,
-        licence=_licence(folder),
+        licence=read_facts(folder).licence,
         versions={"peft": str(config.get("peft_version") or version("peft"))},
         exceptions=exceptions,
     )
@@ -205,20 +205,6 @@ def _check_numbers(path: Path) -> None:
                 zero.append(not tensor.any())
     if zero and all(zero):
         note(f"{path}: every lora_B is zero, so this adapter is untrained and changes nothing.")
-
-
-def _licence(folder: Path) -> str:
-    """The licence in the metadata of the folder's README, "unknown" without one."""
-    path = folder / README_FILE
-    if not path.is_file():
-        return "unknown"
-    match = re.match(r"---\n(.*?)\n---", path.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-    try:
-        metadata = yaml.safe_load(match[1]) if match else None
-    except yaml.YAMLError:
-        note(f"{path} has metadata that is not YAML: its licence is not read.")
-        return "unknown"
-    return str(metadata.get("license") or "unknown") if isinstance(metadata, dict) else "unknown"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

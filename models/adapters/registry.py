@@ -15,7 +15,6 @@ import platform
 import re
 import time
 import uuid
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -166,7 +165,7 @@ class Registry:
         for path, digest in card.files.items():
             if path != README_FILE and hashes.get(path) != digest:
                 raise KauliError(f"{folder / path} is missing or not what its card lists: nothing is published.")
-        with self._locked(card.name):
+        with self._store.lock(f".locks/{card.name}"):
             self._clean(card.name)
             claim = self._claim(card)
         base = f"{card.name}/{claim.version}"
@@ -246,9 +245,6 @@ class Registry:
         if (card.name, card.version) != (name, version):
             raise KauliError(f"{where} is the card of {card.spec}: the adapter was moved by hand. Publish it instead.")
         return card
-
-    def _locked(self, name: str) -> AbstractContextManager[None]:
-        return self._store.lock(f".locks/{name}") or nullcontext()
 
     def _claim(self, card: Card) -> _Claim:
         """Take the next free number."""

@@ -6,14 +6,13 @@ finds the whole file or none. Failures are `KauliError`s that name the storage.
 
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol
 
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.files import file_lock
+from kauli.models.files import file_lock, write_atomically, written_beside
 
 
 class Store(Protocol):
@@ -46,8 +45,8 @@ class Store(Protocol):
     def local(self, path: str) -> Path | None:
         """The path on this machine; None for a remote store."""
 
-    def lock(self, path: str) -> AbstractContextManager[None] | None:
-        """A lock that all users of a local store respect; None for a remote store, which has none."""
+    def lock(self, path: str) -> AbstractContextManager[None]:
+        """A lock that all users of a local store respect; a remote store has none, and locks nothing."""
 
 
 def open_store(storage: str, folder: str) -> Store:
@@ -79,11 +78,11 @@ class LocalStore:
                 return None
 
     def write(self, path: str, content: bytes) -> None:
-        with self._explained("write to"), self._written(path, content) as temporary:
-            os.replace(temporary, self.root / path)
+        with self._explained("write to"):
+            write_atomically(self.root / path, content)
 
     def create(self, path: str, content: bytes) -> bool:
-        with self._explained("write to"), self._written(path, content) as temporary:
+        with self._explained("write to"), written_beside(self.root / path, content) as temporary:
             try:
                 os.link(temporary, self.root / path)  # unlike rename, it fails when the target is there
             except FileExistsError:
@@ -91,8 +90,8 @@ class LocalStore:
             return True
 
     def upload(self, source: Path, path: str) -> None:
-        with self._explained("write to"), self._written(path, source) as temporary:
-            os.replace(temporary, self.root / path)
+        with self._explained("write to"):
+            write_atomically(self.root / path, source)
 
     def download(self, path: str, target: Path) -> None:
         with self._explained("read"):
@@ -114,29 +113,9 @@ class LocalStore:
         return self.root / path
 
     @contextmanager
-    def _lock(self, path: str) -> Iterator[None]:
+    def lock(self, path: str) -> Iterator[None]:
         with self._explained("write to"), file_lock(self.root / path):
             yield
-
-    def lock(self, path: str) -> AbstractContextManager[None] | None:
-        return self._lock(path)
-
-    @contextmanager
-    def _written(self, path: str, content: bytes | Path) -> Iterator[Path]:
-        """A temporary file with `content`, on disk, beside the place where it belongs."""
-        target = self.root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            if isinstance(content, Path):
-                shutil.copyfile(content, temporary)
-            else:
-                temporary.write_bytes(content)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _explained(self, verb: str) -> Iterator[None]:
@@ -210,8 +189,8 @@ class ObjectStore:
     def local(self, path: str) -> Path | None:
         return None
 
-    def lock(self, path: str) -> AbstractContextManager[None] | None:
-        return None
+    def lock(self, path: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     @contextmanager
     def _explained(self, verb: str) -> Iterator[None]:

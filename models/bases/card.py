@@ -2,54 +2,41 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from kauli.models.bases.debug import Shape
 from kauli.models.bases.packages import Package
+from kauli.models.frozen import FrozenModel
 
 
-class PackagedFile(BaseModel):
+class PackagedFile(FrozenModel):
     """A file inside an unpacked package."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     package: Package
     file: str
 
 
-class Gguf(BaseModel):
-    """A GGUF file, cut into one or more packaged parts; `sha256` is that of the joined file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class JoinedFile(FrozenModel):
+    """A file (a GGUF), cut into one or more packaged parts; `sha256` is that of the joined file."""
 
     parts: tuple[PackagedFile, ...]
     sha256: str
 
 
-class Towers(BaseModel):
+class Towers(FrozenModel):
     """The packaged towers that are joined to an open_clip model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     text: PackagedFile
     image: PackagedFile
 
 
-class Whisper(BaseModel):
-    """A Whisper as CTranslate2 keeps it, its `model.bin` cut into parts; `sha256` is that of the joined file."""
+class Whisper(JoinedFile):
+    """A Whisper as CTranslate2 keeps it; the joined file is its `model.bin`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    parts: tuple[PackagedFile, ...]
-    sha256: str
     tokenizer: PackagedFile
     settings: PackagedFile
 
 
-class BaseCard(BaseModel):
+class BaseCard(FrozenModel):
     """One entry of bases.yaml, or what is known of a hub model or a local folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
     source: Literal["package", "debug", "hub", "folder", "recipe"]
@@ -65,7 +52,7 @@ class BaseCard(BaseModel):
     hub_id: str | None = None
     template: str | None = None
     """The jinja chat template; None means the tokenizer's own."""
-    gguf: Gguf | None = None
+    gguf: JoinedFile | None = None
     towers: Towers | None = None
     whisper: Whisper | None = None
     recipe: str | None = None

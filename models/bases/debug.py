@@ -134,26 +134,24 @@ def build_debug_text(shape: Shape, out: Path) -> None:
     The weights depend on nothing but `shape`; the caller's random state is left alone.
     """
     import torch
+    from transformers import AutoModelForCausalLM
 
     tokenizer = _byte_tokenizer(begins=shape == "gemma3")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = _model(shape, vocab_size=len(tokenizer))
+        model = AutoModelForCausalLM.from_config(_text_config(shape, vocab_size=len(tokenizer)))
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.chat_template = PLAIN if shape == "gemma3" else CHATML
     tokenizer.save_pretrained(out)
 
 
-def _model(shape: Shape, vocab_size: int) -> Any:
-    from transformers import (
-        Gemma3ForCausalLM,
-        Gemma3TextConfig,
-        LlamaConfig,
-        LlamaForCausalLM,
-        Qwen3Config,
-        Qwen3ForCausalLM,
-    )
+def _text_config(shape: Shape, vocab_size: int) -> Any:
+    from transformers import AutoConfig
 
+    own: dict[str, Any] = {"tie_word_embeddings": False}
+    if shape == "gemma3":
+        layers = ["sliding_attention", "full_attention"]
+        own = {"sliding_window": 16, "layer_types": layers, "query_pre_attn_scalar": 16}
     size: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": 64,
@@ -169,15 +167,7 @@ def _model(shape: Shape, vocab_size: int) -> Any:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    match shape:
-        case "llama":
-            return LlamaForCausalLM(LlamaConfig(**size, tie_word_embeddings=False))
-        case "qwen3":
-            return Qwen3ForCausalLM(Qwen3Config(**size, tie_word_embeddings=False))
-        case "gemma3":
-            layers = ["sliding_attention", "full_attention"]
-            config = Gemma3TextConfig(**size, sliding_window=16, layer_types=layers, query_pre_attn_scalar=16)
-            return Gemma3ForCausalLM(config)
+    return AutoConfig.for_model("gemma3_text" if shape == "gemma3" else shape, **size, **own)
 
 
 def _byte_tokenizer(begins: bool) -> Any:
@@ -200,7 +190,7 @@ def _byte_tokenizer(begins: bool) -> Any:
 
 
 def _byte_letters() -> list[str]:
-    """The byte-level alphabet: printable bytes stand for themselves, the others for the characters from 256 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+    """The letters by which byte-level BPE writes the bytes 0 to 255."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    return [letter for _, letter in sorted(bytes_to_unicode().items())]  # type: ignore[no-untyped-call]

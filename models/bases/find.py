@@ -14,7 +14,7 @@ from typing import Literal
 import yaml
 from safetensors import SafetensorError
 
-from kauli.models.bases.card import BaseCard, Gguf, PackagedFile, Whisper
+from kauli.models.bases.card import BaseCard, JoinedFile, PackagedFile
 from kauli.models.bases.clip_import import build_towers
 from kauli.models.bases.debug import build_debug
 from kauli.models.bases.folder import (
@@ -186,7 +186,7 @@ def _packaged(part: PackagedFile) -> Path:
 
 
 @contextmanager
-def _joined(source: Gguf | Whisper, out: Path, name: str) -> Iterator[Path]:
+def _joined(source: JoinedFile, out: Path, name: str) -> Iterator[Path]:
     """One file `name` of a source's parts, until the block ends.
 
     It is beside `out`, and is removed with it if this run is killed.

@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from kauli.models.bases.clip_import import CLIP_CONFIG, check_clip
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.files import sha256_file
+from kauli.models.files import sha256_file, write_atomically
+from kauli.models.frozen import FrozenModel
 from kauli.models.paths import kauli_home
 from kauli.models.tasks import TASKS, resolve
 
@@ -26,19 +27,15 @@ PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 TEXT_ARCHITECTURES = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")
 
 
-class StoredFile(BaseModel):
+class StoredFile(FrozenModel):
     """The size and hash that a file of a stored base has."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     bytes: int
     sha256: str
 
 
-class Record(BaseModel):
+class Record(FrozenModel):
     """base.json: written last into a base's folder, so a folder that has one is whole."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     sha256: str
@@ -96,10 +93,7 @@ def hash_folder(folder: Path) -> str:
         old = known.get(name)
         hashes[name] = old if old and old[:2] == state else [*state, sha256_file(folder / name)]
     if hashes != known:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        partial = memory.with_suffix(f".{id(hashes):x}.partial")
-        partial.write_text(json.dumps(hashes))
-        partial.replace(memory)
+        write_atomically(memory, json.dumps(hashes).encode())
     return _identity(folder, {name: sha256 for name, (_, _, sha256) in hashes.items()})
 
 

@@ -27,11 +27,13 @@ def convert_gguf(gguf: Path, out: Path, template: str | None) -> None:
     Needs about 8 bytes of memory a parameter and one to three minutes.
     """
     import torch
+    from gguf import GGUFReader
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    if _text(gguf, "tokenizer.ggml.pre") == "smollm":
+    kind = GGUFReader(gguf).get_field("tokenizer.ggml.pre")
+    if kind is not None and kind.contents() == "smollm":
         # The loader leaves out that SmolLM takes digits one by one before all else: "a  5" came out in other tokens.
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -55,10 +57,3 @@ def convert_gguf(gguf: Path, out: Path, template: str | None) -> None:
     for path in out.iterdir():
         with path.open("rb") as handle:  # on the disk before the folder is renamed into place
             os.fsync(handle.fileno())
-
-
-def _text(gguf: Path, key: str) -> str | None:
-    from gguf import GGUFReader
-
-    field = GGUFReader(gguf).get_field(key)
-    return None if field is None else str(field.contents())

@@ -40,6 +40,7 @@ def read_facts(folder: Path) -> Facts:
     try:
         matter = yaml.safe_load(found[1]) if found else None
     except yaml.YAMLError:  # a model card written by hand; the licence then counts as unknown
+        note(f"{readme} has metadata that is not YAML: its licence is not read.")
         matter = None
     return _facts(matter if isinstance(matter, dict) else {})
 

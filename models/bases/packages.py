@@ -13,10 +13,9 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from kauli.models.errors import KauliError
 from kauli.models.files import atomic_folder, file_lock, sha256_file
+from kauli.models.frozen import FrozenModel
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 
@@ -29,10 +28,8 @@ class SourceUnavailable(KauliError):
     """A package could not be fetched; the message names it, the reason, and the file to provide by hand."""
 
 
-class Package(BaseModel):
+class Package(FrozenModel):
     """One archive of a package registry, pinned by the SHA-256 of the archive file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["pypi", "npm", "deb"]
     name: str

@@ -6,16 +6,13 @@ import re
 from functools import lru_cache
 
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 
 @lru_cache(maxsize=1)
 def byte_alphabet() -> dict[str, int]:
-    """The printable characters that byte-level BPE writes for the 256 bytes (GPT-2's `bytes_to_unicode`), inverted."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    alphabet = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet.update({chr(256 + index): byte for index, byte in enumerate(others)})
-    return alphabet
+    """The printable characters that byte-level BPE writes for the 256 bytes -> those bytes."""
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
 
 
 class TokenBytes:

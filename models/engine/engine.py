@@ -104,11 +104,6 @@ class Engine:
         """Whether `step` has something to do."""
         return bool(self._waiting or self._order)
 
-    @property
-    def free(self) -> int:
-        """Slots that a request given now would get at the next step."""
-        return max(0, self._slots.count(None) - len(self._waiting))
-
     def coming(self) -> list[Ticket]:
         """The requests that get a slot at the next step, those of one adapter side by side."""
         coming = [ticket for ticket in self._waiting if not ticket.cancelled][: self._slots.count(None)]
@@ -248,10 +243,8 @@ class Engine:
             "attention_mask": embedded.new_ones(1, 1, 1, 1, dtype=torch.bool),
             "slot_pass": slot_pass,
             "use_cache": False,
-            "logits_to_keep": torch.tensor(kept, dtype=torch.long, device=self._device),
+            "logits_to_keep": torch.tensor(kept or [0], device=self._device),
         }
-        if not kept:
-            inputs["logits_to_keep"] = torch.tensor([0], device=self._device)
         adapters: AbstractContextManager[None] = nullcontext()
         if self._lora is not None:
             adapters = self._lora.apply(segments, len(answering) or len(ids), kept_segments or [(segments[0][0], 1)])

@@ -7,6 +7,7 @@ that a slot has room for, H heads, H_kv key-value heads, D head size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -278,17 +279,11 @@ def _grown(old: Tensor, slots: int, before: int, after: int) -> Tensor:
 
 def _like_long(prompts: Sequence[Span], first: int) -> list[tuple[list[Span], Tensor]]:
     """Chunks in groups of similar length, with the indices of their tokens in the pass."""
-    begins, at = [], first
-    for span in prompts:
-        begins.append(at)
-        at += span.end - span.start
-    groups = by_length([span.end - span.start for span in prompts])
+    lengths = [span.end - span.start for span in prompts]
+    begins = list(accumulate(lengths, initial=first))
     made = []
-    for group in groups:
-        longest = prompts[group[0]].end - prompts[group[0]].start
-        rows = []
-        for index in group:
-            length = prompts[index].end - prompts[index].start
-            rows.append([begins[index] + min(offset, length - 1) for offset in range(longest)])
+    for group in by_length(lengths):
+        longest = lengths[group[0]]
+        rows = [[begins[index] + min(offset, lengths[index] - 1) for offset in range(longest)] for index in group]
         made.append(([prompts[index] for index in group], torch.tensor(rows)))
     return made

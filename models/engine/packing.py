@@ -6,7 +6,8 @@ pack, N documents of a bucket, L the bucket's longest, H heads, D head size, M a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -83,17 +84,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        buckets = Buckets(self.buckets.shapes, self.buckets.positions.to(device), self.buckets.inverse.to(device))
-        return Batch(
-            self.input_ids.to(device),
-            self.position_ids.to(device),
-            buckets,
-            self.answer_positions.to(device),
-            self.answer_ids.to(device),
-            self.answer_document.to(device),
-            self.answer_ends.to(device),
-            {kind: MediaFeatures(*(part.to(device) for part in found)) for kind, found in self.media.items()},
+        moved: dict[str, Any] = {name: part.to(device) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        moved["buckets"] = Buckets(
+            self.buckets.shapes, self.buckets.positions.to(device), self.buckets.inverse.to(device)
         )
+        moved["media"] = {kind: MediaFeatures(*(part.to(device) for part in its)) for kind, its in self.media.items()}
+        return replace(self, **moved)
 
     def model_inputs(self) -> dict[str, Any]:
         """The keyword arguments of the model's forward; its logits then have the shape (1, M, vocabulary).
@@ -116,9 +112,7 @@ class Batch:
 def pack(documents: Sequence[Document]) -> Batch:
     """One row of all documents, in their order. Every document has at least one token before its answer."""
     lengths = [len(document.tokens) for document in documents]
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
+    starts = accumulate(lengths, initial=0)
     positions, ids, owners, ends = [], [], [], []
     ids_row = torch.tensor([[token for document in documents for token in document.tokens]])
     for index, (document, start) in enumerate(zip(documents, starts, strict=False)):
@@ -157,14 +151,8 @@ def _features(documents: Sequence[Document], marked: Tensor) -> dict[str, MediaF
 
 def into_buckets(lengths: Sequence[int], together: bool = False) -> Buckets:
     """The buckets of documents of these lengths, packed in this order: by length, or (`together`) a single one."""
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
+    starts = list(accumulate(lengths, initial=0))
     groups = [list(range(len(lengths)))] if together else by_length(lengths)
-    return _buckets(groups, lengths, starts)
-
-
-def _buckets(groups: Sequence[Sequence[int]], lengths: Sequence[int], starts: Sequence[int]) -> Buckets:
     inverse = torch.empty(starts[-1], dtype=torch.long)
     positions, place = [], 0
     for group in groups:

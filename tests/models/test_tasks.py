@@ -16,6 +16,7 @@ from torch.nn import functional
 from kauli.models.adapters.kinds.full import Full
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.adapters.kinds.projection import Projection
+from kauli.models.adapters.kinds.table import kinds_of
 from kauli.models.bases.find import find_base
 from kauli.models.engine.packing import pack
 from kauli.models.metrics import METRICS
@@ -198,5 +199,5 @@ def test_every_name_in_a_row_leads_somewhere(row: Task) -> None:
         assert not name or callable(resolve(name))
     assert row.takes in TASKS
     assert {*row.headline, row.validation} <= METRICS.keys()
-    assert row.kinds
+    assert kinds_of(row.name)
     assert find_base("debug", task=row.name).name == row.debug

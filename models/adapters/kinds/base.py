@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from kauli.models.frozen import FrozenModel
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -10,10 +10,8 @@ if TYPE_CHECKING:
     from kauli.models.adapters.delta import LinearDelta
 
 
-class AdapterKind(BaseModel):
-    """One kind of adapter. Frozen, and an unknown key is an error. A subclass has a field `kind: Literal[NAME]`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class AdapterKind(FrozenModel):
+    """One kind of adapter. A subclass has a field `kind: Literal[NAME]`."""
 
     kind: Any  # a Literal in each subclass
     tasks: ClassVar[tuple[str, ...]] = ()

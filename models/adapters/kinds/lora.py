@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj", "out_proj"]
 """Names of the modules of attention; a model has the last one under one of its two names."""
+_WHOLE = {"wav2vec2": ["lm_head"]}
+"""`model_type` -> modules that are trained as they are: the characters of a CTC model's vocabulary may be new."""
+_LEFT = {"wav2vec2": ["adapter_layer.linear_1", "adapter_layer.linear_2"]}
+"""`model_type` -> modules that get no LoRA: the base's own adapters for a language."""
 
 
 class Lora(AdapterKind):
@@ -30,29 +34,26 @@ class Lora(AdapterKind):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def attach(self, model: "PreTrainedModel", reference: str) -> "PeftModel":
-        """The model with fresh LoRA layers, everything else frozen.
-
-        The head of a CTC model is trained along: the characters of its vocabulary may be new.
+        """The model with fresh LoRA layers, everything else frozen but the head of a CTC model.
 
         Raises ValueError (from PEFT) where no module of the model has a target's name.
         """
         from peft import LoraConfig, get_peft_model
 
         targets = self.targets if self.targets == "all-linear" else list(ATTENTION)
-        ctc = model.config.model_type == "wav2vec2"
+        whole, left = (table.get(model.config.model_type, []) for table in (_WHOLE, _LEFT))
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # PEFT says int, and divides all the same
             lora_dropout=self.dropout,
             target_modules=list(self.targets) if isinstance(self.targets, tuple) else targets,
-            task_type=None if model.config.is_encoder_decoder or ctc else "CAUSAL_LM",
-            # Those of a CTC model are trained as they are, or are the base's own for a language
-            exclude_modules=["lm_head", "adapter_layer.linear_1", "adapter_layer.linear_2"] if ctc else None,
+            task_type="CAUSAL_LM" if model.can_generate() and not model.config.is_encoder_decoder else None,
+            exclude_modules=whole + left or None,
             base_model_name_or_path=reference,
         )
         attached = get_peft_model(model, config)
-        if ctc:
-            model.lm_head.requires_grad_(True)
+        for name in whole:
+            model.get_submodule(name).requires_grad_(True)
         return attached
 
     @staticmethod
