@@ -42,7 +42,7 @@ bench: setup
 	$(PYTHON) tests/bench/training.py --examples 48 --results RESULTS.md
 	$(PYTHON) tests/bench/serving.py --results RESULTS.md
 	.venv/bin/kauli fetch kauli-clip
-	$(PYTHON) tests/bench/pictures.py --results RESULTS.md
+	$(PYTHON) tests/bench/images.py --results RESULTS.md
 	$(PYTHON) tests/bench/align.py --results RESULTS.md
 	$(PYTHON) tests/bench/transcribe.py --results RESULTS.md
 

@@ -222,12 +222,12 @@ def _images(recipe_name: str, count: int) -> list[dict[str, Any]]:
     """`count` held-out rows with an image for each language of a recipe."""
     from kauli.training.data.dataset import load_data
     from kauli.training.evaluation.rows import choose as choose_rows
-    from kauli.training.features.pictures import picture_rows
+    from kauli.training.features.images import image_rows
     from kauli.training.recipe_file import load_recipe
 
     recipe: Any = load_recipe(recipe_name)
     prompt = recipe.describe.prompt if "describe" in type(recipe).model_fields else None
-    rows = picture_rows(load_data(recipe.data, recipe.language), "test", recipe.language, prompt)
+    rows = image_rows(load_data(recipe.data, recipe.language), "test", recipe.language, prompt)
     return choose_rows(rows, count * len(recipe.language))
 
 

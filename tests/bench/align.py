@@ -25,8 +25,8 @@ from kauli.models.vision.training import TrainableAlign
 from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.retrieval import retrieval
-from kauli.training.features.pairs import picture_features, text_features
-from kauli.training.features.pictures import picture_rows
+from kauli.training.features.images import image_rows
+from kauli.training.features.pairs import image_features, text_features
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
 from kauli.training.recipe import Recipe
@@ -95,14 +95,14 @@ def main() -> None:
     recipe = load_recipe(options.recipe)
     dataset = load_data(recipe.data, recipe.language)
     splits = {
-        split: picture_rows(dataset, split, recipe.language, None) for split in ("train", "validation", options.split)
+        split: image_rows(dataset, split, recipe.language, None) for split in ("train", "validation", options.split)
     }
     scored = splits[options.split]
     task = AlignTask.load(find_base(recipe.base, task="align"), device="cpu")
     # The plain script has the images that ours leaves for the second test set of `describe` as well
-    learned = [*splits["train"], *picture_rows(dataset, "new_pictures", recipe.language, None)]
+    learned = [*splits["train"], *image_rows(dataset, "new_pictures", recipe.language, None)]
     features = {
-        name: (picture_features(task, rows), text_features(task, rows))
+        name: (image_features(task, rows), text_features(task, rows))
         for name, rows in (("train", learned), (options.split, scored))
     }
     theirs: list[Rates] = []

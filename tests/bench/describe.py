@@ -79,8 +79,8 @@ def samples(result: EvalResult, tag: str) -> list[str]:
     letters = emoji()
     lines = ["| image | reference | description |", "| --- | --- | --- |"]
     mine = [one for one in result.samples if one.language == tag and one.image in letters]
-    known = [one for one in mine if one.source.endswith("new picture")]
-    new = [one for one in mine if not one.source.endswith("new picture")]
+    known = [one for one in mine if one.source.endswith("new image")]
+    new = [one for one in mine if not one.source.endswith("new image")]
     for one in [*known[: SHOWN // 2], *new[: SHOWN // 2]]:
         assert one.image is not None
         answer = " ".join((one.adapter or one.base).split()).replace("|", " ")

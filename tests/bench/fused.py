@@ -93,7 +93,7 @@ def transcribed(options: Any, languages: Sequence[str], max_chars_per_second: fl
                 for row in rows:
                     samples = torch.as_tensor(np.asarray(row["samples"]))
                     if level is not None:
-                        samples = with_noise(samples, level, view_seed(row["recording"], draw))
+                        samples = with_noise(samples, level, view_seed(row["audio_key"], draw))
                     asked.append({**row, "samples": samples.numpy()})
             texts = transcribe(task, asked, "ours")
             out[tag][prefix] = score_answers(texts, [row["text"] for row in asked], asked, ANSWERING.kinds)["cer"]

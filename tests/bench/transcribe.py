@@ -36,7 +36,7 @@ from kauli.training.evaluation.intervals import interval, relative
 from kauli.training.evaluation.results import bracket
 from kauli.training.evaluation.scorers import Tally, score_answers
 from kauli.training.evaluation.transcribe import ANSWERING, transcribe
-from kauli.training.features.recordings import recording_rows
+from kauli.training.features.audio import audio_rows
 from kauli.training.recipe_file import load_recipe
 from kauli.training.tasks.transcribe import TranscribeRecipe
 from kauli.training.train import train
@@ -106,7 +106,7 @@ def quality(options: Any, base: Base, storage: str) -> str:
     assert isinstance(recipe, TranscribeRecipe)
     dataset = load_data(recipe.data, recipe.language)
     limit = recipe.transcribe.max_chars_per_second
-    rows, test = (recording_rows(dataset, split, recipe.language, limit).rows for split in ("train", "test"))
+    rows, test = (audio_rows(dataset, split, recipe.language, limit).rows for split in ("train", "test"))
     plain = Plain(base.folder, recipe.language[0], options.seed)
     steps = plain.train(rows, options.minutes)
     note(f"plain: {steps} steps")
@@ -142,17 +142,17 @@ def quality(options: Any, base: Base, storage: str) -> str:
 
 
 def long_recordings(options: Any, base: Base, folder: Path) -> str:
-    """Markdown: recordings of twelve test clips in a row, cut as the service does it, and as a whole."""
+    """Markdown: audio files of twelve test clips in a row, cut as the service does it, and as a whole."""
     recipe = load_recipe(options.recipe)
     assert isinstance(recipe, TranscribeRecipe)
     dataset, limit = load_data(recipe.data, recipe.language), recipe.transcribe.max_chars_per_second
-    clips = recording_rows(dataset, "test", recipe.language, limit).rows
+    clips = audio_rows(dataset, "test", recipe.language, limit).rows
     rows = [_in_a_row(clips[start : start + 12]) for start in range(0, len(clips), 12)]
     task = WhisperTask.load(base, device="cpu")
     task.add_adapter("ours", folder)
     lengths = [len(row["samples"]) / RATE for row in rows]
     lines = [
-        f"`{options.recipe}`, {len(rows)} recordings of {min(lengths):.0f} to {max(lengths):.0f} seconds: twelve test "
+        f"`{options.recipe}`, {len(rows)} audio files of {min(lengths):.0f} to {max(lengths):.0f} seconds: twelve test "
         f"clips in a row, half a second of silence behind each; {machine()}. "
         "Command: `python tests/bench/transcribe.py --only long`.",
         "",
@@ -219,7 +219,7 @@ def speed(options: Any, base: Base, folder: Path) -> str:
     recipe = load_recipe(options.recipe)
     assert isinstance(recipe, TranscribeRecipe)
     dataset = load_data(recipe.data, recipe.language)
-    rows = recording_rows(dataset, "test", recipe.language, recipe.transcribe.max_chars_per_second).rows
+    rows = audio_rows(dataset, "test", recipe.language, recipe.transcribe.max_chars_per_second).rows
     task = WhisperTask.load(base, device="cpu")
     for number in range(8):
         task.add_adapter(f"adapter {number}", folder)

@@ -1,4 +1,4 @@
-"""Adapters of random weights that take pictures, pictures to show them, and a head, for tests."""
+"""Adapters of random weights that take images, images to show them, and a head, for tests."""
 
 import base64
 import io
@@ -50,7 +50,7 @@ def publish_describe(
     """A describe adapter with a random LoRA and a random connector that change every answer; returns its spec."""
     scratch = storage / "scratch" / f"{name}-{seed}"
     lm, encoder = find_base(base), find_base("debug", task="align")
-    seen = ImageTower.load(encoder)
+    image_tower = ImageTower.load(encoder)
     torch.manual_seed(seed)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(lm.folder), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
@@ -64,7 +64,12 @@ def publish_describe(
         scratch / "plain", scratch / "ours", name=name, language=language.split(","), base=lm, accept_base=True
     )
     settings = PartSettings(
-        encoder=encoder.name, sha256=tower or seen.sha256, width=seen.width, places=1 + grid**2, grid=grid, inner=8
+        encoder=encoder.name,
+        sha256=tower or image_tower.sha256,
+        width=image_tower.width,
+        places=1 + grid**2,
+        grid=grid,
+        inner=8,
     )
     connector = Connector({"image": settings}, 64)
     with torch.no_grad():
@@ -77,7 +82,7 @@ def publish_describe(
 
 
 def publish_head(storage: Path, name: str, language: str, shots: torch.Tensor, labels: torch.Tensor) -> str:
-    """A prototype head on the debug base for pictures and texts; returns its spec.
+    """A prototype head on the debug base for images and texts; returns its spec.
 
     Args:
         storage: where.
@@ -102,7 +107,7 @@ def head_card(name: str, language: str, base: Base) -> Card:
 def described_here(storage: Path, spec: str, content: str, colours: list[str], grid: int = 1) -> tuple[str, int]:
     """What the models say without a service in 12 tokens, and how many tokens the prompt has.
 
-    `content` has a `MARK` for each of the pictures of one colour.
+    `content` has a `MARK` for each of the images of one colour.
     """
     tower = ImageTower.load(find_base("debug", task="align"))
     found = tower.features([decode_image(png(colour)) for colour in colours], grid).numpy().astype(np.float16)

@@ -1,4 +1,4 @@
-"""Coloured shapes with captions: pictures that an encoder of random weights tells apart."""
+"""Coloured shapes with captions: images that an encoder of random weights tells apart."""
 
 import io
 from typing import Any
@@ -18,7 +18,7 @@ SWAHILI = dict(
 )
 
 
-def picture(colour: str, shape: str) -> bytes:
+def painted_shape(colour: str, shape: str) -> bytes:
     image = Image.new("RGB", (32, 32), "white")
     box = {"circle": (6, 6, 26, 26), "square": (4, 4, 28, 28), "bar": (2, 12, 30, 20)}[shape]
     draw = ImageDraw.Draw(image)
@@ -29,16 +29,16 @@ def picture(colour: str, shape: str) -> bytes:
 
 
 def rows(per_split: bool = False) -> list[dict[str, Any]]:
-    """24 pictures, each with an English caption, two thirds with a Swahili one as well."""
+    """24 images, each with an English caption, two thirds with a Swahili one as well."""
     found = []
     for place, (colour, shape) in enumerate((colour, shape) for colour in COLOURS for shape in SHAPES):
-        image = picture(colour, shape)
+        image = painted_shape(colour, shape)
         for language, text in (("en", f"{colour} {shape}"), ("sw", f"{shape} {SWAHILI[colour]}")):
             if language == "sw" and shape == "bar":
                 continue
             found.append(
                 {"id": f"{language}-{place}", "group": f"g{place}", "language": language, "prompt": None, "text": text,
-                 "image": image, "picture": content_key(image), "source": "mine", "licence": "CC0-1.0",
+                 "image": image, "image_key": content_key(image), "source": "mine", "licence": "CC0-1.0",
                  "synthetic": False}
             )  # fmt: skip
     return found

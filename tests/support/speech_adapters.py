@@ -79,11 +79,11 @@ def publish_transcribe(storage: Path, name: str, language: str, seed: int) -> st
 
 
 def publish_hearing(storage: Path, name: str, language: str, seed: int, *, tower: str | None = None) -> str:
-    """A describe adapter with a random LoRA and a random connector for pictures and recordings; returns its spec."""
+    """A describe adapter with a random LoRA and a random connector for images and audio; returns its spec."""
     scratch = storage / "scratch" / f"{name}-{seed}"
     lm, seeing = find_base("debug"), find_base("debug", task="align")
     hearing = find_base("debug", task="transcribe")
-    eyes, ears = ImageTower.load(seeing), AudioTower.load(hearing)
+    image_tower, audio_tower = ImageTower.load(seeing), AudioTower.load(hearing)
     torch.manual_seed(seed)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(lm.folder), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
@@ -98,10 +98,11 @@ def publish_hearing(storage: Path, name: str, language: str, seed: int, *, tower
     )
     parts = {
         "image": PartSettings(
-            encoder=seeing.name, sha256=eyes.sha256, width=eyes.width, places=2, grid=1, inner=8
+            encoder=seeing.name, sha256=image_tower.sha256, width=image_tower.width, places=2, grid=1, inner=8
         ),
         "audio": PartSettings(
-            encoder=hearing.name, sha256=tower or ears.sha256, width=ears.width(STACK), places=16, stack=STACK, inner=8
+            encoder=hearing.name, sha256=tower or audio_tower.sha256, width=audio_tower.width(STACK), places=16,
+            stack=STACK, inner=8,
         ),
     }  # fmt: skip
     connector = Connector(parts, 64)
@@ -137,16 +138,16 @@ def _recogniser(storage: Path) -> WhisperTask:
 
 
 def said_here(storage: Path, spec: str, content: str, media: list[bytes]) -> tuple[str, int]:
-    """What the models say about pictures and recordings in 12 tokens, and how many tokens the prompt has."""
-    eyes = ImageTower.load(find_base("debug", task="align"))
-    ears = AudioTower.load(find_base("debug", task="transcribe"))
+    """What the models answer to images and audio in 12 tokens, and how many tokens the prompt has."""
+    image_tower = ImageTower.load(find_base("debug", task="align"))
+    audio_tower = AudioTower.load(find_base("debug", task="transcribe"))
     found = []
     for one in media:
         if one.startswith(b"\x89PNG"):
-            found.append(Media("image", eyes.features([decode_image(one)], 1)[0].numpy().astype(np.float16)))
+            found.append(Media("image", image_tower.features([decode_image(one)], 1)[0].numpy().astype(np.float16)))
         else:
-            heard = ears.features([decode_audio(one).samples], STACK)[0]
-            found.append(Media("audio", heard.numpy().astype(np.float16)))
+            features = audio_tower.features([decode_audio(one).samples], STACK)[0]
+            found.append(Media("audio", features.numpy().astype(np.float16)))
     task = TextTask.load(find_base("debug"))
     task.add_adapter(spec, Registry(str(storage)).fetch(spec))
     request = TextRequest(

@@ -19,7 +19,7 @@ from support.shapes import rows
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home in which `kauli-clip` is made from the debug towers and 24 pictures."""
+    """A home in which `kauli-clip` is made from the debug towers and 24 images."""
     monkeypatch.setenv("KAULI_HOME", str(tmp_path / "home"))
     data = tmp_path / "data"
     data.mkdir()

@@ -278,9 +278,9 @@ def _fill_groups(reading: _Reading, path: Path) -> None:
     # A prompt of many rows is an instruction ("Describe the image"), and unites nothing
     instruction = max(10, len(rows) // 20)
     # Neither does a text of many rows that all have an image or audio: it is a class label
-    pictured = Counter(normalise(row["text"]) for row in rows if row["text"] and (row["image"] or row["audio"]))
+    with_media = Counter(normalise(row["text"]) for row in rows if row["text"] and (row["image"] or row["audio"]))
     texts = Counter(normalise(row["text"]) for row in rows if row["text"])
-    labels = {text for text, count in texts.items() if count > instruction and pictured[text] == count}
+    labels = {text for text, count in texts.items() if count > instruction and with_media[text] == count}
     groups = Groups()
     for row in rows:
         keys = [f"row:{row['id']}"]

@@ -25,7 +25,7 @@ from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import by_language, choose, some_groups
 from kauli.training.evaluation.scorers import Row, clean, tally
 from kauli.training.evaluation.systems import BASE, Answering, System, Systems
-from kauli.training.features.pictures import other_pictures, picture_rows, with_media, without_media
+from kauli.training.features.images import image_rows, other_images, with_media, without_media
 
 NO_IMAGE, WRONG_IMAGE, NEAREST, MOST_FREQUENT = "no_image", "wrong_image", "nearest", "most_frequent"
 NO_OTHER = f"all images are of one group, so that none is wrong for another: {WRONG_IMAGE} is left out"
@@ -67,7 +67,7 @@ def evaluate_describe(request: EvalRequest) -> EvalResult:
     """
     systems = Systems(request, ANSWERING)
     tower, grid = _tower(request)
-    known = with_media(picture_rows(request.dataset, "train", request.tags, request.instruction), tower, grid)
+    known = with_media(image_rows(request.dataset, "train", request.tags, request.instruction), tower, grid)
     sets, systems.notes = _sets(request, tower, grid)
     task, aligned = request.task("describe"), _aligned()
     for one in sets:
@@ -78,7 +78,7 @@ def evaluate_describe(request: EvalRequest) -> EvalResult:
         if aligned is not None:
             for name, answers in {**texts, **captions}.items():
                 _add_similarity(systems, name, aligned, one, answers)
-        where = ", new picture" if one.prefix else ""
+        where = ", new image" if one.prefix else ""
         systems.show(one.chosen, texts, [row["prompt"] or "" for row in one.chosen], where)
     if aligned is None:
         systems.notes.append(f"clip_similarity needs the base {ALIGNED}: kauli fetch {ALIGNED}")
@@ -90,13 +90,13 @@ def request_for(row: Row) -> TextRequest:
     return TextRequest.of_prompt(row["prompt"], tuple(row["media"]), max_tokens=MAX_TOKENS, no_repeat=NO_REPEAT)
 
 
-def wrong_pictures(rows: Sequence[Row]) -> list[dict[str, Any]] | None:
+def wrong_images(rows: Sequence[Row]) -> list[dict[str, Any]] | None:
     """The rows with the image of another group; None where all images are of one, and each row would keep its own.
 
     `rows` have their `media`.
     """
-    groups = {row["picture"]: row["group"] for row in rows}
-    return other_pictures(rows) if len(set(groups.values())) > 1 else None
+    groups = {row["image_key"]: row["group"] for row in rows}
+    return other_images(rows) if len(set(groups.values())) > 1 else None
 
 
 def _tower(request: EvalRequest) -> tuple[ImageTower, int]:
@@ -117,7 +117,7 @@ def _sets(request: EvalRequest, tower: ImageTower, grid: int) -> tuple[list[_Set
     sets, notes = [], []
     second = [(f"{NEW_PICTURES}_", NEW_PICTURES)] if request.split == "test" else []
     for prefix, name in (("", request.split), *second):
-        found = picture_rows(request.dataset, name, request.tags, request.instruction)
+        found = image_rows(request.dataset, name, request.tags, request.instruction)
         part, told = some_groups(found, request.scored, name)
         rows: list[Row] = list(with_media(part, tower, grid))
         notes += told
@@ -135,7 +135,7 @@ def _systems(request: EvalRequest, one: _Set, notes: list[str]) -> list[System]:
     if request.folder is None:
         return [base]
     found = [base, System(NO_IMAGE, base.rows, ADAPTER), System(ADAPTER, one.rows, ADAPTER)]
-    if (wrong := wrong_pictures(one.rows)) is None:
+    if (wrong := wrong_images(one.rows)) is None:
         notes.append(f"{one.name}: {NO_OTHER}")
         return found
     return [*found, System(WRONG_IMAGE, wrong, ADAPTER)]

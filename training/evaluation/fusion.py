@@ -15,15 +15,15 @@ from kauli.models.metrics import NOISE_LEVELS, noise_prefix
 from kauli.models.speech.audio_tower import AudioTower
 from kauli.models.text.connector import Connector
 from kauli.models.vision.image_tower import ImageTower
-from kauli.training.evaluation.describe import NO_IMAGE, NO_OTHER, WRONG_IMAGE, request_for, wrong_pictures
+from kauli.training.evaluation.describe import NO_IMAGE, NO_OTHER, WRONG_IMAGE, request_for, wrong_images
 from kauli.training.evaluation.error_rates import NORMALISATION
 from kauli.training.evaluation.request import ADAPTER, MAX_CHARS_PER_SECOND, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import some_groups
 from kauli.training.evaluation.scorers import Row, clean
 from kauli.training.evaluation.systems import BASE, Answering, System, Systems
-from kauli.training.features.fusion import fused_rows, recording_features, show
-from kauli.training.features.pictures import with_media, without_media
+from kauli.training.features.fusion import audio_features, fused_rows, show
+from kauli.training.features.images import with_media, without_media
 
 NO_AUDIO = "no_audio"
 NOISE_SEEDS = 3
@@ -39,17 +39,17 @@ def evaluate_fusion(request: EvalRequest) -> EvalResult:
     systems = Systems(request, ANSWERING)
     rows = _rows(request, systems.notes)
     encoders = _Encoders(request.folder)
-    pictured = with_media(rows, encoders.image, encoders.grid)
+    described = with_media(rows, encoders.image, encoders.grid)
     task = request.task("describe")
     base: list[str] = []
     for level in (None, *NOISE_LEVELS):
         prefix = "" if level is None else noise_prefix(level)
         both: list[Row] = []
         for draw in range(1 if level is None else NOISE_SEEDS):
-            audio = recording_features(rows, encoders.audio, encoders.stack, level, draw)
+            audio = audio_features(rows, encoders.audio, encoders.stack, level, draw)
             both += [
                 {**row, "id": f"{row['id']} {draw}", "media": (*row["media"], one)}
-                for row, one in zip(pictured, audio, strict=True)
+                for row, one in zip(described, audio, strict=True)
             ]
         texts = systems.compare(task, _systems(both, systems.notes, clean_audio=level is None), both, both, prefix)
         base = texts.get(BASE, base)
@@ -87,7 +87,7 @@ class _Encoders:
 def _rows(request: EvalRequest, notes: list[str]) -> list[Any]:
     fastest = request.max_chars_per_second or MAX_CHARS_PER_SECOND
     found = fused_rows(request.dataset, request.split, request.tags, request.instruction, fastest)
-    dropped = found.said()
+    dropped = found.dropped_message()
     if not found.rows:
         text = f"the data has no images with audio in {request.where}"
         raise UsageError(f"{text}; {dropped}." if dropped else f"{text}.")
@@ -98,7 +98,7 @@ def _rows(request: EvalRequest, notes: list[str]) -> list[Any]:
 
 def _systems(both: Sequence[Row], notes: list[str], *, clean_audio: bool) -> list[System]:
     found = [System(ADAPTER, both, ADAPTER), System(NO_IMAGE, [show(row, "audio") for row in both], ADAPTER)]
-    if (wrong := wrong_pictures(both)) is not None:
+    if (wrong := wrong_images(both)) is not None:
         found.append(System(WRONG_IMAGE, _beside(wrong, both), ADAPTER))
     elif clean_audio:
         notes.append(NO_OTHER)
@@ -107,11 +107,11 @@ def _systems(both: Sequence[Row], notes: list[str], *, clean_audio: bool) -> lis
     return found
 
 
-def _beside(pictures: Sequence[Row], clips: Sequence[Row]) -> list[Row]:
+def _beside(images: Sequence[Row], clips: Sequence[Row]) -> list[Row]:
     """Rows with the images of some and the audio of others."""
     return [
         {**row, "media": (*show(other, "image")["media"], *show(row, "audio")["media"])}
-        for row, other in zip(clips, pictures, strict=True)
+        for row, other in zip(clips, images, strict=True)
     ]
 
 

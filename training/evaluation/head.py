@@ -14,8 +14,8 @@ from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.scorers import Row, Tally, tally
 from kauli.training.evaluation.systems import BASE, Answering, Systems
-from kauli.training.features.pairs import picture_features
-from kauli.training.features.pictures import picture_rows
+from kauli.training.features.images import image_rows
+from kauli.training.features.pairs import image_features
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def evaluate_head(request: EvalRequest) -> EvalResult:
         raise UsageError("a base alone has no classes: name an adapter of the kind 'head'.")
     head = Head.load(request.folder)
     task = request.base_task("align")
-    rows = picture_rows(request.dataset, request.split, request.tags)
+    rows = image_rows(request.dataset, request.split, request.tags)
     found = embedded(task, [row for row in rows if label_of(row) in head.classes], head.classes)
     if not found.rows:
         raise UsageError(f"the data has no images of {', '.join(head.classes)} in its '{request.split}' split.")
@@ -53,7 +53,7 @@ def evaluate_head(request: EvalRequest) -> EvalResult:
 def embedded(task: Any, rows: Sequence[Any], classes: Sequence[str]) -> LabelledPictures:
     """Rows of known classes with their embeddings; `task` is the base of `align`."""
     place = {name: at for at, name in enumerate(classes)}
-    features = task.project_images(picture_features(task, rows)) if rows else torch.zeros(0, task.dim)
+    features = task.project_images(image_features(task, rows)) if rows else torch.zeros(0, task.dim)
     return LabelledPictures(list(rows), features, torch.tensor([place[label_of(row)] for row in rows]).long())
 
 

@@ -19,8 +19,8 @@ from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.scorers import RANKS, Row, Tally, tally
 from kauli.training.evaluation.systems import BASE, Answering, Systems
-from kauli.training.features.pairs import picture_features, text_features
-from kauli.training.features.pictures import picture_rows
+from kauli.training.features.images import image_rows
+from kauli.training.features.pairs import image_features, text_features
 
 Ints = NDArray[np.int64]
 CUTS = (1, 5, 10)
@@ -33,11 +33,11 @@ def evaluate_align(request: EvalRequest) -> EvalResult:
         UsageError: the split holds no image with a text in these languages.
         KauliError: a damaged adapter, or one of another base.
     """
-    rows = picture_rows(request.dataset, request.split, request.tags, None)
+    rows = image_rows(request.dataset, request.split, request.tags, None)
     if not rows:
         raise UsageError(f"the data has no image with a text in {request.where}: nothing can be measured.")
     task = request.task("align")
-    images, texts = picture_features(task, rows), text_features(task, rows)
+    images, texts = image_features(task, rows), text_features(task, rows)
     systems = Systems(request, Answering("align"))
     for name, key in ((ADAPTER, ADAPTER), (BASE, None)) if request.folder else ((BASE, None),):
         systems.add(name, retrieval(rows, task.project_images(images, key), task.project_texts(texts, key)))
@@ -50,7 +50,7 @@ def retrieval(rows: Sequence[Row], images: Tensor, texts: Tensor) -> dict[str, d
     """Language -> `i2t_r1`, `i2t_r5`, `i2t_r10`, the same as `t2i_`, and `median_rank` (image -> text).
 
     Args:
-        rows: with `picture`, `text`, `group` and `language`.
+        rows: with `image_key`, `text`, `group` and `language`.
         images: (N, dim) of length 1, each row's image.
         texts: (N, dim) of length 1, each row's text.
 
@@ -59,10 +59,10 @@ def retrieval(rows: Sequence[Row], images: Tensor, texts: Tensor) -> dict[str, d
     found = {}
     for language in sorted({row["language"] for row in rows}):
         places = [place for place, row in enumerate(rows) if row["language"] == language]
-        pictures = distinct(places, [rows[place]["picture"] for place in places])
+        asking = distinct(places, [rows[place]["image_key"] for place in places])
         captions = distinct(places, [(rows[place]["group"], rows[place]["text"]) for place in places])
-        groups = [[str(rows[place]["group"]) for place in side] for side in (pictures, captions)]
-        similarity = images[pictures] @ texts[captions].T
+        groups = [[str(rows[place]["group"]) for place in side] for side in (asking, captions)]
+        similarity = images[asking] @ texts[captions].T
         found[language] = {
             **_tallies("i2t", retrieval_ranks(similarity, groups[0], groups[1]), groups[0]),
             **_tallies("t2i", retrieval_ranks(similarity.T, groups[1], groups[0]), groups[1]),

@@ -17,7 +17,7 @@ from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import some_groups
 from kauli.training.evaluation.scorers import Row, clean
 from kauli.training.evaluation.systems import BASE, Answering, System, Systems, generate
-from kauli.training.features.recordings import recording_rows
+from kauli.training.features.audio import audio_rows
 
 
 def evaluate_transcribe(request: EvalRequest) -> EvalResult:
@@ -28,8 +28,8 @@ def evaluate_transcribe(request: EvalRequest) -> EvalResult:
         KauliError: a damaged adapter, or one of another base.
     """
     fastest = request.max_chars_per_second or MAX_CHARS_PER_SECOND
-    found = recording_rows(request.dataset, request.split, request.tags, fastest)
-    dropped = found.said()
+    found = audio_rows(request.dataset, request.split, request.tags, fastest)
+    dropped = found.dropped_message()
     if not found.rows:
         text = f"the data has no transcribed audio in {request.where}"
         raise UsageError(f"{text}; {dropped}." if dropped else f"{text}.")

@@ -15,9 +15,9 @@ from kauli.models.text.connector import PartSettings
 from kauli.training.augment.audio import AudioAugmentation, augmented_wave, with_noise
 from kauli.training.augment.base import view_seed
 from kauli.training.data.dataset import Dataset
+from kauli.training.features.audio import AudioRows, audio_rows
 from kauli.training.features.cache import cached_features
-from kauli.training.features.pictures import instructed
-from kauli.training.features.recordings import Recorded, recording_rows
+from kauli.training.features.images import instructed
 
 if TYPE_CHECKING:
     from kauli.training.tasks.describe import AudioInput
@@ -28,10 +28,10 @@ PLACES = 64  # with an embedding of their own; 5 seconds at 80 ms each
 ENCODED_AT_ONCE = 16
 
 
-def fused_rows(dataset: Dataset, split: str, languages: Sequence[str], prompt: str | None, fastest: float) -> Recorded:
-    """The rows with an image, audio and a text; `prompt` as in `instructed`, the rest as in `recording_rows`."""
-    found = recording_rows(dataset, split, languages, fastest, pictured=True)
-    return Recorded(instructed(found.rows, prompt), found.dropped, found.letters)
+def fused_rows(dataset: Dataset, split: str, languages: Sequence[str], prompt: str | None, fastest: float) -> AudioRows:
+    """The rows with an image, audio and a text; `prompt` as in `instructed`, the rest as in `audio_rows`."""
+    found = audio_rows(dataset, split, languages, fastest, with_image=True)
+    return AudioRows(instructed(found.rows, prompt), found.dropped, found.letters)
 
 
 def show(row: Mapping[str, Any], shown: Shown) -> Row:
@@ -53,17 +53,17 @@ def audio_settings(section: "AudioInput", encoder: AudioTower) -> PartSettings:
     )  # fmt: skip
 
 
-def recording_features(
+def audio_features(
     rows: Sequence[Mapping[str, Any]], encoder: AudioTower, stack: int, noise_db: float | None = None, seed: int = 0
 ) -> list[Media]:
     """The encoder's features of each row's audio, with pink noise at a signal-to-noise ratio where one is given."""
     if noise_db is None:
-        return _features(rows, encoder, stack, "clean", lambda samples, key: samples)
+        return _features(rows, encoder, stack, "clean", lambda one, key: one)
     spec = f"noise {noise_db:g} {seed}"
     return _features(rows, encoder, stack, spec, lambda one, key: with_noise(one, noise_db, view_seed(key, seed)))
 
 
-def augmented_recordings(
+def augmented_audio(
     rows: Sequence[Mapping[str, Any]],
     encoder: AudioTower,
     stack: int,
@@ -72,7 +72,7 @@ def augmented_recordings(
 ) -> list[Media]:
     """The same of view number `view` of each row's audio; view 0 is the audio as it is."""
     if view == 0:
-        return recording_features(rows, encoder, stack)
+        return audio_features(rows, encoder, stack)
     spec = f"view {view} {json.dumps([one.model_dump(mode='json') for one in changes], sort_keys=True)}"
     return _features(rows, encoder, stack, spec, lambda one, key: augmented_wave(one, changes, view_seed(key, view)))
 
@@ -84,16 +84,16 @@ def _features(
     spec: str,
     change: Callable[[Tensor, str], Tensor],
 ) -> list[Media]:
-    recordings = {row["recording"]: row["samples"] for row in rows}
-    keys = {f"{recording} {spec}": recording for recording in sorted(recordings)}
+    samples = {row["audio_key"]: row["samples"] for row in rows}
+    keys = {f"{audio_key} {spec}": audio_key for audio_key in sorted(samples)}
 
     def encode(part: list[str]) -> list[Tensor]:
-        clips = [change(torch.as_tensor(np.asarray(recordings[keys[key]])), keys[key]).numpy() for key in part]
+        clips = [change(torch.as_tensor(np.asarray(samples[keys[key]])), keys[key]).numpy() for key in part]
         return [one.half() for one in encoder.features(clips, stack)]
 
     found = cached_features("audio", f"{encoder.sha256} {stack}", list(keys), encode, ENCODED_AT_ONCE)
     known = {keys[key]: Media("audio", features.numpy()) for key, features in found.items()}
-    return [known[row["recording"]] for row in rows]
+    return [known[row["audio_key"]] for row in rows]
 
 
 def shown_in(row: Mapping[str, Any], view: int, section: "AudioInput") -> Shown:

@@ -21,33 +21,33 @@ Row = Mapping[str, Any]
 IMAGES_AT_ONCE, TEXTS_AT_ONCE = 256, 2048
 
 
-def picture_features(
+def image_features(
     task: "AlignTask | TrainableAlign",
     rows: Sequence[Row],
     augmentations: Sequence[ImageAugmentation] = (),
     view: int = 0,
 ) -> Tensor:
-    """(N, W) float32: of each row's image, as it is (view 0) or augmented. Rows have `picture`, `image`, `id`."""
+    """(N, W) float32: of each row's image, as it is (view 0) or augmented. Rows have `image_key`, `image`, `id`."""
     if view == 0:
         augmentations = ()
     risky = set(at_risk(rows, augmentations)) if augmentations else set()
-    held = {row["picture"] for row in rows if row["id"] in risky}
-    images = {row["picture"]: row["image"] for row in rows}
+    held = {row["image_key"] for row in rows if row["id"] in risky}
+    images = {row["image_key"]: row["image"] for row in rows}
     spec = json.dumps([one.model_dump(mode="json") for one in augmentations], sort_keys=True)
-    keys = {picture: f"{picture} {view} {spec}{' held' if picture in held else ''}" for picture in sorted(images)}
-    pictures = {key: picture for picture, key in keys.items()}
+    keys = {one: f"{one} {view} {spec}{' held' if one in held else ''}" for one in sorted(images)}
+    image_keys = {key: one for one, key in keys.items()}
 
     def encode(part: list[str]) -> Tensor:
-        decoded = [decode_image(bytes(images[pictures[key]])) for key in part]
+        decoded = [decode_image(bytes(images[image_keys[key]])) for key in part]
         if view:
             decoded = [
-                augmented(image, augmentations, view_seed(picture, view), keep_direction=picture in held)
-                for image, picture in zip(decoded, [pictures[key] for key in part], strict=True)
+                augmented(image, augmentations, view_seed(image_key, view), keep_direction=image_key in held)
+                for image, image_key in zip(decoded, [image_keys[key] for key in part], strict=True)
             ]
         return task.image_features(decoded)[:, None]
 
-    found = cached_features("images-of-pairs", task.sha256, list(pictures), encode, IMAGES_AT_ONCE)
-    return torch.cat([found[keys[row["picture"]]] for row in rows])
+    found = cached_features("images-of-pairs", task.sha256, list(image_keys), encode, IMAGES_AT_ONCE)
+    return torch.cat([found[keys[row["image_key"]]] for row in rows])
 
 
 def text_features(task: "AlignTask | TrainableAlign", rows: Sequence[Row]) -> Tensor:

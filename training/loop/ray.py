@@ -25,7 +25,7 @@ from kauli.training.loop.session import Job, Outcome, work
 from kauli.training.recipe import Recipe
 
 # The controller asks for reports this often; at Ray's default of 2 s every report waits as long, and a checkpoint
-# that was reported but not yet seen is lost with its worker.
+# that was reported but not yet read is lost with its worker.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 MAX_FAILURES = 3
 

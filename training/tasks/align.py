@@ -26,8 +26,8 @@ from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.retrieval import distinct, evaluate_align, retrieval_ranks
-from kauli.training.features.pairs import picture_features, text_features
-from kauli.training.features.pictures import picture_rows
+from kauli.training.features.images import image_rows
+from kauli.training.features.pairs import image_features, text_features
 from kauli.training.recipe import Recipe, StrictModel, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows
@@ -87,21 +87,19 @@ class PairPlan(Plan):
     def __init__(self, rows: Sequence[Row], batch: int, views: int, seed: int) -> None:
         captions: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
         for place, row in enumerate(rows):
-            captions[row["picture"]][row["language"]].append(place)
-        self._captions = [
-            [captions[picture][language] for language in sorted(captions[picture])] for picture in sorted(captions)
-        ]
+            captions[row["image_key"]][row["language"]].append(place)
+        self._captions = [[captions[key][language] for language in sorted(captions[key])] for key in sorted(captions)]
         self._rows, self._views = len(rows), views
         super().__init__([1] * len(self._captions), batch, seed)
 
     def steps(self, start: int = 0) -> Iterator[list[int]]:
         """The indices of each step from step number `start` on, without end."""
-        for number, pictures in enumerate(super().steps()):
+        for number, images in enumerate(super().steps()):
             if number < start:
                 continue
             digest = hashlib.sha256(f"{self._seed}/pairs/{number}".encode()).digest()
             random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-            yield [self._pair(random, self._captions[picture]) for picture in pictures]
+            yield [self._pair(random, self._captions[image]) for image in images]
 
     def _pair(self, random: np.random.Generator, captions: Sequence[Sequence[int]]) -> int:
         language = captions[int(random.integers(len(captions)))]
@@ -159,17 +157,17 @@ class AlignLearner(Learner):
     """Projections that learn to bring an image and its captions together. Towers run once, before the training."""
 
     def __init__(self, task: TrainableAlign, recipe: AlignRecipe, examples: Examples) -> None:
-        """Rows are those of `picture_rows`."""
+        """Rows are those of `image_rows`."""
         super().__init__(task, recipe, examples)
         self._section = recipe.align
         rows = examples.train
         self.lengths = [1] * (len(rows) * self._section.views)
         numbers = {group: number for number, group in enumerate(sorted({row["group"] for row in rows}))}
         self._groups = torch.tensor([numbers[row["group"]] for row in rows])
-        views = [picture_features(task, rows, recipe.augment, view) for view in range(self._section.views)]
+        views = [image_features(task, rows, recipe.augment, view) for view in range(self._section.views)]
         self._features = {"image": torch.cat(views), "text": text_features(task, rows)}
         validation = examples.validation
-        self._validation = {"image": picture_features(task, validation), "text": text_features(task, validation)}
+        self._validation = {"image": image_features(task, validation), "text": text_features(task, validation)}
         self._maps: dict[str, Tensor | None] = dict.fromkeys(SIDES)
 
     def attach(self, start: Path | None) -> None:
@@ -196,10 +194,10 @@ class AlignLearner(Learner):
             if layer is None:
                 continue
             raw = self._features[side]
-            seen = raw[: len(self._groups)]
-            mean = seen.mean(dim=0)
+            images = raw[: len(self._groups)]
+            mean = images.mean(dim=0)
             without = torch.eye(len(mean)) - torch.outer(mean, mean) / mean.square().sum().clamp(min=1e-12)
-            spread = (seen @ without).std(dim=0)
+            spread = (images @ without).std(dim=0)
             self._maps[side] = without / spread.clamp(min=float(spread.mean()) * 0.01)  # of columns: features @ map
             self._features[side] = raw @ self._maps[side]  # type: ignore[operator]
             for module in getattr(own, side).modules():
@@ -247,10 +245,10 @@ class AlignLearner(Learner):
         rows = self.examples.validation
         for language in sorted({row["language"] for row in rows})[rank::world]:
             places = [place for place, row in enumerate(rows) if row["language"] == language]
-            pictures = distinct(places, [rows[place]["picture"] for place in places])
+            asking = distinct(places, [rows[place]["image_key"] for place in places])
             groups = [rows[place]["group"] for place in places]
             ranks = retrieval_ranks(
-                (images[pictures] @ texts[places].T).cpu(), [rows[place]["group"] for place in pictures], groups
+                (images[asking] @ texts[places].T).cpu(), [rows[place]["group"] for place in asking], groups
             )
             sums += torch.tensor([1 - float(np.mean(1 / ranks)), 1.0], dtype=torch.float64)
         return sums
@@ -280,7 +278,7 @@ class AlignTraining(TrainingTask):
 
     def rows(self, recipe: AlignRecipe, dataset: Dataset) -> Examples:
         """Rows with an image and a text; validation takes all of them."""
-        train, validation = (picture_rows(dataset, split, recipe.language) for split in ("train", "validation"))
+        train, validation = (image_rows(dataset, split, recipe.language) for split in ("train", "validation"))
         check_rows(recipe, (train, validation), "image with a text")
         warning = warn_of_risk(train, recipe.augment) if recipe.augment else None
         notes = (warning,) if warning else ()

@@ -25,15 +25,15 @@ from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.features.fusion import (
+    audio_features,
     audio_settings,
-    augmented_recordings,
+    augmented_audio,
     fused_rows,
     load_audio_encoder,
-    recording_features,
     show,
     shown_in,
 )
-from kauli.training.features.pictures import instructed, load_tower, part_settings, picture_rows, with_media
+from kauli.training.features.images import image_rows, instructed, load_tower, part_settings, with_media
 from kauli.training.recipe import StrictModel, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, sample
@@ -154,15 +154,15 @@ class DescribeTraining(TrainingTask):
         sides = []
         for split in ("train", "validation"):
             if audio is None:
-                sides.append(picture_rows(dataset, split, recipe.language))
+                sides.append(image_rows(dataset, split, recipe.language))
                 continue
             found = fused_rows(dataset, split, recipe.language, None, audio.max_chars_per_second)
-            notes += [f"{split}: {told}" for told in [found.said()] if told]
+            notes += [f"{split}: {told}" for told in [found.dropped_message()] if told]
             sides.append(found.rows)
         check_rows(recipe, sides, "image with a text" if audio is None else "image with audio and a text", notes)
         replay: list[Row] = []
         if recipe.objective.regulariser == "replay":
-            replay = picture_rows(dataset, "train", ["en"])
+            replay = image_rows(dataset, "train", ["en"])
             if not replay:
                 raise UsageError(f"objective.regulariser replay: data '{recipe.data}' has no English rows to replay.")
         if recipe.image_augment and (warning := warn_of_risk(sides[0], recipe.image_augment)):
@@ -184,12 +184,12 @@ class DescribeTraining(TrainingTask):
             stack, changes = section.audio.stack, recipe.audio_augment
             clips: list[Media] = []
             for view in range(section.views):
-                clips += augmented_recordings(examples.train, encoder, stack, changes, view)
+                clips += augmented_audio(examples.train, encoder, stack, changes, view)
             train = [
                 show(_with(row, one), shown_in(row, place // len(examples.train), section.audio))
                 for place, (row, one) in enumerate(zip(train, clips, strict=True))
             ]
-            audio = recording_features(examples.validation, encoder, stack)
+            audio = audio_features(examples.validation, encoder, stack)
             validation = [_with(row, one) for row, one in zip(validation, audio, strict=True)]
         train, validation, replay = (instructed(rows, section.prompt) for rows in (train, validation, replay))
         return DescribeLearner(task, recipe, Examples(train, validation, replay, examples.sha256), parts)

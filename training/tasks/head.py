@@ -19,7 +19,7 @@ from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.head import draw_shots, embedded, evaluate_head, label_of, score, zero_shot
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
-from kauli.training.features.pictures import picture_rows
+from kauli.training.features.images import image_rows
 from kauli.training.loop.checkpoint import TrainState
 from kauli.training.loop.session import Run
 from kauli.training.recipe import Recipe, method_of
@@ -52,7 +52,7 @@ class HeadTraining(TrainingTask):
 
     def rows(self, recipe: HeadRecipe, dataset: Dataset) -> Examples:
         """Labelled images: of training all, of which some are drawn; of validation those of known classes."""
-        train, validation = (picture_rows(dataset, split, recipe.language) for split in ("train", "validation"))
+        train, validation = (image_rows(dataset, split, recipe.language) for split in ("train", "validation"))
         classes = {label_of(row) for row in train}
         validation = [row for row in validation if label_of(row) in classes]
         check_rows(recipe, (train, validation), "image with a class name")

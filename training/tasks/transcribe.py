@@ -22,7 +22,7 @@ from kauli.training.augment.table import augmentations
 from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
-from kauli.training.features.recordings import recording_rows
+from kauli.training.features.audio import audio_rows
 from kauli.training.loop.checkpoint import TrainState
 from kauli.training.recipe import Recipe, StrictModel, method_of
 from kauli.training.tasks.base import Examples, Learner, TrainingTask
@@ -144,8 +144,8 @@ class TranscribeTraining(TrainingTask):
         """Rows with audio and a text; what is dropped is noted. Validation takes all of them."""
         limit, notes, sides = recipe.transcribe.max_chars_per_second, list[str](), []
         for split in ("train", "validation"):
-            found = recording_rows(dataset, split, recipe.language, limit)
-            notes += [f"{split}: {told}" for told in [found.said()] if told]
+            found = audio_rows(dataset, split, recipe.language, limit)
+            notes += [f"{split}: {told}" for told in [found.dropped_message()] if told]
             sides.append(found.rows)
         check_rows(recipe, sides, "audio with a text", notes)
         validation = sorted(sides[1], key=lambda row: str(row["id"]))

@@ -29,7 +29,7 @@ ALL: list[ImageAugmentation] = [Flip(), Rotate(), Colour(), Blur(), Elastic(), C
 KINDS = [augmentation.kind for augmentation in ALL]
 
 
-def picture(width: int = 48, height: int = 32) -> Image.Image:
+def image(width: int = 48, height: int = 32) -> Image.Image:
     """The same noise each time, not symmetric in any way."""
     values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
@@ -62,16 +62,16 @@ def test_kinds_are_told_apart_and_unknown_keys_refused() -> None:
 @pytest.mark.parametrize("augmentation", ALL, ids=KINDS)
 def test_a_seed_decides_the_picture(augmentation: ImageAugmentation) -> None:
     always = augmentation.model_copy(update={"p": 1.0})
-    first = augmented(picture(), [always], seed=3).tobytes()
+    first = augmented(image(), [always], seed=3).tobytes()
     torch.rand(7)
-    assert augmented(picture(), [always], seed=3).tobytes() == first
-    others = {augmented(picture(), [always], seed=seed).tobytes() for seed in range(5)}
+    assert augmented(image(), [always], seed=3).tobytes() == first
+    others = {augmented(image(), [always], seed=seed).tobytes() for seed in range(5)}
     assert len(others) == (1 if isinstance(always, Flip) else 5)
 
 
 @pytest.mark.parametrize("augmentation", ALL, ids=KINDS)
 def test_probability_0_changes_nothing_and_1_always_does(augmentation: ImageAugmentation) -> None:
-    plain = picture()
+    plain = image()
     surely = augmentation.model_copy(update={"p": 1.0})
     if isinstance(augmentation, Blur):
         surely = Blur(p=1, sigma=5)  # of a smaller one, some seeds draw next to none
@@ -80,11 +80,11 @@ def test_probability_0_changes_nothing_and_1_always_does(augmentation: ImageAugm
         always = augmented(plain, [surely], seed)
         assert never.tobytes() == plain.tobytes()
         assert always.tobytes() != plain.tobytes()
-    assert plain.tobytes() == picture().tobytes()  # the given picture is left alone
+    assert plain.tobytes() == image().tobytes()  # the given image is left alone
 
 
 def test_probabilities_are_met_independently() -> None:
-    plain, flip = picture(4, 4), Flip(p=0.3)
+    plain, flip = image(4, 4), Flip(p=0.3)
     dim = Colour(p=0.5, brightness=0.9, contrast=0.0)
     flipped = plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     count = 600
@@ -94,7 +94,7 @@ def test_probabilities_are_met_independently() -> None:
 
 
 def test_a_flip_exchanges_left_and_right() -> None:
-    plain = picture()
+    plain = image()
     expected = plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     assert augmented(plain, [Flip(p=1)], 0).tobytes() == expected.tobytes()
     assert augmented(plain, [Flip(p=1), Flip(p=1)], 0).tobytes() == plain.tobytes()
@@ -112,8 +112,8 @@ def test_rotated_and_bent_pictures_are_filled_with_white() -> None:
 
 
 def test_blur_and_colour_do_what_they_say() -> None:
-    plain = np.asarray(picture(), dtype=float)
-    blurred = np.asarray(augmented(picture(), [Blur(p=1, sigma=5)], 1), dtype=float)
+    plain = np.asarray(image(), dtype=float)
+    blurred = np.asarray(augmented(image(), [Blur(p=1, sigma=5)], 1), dtype=float)
     assert blurred.std() < plain.std() / 2
     assert abs(blurred.mean() - plain.mean()) < 5
     grey = Image.new("RGB", (8, 8), (100, 100, 100))
@@ -131,7 +131,7 @@ def test_a_crop_keeps_the_shape_of_what_it_shows() -> None:
         assert image.size == wide.size
         column = np.asarray(image)[:, 100, 0].astype(float)
         shares.append((column.max() - column.min()) / 255)  # of the height that is left
-    assert min(shares) > 0.5  # sqrt(0.5 * 3/4) = 0.61, whatever the picture's own shape
+    assert min(shares) > 0.5  # sqrt(0.5 * 3/4) = 0.61, whatever the image's own shape
     assert max(shares) < 1.01
 
 
@@ -139,20 +139,20 @@ def test_a_crop_keeps_the_shape_of_what_it_shows() -> None:
 def test_small_pictures_are_changed_too(size: tuple[int, int]) -> None:
     always = [augmentation.model_copy(update={"p": 1.0}) for augmentation in [*ALL, Blur(sigma=5)]]
     for seed in range(3):
-        assert augmented(picture(*size), always, seed).size == size
+        assert augmented(image(*size), always, seed).size == size
 
 
 def test_random_states_of_the_caller_are_left_alone() -> None:
     torch.manual_seed(11)
     random.seed(11)
     states = torch.get_rng_state(), random.getstate()
-    augmented(picture(), [augmentation.model_copy(update={"p": 1.0}) for augmentation in ALL], seed=5)
+    augmented(image(), [augmentation.model_copy(update={"p": 1.0}) for augmentation in ALL], seed=5)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
 
 
 def test_direction_is_kept_where_asked() -> None:
-    plain = picture()
+    plain = image()
     for turning in (Flip(p=1), Rotate(p=1, degrees=90)):
         assert augmented(plain, [turning], 1, keep_direction=True).tobytes() == plain.tobytes()
         assert augmented(plain, [turning], 1).tobytes() != plain.tobytes()

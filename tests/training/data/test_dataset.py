@@ -84,8 +84,8 @@ def test_rows_that_share_text_or_media_share_a_group(tmp_path: Path) -> None:
     assert group["Neno c hapa."] == group["Neno d hapa."]
     assert group["Neno e hapa."] == group["Neno f hapa."]
     assert len(set(group.values())) == 37
-    picture = next(row for row in dataset.rows(columns=["text", "image"]) if row["text"] == "Neno c hapa.")
-    assert picture["image"] == b"\x89PNG1"
+    image = next(row for row in dataset.rows(columns=["text", "image"]) if row["text"] == "Neno c hapa.")
+    assert image["image"] == b"\x89PNG1"
 
 
 def test_an_instruction_ties_nothing(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ ARTISTS = {"\U0001f469\u200d\U0001f3a8": "woman artist", "\U0001f468\u200d\U0001
 
 
 def png(seed: int) -> bytes:
-    """Bytes that stand for a picture; nothing here decodes them."""
+    """Bytes that stand for an image; nothing here decodes them."""
     return b"\x89PNG" + bytes([seed % 256, seed // 256]) * 8
 
 
@@ -114,8 +114,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         content = json.dumps({"annotations": {"annotations": tts}})
         write(root / f"cldr-annotations-full/package/annotations/{tag}/annotations.json", content)
     for index in range(len(EMOJI)):
-        picture = png(7 if index == 8 else index)  # 7 and 8 share a picture
-        write(root / f"emoji-datasource-twitter/package/img/twitter/64/{0x1F400 + index:x}.png", picture)
+        image = png(7 if index == 8 else index)  # 7 and 8 share an image
+        write(root / f"emoji-datasource-twitter/package/img/twitter/64/{0x1F400 + index:x}.png", image)
     stamps = root / "tuxpaint-stamps-default/usr/share/tuxpaint/stamps/animals"
     for index in range(20):
         caption = f"Mnyama, {index}." if index % 2 else f"Picha ya {index}."
@@ -172,7 +172,7 @@ def read(folder: Path, language: str) -> list[dict[str, Any]]:
 
 
 def assert_free_of_leaks(folder: Path, languages: list[str]) -> None:
-    """No concept, picture, recording or code point crosses a split in any language, no caption in its own."""
+    """No concept, image, audio clip or code point crosses a split in any language, no caption in its own."""
     sides: dict[str, set[str]] = defaultdict(set)
     for language in languages:
         for row in read(folder, language):
@@ -227,7 +227,7 @@ def test_groups_and_splits(fetch: Fetch, tmp_path: Path) -> None:
     folder = build(["sw", "am"], tmp_path / "out", fetch=fetch)
     assert_free_of_leaks(folder, ["sw", "am", "en"])
     group = {row["prompt"]: row["group"] for row in read(folder, "sw")}
-    # "An animal 5." of a stamp is the emoji's "animal 5"; two stamps share a clip; two emoji share a picture
+    # "An animal 5." of a stamp is the emoji's "animal 5"; two stamps share a clip; two emoji share an image
     assert group["Translate into Swahili: An animal 5."] == group["Translate into Swahili: animal 5"]
     assert group["Translate into Swahili: animal 9"] == group["Translate into Swahili: animal 8"]
     assert group["Translate into Swahili: animal 7"] == group["Translate into Swahili: animal 8"]

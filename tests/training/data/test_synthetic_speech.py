@@ -28,7 +28,7 @@ from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import Scores
 from kauli.training.evaluation.scorers import tally
 from kauli.training.evaluation.transcribe import evaluate_transcribe
-from kauli.training.features.recordings import recording_rows
+from kauli.training.features.audio import audio_rows
 from kauli.training.recipe import Recipe
 from kauli.training.recipe_file import load_recipe, parse_recipe
 from kauli.training.tasks.transcribe import TranscribeRecipe
@@ -176,7 +176,7 @@ def test_load_data_makes_files_once_until_the_starter_data_differs(
     dataset = load_data("starter-espeak", ["ky"])
     assert (dataset.name, dataset.languages, dataset.count()) == ("starter-espeak", ("ky",), 3)
     assert profile(dataset)["languages"]["ky"]["synthetic"] == 3
-    assert len(recording_rows(dataset, "train", ["ky"], 25).rows) == 1
+    assert len(audio_rows(dataset, "train", ["ky"], 25).rows) == 1
     path = dataset.folder / "ky.parquet"
     before = path.read_bytes()
     real = synthetic_speech.synthetic_rows
@@ -277,8 +277,8 @@ def test_the_real_texts_fill_every_split_and_keep_their_sides() -> None:
         for row in load_data("starter", ["ky"]).rows(languages=["ky"])
     }
     assert all((row["text"], row["group"], row["split"], row["licence"]) in origins for row in rows)
-    found = recording_rows(dataset, "test", ["ky"], 25)
-    assert found.said() is None
+    found = audio_rows(dataset, "test", ["ky"], 25)
+    assert found.dropped_message() is None
     seconds = [len(row["samples"]) / 16_000 for row in found.rows]
     assert max(seconds) < 12
     assert pq.read_schema(dataset.folder / "ky.parquet").metadata

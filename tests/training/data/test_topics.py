@@ -1,4 +1,4 @@
-"""Labelled pictures: the table of topics, and rows that stand where the starter data has them."""
+"""Labelled images: the table of topics, and rows that stand where the starter data has them."""
 
 import json
 import unicodedata
@@ -31,7 +31,7 @@ STAMPS = ("animals/birds/duck.png", "plants/oak.png", "plants/mushrooms/cep.png"
 
 
 def png(name: str) -> bytes:
-    """Bytes that stand for a picture; nothing here decodes them."""
+    """Bytes that stand for an image; nothing here decodes them."""
     return b"\x89PNG" + name.encode()
 
 
@@ -72,7 +72,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fetch:
         starter_row("plants/oak.png", "train", source="tuxpaint"),
         starter_row("plants/mushrooms/cep.png", "train", source="tuxpaint"),
         starter_row("animalsnot/x.png", "train", source="tuxpaint"),
-        starter_row("no picture", "train", image=None, source="udhr"),
+        starter_row("no image", "train", image=None, source="udhr"),
     ]
     write_starter(rows)
     monkeypatch.setattr(starter, "ready", lambda languages, folder: (folder / "en.parquet").is_file())
@@ -136,7 +136,7 @@ def test_a_language_without_names_is_refused_before_any_work(tmp_path: Path, mon
 
 
 def test_starter_data_without_pictures_is_an_error(packages: Fetch) -> None:
-    write_starter([starter_row("no picture", "train", image=None, source="udhr")])
+    write_starter([starter_row("no image", "train", image=None, source="udhr")])
     with pytest.raises(KauliError, match="the starter data has no images"):
         topic_rows("sw", fetch=packages)
 

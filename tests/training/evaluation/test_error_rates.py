@@ -66,7 +66,7 @@ def test_normalised_text_is_words_and_single_spaces(text: str, plain: str) -> No
         ("кот і дом", "кот ідом", [1, 8], [2, 2]),  # one space too many; one word wrong, one too many
         ("", "кот дом", [7, 7], [2, 2]),
         ("слон слон слон", "слон", [10, 4], [2, 1]),  # above 1
-        ("да дому", "", [7, 0], [2, 0]),  # nothing was said
+        ("да дому", "", [7, 0], [2, 0]),  # silence
         ("", "...", [0, 0], [0, 0]),
         ("ዝሆ", "ዝሆን", [1, 3], [1, 1]),
     ],
@@ -86,12 +86,12 @@ def test_a_letter_with_its_marks_counts_once() -> None:
 def test_rates_are_those_of_jiwer_on_plain_letters() -> None:
     random = np.random.default_rng(0)
     words = ["paka", "mbwa", "nyumba", "kubwa", "ya", "bibi", "samaki"]
-    said = [" ".join(random.choice(words, 5)) for _ in range(30)]
-    heard = ["".join(letter for letter in text if random.random() > 0.2).strip() or "x" for text in said]
-    heard = [" ".join(text.split()) for text in heard]
-    found = score_transcripts(heard, said, rows(*(f"g{place % 7}" for place in range(30))))
-    assert found["cer"].value() == pytest.approx(jiwer.cer(said, heard))
-    assert found["wer"].value() == pytest.approx(jiwer.wer(said, heard))
+    references = [" ".join(random.choice(words, 5)) for _ in range(30)]
+    answers = ["".join(letter for letter in text if random.random() > 0.2).strip() or "x" for text in references]
+    answers = [" ".join(text.split()) for text in answers]
+    found = score_transcripts(answers, references, rows(*(f"g{place % 7}" for place in range(30))))
+    assert found["cer"].value() == pytest.approx(jiwer.cer(references, answers))
+    assert found["wer"].value() == pytest.approx(jiwer.wer(references, answers))
     assert 0.1 < found["cer"].value() < 0.3
 
 
@@ -115,11 +115,11 @@ def test_nothing_said_at_all_has_no_rate() -> None:
 
 
 def test_intervals_and_paired_differences_are_made_of_the_sums() -> None:
-    said = [f"слон нумар {place}" for place in range(40)]
+    references = [f"слон нумар {place}" for place in range(40)]
     groups = rows(*(f"g{place // 2}" for place in range(40)))
-    worse = [text.replace("нумар", "намор") if place % 3 else "" for place, text in enumerate(said)]
-    better = [text.replace("нумар", "нумор") if place % 3 else text for place, text in enumerate(said)]
-    ours, theirs = (score_transcripts(heard, said, groups)["cer"] for heard in (better, worse))
+    worse = [text.replace("нумар", "намор") if place % 3 else "" for place, text in enumerate(references)]
+    better = [text.replace("нумар", "нумор") if place % 3 else text for place, text in enumerate(references)]
+    ours, theirs = (score_transcripts(answers, references, groups)["cer"] for answers in (better, worse))
     one = interval(ours.sums, ours.finish)
     assert one.value == pytest.approx(ours.value())
     assert one.low < one.value < one.high
@@ -134,11 +134,14 @@ def test_sums_survive_json() -> None:
 
 
 def evaluation(prefix: str, adapter: str | None) -> EvalResult:
-    said = [f"слон нумар {place}" for place in range(40)]
+    references = [f"слон нумар {place}" for place in range(40)]
     groups = rows(*(f"g{place}" for place in range(40)))
 
-    def scores(heard: list[str]) -> Scores:
-        found = {"bits_per_byte": score_bits(groups, [(9.0, 12)] * 40), **score_transcripts(heard, said, groups)}
+    def scores(answers: list[str]) -> Scores:
+        found = {
+            "bits_per_byte": score_bits(groups, [(9.0, 12)] * 40),
+            **score_transcripts(answers, references, groups),
+        }
         return Scores({"be": {prefix + name: one for name, one in found.items()}})
 
     return EvalResult(
@@ -150,8 +153,8 @@ def evaluation(prefix: str, adapter: str | None) -> EvalResult:
         examples=40,
         groups=40,
         generated=0,
-        scores=scores([text.replace("н", "м", 1) for text in said]),
-        base_scores=scores([text.replace("н", "м") for text in said]) if adapter else None,
+        scores=scores([text.replace("н", "м", 1) for text in references]),
+        base_scores=scores([text.replace("н", "м") for text in references]) if adapter else None,
         notes=(NORMALISATION,),
         task="transcribe",
     )

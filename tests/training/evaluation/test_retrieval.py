@@ -27,15 +27,15 @@ def test_embeddings_that_are_all_alike_rank_last() -> None:
 
 def test_rates_by_language_in_both_directions() -> None:
     rows = [
-        {"picture": "p1", "text": "x", "group": "g1", "language": "sw"},
-        {"picture": "p2", "text": "y", "group": "g2", "language": "sw"},
-        {"picture": "p3", "text": "y", "group": "g2", "language": "sw"},  # a second picture, the same caption
-        {"picture": "p1", "text": "z", "group": "g1", "language": "am"},
+        {"image_key": "p1", "text": "x", "group": "g1", "language": "sw"},
+        {"image_key": "p2", "text": "y", "group": "g2", "language": "sw"},
+        {"image_key": "p3", "text": "y", "group": "g2", "language": "sw"},  # a second image, the same caption
+        {"image_key": "p1", "text": "z", "group": "g1", "language": "am"},
     ]
     images = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [1.0, 0.0]])
     texts = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
     found = retrieval(rows, images, texts)
-    # three pictures ask, p2 (0.8 to x, 0.6 to y) in vain; two texts ask, both find
+    # three images ask, p2 (0.8 to x, 0.6 to y) in vain; two texts ask, both find
     assert found["sw"]["i2t_r1"].value() == pytest.approx(2 / 3)
     assert found["sw"]["i2t_r5"].value() == 1.0
     assert found["sw"]["t2i_r1"].value() == 1.0

@@ -60,7 +60,7 @@ def test_bits_and_answers_become_metrics_by_language_and_kind() -> None:
     compared = [System(ADAPTER, rows, ADAPTER), System(BASE, rows)]
     texts = found.compare(task, compared, rows, rows[:2], "new_pictures_")
     assert texts == {ADAPTER: ["P0", "P1"], BASE: ["p0", "p1"]}
-    found.show(rows[:2], texts, ["a", "b"], ", new picture")
+    found.show(rows[:2], texts, ["a", "b"], ", new image")
     result = found.result(rows, 2)
     assert result.metrics["new_pictures_exact"] == 1.0
     assert result.metrics["new_pictures_synthetic_bits_per_byte"] == 2.0
@@ -68,7 +68,7 @@ def test_bits_and_answers_become_metrics_by_language_and_kind() -> None:
     assert result.base_metrics["new_pictures_bits_per_byte"] == 8.0
     assert "exact" not in {name.removeprefix("new_pictures_") for name in result.scores.total(["am"])}
     assert (result.examples, result.groups, result.generated, result.adapter) == (3, 3, 2, "x")
-    assert [one.source for one in result.samples] == ["made, new picture"] * 2
+    assert [one.source for one in result.samples] == ["made, new image"] * 2
     assert result.signatures.keys() == {"chrf"}
     assert result.data == {"name": "made up", "sha256": "1" * 64}
 

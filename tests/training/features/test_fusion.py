@@ -1,4 +1,4 @@
-"""Pictures with recordings: which rows, what each view shows, what is cached, who helps whom; on debug bases."""
+"""Images with audio: which rows, what each view shows, what is cached, who helps whom; on debug bases."""
 
 import io
 from pathlib import Path
@@ -22,7 +22,7 @@ from kauli.training.evaluation.fusion import evaluate_fusion
 from kauli.training.evaluation.request import MAX_CHARS_PER_SECOND, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.run import evaluate
-from kauli.training.features.fusion import fused_rows, load_audio_encoder, recording_features
+from kauli.training.features.fusion import audio_features, fused_rows, load_audio_encoder
 from kauli.training.recipe_file import parse_recipe
 from kauli.training.tasks.base import Examples
 from kauli.training.tasks.describe import AudioInput, DescribeLearner, DescribeRecipe, DescribeTraining
@@ -33,12 +33,12 @@ NAMES = ("red", "green", "blue", "white", "black", "brown", "pink", "grey", "tan
 
 
 def encoded(place: int) -> tuple[bytes, bytes]:
-    """A picture and a recording of a concept."""
-    picture, recording = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (24, 24), (20 * place, 255 - 20 * place, 90)).save(picture, "PNG")
+    """An image and audio of a concept."""
+    image, audio = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (24, 24), (20 * place, 255 - 20 * place, 90)).save(image, "PNG")
     times = np.arange(6400 + 320 * place) / 16_000
-    soundfile.write(recording, 0.3 * np.sin(2 * np.pi * 150 * (place + 1) * times), 16_000, format="WAV")
-    return picture.getvalue(), recording.getvalue()
+    soundfile.write(audio, 0.3 * np.sin(2 * np.pi * 150 * (place + 1) * times), 16_000, format="WAV")
+    return image.getvalue(), audio.getvalue()
 
 
 def row(place: int, **changes: Any) -> dict[str, Any]:
@@ -114,9 +114,9 @@ def test_rows_have_both_and_views_show_either(data: Path) -> None:
             assert np.array_equal(media.features, same.features)
 
 
-def test_only_pictured_rows_are_read_and_counted(tmp_path: Path) -> None:
+def test_only_rows_with_an_image_are_read_and_counted(tmp_path: Path) -> None:
     rows = [row(place, image=None, audio=b"RIFF and no more") for place in range(4)]
-    rows += [row(place) for place in range(4, 8)] + [row(8, text="far too long to be said in so short a time")]
+    rows += [row(place) for place in range(4, 8)] + [row(8, text="far too long for so short a clip")]
     found = fused_rows(written(rows, tmp_path), "test", ["en"], None, 25)
     assert {one["id"] for one in found.rows} == set(NAMES[4:8])
     assert dict(found.dropped) == {"with more than 25 characters a second": 1}
@@ -124,9 +124,9 @@ def test_only_pictured_rows_are_read_and_counted(tmp_path: Path) -> None:
 
 def test_features_are_those_of_the_bare_encoder_and_noise_changes_them(data: Path) -> None:
     rows = fused_rows(load_data(str(data), ["en"]), "test", ["en"], None, 25).rows
-    ears = load_audio_encoder(AudioInput(encoder="debug-whisper"), "cpu")
-    clean, noisy, other = (recording_features(rows, ears, 2, *how) for how in ((), (0.0, 0), (0.0, 1)))
-    expected = ears.features([np.asarray(row["samples"]) for row in rows], 2)
+    tower = load_audio_encoder(AudioInput(encoder="debug-whisper"), "cpu")
+    clean, noisy, other = (audio_features(rows, tower, 2, *how) for how in ((), (0.0, 0), (0.0, 1)))
+    expected = tower.features([np.asarray(row["samples"]) for row in rows], 2)
     for one, features in zip(clean, expected, strict=True):
         assert np.allclose(one.features, features.numpy(), atol=2e-3)
     assert not np.allclose(clean[0].features, noisy[0].features, atol=0.1)
@@ -161,9 +161,7 @@ def measured(rows: list[dict[str, Any]], tmp_path: Path, fastest: float = MAX_CH
     folder = Registry(str(storage)).fetch(publish_hearing(storage, "fused-en", "en", 1))
     data = written(rows, tmp_path)
     return evaluate_fusion(
-        EvalRequest(
-            folder, find_base("debug"), data, ("en",), instruction="Say it:", max_chars_per_second=fastest
-        )
+        EvalRequest(folder, find_base("debug"), data, ("en",), instruction="Say it:", max_chars_per_second=fastest)
     )
 
 

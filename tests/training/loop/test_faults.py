@@ -25,7 +25,7 @@ language: sw
 data: DATA
 method: {{kind: lora, rank: 4, alpha: 8, targets: all-linear, dropout: 0.1}}
 train:
-  {{steps: {STEPS}, batch_tokens: 12000, micro_tokens: 12000, max_length: 512, validate_every: 5, early_stop: null}}
+  {{steps: {STEPS}, batch_tokens: 4000, micro_tokens: 4000, max_length: 512, validate_every: 5, early_stop: null}}
 """
 
 

@@ -110,9 +110,7 @@ def test_a_worker_reads_rows_by_reference_and_hands_back_figures(tmp_path: Path)
 
 
 @pytest.mark.parametrize("task", ["text", "transcribe"])
-def test_a_run_reads_the_weights_of_its_base_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
-) -> None:
+def test_a_run_reads_the_weights_of_its_base_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     from transformers import PreTrainedModel
 
     loads, real = [], PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]

@@ -45,13 +45,13 @@ def loop_of(one: AlignRecipe, folder: Path, examples: list[dict[str, Any]] | Non
     return Loop(AlignLearner(task, one, Examples(data, data, (), "d")), one, "d", LocalSession(folder), **options)
 
 
-def test_a_step_holds_distinct_pictures_and_an_epoch_all_of_them() -> None:
+def test_a_step_holds_distinct_images_and_an_epoch_all_of_them() -> None:
     data = rows()
     plan = PairPlan(data, batch=10, views=3, seed=0)
     steps = [step for step, _ in zip(plan.steps(), range(3), strict=False)]
-    taken = [[data[index % len(data)]["picture"] for index in step] for step in steps]
+    taken = [[data[index % len(data)]["image_key"] for index in step] for step in steps]
     assert [len(step) for step in steps] == [10, 10, 4]
-    assert sorted(picture for step in taken for picture in step) == sorted({row["picture"] for row in data})
+    assert sorted(key for step in taken for key in step) == sorted({row["image_key"] for row in data})
     assert {index // len(data) for step in steps for index in step} == {0, 1, 2}
 
 
@@ -63,8 +63,8 @@ def test_steps_are_a_function_of_seed_and_step_alone() -> None:
     assert other != first[0]
 
 
-def test_each_language_of_a_picture_is_drawn_as_often_however_many_captions_it_has() -> None:
-    base = {"picture": "p", "group": "g", "text": "x"}
+def test_each_language_of_an_image_is_drawn_as_often_however_many_captions_it_has() -> None:
+    base = {"image_key": "p", "group": "g", "text": "x"}
     data = [{**base, "language": "en"}] * 9 + [{**base, "language": "sw"}]
     steps = [step[0] for step, _ in zip(PairPlan(data, 4, 1, seed=0).steps(), range(1000), strict=False)]
     counts = Counter(data[index]["language"] for index in steps)

@@ -1,4 +1,4 @@
-"""A head recipe from labelled pictures to a published adapter, on the debug base."""
+"""A head recipe from labelled images to a published adapter, on the debug base."""
 
 import io
 from pathlib import Path
@@ -23,7 +23,7 @@ CLASSES = {"nyekundu": (230, 20, 20), "kijani": (20, 220, 40), "bluu": (30, 40, 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of plain colour with a little noise: 8 training, 2 validation and 3 test pictures each."""
+    """Three classes of plain colour with a little noise: 8 training, 2 validation and 3 test images each."""
     random, rows = np.random.default_rng(0), []
     for name, colour in CLASSES.items():
         for at in range(13):

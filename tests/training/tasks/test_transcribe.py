@@ -20,7 +20,7 @@ from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.run import evaluate
 from kauli.training.evaluation.transcribe import evaluate_transcribe
-from kauli.training.features.recordings import recording_rows
+from kauli.training.features.audio import audio_rows
 from kauli.training.recipe_file import parse_recipe
 from kauli.training.tasks.base import Examples
 from kauli.training.tasks.transcribe import TranscribeLearner, TranscribeRecipe
@@ -35,8 +35,8 @@ def tone(seconds: float, pitch: float) -> Any:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """60 recordings, one of them of a long text, one of noise that is no file."""
-    folder = tmp_path_factory.mktemp("recordings")
+    """60 clips, one of them of a long text, one of noise that is no file."""
+    folder = tmp_path_factory.mktemp("audio")
     rows = []
     for number in range(60):
         word = WORDS[number % 4]
@@ -60,13 +60,13 @@ def recipe(data: str, **changes: Any) -> TranscribeRecipe:
     return parsed
 
 
-def test_recordings_that_can_not_be_of_their_text_are_dropped_and_it_is_said(data: str) -> None:
-    found = recording_rows(load_data(data, ["be"]), None, ["be"], 25)
+def test_audio_that_cannot_hold_its_text_is_dropped_with_a_message(data: str) -> None:
+    found = audio_rows(load_data(data, ["be"]), None, ["be"], 25)
     assert len(found.rows) == 58
     assert dict(found.dropped) == {"that can't be read": 1, "with more than 25 characters a second": 1}
-    said = found.said()
-    assert said is not None
-    assert said.startswith("2 of 60 clips dropped (")
+    message = found.dropped_message()
+    assert message is not None
+    assert message.startswith("2 of 60 clips dropped (")
     assert all(len(np.asarray(row["samples"])) == len(row["samples"]) and "audio" not in row for row in found.rows)
 
 
@@ -162,7 +162,7 @@ def test_views_are_new_at_each_step_and_the_same_when_it_is_taken_up_again() -> 
 
 def test_clips_are_concatenated_in_new_pairs_each_once_with_both_transcripts() -> None:
     made = learner(augment=[], transcribe={"concat_prob": 0.5})
-    heard = set()
+    kept = set()
     for step in permutations(range(4)):
         (batch, weight), *others = made.batches(step, 0, 1)
         assert (weight, others) == (1.0, [])
@@ -177,9 +177,9 @@ def test_clips_are_concatenated_in_new_pairs_each_once_with_both_transcripts() -
         assert all(" ".join(words) in order for words in texts)
         assert batch.answer_ends.sum() == len(texts)
         assert made.num_targets(step) == len(batch.answer_ids)
-        heard |= {tuple(words) for words in texts}
-    assert {1, 2, 3, 4} >= {len(words) for words in heard} >= {1, 2, 3}
-    assert len([words for words in heard if len(words) == 2]) > 6
+        kept |= {tuple(words) for words in texts}
+    assert {1, 2, 3, 4} >= {len(words) for words in kept} >= {1, 2, 3}
+    assert len([words for words in kept if len(words) == 2]) > 6
 
 
 def test_clips_of_two_languages_or_too_long_together_are_not_joined() -> None:

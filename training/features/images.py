@@ -35,21 +35,21 @@ ENCODED_AT_ONCE = 16
 AUGMENTED_SIDE = 320
 
 
-def picture_rows(dataset: Dataset, split: str, languages: Sequence[str], prompt: str | None = None) -> list[Row]:
+def image_rows(dataset: Dataset, split: str, languages: Sequence[str], prompt: str | None = None) -> list[Row]:
     """The rows with an image and a text of `train`, `validation`, `test` or `new_pictures`.
 
-    Their `image` is read when it is used (`StoredImage`), their `picture` is the SHA-256 of its bytes. `prompt` is that
-    of `instructed`.
+    Their `image` is read when it is used (`StoredImage`), their `image_key` is the SHA-256 of its bytes. `prompt` is
+    that of `instructed`.
     """
     within = "train" if split == NEW_PICTURES else split
     rows = []
     # With English, so that the same images are held out in whatever languages a recipe has
     for row in dataset.iter_rows(within, list({*languages, "en"}), [*PLAIN_COLUMNS, "image"]):
         if row["image"] and (row["text"] or "").strip():
-            rows.append({**row, "picture": content_key(row["image"]), "image": StoredImage(dataset, row["id"])})
+            rows.append({**row, "image_key": content_key(row["image"]), "image": StoredImage(dataset, row["id"])})
     if within == "train":
         held_out = _held_out(rows)
-        rows = [row for row in rows if (row["picture"] in held_out) == (split == NEW_PICTURES)]
+        rows = [row for row in rows if (row["image_key"] in held_out) == (split == NEW_PICTURES)]
     return instructed([row for row in rows if row["language"] in languages], prompt)
 
 
@@ -62,28 +62,26 @@ def instructed(rows: Sequence[Row], prompt: str | None) -> list[Row]:
 
 def _held_out(rows: Sequence[Row]) -> set[str]:
     """Of each group with several images the one whose hash is first, salted."""
-    pictures: dict[str, set[str]] = defaultdict(set)
+    keys: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        pictures[row["group"]].add(row["picture"])
-    several = [sorted(found, key=lambda key: short_hash("held out", key)) for found in pictures.values()]
+        keys[row["group"]].add(row["image_key"])
+    several = [sorted(found, key=lambda key: short_hash("held out", key)) for found in keys.values()]
     return {found[0] for found in several if len(found) > 1}
 
 
-def other_pictures(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+def other_images(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """The same rows with the image of another group: the test of whether a model looks at its image.
 
     Rows in the order of a hash of their image are shifted until none keeps its group; the same for every system.
     """
-    pictures = {row["picture"]: row for row in rows}
-    order = sorted(pictures, key=lambda key: short_hash("wrong picture", key))
+    by_key = {row["image_key"]: row for row in rows}
+    order = sorted(by_key, key=lambda key: short_hash("wrong picture", key))
     wrong = {}
     for place, key in enumerate(order):
         others = (order[(place + step) % len(order)] for step in range(1, len(order) + 1))
-        wrong[key] = next((one for one in others if pictures[one]["group"] != pictures[key]["group"]), key)
-    return [
-        {**row, "image": pictures[wrong[row["picture"]]]["image"], "media": pictures[wrong[row["picture"]]]["media"]}
-        for row in rows
-    ]
+        wrong[key] = next((one for one in others if by_key[one]["group"] != by_key[key]["group"]), key)
+    others_of = [by_key[wrong[row["image_key"]]] for row in rows]
+    return [{**row, "image": one["image"], "media": one["media"]} for row, one in zip(rows, others_of, strict=True)]
 
 
 def part_settings(section: "DescribeSection", tower: ImageTower) -> PartSettings:
@@ -113,23 +111,23 @@ def with_media(
     """
     spec = json.dumps([one.model_dump(mode="json") for one in augmentations], sort_keys=True)
     risky = set(at_risk(rows, augmentations)) if augmentations else set()
-    images = {row["picture"]: row["image"] for row in rows}
-    held = {row["picture"] for row in rows if row["id"] in risky}
+    images = {row["image_key"]: row["image"] for row in rows}
+    held = {row["image_key"] for row in rows if row["id"] in risky}
 
-    def key(picture: str, view: int) -> str:
-        return f"{picture} {view} {spec if view else '[]'}{' held' if view and picture in held else ''}"
+    def feature_key(image_key: str, view: int) -> str:
+        return f"{image_key} {view} {spec if view else '[]'}{' held' if view and image_key in held else ''}"
 
-    wanted = {key(picture, view): (picture, view) for view in range(views) for picture in sorted(images)}
+    wanted = {feature_key(one, view): (one, view) for view in range(views) for one in sorted(images)}
 
     def encode(keys: list[str]) -> list[Tensor]:
         pixels = []
-        for picture, view in (wanted[one] for one in keys):
-            pixels.append(_view(bytes(images[picture]), picture in held, augmentations, picture, view))
+        for image_key, view in (wanted[one] for one in keys):
+            pixels.append(_view(bytes(images[image_key]), image_key in held, augmentations, image_key, view))
         return list(tower.features(pixels, grid).half())
 
     found = cached_features("images", f"{tower.sha256} {grid}", list(wanted), encode, ENCODED_AT_ONCE)
     media = {one: (Media("image", features.numpy()),) for one, features in found.items()}
-    return [{**row, "media": media[key(row["picture"], view)]} for view in range(views) for row in rows]
+    return [{**row, "media": media[feature_key(row["image_key"], view)]} for view in range(views) for row in rows]
 
 
 def _view(image: bytes, keep: bool, augmentations: Sequence[ImageAugmentation], key: str, view: int) -> Image:

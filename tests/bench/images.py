@@ -32,7 +32,7 @@ from kauli.serving.settings import ServeArgs, choose_proxy
 from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.head import embedded, label_of
-from kauli.training.features.pictures import load_tower, part_settings, picture_rows, with_media
+from kauli.training.features.images import image_rows, load_tower, part_settings, with_media
 from kauli.training.loop.loop import Loop
 from kauli.training.loop.session import LocalSession
 from kauli.training.recipe_file import load_recipe
@@ -50,13 +50,13 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def steps(rounds: int) -> list[str]:
-    """One step of each task, its pictures decoded and encoded in it or read from the cache."""
+    """One step of each task, its images decoded and encoded in it or read from the cache."""
     recipe = load_recipe("describe-multi", ["train.batch_tokens=512", "train.steps=100000"])
     assert isinstance(recipe, DescribeRecipe)
     section = recipe.describe
     tower = load_tower(section)
     data = load_data("starter", recipe.language)
-    rows = with_media(picture_rows(data, "train", recipe.language, section.prompt)[:200], tower, section.grid)
+    rows = with_media(image_rows(data, "train", recipe.language, section.prompt)[:200], tower, section.grid)
     task = TrainableDescribe.load(find_base(recipe.base), device="cpu", dtype=torch.float32)
     learner = DescribeLearner(
         task, recipe, Examples(rows, rows[:4], (), "bench"), {"image": part_settings(section, tower)}
@@ -72,10 +72,10 @@ def steps(rounds: int) -> list[str]:
             times["cached"].append(seconds(lambda step=step: loop.step(step)))
             encode = seconds(lambda images=images: tower.features([decode_image(one) for one in images], 2))
             times["uncached"].append(times["cached"][-1] + encode)
-    lines = [line("`describe` (SmolLM2, some 25 pictures a step)", times)]
+    lines = [line("`describe` (SmolLM2, some 25 images a step)", times)]
     aligned = TrainableAlign.load(find_base("kauli-towers", task="align"))
     aligned.attach(Projection())
-    pairs = picture_rows(data, "train", ["en"])[:64]
+    pairs = image_rows(data, "train", ["en"])[:64]
     names = sorted({row["group"] for row in pairs})
     groups = torch.tensor([names.index(row["group"]) for row in pairs])
 
@@ -107,7 +107,7 @@ def heads(seeds: int) -> list[str]:
     """Macro-F1 on the test split of the topics, Swahili names, by head and shots."""
     task = AlignTask.load(find_base(ALIGNED, task="align"))
     dataset = load_data(TOPICS, ["sw"])
-    rows = {split: picture_rows(dataset, split, ["sw"]) for split in ("train", "test")}
+    rows = {split: image_rows(dataset, split, ["sw"]) for split in ("train", "test")}
     classes = sorted({label_of(row) for row in rows["train"]})
     known = {split: [row for row in mine if label_of(row) in classes] for split, mine in rows.items()}
     found = {split: embedded(task, mine, classes) for split, mine in known.items()}
@@ -116,7 +116,7 @@ def heads(seeds: int) -> list[str]:
     scores = few_shot_scores(features, labels, task.embed_texts(classes), seeds=seeds, scale=task.logit_scale)
     shots = sorted({one.shots for one in scores if one.shots})
     lines = [
-        f"{len(classes)} topics with Swahili names, {len(labels['test'])} test pictures, {seeds} draws of the shots; "
+        f"{len(classes)} topics with Swahili names, {len(labels['test'])} test images, {seeds} draws of the shots; "
         "mean macro-F1 [95 % over the draws].",
         "",
         f"| head | {' | '.join(f'{count} shots' for count in shots)} |",
@@ -131,7 +131,7 @@ def heads(seeds: int) -> list[str]:
 
 
 def over_http(rounds: int, port: int) -> list[str]:
-    """A picture described and embedded through `kauli serve`, the first time and again."""
+    """An image described and embedded through `kauli serve`, the first time and again."""
     with tempfile.TemporaryDirectory() as folder:
         recipe = load_recipe("describe-multi", ["train.minutes=null", "train.steps=2", "train.validate_every=2"])
         train(recipe, folder, use_ray=False, generated=1, scored=8)
@@ -155,9 +155,9 @@ def over_http(rounds: int, port: int) -> list[str]:
             }
             for number in range(rounds + 1):
                 for what, call in (("describe", describe), ("embed", embed)):
-                    picture = painted(number, what)
+                    image = painted(number, what)
                     for kind in ("miss", "hit"):
-                        took = seconds(lambda call=call, picture=picture: call(client, picture))
+                        took = seconds(lambda call=call, image=image: call(client, image))
                         if number:  # the first round warms up
                             times[f"{what}, {kind}"].append(took)
             httpx.get(f"{service.url}/health", trust_env=False, timeout=60).raise_for_status()
@@ -167,18 +167,18 @@ def over_http(rounds: int, port: int) -> list[str]:
         f"{name} {1000 * statistics.median(values):.0f} ms ({1000 * min(values):.0f} to {1000 * max(values):.0f})"
         for name, values in times.items()
     ]
-    return [f"One request at a time over HTTP, {rounds} pictures, 8 tokens a description: {'; '.join(cells)}."]
+    return [f"One request at a time over HTTP, {rounds} images, 8 tokens a description: {'; '.join(cells)}."]
 
 
 def painted(number: int, salt: str) -> str:
-    """A data URI of a picture that was not sent before."""
+    """A data URI of an image that was not sent before."""
     out = io.BytesIO()
     Image.new("RGB", (224, 224), (7 * number % 255, len(salt) * 20, 40 + number)).save(out, "PNG")
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def describe(client: OpenAI, picture: str) -> None:
-    content: Any = [{"type": "image_url", "image_url": {"url": picture}}, {"type": "text", "text": "Describe."}]
+def describe(client: OpenAI, image: str) -> None:
+    content: Any = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "Describe."}]
     client.chat.completions.create(
         model="describe",
         messages=[{"role": "user", "content": content}],
@@ -187,8 +187,8 @@ def describe(client: OpenAI, picture: str) -> None:
     )
 
 
-def embed(client: OpenAI, picture: str) -> None:
-    client.embeddings.create(model=ALIGNED, input=picture)
+def embed(client: OpenAI, image: str) -> None:
+    client.embeddings.create(model=ALIGNED, input=image)
 
 
 def main() -> None:

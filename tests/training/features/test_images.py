@@ -1,4 +1,4 @@
-"""Described pictures from data to figures: what is held out, what is cached, who is beaten; on debug bases."""
+"""Described images from data to figures: what is held out, what is cached, who is beaten; on debug bases."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ from kauli.training.data.schema import write_parquet
 from kauli.training.evaluation.describe import NO_OTHER, evaluate_describe
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.run import evaluate
-from kauli.training.features.pictures import other_pictures, picture_rows, with_media
+from kauli.training.features.images import image_rows, other_images, with_media
 from kauli.training.recipe import Recipe
 from kauli.training.recipe_file import parse_recipe
 from kauli.training.train import train
@@ -34,7 +34,7 @@ def painted(colour: tuple[int, int, int], shade: int) -> bytes:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Eight concepts in two languages: six taught, four of these with two pictures; one validated; one tested."""
+    """Eight concepts in two languages: six taught, four of these with two images; one validated; one tested."""
     found = []
     for place, (name, colour) in enumerate(COLOURS.items()):
         split = {6: "validation", 7: "test"}.get(place, "train")
@@ -81,31 +81,31 @@ def recipe(data: Path, **changes: Any) -> Recipe:
 
 
 def test_one_picture_of_each_concept_with_several_is_held_out_in_every_language(dataset: Dataset) -> None:
-    taught = picture_rows(dataset, "train", ["sw", "en"], None)
-    held = picture_rows(dataset, "new_pictures", ["sw"], None)
+    taught = image_rows(dataset, "train", ["sw", "en"], None)
+    held = image_rows(dataset, "new_pictures", ["sw"], None)
     assert len({row["group"] for row in held}) == len(held) == 4
-    assert {row["picture"] for row in held}.isdisjoint(row["picture"] for row in taught)
+    assert {row["image_key"] for row in held}.isdisjoint(row["image_key"] for row in taught)
     assert {row["group"] for row in held} <= {row["group"] for row in taught}
-    english = picture_rows(dataset, "new_pictures", ["en"], None)
-    assert {row["picture"] for row in english} == {row["picture"] for row in held}
+    english = image_rows(dataset, "new_pictures", ["en"], None)
+    assert {row["image_key"] for row in english} == {row["image_key"] for row in held}
 
 
 def test_the_instruction_names_the_language_and_never_the_answer(dataset: Dataset) -> None:
-    assert {row["prompt"] for row in picture_rows(dataset, "test", ["sw"], "In {language}?")} == {"In Swahili?"}
-    assert {row["prompt"] for row in picture_rows(dataset, "test", ["sw"], None)} == {"Translate: grey"}
+    assert {row["prompt"] for row in image_rows(dataset, "test", ["sw"], "In {language}?")} == {"In Swahili?"}
+    assert {row["prompt"] for row in image_rows(dataset, "test", ["sw"], None)} == {"Translate: grey"}
 
 
 def test_a_wrong_picture_is_of_another_group(dataset: Dataset) -> None:
-    taught = [{**row, "media": row["picture"]} for row in picture_rows(dataset, "train", ["sw", "en"], None)]
-    groups = {row["picture"]: row["group"] for row in taught}
-    for row, wrong in zip(taught, other_pictures(taught), strict=True):
+    taught = [{**row, "media": row["image_key"]} for row in image_rows(dataset, "train", ["sw", "en"], None)]
+    groups = {row["image_key"]: row["group"] for row in taught}
+    for row, wrong in zip(taught, other_images(taught), strict=True):
         assert groups[wrong["media"]] != row["group"]
         assert wrong["text"] == row["text"]
 
 
 def test_features_are_computed_once_and_views_differ(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     tower = ImageTower.load(find_base("debug", task="align"), "cpu")
-    taught = picture_rows(dataset, "train", ["sw", "en"], None)
+    taught = image_rows(dataset, "train", ["sw", "en"], None)
     flips = (Flip(p=1.0),)
     first = with_media(taught, tower, 1, flips, views=2)
     assert len(first) == 2 * len(taught)
@@ -113,19 +113,19 @@ def test_features_are_computed_once_and_views_differ(dataset: Dataset, monkeypat
     monkeypatch.setattr(tower, "features", lambda *_: pytest.fail("computed again"))
     again = with_media(taught, tower, 1, flips, views=2)
     assert all((a["media"][0].features == b["media"][0].features).all() for a, b in zip(first, again, strict=True))
-    plain = with_media(taught, tower, 1)  # the picture as it is serves recipes without augmentation too
+    plain = with_media(taught, tower, 1)  # the image as it is serves recipes without augmentation too
     assert len(plain) == len(taught)
 
 
 def test_a_sign_is_not_mirrored(dataset: Dataset) -> None:
     tower = ImageTower.load(find_base("debug", task="align"), "cpu")
-    (row, *_) = picture_rows(dataset, "train", ["sw"])
+    (row, *_) = image_rows(dataset, "train", ["sw"])
     out = io.BytesIO()
     halves = Image.new("RGB", (24, 24), "white")
     halves.paste((0, 0, 0), (0, 0, 12, 24))
     halves.save(out, "PNG")
     for prompt, differs in (("Translate: red", True), ("Translate: left arrow", False)):
-        one = {**row, "image": out.getvalue(), "picture": "0" * 64, "prompt": prompt}
+        one = {**row, "image": out.getvalue(), "image_key": "0" * 64, "prompt": prompt}
         plain, flipped = (made["media"][0].features for made in with_media([one], tower, 1, (Flip(p=1.0),), views=2))
         assert (abs(plain - flipped).max() > 1e-3) == differs
 
@@ -141,7 +141,7 @@ def test_train_publish_measure_and_measure_again(data: Path, tmp_path: Path) -> 
     nearest, frequent = (found["baselines"][name]["new_pictures_chrf"] for name in ("nearest", "most_frequent"))
     assert nearest > frequent
     assert "bits_per_byte" not in found["baselines"]["nearest"]
-    # The test split has one concept alone, whose pictures are not wrong for each other
+    # The test split has one concept alone, whose images are not wrong for each other
     assert set(found["baselines"]["wrong_image"]) == {f"new_pictures_{name}" for name in names}
     assert [text for text in found["notes"] if "wrong_image" in text] == [f"test: {NO_OTHER}"]
     assert found["wrong_image_gain"]["new_pictures_bits_per_byte"]["interval"] is not None

@@ -25,7 +25,7 @@ Measured = Mapping[str, tuple[int, str] | None]
 
 
 @dataclass(frozen=True)
-class Recorded:
+class AudioRows:
     """The rows of a split, with their `samples`, and how many others were dropped for which reason."""
 
     rows: list[Row]
@@ -33,7 +33,7 @@ class Recorded:
     letters: int
     """Characters of the dropped transcripts."""
 
-    def said(self) -> str | None:
+    def dropped_message(self) -> str | None:
         """A sentence for the user on what was dropped; None where nothing was."""
         if not self.dropped:
             return None
@@ -44,12 +44,12 @@ class Recorded:
         return f"{dropped} of {dropped + len(self.rows)} clips dropped ({share:.0f} % of the characters): {reasons}"
 
 
-def recording_rows(
-    dataset: Dataset, split: str | None, languages: Sequence[str], fastest: float, *, pictured: bool = False
-) -> Recorded:
-    """The rows with audio and a text; `pictured`: and with an image, whose hash is their `picture`.
+def audio_rows(
+    dataset: Dataset, split: str | None, languages: Sequence[str], fastest: float, *, with_image: bool = False
+) -> AudioRows:
+    """The rows with audio and a text; `with_image`: and with an image, whose hash is their `image_key`.
 
-    Their `samples` (n,) at 16 kHz are read and decoded when they are used (`StoredAudio`); their `recording` is the
+    Their `samples` (n,) at 16 kHz are read and decoded when they are used (`StoredAudio`); their `audio_key` is the
     SHA-256 of the samples. Dropped are clips that cannot be decoded, are longer than 30 seconds, or too short for
     their transcript: with more than `fastest` characters a second the audio does not hold the whole text.
     """
@@ -57,8 +57,8 @@ def recording_rows(
     dropped: Counter[str] = Counter()
     letters = 0
     measured = _measured(dataset, split, languages)
-    for row in dataset.iter_rows(split, languages, [*PLAIN_COLUMNS, "image"] if pictured else PLAIN_COLUMNS):
-        if row["id"] not in measured or not (row["text"] or "").strip() or (pictured and not row["image"]):
+    for row in dataset.iter_rows(split, languages, [*PLAIN_COLUMNS, "image"] if with_image else PLAIN_COLUMNS):
+        if row["id"] not in measured or not (row["text"] or "").strip() or (with_image and not row["image"]):
             continue
         reason, found = None, measured[row["id"]]
         if found is None:
@@ -71,11 +71,11 @@ def recording_rows(
             dropped[str(reason)] += 1
             letters += len(row["text"])
             continue
-        row |= {"samples": StoredAudio(dataset, row["id"], found[0]), "recording": found[1]}
-        if pictured:
-            row |= {"picture": content_key(row["image"]), "image": StoredImage(dataset, row["id"])}
+        row |= {"samples": StoredAudio(dataset, row["id"], found[0]), "audio_key": found[1]}
+        if with_image:
+            row |= {"image_key": content_key(row["image"]), "image": StoredImage(dataset, row["id"])}
         kept.append(row)
-    return Recorded(kept, dropped, letters)
+    return AudioRows(kept, dropped, letters)
 
 
 def _measured(dataset: Dataset, split: str | None, languages: Sequence[str]) -> Measured:
