@@ -19,7 +19,8 @@ connector is trained on what it gets."""
 class AudioTower:
     """The encoder of a Whisper, without any adapter."""
 
-    def __init__(self, task: WhisperTask) -> None:
+    def __init__(self, task: Any) -> None:
+        """`task` is a `Recogniser` that `encodes`."""
         self.task = task
         self.name = task.base.name
         # Not of the weights in memory, which have another precision on a GPU

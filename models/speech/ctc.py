@@ -20,6 +20,7 @@ from transformers import Wav2Vec2FeatureExtractor
 from transformers.utils.logging import disable_progress_bar
 
 from kauli.models.bases.find import Base
+from kauli.models.engine.generative import SLOTS
 from kauli.models.errors import KauliError
 from kauli.models.media.decode import RATE
 from kauli.models.requests import Progress, TranscriptionRequest
@@ -31,9 +32,9 @@ from kauli.models.speech.ctc_adapter import (
     read_adapter,
     read_adapter_layers,
 )
-from kauli.models.speech.ctc_batch import ClipRequest, ClipTicket, CtcRunner, answer, cost, next_part
+from kauli.models.speech.ctc_batch import ClipTicket, CtcRunner, answer, cost, next_part
 from kauli.models.speech.ctc_model import fewest_samples, frame_count
-from kauli.models.speech.task import SLOTS, Recogniser, Row, SpeechModel
+from kauli.models.speech.task import Recogniser, Row, SpeechModel
 from kauli.models.speech.vocabulary import Vocabulary, find_code, read_vocabularies, tag_of
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -111,8 +112,6 @@ class CtcBase(SpeechModel):
 class CtcTask(CtcBase, Recogniser):
     """A CTC model that transcribes with any number of adapters, on one device. Belongs to one thread at a time."""
 
-    shortest_first = True
-
     def __init__(self, model: Any, extractor: Any, base: Base, slots: int = SLOTS) -> None:
         CtcBase.__init__(self, model, extractor, base)
         known = dict.fromkeys(tag for code in self._codes if (tag := tag_of(code)))
@@ -152,16 +151,19 @@ class CtcTask(CtcBase, Recogniser):
     def busy(self) -> bool:
         return bool(self._waiting)
 
+    def _queued_first(self, requests: Sequence[TranscriptionRequest]) -> Sequence[int]:
+        """Short clips first: a pass then pads little."""
+        return sorted(range(len(requests)), key=lambda row: len(requests[row].samples))
+
     def submit(
         self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None
     ) -> list[ClipTicket]:
-        """See `Recogniser.submit`; prompt and temperature have no effect: a CTC model has neither."""
+        """See `Recogniser`; prompt and temperature have no effect: a CTC model has neither."""
         self._check(request)
         runner, head = self._chosen(adapter, request.language)
         wave = self.model_input(request.samples)
-        clip = ClipRequest(request, adapter, self._language_of(request, adapter), wave)
-        frames = frame_count(self._bare.config, len(wave))
-        tickets = [ClipTicket(clip, runner, head, frames) for _ in range(request.n)]
+        language, frames = self._language_of(request, adapter), frame_count(self._bare.config, len(wave))
+        tickets = [ClipTicket(request, language, wave, runner, head, frames) for _ in range(request.n)]
         self._waiting += tickets
         return tickets
 
@@ -174,6 +176,6 @@ class CtcTask(CtcBase, Recogniser):
         self._waiting = deque(ticket for ticket in self._waiting if ticket not in part)
         if not part:
             return ended
-        waves = [ticket.generation.wave for ticket in part]
+        waves = [ticket.wave for ticket in part]
         found = part[0].runner.logits(waves, [ticket.head for ticket in part])
         return ended + [(ticket, answer(ticket, logits)) for ticket, logits in zip(part, found, strict=True)]

@@ -21,7 +21,7 @@ from kauli.models.adapters.kinds.attention_adapter import ADAPTER_LAYER, adapter
 from kauli.models.adapters.linear import read_deltas
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.files import check_safetensors, read_json
-from kauli.models.speech.task import LoadedAdapter
+from kauli.models.speech.task import LoadedRecogniserAdapter
 from kauli.models.speech.vocabulary import Vocabulary
 
 SETTINGS, ADAPTER, HEAD = "speech.json", "attention_adapter.safetensors", "lm_head.safetensors"
@@ -69,7 +69,7 @@ class CtcHead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedCtcAdapter(LoadedAdapter):
+class LoadedCtcAdapter(LoadedRecogniserAdapter):
     """With the head for its letters."""
 
     head: CtcHead

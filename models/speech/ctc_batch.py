@@ -79,21 +79,13 @@ def cost(logits: Tensor, text: str, letters: Vocabulary) -> tuple[float, int]:
     return found if math.isfinite(found) else SPELLED * len(target), len(target.encode())
 
 
-@dataclass(frozen=True)
-class ClipRequest:
-    """A clip and what is requested of it."""
-
-    request: TranscriptionRequest
-    adapter: str | None
-    language: str | None
-    wave: Tensor
-
-
 @dataclass(eq=False)
 class ClipTicket:
     """A waiting clip; its holder may cancel it."""
 
-    generation: ClipRequest
+    request: TranscriptionRequest
+    language: str | None
+    wave: Tensor
     runner: CtcRunner
     head: CtcHead
     frames: int
@@ -118,7 +110,7 @@ def answer(ticket: ClipTicket, logits: Tensor) -> Progress:
     """The whole transcript of a clip from its logits (F, V); `failed` where they are not finite."""
     if not logits.isfinite().all():
         return Progress("", 0, "failed")
-    request, letters = ticket.generation.request, ticket.head.letters
+    request, letters = ticket.request, ticket.head.letters
     path = best_path(logits, letters.blank)
     cut = path[: request.max_tokens]
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -137,9 +129,7 @@ def answer(ticket: ClipTicket, logits: Tensor) -> Progress:
                 for (place, _), (first, end) in zip(cut, frames, strict=False)
             ]
         )
-    return Progress(
-        text, len(cut), "stop" if len(cut) == len(path) else "length", logprobs, words, ticket.generation.language
-    )
+    return Progress(text, len(cut), "stop" if len(cut) == len(path) else "length", logprobs, words, ticket.language)
 
 
 def letter_frames(logits: Tensor, blank: int) -> list[tuple[int, int]]:

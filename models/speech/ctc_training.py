@@ -1,7 +1,6 @@
 """A CTC model in training: new letters join the head, attention adapters continue the base's own."""
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kauli.models.adapters.kinds.attention_adapter import ADAPTER_LAYER, adapter_layers, adapter_parameters
-from kauli.models.adapters.peft_weights import read_peft_weights, without_peft
+from kauli.models.adapters.peft_weights import without_peft
 from kauli.models.bases.find import Base
+from kauli.models.engine.generative import SLOTS
 from kauli.models.engine.precision import place
 from kauli.models.errors import UsageError
 from kauli.models.progress import note
@@ -34,7 +34,7 @@ from kauli.models.speech.ctc_adapter import (
 )
 from kauli.models.speech.ctc_batch import own_frames
 from kauli.models.speech.ctc_model import CtcBatch, encode, fewest_samples, frame_count, frames_needed, losses
-from kauli.models.speech.task import SLOTS, Row, TrainableRecogniser, Trained
+from kauli.models.speech.task import Row, TrainableRecogniser, Trained
 from kauli.models.speech.vocabulary import Vocabulary, find_code
 
 
@@ -94,7 +94,7 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
         settings = read_settings(folder)
         if isinstance(self.model, PeftModel):
             given = read_head(folder / HEAD, self._bare, settings.letters)
-            read_peft_weights(self.model, folder, self.base.name)
+            super().start_from(folder)
         else:
             dim = adapter_layers(self._bare)[0].adapter_layer.linear_1.out_features
             given = read_adapter_layers(folder / ADAPTER, self._bare, settings.letters, dim)
@@ -114,16 +114,13 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
         folder.mkdir(parents=True, exist_ok=True)
         own = {name: value.detach().cpu().contiguous() for name, value in adapter_parameters(self._bare).items()}
         lora, dim = isinstance(self.model, PeftModel), None
-        if lora:
-            self.model.save_pretrained(str(folder), save_embedding_layers=False)
-            save_file({name: value for name, value in own.items() if ADAPTER_LAYER not in name}, folder / HEAD)
-        elif self._trains_all_weights:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # transformers warns of settings in the configuration
-                self.model.save_pretrained(str(folder))
+        if lora or self.changes_base:
+            super().save(folder)
         else:
             save_file(own, folder / ADAPTER)
             dim = int(adapter_layers(self._bare)[0].adapter_layer.linear_1.out_features)
+        if lora:
+            save_file({name: value for name, value in own.items() if ADAPTER_LAYER not in name}, folder / HEAD)
         letters = self.letters
         settings = Settings(
             languages=self._languages, vocabulary=letters.tokens, blank=letters.blank, space=letters.space, dim=dim,
@@ -133,10 +130,10 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
         (folder / SETTINGS).write_text(content + "\n", encoding="utf-8")
 
     @property
-    def _trains_all_weights(self) -> bool:
+    def changes_base(self) -> bool:
         """Whether the model is fine-tuned as a whole, neither by PEFT nor by attention adapters."""
         trained = {name for name, value in self._bare.named_parameters() if value.requires_grad}
-        return not isinstance(self.model, PeftModel) and not trained <= adapter_parameters(self._bare).keys()
+        return super().changes_base and not trained <= adapter_parameters(self._bare).keys()
 
     def encode(self, rows: Sequence[Row]) -> list[CtcExample]:
         """Rows as examples; a clip too short for its transcript is left out, with a note.
@@ -192,12 +189,12 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
 
         return self._bits(rows, logits, SLOTS)
 
-    def served(self, dtype: torch.dtype | None = None) -> CtcTask:
+    def served(self) -> CtcTask:
         """The base as a `CtcTask` on the same weights; read anew after full fine-tuning, which changed them."""
-        if self._attached and self._trains_all_weights:
-            return CtcTask.load(self.base, str(self.device), dtype)
+        if self.changes_base:
+            return CtcTask.load(self.base, str(self.device))
         without_peft(self.model)
         self._set_head(self._own_head)
         for layer, module in zip(adapter_layers(self._bare), self._own_layers, strict=False):
             layer.adapter_layer = module
-        return CtcTask(self._bare.to(place(str(self.device), dtype)[1]), self.extractor, self.base)
+        return CtcTask(self._bare.to(place(str(self.device))[1]), self.extractor, self.base)

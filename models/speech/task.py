@@ -5,24 +5,22 @@ adapters, or as a `TrainableRecogniser`, which learns one.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isabstract
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from kauli.models.adapters.delta import LinearDelta
-from kauli.models.adapters.kinds.base import AdapterKind
+from kauli.models.adapters.peft_weights import PeftTrainable
 from kauli.models.bases.find import Base
+from kauli.models.engine.generative import Generative, LoadedAdapter
 from kauli.models.engine.precision import place
-from kauli.models.engine.stream import stream
 from kauli.models.errors import UsageError
 from kauli.models.files import read_json
 from kauli.models.media.decode import RATE
-from kauli.models.requests import Chunk, Progress, TranscriptionRequest
+from kauli.models.requests import TranscriptionRequest
 from kauli.models.tasks import Trainable, resolve
 
 ARCHITECTURES = {
@@ -30,8 +28,6 @@ ARCHITECTURES = {
     "wav2vec2": ("kauli.models.speech.ctc:CtcTask", "kauli.models.speech.ctc_training:TrainableCtc"),
 }
 """A configuration's `model_type` -> the served and the trainable class, imported when they are asked for."""
-SLOTS = 16
-"""Clips of one pass."""
 
 Row = Mapping[str, Any]
 """An example: `samples` ((n,) float32 at 16 kHz), `text` and `language`."""
@@ -40,7 +36,6 @@ Row = Mapping[str, Any]
 class SpeechModel(ABC):
     """A loaded base: what serving and training share."""
 
-    life: ClassVar[Literal["served", "trainable"]]
     input_kind: ClassVar[Literal["spectrogram", "wave"]]
     """What `model_input` returns: a log-mel spectrogram (M, 2 F) or the wave (n,)."""
     pads: ClassVar[bool]
@@ -64,7 +59,7 @@ class SpeechModel(ABC):
                     f"'{base.name}' is a model of the kind '{kind}'; the task 'transcribe' takes "
                     f"{', '.join(ARCHITECTURES)}."
                 )
-            chosen = resolve(ARCHITECTURES[kind][cls.life == "trainable"])
+            chosen = resolve(ARCHITECTURES[kind][issubclass(cls, PeftTrainable)])
         return chosen.read(base, where, precision, **options)
 
     @classmethod
@@ -94,49 +89,27 @@ class SpeechModel(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedAdapter:
-    """The contents of an adapter folder."""
+class LoadedRecogniserAdapter(LoadedAdapter):
+    """With its languages."""
 
     languages: tuple[str, ...] = ()
     """Those that it was trained on; empty for an adapter of plain PEFT."""
-    deltas: dict[str, LinearDelta] | None = None
-    """Of its linear layers by name."""
-    model: Any = None
-    """The whole model, after full fine-tuning."""
 
 
-class Recogniser(SpeechModel):
-    """Transcribes clips, each with its own adapter. Belongs to one thread at a time."""
+class Recogniser(SpeechModel, Generative):
+    """Transcribes clips, each with its own adapter.
 
-    life = "served"
-    shortest_first: ClassVar[bool] = False
-    """Whether `generate` queues short clips first."""
+    `submit` raises UsageError for a clip longer than `seconds`, a language that neither base nor adapter knows, and a
+    `full_window` that the architecture lacks.
+    """
+
+    encodes: ClassVar[bool] = False
+    """Whether `frames` gives the encoder's frames of clips, for a connector."""
 
     def __init__(self, slots: int, known: Iterable[str]) -> None:
         """`known` are the language tags that the base knows."""
-        self.slots, self._known = slots, tuple(known)
-        self._runner: Any = None
-        self._full: dict[str, Any] = {}
-        self._loaded: dict[str, Any] = {}
-
-    @abstractmethod
-    def _new_runner(self, model: Any) -> Any:
-        """A model with `batches` ((LoraBatch, ...)), which mix the adapters' deltas of its layers."""
-
-    def _shared(self) -> Any:
-        """The base's runner, with all adapters that are no whole models."""
-        if self._runner is None:
-            self._runner = self._new_runner(self.model)
-        return self._runner
-
-    def _runner_of(self, adapter: str | None) -> tuple[Any, str | None]:
-        """The runner that computes with an adapter, and the adapter's key in there."""
-        full = self._full.get(adapter or "")
-        return (self._shared(), adapter) if full is None else (full, None)
-
-    def prepare(self) -> None:
-        """Build the engine now, before anything else runs in another thread."""
-        self._shared()
+        super().__init__(slots)
+        self._known = tuple(known)
 
     def languages(self, adapter: str | None = None) -> tuple[str, ...]:
         """The language tags that the base knows, or those that a loaded adapter was trained on."""
@@ -146,36 +119,6 @@ class Recogniser(SpeechModel):
         """The language that is requested, or the only one of the adapter."""
         trained = self.languages(adapter) if adapter else ()
         return request.language or (trained[0] if len(trained) == 1 else None)
-
-    def adapters(self) -> list[str]:
-        """The keys of the loaded adapters."""
-        return list(self._loaded)
-
-    @abstractmethod
-    def read_adapter(self, folder: Path) -> LoadedAdapter:
-        """The contents of a checked adapter folder, for `put_adapter`; KauliError where they do not fit the base."""
-
-    def put_adapter(self, key: str, loaded: Any) -> None:
-        """Load what `read_adapter` returned under a key (such as `transcribe-be@3`)."""
-        if key in self._loaded:
-            raise ValueError(f"adapter {key!r} is loaded already")
-        if loaded.model is not None:
-            self._full[key] = self._new_runner(loaded.model)
-        if loaded.deltas is not None:
-            for batch in self._shared().batches:
-                batch.add(key, {name: delta for name, delta in loaded.deltas.items() if name in batch.layers})
-        self._loaded[key] = loaded
-
-    def add_adapter(self, key: str, folder: Path) -> None:
-        """`read_adapter` and `put_adapter` at once."""
-        self.put_adapter(key, self.read_adapter(folder))
-
-    def remove_adapter(self, key: str) -> None:
-        """Unload an adapter, which no request may be using."""
-        self._full.pop(key, None)
-        if self._loaded.pop(key).deltas is not None:
-            for batch in self._shared().batches:
-                batch.remove(key)
 
     def _layers(self) -> dict[str, nn.Linear]:
         return {name: layer for batch in self._shared().batches for name, layer in batch.layers.items()}
@@ -188,37 +131,6 @@ class Recogniser(SpeechModel):
 
         `full_window` is that of `TranscriptionRequest`; UsageError where the architecture lacks it.
         """
-
-    @property
-    @abstractmethod
-    def busy(self) -> bool:
-        """Whether `step` has something to do."""
-
-    def prompt_tokens(self, request: TranscriptionRequest) -> list[int]:
-        """The tokens before the transcript, for `submit`; none where the architecture has no prompt."""
-        return []
-
-    @abstractmethod
-    def submit(self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None) -> list[Any]:
-        """Queue a clip with an adapter (None: the base alone); its tickets.
-
-        Raises UsageError for a clip longer than `seconds`, a language that neither base nor adapter knows, and a
-        `full_window` that the architecture lacks.
-        """
-
-    @abstractmethod
-    def step(self) -> list[tuple[Any, Progress]]:
-        """One pass of what is queued: tickets with what the pass added to their transcripts."""
-
-    def generate(
-        self,
-        requests: Sequence[TranscriptionRequest],
-        adapters: Sequence[str | None],
-        cancelled: Callable[[int], bool] | None = None,
-    ) -> Iterator[list[Chunk]]:
-        """Transcribe clips together, each with its own adapter; yields the chunks of each pass."""
-        order = sorted(range(len(requests)), key=lambda row: len(requests[row].samples) if self.shortest_first else row)
-        return stream(self, requests, adapters, cancelled, order)
 
     def _check(self, request: TranscriptionRequest) -> None:
         if len(request.samples) > self.seconds * RATE:
@@ -249,14 +161,11 @@ class Trained(nn.Module):
         return self._losses(batch)
 
 
-class TrainableRecogniser(SpeechModel, Trainable):
+class TrainableRecogniser(PeftTrainable, SpeechModel, Trainable):
     """Learns one adapter: `add_languages`, `attach`, losses of `collate`d examples by `trained`, `save`.
 
     `trained` is called with a batch and returns the losses of its targets in nats.
     """
-
-    life = "trainable"
-    _attached = False
 
     @abstractmethod
     def add_languages(
@@ -271,11 +180,6 @@ class TrainableRecogniser(SpeechModel, Trainable):
 
         Raises UsageError for a language that the base does not know and that has no related ones.
         """
-
-    def attach(self, kind: AdapterKind) -> None:
-        """Put an adapter of this kind on the model, ready to train."""
-        self.model = kind.attach(self.model, self.base.reference)
-        self._attached = True
 
     @abstractmethod
     def encode(self, rows: Sequence[Row]) -> list[Any]:

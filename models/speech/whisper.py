@@ -20,13 +20,14 @@ from transformers.utils.logging import disable_progress_bar
 from kauli.models.bases.find import Base
 from kauli.models.engine.detokenize import TokenBytes
 from kauli.models.engine.engine import Generation, Part, Ticket
+from kauli.models.engine.generative import SLOTS
 from kauli.models.engine.sampling import Sampling
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
 from kauli.models.media.decode import RATE
-from kauli.models.requests import Progress, TranscriptionRequest
+from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.chunking import pauses
-from kauli.models.speech.task import SLOTS, Recogniser, Row, SpeechModel
+from kauli.models.speech.task import Recogniser, Row, SpeechModel
 from kauli.models.speech.whisper_adapter import LoadedWhisperAdapter, load_model, read_adapter
 from kauli.models.speech.whisper_decoder import ClipState, WhisperRunner
 from kauli.models.speech.whisper_model import LANGUAGE, WhisperBatch, WhisperExample, frame_count, packed, packed_losses
@@ -149,6 +150,8 @@ class WhisperBase(SpeechModel):
 class WhisperTask(WhisperBase, Recogniser):
     """A Whisper that transcribes with any number of adapters, on one device. Belongs to one thread at a time."""
 
+    encodes = True
+
     def __init__(self, model: Any, tokenizer: Any, extractor: Any, base: Base, slots: int = SLOTS) -> None:
         WhisperBase.__init__(self, model, tokenizer, extractor, base)
         Recogniser.__init__(self, slots, self._language_tokens)
@@ -183,10 +186,6 @@ class WhisperTask(WhisperBase, Recogniser):
     def _padded(self, adapter: str | None, wanted: bool | None) -> bool:
         """Whether clips are padded to the whole window: for the base and plain PEFT adapters, which learned so."""
         return (adapter is None or not self._loaded[adapter].languages) if wanted is None else wanted
-
-    @property
-    def busy(self) -> bool:
-        return any(runner.engine.busy for runner in self._runners())
 
     def submit(
         self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None
@@ -225,10 +224,3 @@ class WhisperTask(WhisperBase, Recogniser):
                 f"{', '.join(sorted({*self._language_tokens, *embeddings}))}."
             )
         return embeddings[language]
-
-    def step(self) -> list[tuple[Ticket, Progress]]:
-        """One pass of what is queued: the encoder for new clips, then the decoder for all."""
-        return [found for runner in self._runners() if runner.engine.busy for found in runner.step()]
-
-    def _runners(self) -> list[WhisperRunner]:
-        return [*([self._runner] if self._runner else []), *self._full.values()]

@@ -16,13 +16,13 @@ from transformers import WhisperForConditionalGeneration
 from kauli.models.adapters.linear import read_deltas
 from kauli.models.errors import KauliError
 from kauli.models.files import read_json
-from kauli.models.speech.task import LoadedAdapter
+from kauli.models.speech.task import LoadedRecogniserAdapter
 
 SETTINGS, LANGUAGES = "speech.json", "languages.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedWhisperAdapter(LoadedAdapter):
+class LoadedWhisperAdapter(LoadedRecogniserAdapter):
     """With the embeddings (W,) of its languages that the base has no token for."""
 
     language_embeddings: dict[str, Tensor]

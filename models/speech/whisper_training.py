@@ -1,7 +1,6 @@
 """A Whisper in training: languages without a token get an embedding of their own, which is trained with the adapter."""
 
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kauli.models.adapters.peft_weights import read_peft_weights, without_peft
+from kauli.models.adapters.peft_weights import without_peft
 from kauli.models.bases.find import Base
+from kauli.models.engine.generative import SLOTS
 from kauli.models.engine.precision import place
 from kauli.models.errors import UsageError
-from kauli.models.speech.task import SLOTS, Row, TrainableRecogniser, Trained
+from kauli.models.speech.task import Row, TrainableRecogniser, Trained
 from kauli.models.speech.whisper import WhisperBase, WhisperTask
 from kauli.models.speech.whisper_adapter import LANGUAGES, SETTINGS
 from kauli.models.speech.whisper_model import WhisperExample, packed_losses
@@ -67,7 +66,7 @@ class TrainableWhisper(WhisperBase, TrainableRecogniser):
             self.language_embeddings[tag] = nn.Parameter(table[places].float().mean(0))
 
     def start_from(self, folder: Path) -> None:
-        read_peft_weights(self.model, folder, self.base.name)
+        super().start_from(folder)
         if (folder / LANGUAGES).is_file():
             for tag, value in load_file(folder / LANGUAGES).items():
                 if tag in self.language_embeddings:
@@ -80,12 +79,7 @@ class TrainableWhisper(WhisperBase, TrainableRecogniser):
         embeddings = {tag: value.detach().cpu().contiguous() for tag, value in self.language_embeddings.items()}
         if embeddings:
             save_file(embeddings, folder / LANGUAGES)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transformers warns of generation settings in the configuration
-            if isinstance(self.model, PeftModel):
-                self.model.save_pretrained(str(folder), save_embedding_layers=False)
-            else:
-                self.model.save_pretrained(str(folder))
+        super().save(folder)
 
     def concatenated(self, examples: Sequence[WhisperExample]) -> WhisperExample:
         if len(examples) == 1:
@@ -106,9 +100,9 @@ class TrainableWhisper(WhisperBase, TrainableRecogniser):
         """
         return self._bits(rows, self.trained, not self._attached, SLOTS)
 
-    def served(self, dtype: torch.dtype | None = None) -> WhisperTask:
+    def served(self) -> WhisperTask:
         """The base as a `WhisperTask` on the same weights; read anew after full fine-tuning, which changed them."""
-        if self._attached and not isinstance(self.model, PeftModel):
-            return WhisperTask.load(self.base, str(self.device), dtype)
-        model: Any = without_peft(self.model).to(place(str(self.device), dtype)[1])
+        if self.changes_base:
+            return WhisperTask.load(self.base, str(self.device))
+        model: Any = without_peft(self.model).to(place(str(self.device))[1])
         return WhisperTask(model, self.tokenizer, self.extractor, self.base)

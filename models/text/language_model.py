@@ -32,6 +32,8 @@ disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading: two secon
 Row = Mapping[str, Any]
 """An example; text tasks read `prompt`, `text` and, where there are any, `media`."""
 
+_PACK_TOKENS = 2048  # of one forward pass of scoring; a longer row has its own
+
 
 class LanguageModel:
     """A loaded base on one device. Not for several threads at once."""
@@ -81,7 +83,6 @@ class LanguageModel:
         self,
         model: nn.Module,
         rows: Sequence[Row],
-        pack_tokens: int,
         name: str,
         adapted: Callable[[int, int], AbstractContextManager[None]] = lambda tokens, scored: nullcontext(),
     ) -> list[tuple[float, int]]:
@@ -90,7 +91,6 @@ class LanguageModel:
         Args:
             model: the language model, or a `Fused` one.
             rows: examples.
-            pack_tokens: tokens of one forward pass; a longer row has its own.
             name: of the model, for errors.
             adapted: (tokens of a pass, positions with logits) -> the context in which its adapter is applied.
         """
@@ -98,7 +98,7 @@ class LanguageModel:
         if not isinstance(model, Fused) and any(document.media for document in documents):
             raise UsageError(f"{name} takes no images or audio: it has no connector.")
         bits = [0.0] * len(rows)
-        for part in _parts([len(document.tokens) for document in documents], pack_tokens):
+        for part in _parts([len(document.tokens) for document in documents], _PACK_TOKENS):
             batch = pack([documents[index] for index in part]).to(self.device)
             with adapted(batch.input_ids.shape[1], len(batch.answer_positions)):
                 losses = answer_losses(model, batch)[~batch.answer_ends].double() / math.log(2)

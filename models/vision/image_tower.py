@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from PIL.Image import Image
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from kauli.models.bases.find import Base
+from kauli.models.engine.precision import place
 from kauli.models.vision.clip import ClipModel, spatial
 
 
@@ -33,23 +34,17 @@ class ImageTower:
     @classmethod
     def load(cls, base: Base, device: str | None = None) -> Self:
         """The tower of a base for `align`, on the GPU where there is one."""
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(ClipModel(Path(base.folder)), base.name, device)
+        return cls(ClipModel(Path(base.folder)), base.name, str(place(device)[0]))
 
     @property
     def width(self) -> int:
         """W, the size of a feature."""
-        return int(self.features([_blank()], 1).shape[2])
-
-    def pixels(self, image: Image) -> Tensor:
-        """(3, height, width): a decoded image as the tower's input."""
-        out: Tensor = self._clip.preprocess(image)
-        return out
+        return int(self.features([Image.new("RGB", (32, 32))], 1).shape[2])
 
     @torch.inference_mode()
-    def features(self, images: Sequence[Image], grid: int) -> Tensor:
+    def features(self, images: Sequence[Image.Image], grid: int) -> Tensor:
         """(N, 1 + grid * grid, W) float32: the mean of each image's map, then the map averaged to grid x grid."""
-        pixels = torch.stack([self.pixels(image) for image in images]).to(self._device)
+        pixels = torch.stack([self._clip.preprocess(image) for image in images]).to(self._device)
         places = spatial(self._visual, pixels)
         mean = places.mean(dim=1, keepdim=True)
         if not grid:
@@ -57,9 +52,3 @@ class ImageTower:
         side = round(places.shape[1] ** 0.5)
         square = places.mT.reshape(len(places), -1, side, side)
         return torch.cat([mean, functional.adaptive_avg_pool2d(square, grid).flatten(2).mT], dim=1).float().cpu()
-
-
-def _blank() -> Image:
-    from PIL import Image as images
-
-    return images.new("RGB", (32, 32))

@@ -4,27 +4,11 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kauli.models.adapters.folder import check_base
 from kauli.models.adapters.registry import Registry
-from kauli.models.bases.find import Base
-
-
-class Adaptable(Protocol):
-    """A task that takes adapters: read in any thread, added and removed in the engine's."""
-
-    base: Base
-
-    def read_adapter(self, folder: Path) -> Any:
-        """The content of a checked adapter folder; KauliError where it does not fit."""
-
-    def put_adapter(self, key: str, loaded: Any) -> None:
-        """Add what was read under a key."""
-
-    def remove_adapter(self, key: str) -> None:
-        """Remove an adapter that is not in use."""
+from kauli.models.engine.generative import Generative
 
 
 @dataclass
@@ -42,7 +26,7 @@ class AdapterCache:
     """
 
     def __init__(
-        self, task: Adaptable, registry: Registry, most: int, in_engine: Callable[[Callable[[], None]], None]
+        self, task: Generative, registry: Registry, most: int, in_engine: Callable[[Callable[[], None]], None]
     ) -> None:
         self._task, self._registry, self._most, self._in_engine = task, registry, most, in_engine
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # the least recently used first

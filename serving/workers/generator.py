@@ -6,14 +6,15 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.engine.engine import Ticket
+from kauli.models.engine.generative import Generative
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import Progress, TextRequest, TranscriptionRequest
 from kauli.serving.events import Event, Failed, Piece, Refused, Started
-from kauli.serving.workers.adapter_cache import Adaptable, AdapterCache
+from kauli.serving.workers.adapter_cache import AdapterCache
 from kauli.serving.workers.worker import Worker
 
 HANDOVERS = 40
@@ -22,32 +23,6 @@ _LOADERS = 4  # adapters loaded at the same time
 
 R = TypeVar("R", TextRequest, TranscriptionRequest)
 _log = logging.getLogger(__name__)
-
-
-class Generative(Adaptable, Protocol):
-    """A task that answers requests step by step: `TextTask`, or a `Recogniser`."""
-
-    slots: int
-
-    @property
-    def window(self) -> int:
-        """Tokens of a prompt and its answer together."""
-
-    @property
-    def busy(self) -> bool:
-        """Whether `step` has something to do."""
-
-    def prepare(self) -> None:
-        """Make the engine, before anything else runs in another thread."""
-
-    def prompt_tokens(self, request: Any) -> list[int]:
-        """The tokens before the answer; UsageError where there can't be any."""
-
-    def submit(self, request: Any, adapter: str | None, tokens: list[int] | None = None) -> list[Ticket]:
-        """Queue a request, a ticket for each of its answers; UsageError where it can't be answered."""
-
-    def step(self) -> list[tuple[Ticket, Progress]]:
-        """One pass of everything that is queued."""
 
 
 @dataclass(eq=False)

@@ -6,31 +6,23 @@ Clips to encode that arrive during a pass of the engine are encoded together aft
 import asyncio
 import time
 from collections import deque
-from typing import Protocol
 
 import numpy as np
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base
-from kauli.models.media.decode import RATE, AudioLimits, MediaError, content_key, decode_audio
+from kauli.models.errors import MediaError
+from kauli.models.media.decode import RATE, AudioLimits, content_key, decode_audio
 from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.audio_tower import WINDOW, AudioTower
-from kauli.models.speech.whisper import WhisperTask
+from kauli.models.speech.task import Recogniser
 from kauli.serving.events import EncodedMedia, Failed, MediaForm, Refused
 from kauli.serving.settings import ServeArgs
-from kauli.serving.workers.generator import Generative, Generator
+from kauli.serving.workers.generator import Generator
 from kauli.serving.workers.worker import Encoding, EncodingQueue, load_task, wrong_encoder
 
 _SECONDS_AT_ONCE = 60.0  # of audio that is encoded between two passes: transcripts wait for it
 _QUIET = np.random.default_rng(0).uniform(-0.01, 0.01, RATE // 5).astype(np.float32)
-
-
-class Recogniser(Generative, Protocol):
-    """A task that transcribes clips of up to `seconds`."""
-
-    @property
-    def seconds(self) -> float:
-        """The longest clip."""
 
 
 class Transcriber(Generator[TranscriptionRequest]):
@@ -50,7 +42,7 @@ class Transcriber(Generator[TranscriptionRequest]):
         deadline_s: float = 300.0,
     ) -> None:
         # Before the layers of the encoder are wrapped for adapters: its hash depends on their names.
-        self._tower = AudioTower(task) if isinstance(task, WhisperTask) else None
+        self._tower = AudioTower(task) if task.encodes else None
         self._longest = task.seconds
         super().__init__(task, registry, max_queue=max_queue, max_adapters=max_adapters, deadline_s=deadline_s)
         self._encodings = EncodingQueue(

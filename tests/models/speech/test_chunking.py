@@ -1,4 +1,4 @@
-"""Long recordings: cut at pauses, nothing said lost; what two spans both heard said once, with its words."""
+"""Long audio: cut at pauses, no speech lost; what two spans share is in the text once, with its words."""
 
 import time
 from itertools import pairwise
@@ -94,18 +94,18 @@ def test_no_sample_of_speech_is_lost_and_no_span_is_too_long() -> None:
             parts.append((float(random.exponential(4) + 0.1), float(10 ** random.uniform(-1.5, 0))))
             parts.append((float(random.exponential(random.choice([0.1, 1.0, 5.0]))), 0.0))
         parts = parts[int(random.integers(2)) :]
-        said = [piece for part in parts for piece in (syllables(*part) if part[1] else [part])]
-        sound = recording(*said, noise=float(10 ** random.uniform(-5, -3)), seed=seed)
+        pieces = [piece for part in parts for piece in (syllables(*part) if part[1] else [part])]
+        sound = recording(*pieces, noise=float(10 ** random.uniform(-5, -3)), seed=seed)
         longest = float(random.choice([4.0, 10.0, 28.0]))
         spans = cut(sound, longest)
-        heard = np.zeros(len(sound), bool)
+        covered = np.zeros(len(sound), bool)
         for span in spans:
             assert 0 < len(span.of(sound)) <= longest * RATE
-            span.of(heard)[:] = True
+            span.of(covered)[:] = True
         assert all(one.start < other.start and one.end < other.end for one, other in pairwise(spans))
         at = 0
-        for seconds, height in said:
-            assert not height or heard[at : at + round(seconds * RATE)].all(), (seed, at / RATE, spans)
+        for seconds, height in pieces:
+            assert not height or covered[at : at + round(seconds * RATE)].all(), (seed, at / RATE, spans)
             at += round(seconds * RATE)
 
 
@@ -120,14 +120,14 @@ def spliced(before: str, after: str) -> str:
     return as_text(join([before, after], [AudioSpan(0, 28), AudioSpan(26, 54)]))
 
 
-def test_words_that_both_spans_heard_are_said_once() -> None:
+def test_words_that_both_spans_share_are_kept_once() -> None:
     assert spliced("раз два тры чатыры пяць", "тры чатыры пяць шэсць сем") == "раз два тры чатыры пяць шэсць сем"
     assert spliced("One, two three.", "Two three, four.") == "One, two three, four."
     assert spliced("habari", "habari") == "habari"
     assert spliced("ha ha ha ha", "ha ha ha yes") == "ha ha ha ha yes"
 
 
-def test_a_word_cut_in_half_is_taken_from_the_side_that_heard_it_whole() -> None:
+def test_a_word_cut_in_half_is_taken_from_the_span_that_has_it_whole() -> None:
     assert spliced("раз два тры чатыры пя", "ва тры чатыры пяць шэсць") == "раз два тры чатыры пяць шэсць"
     assert spliced("добры дз", "бры дзень, сябры") == "добры дзень, сябры"
     assert spliced("the quick brown fog", "quick brown fox jumps") == "the quick brown fox jumps"

@@ -137,7 +137,7 @@ def costs(bits: Sequence[tuple[float, int]]) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("  Ça va?! L’eau — №3 ❤️ ", "ça va l'eau 3"),
         ("м'якота, сьнег-дождж", "м'якота сьнег дождж"),
@@ -146,8 +146,8 @@ def costs(bits: Sequence[tuple[float, int]]) -> list[float]:
         ("ភាសាខ្មែរ។", "ភាសាខ្មែរ"),
     ],
 )
-def test_a_transcript_is_taken_as_it_is_said(text: str, said: str) -> None:
-    assert normalised(text) == said
+def test_a_transcript_is_normalised(text: str, expected: str) -> None:
+    assert normalised(text) == expected
 
 
 def test_letters_are_found_in_any_case_and_new_ones_stand_behind() -> None:
@@ -218,7 +218,7 @@ def test_a_clip_costs_in_a_batch_what_it_costs_alone(base: Base, tmp_path: Path,
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_eight_clips_are_learned_and_what_is_saved_says_the_same(
+def test_eight_clips_are_learned_and_the_saved_adapter_writes_the_same(
     base: Base, trained: dict[str, tuple[Path, list[tuple[float, int]]]], kind: str
 ) -> None:
     folder, before = trained[kind]
@@ -326,7 +326,7 @@ def test_words_have_the_times_of_their_letters(base: Base, trained: Any, monkeyp
 
 
 def test_the_service_runs_it(base: Base, tmp_path: Path) -> None:
-    async def heard() -> list[Any]:
+    async def streamed() -> list[Any]:
         task: Any = load(base)
         transcriber = Transcriber(task, Registry(str(tmp_path)))
         try:
@@ -335,7 +335,7 @@ def test_the_service_runs_it(base: Base, tmp_path: Path) -> None:
         finally:
             transcriber.close()
 
-    started, *pieces = asyncio.run(heard())
+    started, *pieces = asyncio.run(streamed())
     assert started == Started(0)
     assert [type(piece) for piece in pieces] == [Piece]
     assert (pieces[0].finish, pieces[0].language) == ("stop", "be")
@@ -450,7 +450,7 @@ def mms(base: Base, tmp_path: Path) -> Base:
     return find_base(str(folder), task="transcribe")
 
 
-def test_the_languages_of_an_mms_are_heard_by_their_own_adapters(mms: Base) -> None:
+def test_the_languages_of_an_mms_are_transcribed_by_their_own_adapters(mms: Base) -> None:
     task = load(mms)
     assert task.languages() == ("en", "sw")
     model: Any = Wav2Vec2ForCTC.from_pretrained(mms.folder)

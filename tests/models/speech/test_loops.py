@@ -93,13 +93,13 @@ def test_sound_transcripts_have_nothing_wrong() -> None:
     assert collapsed([], []) is None
 
 
-def test_empty_transcripts_are_a_collapse_unless_nothing_was_said() -> None:
+def test_empty_transcripts_are_a_collapse_unless_the_references_are_empty() -> None:
     assert collapsed([""] * 5 + [" ..."] + RIGHT[6:], RIGHT) == "6 of 10 transcripts are empty"
     assert collapsed([""] * 5 + RIGHT[5:], RIGHT) is None
     assert collapsed([""] * 10, [""] * 10) is None
 
 
-def test_one_transcript_for_all_is_a_collapse_unless_all_said_the_same() -> None:
+def test_one_transcript_for_all_is_a_collapse_unless_the_references_are_the_same() -> None:
     found = collapsed(["Дзякуй."] * 5 + ["дзякуй "] + RIGHT[6:], RIGHT)
     assert found == "6 of 10 transcripts are the same, and wrong: 'Дзякуй.'"
     assert collapsed(["Дзякуй"] * 10, ["Дзякуй!"] * 10) is None
@@ -107,7 +107,7 @@ def test_one_transcript_for_all_is_a_collapse_unless_all_said_the_same() -> None
     assert collapsed(["Дзякуй"] * 8, RIGHT[:8]) is not None
 
 
-def test_more_than_a_tenth_of_loops_are_a_collapse_unless_they_were_said() -> None:
+def test_more_than_a_tenth_of_loops_are_a_collapse_unless_the_references_have_them() -> None:
     loop = " ха" * 40
     assert collapsed([loop, *RIGHT[1:]], RIGHT) is None
     found = collapsed([loop, *RIGHT[1:9], loop], RIGHT)

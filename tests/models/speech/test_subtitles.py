@@ -79,7 +79,7 @@ def test_scripts_without_spaces_are_broken_between_characters() -> None:
     assert all(cue.lines[-1].endswith("。") for cue in found)
 
 
-def spoken(random: np.random.Generator, count: int) -> str:
+def random_text(random: np.random.Generator, count: int) -> str:
     words = [
         "Так",
         "вельмі",
@@ -108,11 +108,11 @@ def timed(text: str, seconds: float, random: np.random.Generator) -> list[Word]:
     ]
 
 
-def test_cues_say_what_the_text_says_and_can_be_read() -> None:
+def test_cues_have_the_whole_text_and_can_be_read() -> None:
     for seed in range(60):
         random = np.random.default_rng(seed)
-        shared = spoken(random, int(random.integers(0, 6)))
-        texts = [spoken(random, int(random.integers(0, 40))) for _ in range(3)]
+        shared = random_text(random, int(random.integers(0, 6)))
+        texts = [random_text(random, int(random.integers(0, 40))) for _ in range(3)]
         texts = [texts[0] + " " + shared, shared + " " + texts[1], texts[2]]
         spans = [AudioSpan(0, 28), AudioSpan(26, 54), AudioSpan(60, 80)]
         words = [timed(text, span.end - span.start, random) for text, span in zip(texts, spans, strict=True)]
@@ -123,8 +123,8 @@ def test_cues_say_what_the_text_says_and_can_be_read() -> None:
         for one in segments:
             assert "".join("".join(word.text for word in one.words).split()) == "".join(one.text.split())
         found = cues(segments)
-        said = [line for cue in found for line in cue.lines]
-        assert "".join("".join(said).split()) == "".join(as_text(segments).split()), seed
+        lines = [line for cue in found for line in cue.lines]
+        assert "".join("".join(lines).split()) == "".join(as_text(segments).split()), seed
         for cue in found:
             assert 1 <= len(cue.lines) <= 2
             assert all(0 < len(regex.findall(r"\X", line)) <= LINE for line in cue.lines)

@@ -174,8 +174,8 @@ def test_it_learns_and_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
         loaded = whisper()
         loaded.add_adapter("mine@1", folder)
         assert [bits for bits, _ in loaded.bits(rows(), "mine@1")] == pytest.approx(trained, rel=1e-3)
-    heard = texts_of(loaded, [TranscriptionRequest(row["samples"]) for row in rows()], ["mine@1"] * 8)
-    assert [text.strip() for text in heard] == list(TEXTS)
+    texts = texts_of(loaded, [TranscriptionRequest(row["samples"]) for row in rows()], ["mine@1"] * 8)
+    assert [text.strip() for text in texts] == list(TEXTS)
 
 
 def test_a_language_without_a_token_begins_among_its_relatives_and_travels_with_the_adapter(tmp_path: Path) -> None:
@@ -210,12 +210,12 @@ def test_a_language_without_a_token_begins_among_its_relatives_and_travels_with_
         texts_of(loaded, [TranscriptionRequest(sound(0.5, 1), "ky")], [None])
 
 
-def test_a_language_that_is_not_named_is_the_one_that_transformers_hears() -> None:
+def test_a_language_that_is_not_named_is_the_one_that_transformers_detects() -> None:
     task, model = whisper(), reference()
     for seed in range(4):
         samples = sound(1.0 + 0.3 * seed, seed)
-        heard = model.detect_language(input_features=task.model_input(samples, task.seconds)[None])
-        language = task.tokenizer.decode(heard).strip("<|>")
+        token = model.detect_language(input_features=task.model_input(samples, task.seconds)[None])
+        language = task.tokenizer.decode(token).strip("<|>")
         named, unnamed = (TranscriptionRequest(samples, tag, max_tokens=10) for tag in (language, None))
         assert texts_of(task, [named], [None]) == texts_of(task, [unnamed], [None])
 
@@ -291,15 +291,15 @@ def test_training_gives_the_base_back_as_it_was_loaded(method: Any, monkeypatch:
     )
 
 
-def test_a_tower_hears_the_recording_alone_and_each_as_if_alone() -> None:
-    ears = AudioTower(whisper())
-    recordings = [sound(0.5, 0), sound(1.3, 1)]
-    found = ears.features(recordings, stack=4)
+def test_a_tower_encodes_the_clip_without_its_padding_and_each_as_if_alone() -> None:
+    tower = AudioTower(whisper())
+    clips = [sound(0.5, 0), sound(1.3, 1)]
+    found = tower.features(clips, stack=4)
     assert [tuple(one.shape) for one in found] == [(7, 4 * 64), (17, 4 * 64)]  # 25 and 65 frames
-    assert ears.width(4) == 256
-    for samples, features in zip(recordings, found, strict=True):
-        assert torch.allclose(ears.features([samples], 4)[0], features, atol=1e-5)
-    frames = ears.task.frames([ears.task.model_input(recordings[0], WINDOW)])[0][:25]
+    assert tower.width(4) == 256
+    for samples, features in zip(clips, found, strict=True):
+        assert torch.allclose(tower.features([samples], 4)[0], features, atol=1e-5)
+    frames = tower.task.frames([tower.task.model_input(clips[0], WINDOW)])[0][:25]
     assert torch.allclose(found[0][0], frames[:4].flatten(), atol=1e-5)
     assert not found[0][-1, 64:].any()  # the last feature has one frame, and zeros behind it
 

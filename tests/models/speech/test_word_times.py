@@ -19,7 +19,7 @@ from kauli.models.engine.detokenize import TokenBytes
 from kauli.models.errors import KauliError
 from kauli.models.media.decode import RATE, decode_audio
 from kauli.models.requests import Chunk, TranscriptionRequest, Word
-from kauli.models.speech import whisper_decoder as voice
+from kauli.models.speech import whisper_decoder
 from kauli.models.speech.whisper import WhisperTask
 from kauli.models.speech.word_times import (
     alignment_heads,
@@ -163,7 +163,7 @@ def test_without_words_nothing_is_read_again(monkeypatch: pytest.MonkeyPatch) ->
     def refused(*_: Any, **__: Any) -> Any:
         raise AssertionError("the transcript was read again")
 
-    monkeypatch.setattr(voice, "attention_weights", refused)
+    monkeypatch.setattr(whisper_decoder, "attention_weights", refused)
     task = whisper()
     assert words(task, TranscriptionRequest(sound(1, 1), "be")) == ()
     with pytest.raises(AssertionError, match="read again"):
@@ -218,8 +218,8 @@ def test_scripts_without_spaces_have_a_word_for_each_character() -> None:
 
 def test_words_are_kept_out_of_pauses() -> None:
     pauses = [(1.0, 2.0), (4.0, 4.5)]
-    heard = [Word("a", 0.0, 0.9), Word("b", 0.9, 2.6), Word("c", 2.6, 4.2), Word("d", 4.2, 6.0), Word("e", 6.0, 6.0)]
-    assert outside_pauses(heard, pauses) == (
+    found = [Word("a", 0.0, 0.9), Word("b", 0.9, 2.6), Word("c", 2.6, 4.2), Word("d", 4.2, 6.0), Word("e", 6.0, 6.0)]
+    assert outside_pauses(found, pauses) == (
         Word("a", 0.0, 0.9), Word("b", 2.0, 2.6), Word("c", 2.6, 4.0), Word("d", 4.5, 6.0), Word("e", 6.0, 6.0),
     )  # fmt: skip
     assert outside_pauses([Word("long", 0, 2.2)], pauses) == (Word("long", 0, 1.0),)

@@ -83,7 +83,7 @@ def test_marks_and_pictures_must_be_as_many() -> None:
         task.prompt_tokens(TextRequest((Message("user", MARK * 2),), media=picture(0)))
 
 
-def test_a_connector_computes_what_its_formula_says() -> None:
+def test_a_connector_computes_its_formula() -> None:
     connector = Connector(PARTS, 8)
     for parameter in connector.parameters():
         torch.nn.init.normal_(parameter)
