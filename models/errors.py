@@ -1,4 +1,4 @@
-"""The two errors that a user may see; the command prints their message without a traceback."""
+"""The errors that a user may see; the command prints their message without a traceback."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -14,6 +14,10 @@ class UsageError(KauliError):
     """The user asked for something that cannot be: a wrong name, key or value. Exit code 2."""
 
     exit_code = 2
+
+
+class MediaError(UsageError):
+    """Invalid bytes of an image or audio, and what to send instead."""
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -17,7 +17,8 @@ _MOST_SECONDS, _MOST_BYTES, _MOST_SAMPLES = 7200.0, 2**31, 2_000_000_000
 
 def read_image(path: Path) -> bytes:
     """The bytes of an image file; raises UsageError where it can't be read or decoded."""
-    from kauli.models.media.decode import MediaError, decode_image
+    from kauli.models.errors import MediaError
+    from kauli.models.media.decode import decode_image
 
     try:
         content = path.read_bytes()
@@ -33,7 +34,8 @@ def read_image(path: Path) -> bytes:
 
 def read_audio(path: Path) -> tuple[bytes, "DecodedAudio"]:
     """An audio file and its samples; raises UsageError where it can't be read or decoded. Warnings go to stderr."""
-    from kauli.models.media.decode import AudioLimits, MediaError, decode_audio
+    from kauli.models.errors import MediaError
+    from kauli.models.media.decode import AudioLimits, decode_audio
 
     limits = AudioLimits(max_bytes=_MOST_BYTES, max_seconds=_MOST_SECONDS, max_samples=_MOST_SAMPLES)
     try:

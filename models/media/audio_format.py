@@ -1,4 +1,4 @@
-"""What kind of audio the bytes of a file are, by their first bytes alone: nothing is decoded, nothing is raised.
+"""What kind of audio the bytes of a file are, by their first bytes alone: nothing is decoded.
 
 The allow-list is here. Sources: RIFF/WAVE (Microsoft 1994, and mmreg.h for codec tags), RFC 9639 (FLAC), RFC 3533
 (Ogg pages), Vorbis I (Xiph 2020), ISO/IEC 11172-3 (frame headers of MPEG audio).
@@ -7,6 +7,8 @@ The allow-list is here. Sources: RIFF/WAVE (Microsoft 1994, and mmreg.h for code
 import struct
 import zlib
 from collections.abc import Iterator
+
+from kauli.models.errors import MediaError
 
 ALLOWED = "WAV, FLAC, Ogg or MP3"
 
@@ -49,7 +51,7 @@ _MOST_CODES = 2**20  # numbers in the codebooks of a Vorbis stream; libvorbis wr
 _UNKNOWN_SIZE = 0x7FFF0000  # and more: what writers to a pipe put for a WAV whose end they can't know
 
 
-def audio_name(data: bytes) -> str | None:
+def _audio_name(data: bytes) -> str | None:
     """One of `ALLOWED` by the first bytes; None for anything else."""
     if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
         return "WAV"
@@ -60,27 +62,30 @@ def audio_name(data: bytes) -> str | None:
     return "MP3" if data[:3] == b"ID3" or _mpeg_layer(data) == 3 else None
 
 
-def why_refused(data: bytes) -> str:
-    """One sentence for what is not read by its container or its codec: what it is, and what to send. Else empty."""
+def audio_format_of(data: bytes) -> str:
+    """WAV, FLAC, Ogg or MP3 by the first bytes; `MediaError`, with what to send, for another container or codec."""
     if not data:
-        return f"the audio is empty: send the bytes of a {ALLOWED} file."
-    name = audio_name(data)
+        raise MediaError(f"the audio is empty: send the bytes of a {ALLOWED} file.")
+    name = _audio_name(data)
     if name is None:
-        return refusal(_what_instead(data))
+        raise refusal(_what_instead(data))
     codec = _foreign_codec(name, data)
     if codec:
-        return refusal(f"{'an' if name == 'Ogg' else 'a'} {name} file that holds {codec}")
-    return _ogg_bomb(data) if name == "Ogg" else ""
+        raise refusal(f"{'an' if name == 'Ogg' else 'a'} {name} file that holds {codec}")
+    if name == "Ogg":
+        _check_ogg(data)
+    return name
 
 
-def broken(name: str) -> str:
+def broken(name: str) -> MediaError:
     """Of a file that is `name` by its first bytes, and can't be decoded."""
-    return f"the {name} audio is broken or truncated: send the whole file again."
+    return MediaError(f"the {name} audio is broken or truncated: send the whole file again.")
 
 
-def refusal(what: str) -> str:
+def refusal(what: str) -> MediaError:
     """Of a file that is `what`."""
-    return f"this is {what}, which is not read: send {ALLOWED}, for instance by: ffmpeg -i IN -ac 1 -ar 16000 OUT.wav"
+    way = "ffmpeg -i IN -ac 1 -ar 16000 OUT.wav"
+    return MediaError(f"this is {what}, which is not read: send {ALLOWED}, for instance by: {way}")
 
 
 def ends_early(name: str, data: bytes) -> bool:
@@ -102,7 +107,7 @@ def ogg_streams(data: bytes) -> int:
 
 
 def _what_instead(data: bytes) -> str:
-    """What a file is that has no `audio_name`, in words."""
+    """What a file is that has no `_audio_name`, in words."""
     if data[4:8] == b"ftyp":
         return "an M4A, MP4 or 3GP file"
     if data[:4] == b"RIFF":
@@ -159,17 +164,18 @@ def _wav_tag(data: bytes, at: int) -> int:
     return int.from_bytes(data[at + 24 : at + 26], "little") if tag == _WAV_EXTENSIBLE else tag
 
 
-def _ogg_bomb(data: bytes) -> str:
-    """Why an Ogg file is refused that would take libogg a minute, or libvorbis gigabytes before the first sample."""
+def _check_ogg(data: bytes) -> None:
+    """Refuse an Ogg file that would take libogg a minute, or libvorbis gigabytes before the first sample."""
     if data.count(b"OggS") > _MOST_PAGES:
-        return refusal(f"an Ogg file of more than {_MOST_PAGES:,} pages")
+        raise refusal(f"an Ogg file of more than {_MOST_PAGES:,} pages")
     packets = _ogg_packets(data, 3)
     if packets[:1] and packets[0].startswith(b"OpusHead"):
-        return ""
+        return
     if len(packets) < 3:
-        return broken("Ogg")
+        raise broken("Ogg")
     codes = _vorbis_codes(packets[2])
-    return refusal(f"an Ogg file with Vorbis codebooks of {codes:,} numbers or more") if codes > _MOST_CODES else ""
+    if codes > _MOST_CODES:
+        raise refusal(f"an Ogg file with Vorbis codebooks of {codes:,} numbers or more")
 
 
 def _ogg_packets(data: bytes, count: int) -> list[bytes]:

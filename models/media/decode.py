@@ -19,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from kauli.models.errors import UsageError
+from kauli.models.errors import MediaError
 from kauli.models.media import audio_format, image_format
 from kauli.models.media.resample import Array, resampled
 
@@ -52,10 +52,6 @@ _SILENT = 1e-4
 _FULL_SCALE = 0.9999  # also the highest value of 16 bits; a sine of that height has 0.9 % of its samples above this
 _MOST_FULL = 0.01  # share of samples above which audio is called clipped
 _MOST_PEAK = 2.0**31  # integers in a float file; sums of larger values could overflow
-
-
-class MediaError(UsageError):
-    """Invalid bytes of an image or audio, and what to send instead."""
 
 
 def content_key(data: bytes) -> str:
@@ -94,7 +90,7 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Image.Imag
     or BMP image of one frame within the limits, which are checked before any pixel is decoded.
     """
     limits.check_bytes(len(data))
-    name = image_format_of(data)
+    name = image_format.image_format_of(data)
     try:
         _check_header(name, data, limits)
         image = _FORMATS[name](io.BytesIO(data))
@@ -109,19 +105,9 @@ def decode_image(data: bytes, limits: ImageLimits = ImageLimits()) -> Image.Imag
         raise MediaError(f"the {name} image is broken or truncated ({reason}): send the whole file again.") from error
 
 
-def image_format_of(data: bytes) -> str:
-    """PNG, JPEG, WEBP, GIF or BMP, by the first bytes; raises `MediaError` for what is none of them."""
-    reason = image_format.why_refused(data)
-    if reason:
-        raise MediaError(reason)
-    return image_format.image_name(data) or ""
-
-
 def _check_header(name: str, data: bytes, limits: ImageLimits) -> None:
     """Refuse what Pillow would take memory or time for before it says how large the image is."""
-    reason = image_format.why_endless(name, data)
-    if reason:
-        raise MediaError(reason)
+    image_format.check_endless(name, data)
     stated = image_format.stated(name, data)
     if stated is not None:
         size, frames = stated
@@ -212,21 +198,13 @@ def decode_audio(data: bytes, limits: AudioLimits = AudioLimits()) -> DecodedAud
     decoded, block by block. A truncated file gives what it holds, with a warning, where its decoder can read it.
     """
     limits.check_bytes(len(data))
-    name = audio_format_of(data)
+    name = audio_format.audio_format_of(data)
     try:
         return _decoded(name, data, limits)
     except MediaError:
         raise
     except Exception as error:  # libsndfile's own, and numpy's where a header asks for the impossible
-        raise MediaError(audio_format.broken(name)) from error
-
-
-def audio_format_of(data: bytes) -> str:
-    """WAV, FLAC, Ogg or MP3, by the first bytes; raises `MediaError` for anything else, by container or codec."""
-    reason = audio_format.why_refused(data)
-    if reason:
-        raise MediaError(reason)
-    return audio_format.audio_name(data) or ""
+        raise audio_format.broken(name) from error
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]
@@ -252,7 +230,7 @@ def _decoded(name: str, data: bytes, limits: AudioLimits) -> DecodedAudio:
     levels = _Levels()
     with _Stream(stream) as file:
         if (file.format, file.subtype) not in audio_format.DECODED:
-            raise MediaError(audio_format.refusal(f"a {file.format} file that holds {file.subtype_info}"))
+            raise audio_format.refusal(f"a {file.format} file that holds {file.subtype_info}")
         rate, channels, stated = file.samplerate, file.channels, file.frames
         _check_rate(rate, channels)
         if stated != _UNKNOWN:

@@ -5,6 +5,8 @@ The allow-list is here. Sources: RFC 9649 (WEBP), GIF89a (CompuServe 1990), ITU-
 
 import struct
 
+from kauli.models.errors import MediaError
+
 ALLOWED = "PNG, JPEG, WEBP, GIF or BMP"
 
 _MARKS = ((b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"BM", "BMP"))
@@ -32,25 +34,27 @@ def media_type(data: bytes) -> str:
     return f"image/{(image_name(data) or 'PNG').lower()}"
 
 
-def why_refused(data: bytes) -> str:
-    """One sentence for what is no image that is read: what it is, and what to send. Else empty."""
+def image_format_of(data: bytes) -> str:
+    """PNG, JPEG, WEBP, GIF or BMP by the first bytes; for anything else `MediaError`: what it is, and what to send."""
     if not data:
-        return f"the image is empty: send the bytes of a {ALLOWED} file."
-    return "" if image_name(data) else refusal(_what_instead(data))
+        raise MediaError(f"the image is empty: send the bytes of a {ALLOWED} file.")
+    name = image_name(data)
+    if name is None:
+        raise refusal(_what_instead(data))
+    return name
 
 
-def refusal(what: str) -> str:
+def refusal(what: str) -> MediaError:
     """Of a file that is `what`."""
-    return f"this is {what}, which is not supported: send a {ALLOWED} image, for instance exported as PNG."
+    return MediaError(f"this is {what}, which is not supported: send a {ALLOWED} image, for instance exported as PNG.")
 
 
-def why_endless(name: str, data: bytes) -> str:
-    """Why a file is refused that Pillow would read without end before it says how large the image is. Else empty."""
+def check_endless(name: str, data: bytes) -> None:
+    """Raise `MediaError` for a file that Pillow would read without end before it says how large the image is."""
     if name == "JPEG" and data.count(b"\xff\xda") > _MOST_SCANS:
-        return f"the JPEG has more than {_MOST_SCANS} scans: save it again as a baseline JPEG."
+        raise MediaError(f"the JPEG has more than {_MOST_SCANS} scans: save it again as a baseline JPEG.")
     if name == "PNG" and sum(data.count(chunk) for chunk in (b"zTXt", b"iTXt", b"iCCP")) > _MOST_INFLATED:
-        return f"the PNG has more than {_MOST_INFLATED} text chunks: save it again without metadata."
-    return ""
+        raise MediaError(f"the PNG has more than {_MOST_INFLATED} text chunks: save it again without metadata.")
 
 
 def stated(name: str, data: bytes) -> tuple[tuple[int, int], int] | None:

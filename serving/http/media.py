@@ -5,7 +5,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from kauli.models.media.decode import MediaError
+from kauli.models.errors import MediaError
 from kauli.models.requests import NO_REPEAT, TextRequest
 from kauli.serving.backends import Attachment, Backends
 from kauli.serving.http.payloads import read_data_uri, read_input_audio

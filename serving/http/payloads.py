@@ -5,8 +5,11 @@
 
 import base64
 
+from kauli.models.errors import MediaError
 from kauli.models.media import audio_format, image_format
-from kauli.models.media.decode import AudioLimits, ImageLimits, MediaError, audio_format_of, image_format_of
+from kauli.models.media.audio_format import audio_format_of
+from kauli.models.media.decode import AudioLimits, ImageLimits
+from kauli.models.media.image_format import image_format_of
 
 _IMAGE_TYPES = {
     "image/png": "PNG",
@@ -38,7 +41,7 @@ def read_data_uri(uri: str, limits: ImageLimits = _OF_IMAGES) -> bytes:
     if not comma or not marks or marks[-1].strip() != "base64":
         raise MediaError(f"the data: URI must begin like 'data:image/png;base64,', not like '{_short(uri)}'.")
     if media_type == "image/svg+xml":
-        raise MediaError(image_format.refusal("an SVG drawing"))
+        raise image_format.refusal("an SVG drawing")
     if media_type not in _IMAGE_TYPES:
         raise MediaError(f"'{_short(media_type)}' is not a supported image type; use one of {', '.join(_IMAGE_TYPES)}.")
     encoded = uri[len(header) + 1 :]

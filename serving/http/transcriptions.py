@@ -13,7 +13,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from starlette.datastructures import UploadFile
 from starlette.requests import ClientDisconnect
 
-from kauli.models.media.decode import AudioLimits, DecodedAudio, MediaError, decode_audio
+from kauli.models.errors import MediaError
+from kauli.models.media.decode import AudioLimits, DecodedAudio, decode_audio
 from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.chunking import Segment, as_text
 from kauli.models.speech.subtitles import as_srt, as_vtt, cues

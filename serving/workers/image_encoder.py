@@ -20,9 +20,9 @@ from kauli.models.adapters.folder import check_base
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base
 from kauli.models.engine.precision import place
-from kauli.models.errors import KauliError
+from kauli.models.errors import KauliError, MediaError
 from kauli.models.languages import nfc
-from kauli.models.media.decode import ImageLimits, MediaError, content_key, decode_image
+from kauli.models.media.decode import ImageLimits, content_key, decode_image
 from kauli.models.vision.align import AlignTask
 from kauli.models.vision.clip import ClipModel
 from kauli.models.vision.heads import Head

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kauli.models.errors import MediaError
 from kauli.models.files import write_atomically
-from kauli.models.media.decode import RATE, MediaError, content_key, decode_audio
+from kauli.models.media.decode import RATE, content_key, decode_audio
 from kauli.models.paths import kauli_home
 from kauli.models.progress import bar
 from kauli.training.data.dataset import Dataset

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from kauli.models.media.decode import RATE, AudioLimits, DecodedAudio, MediaError, decode_audio
+from kauli.models.errors import MediaError
+from kauli.models.media.decode import RATE, AudioLimits, DecodedAudio, decode_audio
 from kauli.models.media.resample import Array, resampled
 
 LIMITS = AudioLimits()

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageFile
 
-from kauli.models.media.decode import ImageLimits, MediaError, content_key, decode_image
+from kauli.models.errors import MediaError
+from kauli.models.media.decode import ImageLimits, content_key, decode_image
 
 RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 LIMITS = ImageLimits()

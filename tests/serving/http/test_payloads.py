@@ -8,7 +8,8 @@ import pytest
 import soundfile
 from PIL import Image
 
-from kauli.models.media.decode import AudioLimits, ImageLimits, MediaError
+from kauli.models.errors import MediaError
+from kauli.models.media.decode import AudioLimits, ImageLimits
 from kauli.serving.http.payloads import check_audio_type, read_data_uri, read_input_audio
 
 
