@@ -31,7 +31,6 @@ HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 HEAD_WEIGHTS, HEAD_CARD = "head.safetensors", "head.json"
 LOGIT_SCALE = 100.0  # where CLIP's own training ends, and what the two adapters' authors take
 
-_NEEDS_TEXT = ("zero_shot", "clip_adapter", "tip", "tip_f")
 _NEEDS_EACH_CLASS = ("prototype", "linear")
 _PENALTIES = (1.0, 10.0, 100.0, 1000.0)  # scikit-learn's C; features of length 1 need a weak penalty
 _PENALTY_AT_ONE_SHOT = 10.0
@@ -168,7 +167,7 @@ def _check_shots(kind: HeadKind, features: Tensor, labels: Tensor, classes: Sequ
             f"features must be (N, D) and labels (N,), not {tuple(features.shape)} and {tuple(labels.shape)}."
         )
     _check_features(features, features.shape[1])
-    if text is None and kind in _NEEDS_TEXT:
+    if text is None and "text" in _PARTS[kind][0]:
         raise UsageError(
             f"a {kind} head needs `text`, an embedding of each class's prompt; prototype and linear do without."
         )

@@ -19,7 +19,7 @@ from kauli.models.vision.clip import ClipModel, spatial
 class ImageTower:
     """The image side of a base of the task `align`, without its projection."""
 
-    def __init__(self, clip: ClipModel, name: str, device: str = "cpu") -> None:
+    def __init__(self, clip: ClipModel, name: str, device: torch.device | str) -> None:
         self.name = name
         self._clip = clip
         self._visual = clip.model.visual.to(device)
@@ -34,7 +34,7 @@ class ImageTower:
     @classmethod
     def load(cls, base: Base, device: str | None = None) -> Self:
         """The tower of a base for `align`, on the GPU where there is one."""
-        return cls(ClipModel(Path(base.folder)), base.name, str(place(device)[0]))
+        return cls(ClipModel(Path(base.folder)), base.name, place(device)[0])
 
     @property
     def width(self) -> int:
