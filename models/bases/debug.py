@@ -139,7 +139,8 @@ def build_debug_text(shape: Shape, out: Path) -> None:
     tokenizer = _byte_tokenizer(begins=shape == "gemma3")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(_text_config(shape, vocab_size=len(tokenizer)))
+        config = _text_config(shape, vocab_size=len(tokenizer))
+        model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.chat_template = PLAIN if shape == "gemma3" else CHATML
     tokenizer.save_pretrained(out)

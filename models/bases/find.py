@@ -225,7 +225,7 @@ def _fetch_from_hub(hub_id: str, folder: Path, task: str, allow_noncommercial: b
             facts = facts or read_facts(partial)
             _check_licence(hub_id, facts.licence, facts.noncommercial, allow_noncommercial)
             check_model(partial, hub_id, task)
-            card = _found_card(hub_id, "hub", facts, partial, task, hub_id=hub_id)
+            card = _found_card(hub_id, "hub", facts, partial, task)
             return write_record(partial, hub_id, card.model_dump(mode="json"), revision)
     except (OSError, SafetensorError) as error:
         raise KauliError(f"could not store the base '{hub_id}' under {folder.parent}: {error}.") from error
@@ -239,13 +239,11 @@ def _local_folder(folder: Path, task: str, allow_noncommercial: bool) -> Base:
     check_model(folder, str(folder), task)
     facts = read_facts(folder)
     _check_licence(str(folder), facts.licence, facts.noncommercial, allow_noncommercial)
-    card = _found_card(str(folder), "folder", facts, folder, task, hub_id=None)
+    card = _found_card(str(folder), "folder", facts, folder, task)
     return _base(str(folder), folder, hash_folder(folder), card, task)
 
 
-def _found_card(
-    name: str, source: Literal["hub", "folder"], facts: Facts, folder: Path, task: str, hub_id: str | None
-) -> BaseCard:
+def _found_card(name: str, source: Literal["hub", "folder"], facts: Facts, folder: Path, task: str) -> BaseCard:
     return BaseCard(
         title=name,
         source=source,
@@ -253,7 +251,7 @@ def _found_card(
         licence=facts.licence,
         noncommercial=facts.noncommercial,
         languages=facts.languages,
-        hub_id=hub_id,
+        hub_id=name if source == "hub" else None,
         template=None if has_chat_template(folder) else PLAIN,
     )
 
