@@ -177,14 +177,11 @@ class TrainableCtc(CtcBase, TrainableRecogniser):
 
     def current_bits(self, rows: Sequence[Row]) -> list[tuple[float, int]]:
         """As `CtcTask.bits`, of the model in its present state: before `attach` with the base's own letters."""
-        own = self._before
-        letters, weight, bias = own.letters, own.weight, own.bias
-        if self._attached:
-            letters, weight, bias = self.letters, self._bare.lm_head.weight, self._bare.lm_head.bias
+        letters, head = (self.letters, self._bare.lm_head) if self._attached else (self._before.letters, self._before)
 
         def logits(part: Sequence[Row]) -> tuple[list[Tensor], list[Vocabulary]]:
             waves = [self.model_input(row["samples"]).to(self.device) for row in part]
-            found = functional.linear(encode(self._bare, waves), weight, bias)
+            found = functional.linear(encode(self._bare, waves), head.weight, head.bias)
             return own_frames(self._bare, found, waves), [letters] * len(part)
 
         return self._bits(rows, logits, SLOTS)

@@ -21,6 +21,7 @@ from kauli.models.bases.find import Base
 from kauli.models.engine.detokenize import TokenBytes
 from kauli.models.engine.engine import Generation, Part, Ticket
 from kauli.models.engine.generative import SLOTS
+from kauli.models.engine.packing import Document, pack
 from kauli.models.engine.sampling import Sampling
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
@@ -30,7 +31,7 @@ from kauli.models.speech.chunking import pauses
 from kauli.models.speech.task import Recogniser, Row, SpeechModel
 from kauli.models.speech.whisper_adapter import LoadedWhisperAdapter, load_model, read_adapter
 from kauli.models.speech.whisper_decoder import ClipState, WhisperRunner
-from kauli.models.speech.whisper_model import LANGUAGE, WhisperBatch, WhisperExample, frame_count, packed, packed_losses
+from kauli.models.speech.whisper_model import LANGUAGE, WhisperBatch, WhisperExample, frame_count, packed_losses
 
 disable_progress_bar()  # type: ignore[no-untyped-call]
 
@@ -119,8 +120,17 @@ class WhisperBase(SpeechModel):
         return examples
 
     def collate(self, examples: Sequence[WhisperExample], inputs: Sequence[Tensor] | None = None) -> WhisperBatch:
-        found = inputs if inputs is not None else [self.model_input(example.samples) for example in examples]
-        return packed(examples, found, self.end)
+        documents = [
+            Document([max(token, 0) for token in one.tokens], one.answer_start, one.tokens[-1] == self.end)
+            for one in examples
+        ]
+        tokens = [(token, one.language) for one in examples for token in one.tokens]
+        return WhisperBatch(
+            **vars(pack(documents)),
+            mels=tuple(inputs if inputs is not None else (self.model_input(one.samples) for one in examples)),
+            lengths=tuple(len(one.tokens) for one in examples),
+            languages=tuple((position, tag) for position, (token, tag) in enumerate(tokens) if token == LANGUAGE),
+        )
 
     def _token_of(self, tag: str) -> int | None:
         return self._language_tokens.get(tag) or self._language_tokens.get(tag.split("-")[0])

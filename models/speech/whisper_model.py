@@ -17,16 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kauli.models.engine.kv_cache import SlotMemory, SlotPass
-from kauli.models.engine.packing import (
-    Batch,
-    Buckets,
-    Document,
-    in_buckets,
-    into_buckets,
-    out_of_buckets,
-    pack,
-    true_places,
-)
+from kauli.models.engine.packing import Batch, Buckets, in_buckets, into_buckets, out_of_buckets, true_places
 
 FRAMES_PER_SECOND = 50
 LANGUAGE = -1
@@ -177,20 +168,6 @@ class WhisperBatch(Batch):
         """The same batch on another device."""
         mels = tuple(mel.to(device) for mel in self.mels)
         return WhisperBatch(**{**vars(self), **vars(super().to(device)), "mels": mels})
-
-
-def packed(clips: Sequence[WhisperExample], mels: Sequence[Tensor], end: int) -> WhisperBatch:
-    """Clips with their spectrograms as a batch; `end` is the end token."""
-    documents = [
-        Document([max(token, 0) for token in clip.tokens], clip.answer_start, clip.tokens[-1] == end) for clip in clips
-    ]
-    tokens = [(token, clip.language) for clip in clips for token in clip.tokens]
-    return WhisperBatch(
-        **vars(pack(documents)),
-        mels=tuple(mels),
-        lengths=tuple(len(clip.tokens) for clip in clips),
-        languages=tuple((position, tag) for position, (token, tag) in enumerate(tokens) if token == LANGUAGE),
-    )
 
 
 def packed_losses(model: Any, batch: WhisperBatch, languages: Callable[[str], Tensor]) -> Tensor:
