@@ -9,7 +9,7 @@ from kauli.models.adapters.card import Card
 from kauli.models.adapters.usage import fenced
 from kauli.models.languages import display_name
 from kauli.models.metrics import METRICS, label, metric_of, plain_name
-from kauli.models.tasks import TASKS, resolve, task_of
+from kauli.models.tasks import resolve, task_of
 
 # The identifiers that the Hugging Face hub knows; any other licence goes there as "other" with its name.
 _HUB_LICENCES = {
@@ -47,9 +47,11 @@ def _summary(card: Card) -> str:
 
 
 def _usage(card: Card) -> str:
-    if card.task not in {row.card_task for row in TASKS.values()}:
-        return ""  # of a later version
-    return str(resolve(task_of(card.task, _kind(card)).usage)(card))
+    try:
+        row = task_of(card.task, _kind(card))
+    except KeyError:  # a task of a later version
+        return ""
+    return str(resolve(row.usage)(card))
 
 
 def _data(card: Card) -> str:
