@@ -37,7 +37,7 @@ def finished_card(draft: Card, recipe: Recipe, fitted: Fitted, result: EvalResul
     """The card with the data, the figures and the costs of the training, on the machine that trained."""
     state, rows = fitted.state, fitted.examples.train
     licences = Counter((row["source"] or "unnamed", row["licence"] or "unknown") for row in rows)
-    metrics, base_metrics = dict(result.metrics), dict(result.base_metrics or {})
+    metrics, base_metrics = dict(result.metrics), dict(result.base_metrics)
     if english := result.english():
         metrics["english_bits_per_byte"] = english["adapter"]
         base_metrics["english_bits_per_byte"] = english["base"]

@@ -11,7 +11,6 @@ from kauli.models.errors import KauliError, UsageError
 from kauli.models.metrics import METRICS, SYNTHETIC
 from kauli.models.progress import note
 from kauli.training.evaluation.comparison import ENGLISH, Cell, CompareResult, Line, cell_from_json
-from kauli.training.evaluation.intervals import Array
 from kauli.training.evaluation.results import Scores
 from kauli.training.evaluation.scorers import Tally, merge
 from kauli.training.recipe import Recipe
@@ -68,7 +67,6 @@ def run_cell(recipe: Recipe, storage: str) -> Cell:
     trained = train(recipe, storage, promote=False)
     seconds = round(perf_counter() - start, 1)
     result, sha256 = trained.evaluation, recipe.sha256(with_seed=False)
-    assert result.base_scores is not None
     return Cell(recipe.name, sha256, recipe.train.seed, trained.adapter, seconds, result.scores, result.base_scores)
 
 
@@ -115,21 +113,15 @@ def _tallies(scores: Scores, languages: list[str], metrics: Sequence[str]) -> di
 def _check_same_rows(lines: Sequence[Line], store: Store) -> None:
     """Bytes by group are a fingerprint of the test rows: they are the text's, not the system's."""
     for metric in ("bits_per_byte", SYNTHETIC + "bits_per_byte"):
-        sizes = [line.sums[metric][:, :, 1] if metric in line.sums else None for line in lines]
+        sizes = [line.sums[metric][:, :, 1].tolist() if metric in line.sums else None for line in lines]
         # in no line: a task without texts to predict; its rows' number is checked by whoever pairs them
         for line, size in zip(lines, sizes, strict=True):
-            if not _same(size, sizes[0]):
+            if size != sizes[0]:
                 raise KauliError(
                     f"{line.name} and {lines[0].name} were scored on different test rows, so they can't be compared: "
                     f"their data differ, or changed between the runs. Finished cells lie in {store.uri}: delete the "
                     "old."
                 )
-
-
-def _same(one: Array | None, other: Array | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return np.array_equal(one, other)
 
 
 def _labels(recipes: Sequence[Recipe]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from kauli.models.adapters.card import README_FILE, Card
+from kauli.models.adapters.card import README_FILE
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base, known_bases
 from kauli.models.bases.folder import RECORD, check_model, damaged_files, read_record, write_record
@@ -51,9 +51,8 @@ def make_base(name: str) -> Base:
             adapter = _trained(recipe, dataset)
             with atomic_folder(folder) as partial:
                 write_clip(towers.folder, adapter, partial)
-                shutil.copyfile(
-                    adapter / README_FILE, partial / "PROJECTIONS.md"
-                )  # the sources of its images and texts
+                # It names the sources of the images and texts
+                shutil.copyfile(adapter / README_FILE, partial / "PROJECTIONS.md")
                 check_model(partial, name, recipe.task)
                 write_record(partial, name, card.model_dump(mode="json"), made_from)
     return find_base(name, task=recipe.task)
@@ -75,11 +74,8 @@ def _trained(recipe: Recipe, dataset: Dataset) -> Path:
     registry = Registry(storage)
     for version in reversed(registry.versions(recipe.name)) if recipe.name in registry.names() else ():
         spec = f"{recipe.name}@{version}"
-        if _made_by(registry.card(spec), recipe, dataset):
+        card = registry.card(spec)
+        same_data = card.data is not None and card.data.sha256 == dataset.sha256
+        if same_data and card.recipe is not None and recipe_sha256(card.recipe) == recipe.sha256():
             return registry.fetch(spec)
     return registry.fetch(train(recipe, storage, use_ray=False, promote=False).adapter)
-
-
-def _made_by(card: Card, recipe: Recipe, dataset: Dataset) -> bool:
-    made_by = recipe_sha256(card.recipe) if card.recipe is not None else None
-    return made_by == recipe.sha256() and card.data is not None and card.data.sha256 == dataset.sha256

@@ -100,8 +100,8 @@ def main() -> None:
     card = registry.card(options.adapter)
     base = find_base(card.base.name, allow_noncommercial=True)
     dataset = load_data(str(card.data.name if card.data else "starter"), card.language)
-    request = request_of(card, registry.fetch(options.adapter), base, dataset, limit=options.limit)
-    result = evaluate_describe(replace(request, languages=(options.language,)))
+    request = request_of(card, registry.fetch(options.adapter), base, dataset)
+    result = evaluate_describe(replace(request, limit=options.limit, languages=(options.language,)))
     training = card.training
     cost = (
         f"{training.steps} steps, {training.seconds / 60:.1f} minutes of training on {training.machine}"

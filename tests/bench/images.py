@@ -54,7 +54,7 @@ def steps(rounds: int) -> list[str]:
     recipe = load_recipe("describe-multi", ["train.batch_tokens=512", "train.steps=100000"])
     assert isinstance(recipe, DescribeRecipe)
     section = recipe.describe
-    tower = load_tower(section)
+    tower = load_tower(section.encoder)
     data = load_data("starter", recipe.language)
     rows = with_media(image_rows(data, "train", recipe.language, section.prompt)[:200], tower, section.grid)
     task = TrainableDescribe.load(find_base(recipe.base), device="cpu", dtype=torch.float32)

@@ -128,7 +128,7 @@ def main() -> None:
     folder = Path(options.storage) / "runs" / "plain"
     lines = [
         f"`{recipe.name}`, {options.minutes:g} minutes of training each, one after another on {machine()}; "
-        f"{dataset.count('train')} training rows, data {dataset.sha256[:12]}; the plain script with learning rate "
+        f"{len(dataset.rows('train'))} training rows, data {dataset.sha256[:12]}; the plain script with learning rate "
         f"{options.rate:g}. Bits per byte on the test split (lower is better); in brackets kauli's change "
         "with a 95 % interval, a paired bootstrap over groups. Command: `make results`.",
         "",

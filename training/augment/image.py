@@ -1,10 +1,10 @@
 """Images changed at random for training, on torchvision's transforms v2.
 
-Each kind is a frozen pydantic model (its YAML keys) with `transform`, named in `kauli.training.augment.table`.
+Each kind is a frozen pydantic model (its YAML keys) with `changed`, named in `kauli.training.augment.table`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import regex
@@ -22,17 +22,18 @@ _WHITE = 255
 class ImageAugmentation(Augmentation):
     """A random change of an image."""
 
-    def transform(self) -> nn.Module:
-        """A module that changes an RGB image with probability `p`, and keeps its size."""
-        by_chance: nn.Module = v2.RandomApply([self._change()], p=self.p)
-        return by_chance
+    def changed(self, image: Image.Image) -> Image.Image:
+        """The RGB image, changed with probability `p`, of the same size; drawn from torch's random state."""
+        changed: Image.Image = v2.RandomApply([self._change(image.width, image.height)], p=self.p)(image)
+        return changed
 
     @property
     def changes_direction(self) -> bool:
         """Whether left may become right, or up down: what letters, signs and arrows do not survive."""
         return False
 
-    def _change(self) -> Any:
+    def _change(self, width: int, height: int) -> Any:
+        """The transform of torchvision for an image of this size."""
         raise NotImplementedError
 
 
@@ -45,7 +46,7 @@ class Flip(ImageAugmentation):
     def changes_direction(self) -> bool:
         return True
 
-    def _change(self) -> Any:
+    def _change(self, width: int, height: int) -> Any:
         return v2.RandomHorizontalFlip(1.0)
 
 
@@ -60,7 +61,7 @@ class Rotate(ImageAugmentation):
     def changes_direction(self) -> bool:
         return self.degrees > LARGEST_TURN
 
-    def _change(self) -> Any:
+    def _change(self, width: int, height: int) -> Any:
         return v2.RandomRotation(self.degrees, interpolation=InterpolationMode.BILINEAR, fill=_WHITE)
 
 
@@ -71,7 +72,7 @@ class Colour(ImageAugmentation):
     brightness: float = Field(default=0.2, ge=0, le=1)
     contrast: float = Field(default=0.2, ge=0, le=1)
 
-    def _change(self) -> Any:
+    def _change(self, width: int, height: int) -> Any:
         return v2.ColorJitter(brightness=self.brightness, contrast=self.contrast)
 
 
@@ -82,13 +83,10 @@ class Blur(ImageAugmentation):
     sigma: float = Field(default=1.5, ge=0.1, le=5)
     """The largest standard deviation, in pixels of the image as it is stored."""
 
-    def _change(self) -> Any:
-        def of_size(width: int, height: int) -> Any:
-            # The border is a reflection, which must be narrower than the image.
-            radius = min(math.ceil(3 * self.sigma), width - 1, height - 1)
-            return v2.GaussianBlur(2 * radius + 1, sigma=(0.1, self.sigma))
-
-        return _OfSize(of_size)
+    def _change(self, width: int, height: int) -> Any:
+        # The border is a reflection, which must be narrower than the image.
+        radius = min(math.ceil(3 * self.sigma), width - 1, height - 1)
+        return v2.GaussianBlur(2 * radius + 1, sigma=(0.1, self.sigma))
 
 
 class Elastic(ImageAugmentation):
@@ -98,14 +96,11 @@ class Elastic(ImageAugmentation):
     alpha: float = Field(default=50, gt=0, le=500)
     """How far: a pixel moves by up to about a fifteenth of it."""
 
-    def _change(self) -> Any:
-        def of_size(width: int, height: int) -> Any:
-            smooth = max(min(5.0, (min(width, height) - 2) / 4), 0.0)  # its kernel reflects 4 of them at the border
-            # Gaps are blended to black, which inverting makes white; torchvision's own fill leaves a dark seam.
-            bend = v2.ElasticTransform(self.alpha, sigma=smooth, fill=None)
-            return nn.Sequential(v2.RandomInvert(1.0), bend, v2.RandomInvert(1.0))
-
-        return _OfSize(of_size)
+    def _change(self, width: int, height: int) -> Any:
+        smooth = max(min(5.0, (min(width, height) - 2) / 4), 0.0)  # its kernel reflects 4 of them at the border
+        # Gaps are blended to black, which inverting makes white; torchvision's own fill leaves a dark seam.
+        bend = v2.ElasticTransform(self.alpha, sigma=smooth, fill=None)
+        return nn.Sequential(v2.RandomInvert(1.0), bend, v2.RandomInvert(1.0))
 
 
 class Crop(ImageAugmentation):
@@ -115,24 +110,9 @@ class Crop(ImageAugmentation):
     scale: float = Field(default=0.6, gt=0, le=1)
     """The smallest share of the area that is kept."""
 
-    def _change(self) -> Any:
-        def of_size(width: int, height: int) -> Any:
-            shape = width / height
-            return v2.RandomResizedCrop((height, width), (self.scale, 1.0), (shape * 3 / 4, shape * 4 / 3))
-
-        return _OfSize(of_size)
-
-
-class _OfSize(nn.Module):
-    """A transform that has to know the image's size, made when the image is there."""
-
-    def __init__(self, build: Callable[[int, int], Any]) -> None:
-        super().__init__()
-        self._build = build
-
-    def forward(self, image: Image.Image) -> Image.Image:
-        changed: Image.Image = self._build(image.width, image.height)(image)
-        return changed
+    def _change(self, width: int, height: int) -> Any:
+        shape = width / height
+        return v2.RandomResizedCrop((height, width), (self.scale, 1.0), (shape * 3 / 4, shape * 4 / 3))
 
 
 def augmented(
@@ -146,7 +126,7 @@ def augmented(
     with random_state(seed):
         for augmentation in augmentations:
             if not (keep_direction and augmentation.changes_direction):
-                image = augmentation.transform()(image)
+                image = augmentation.changed(image)
     return image
 
 

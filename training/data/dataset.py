@@ -41,11 +41,10 @@ class DatasetReference:
 
 
 class Dataset:
-    """Rows of the one SCHEMA in Parquet files under `folder`, read when asked for and never held."""
+    """Rows of the one SCHEMA in Parquet files, read when asked for and never held."""
 
-    def __init__(self, name: str, folder: Path, paths: Sequence[Path], languages: Sequence[str]) -> None:
+    def __init__(self, name: str, paths: Sequence[Path], languages: Sequence[str]) -> None:
         self.name = name
-        self.folder = folder
         self.languages = tuple(languages)
         self._paths = tuple(paths)
 
@@ -130,10 +129,6 @@ class Dataset:
                         index.places.setdefault(one, (number, group, row))
         return index
 
-    def count(self, split: str | None = None) -> int:
-        """The number of rows of the data set's languages in a split, or in all."""
-        return sum(1 for _row in self.iter_rows(split, columns=["id"]))
-
     @cached_property
     def sha256(self) -> str:
         """A hash over everything in the data set's languages, whatever the order of rows and the layout of files."""
@@ -173,7 +168,7 @@ def load_reference(reference: DatasetReference) -> Dataset:
     Raises `KauliError` if the content is not that of the reference.
     """
     if all(path.is_file() for path in reference.paths):
-        dataset = Dataset(reference.name, reference.paths[0].parent, reference.paths, reference.languages)
+        dataset = Dataset(reference.name, reference.paths, reference.languages)
     else:
         dataset = load_data(reference.name, reference.languages)
     if dataset.sha256 != reference.sha256:
@@ -184,12 +179,12 @@ def load_reference(reference: DatasetReference) -> Dataset:
     return dataset
 
 
-BUILT: dict[str, Callable[[Sequence[str] | None], tuple[Path, list[Path], Sequence[str]]]] = {
+BUILT: dict[str, Callable[[Sequence[str] | None], tuple[list[Path], Sequence[str]]]] = {
     starter.STARTER: starter.starter_files,
     TOPICS: topic_files,
     ESPEAK: espeak_files,
 }
-"""The data sets that are built here, by name: languages (None: all) -> folder, Parquet files, languages."""
+"""The data sets that are built here, by name: languages (None: all) -> Parquet files, languages."""
 
 
 def load_data(name: str, languages: Sequence[str] | None = None) -> Dataset:
@@ -204,19 +199,18 @@ def load_data(name: str, languages: Sequence[str] | None = None) -> Dataset:
     path = _local_copy(name)
     own = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if own and all(file.suffix == ".parquet" and starter.is_starter_file(file) for file in own):
-        return _narrowed(name, path if path.is_dir() else path.parent, own, wanted)  # `kauli data build --out DIR`
+        return _narrowed(name, own, wanted)  # `kauli data build --out DIR`
     only = wanted[0] if wanted and len(wanted) == 1 else None  # rows without a language are in the one asked for
-    imported = import_data(path, only)
-    return _narrowed(name, imported.parent, [imported], wanted)
+    return _narrowed(name, [import_data(path, only)], wanted)
 
 
-def _narrowed(name: str, folder: Path, paths: list[Path], languages: list[str] | None) -> Dataset:
+def _narrowed(name: str, paths: list[Path], languages: list[str] | None) -> Dataset:
     there = sorted({tag for path in paths for tag in pq.read_table(path, columns=["language"])["language"].to_pylist()})
     missing = [language for language in languages or [] if language not in there]
     if missing:
         listed = ", ".join(f"{tag} ({display_name(tag)})" for tag in missing)
         raise UsageError(f"{name} has no rows in {listed}: it has {', '.join(there)}.{nearest(missing[0], there)}")
-    return Dataset(name, folder, paths, languages or there)
+    return Dataset(name, paths, languages or there)
 
 
 def _local_copy(name: str) -> Path:

@@ -108,8 +108,8 @@ def starter_folder() -> Path:
     return kauli_home() / "data" / STARTER
 
 
-def starter_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], Sequence[str]]:
-    """The folder of the data set, its Parquet files (English last) and their languages (None: all that are built).
+def starter_files(languages: Sequence[str] | None) -> tuple[list[Path], Sequence[str]]:
+    """The Parquet files of the data set (English last) and their languages (None: all that are built).
 
     Missing and outdated files are built first.
     """
@@ -120,7 +120,7 @@ def starter_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], Se
             raise UsageError("no starter data is built yet: run `kauli data build --languages sw`.")
     if not ready(languages, folder):
         build(languages)
-    return folder, [folder / f"{language}.parquet" for language in dict.fromkeys([*languages, PIVOT])], languages
+    return [folder / f"{language}.parquet" for language in dict.fromkeys([*languages, PIVOT])], languages
 
 
 def derived_files(
@@ -129,7 +129,7 @@ def derived_files(
     made_by: Sequence[str],
     make: Callable[[str, Path], Sequence[Row]],
     origin: str | None = None,
-) -> tuple[Path, list[Path], Sequence[str]]:
+) -> tuple[list[Path], Sequence[str]]:
     """The same for a data set whose files are made from starter data: of the language, or of the language `origin`.
 
     `make(language, starter file)` gives the rows of a missing file, and of one that was made from other starter data or
@@ -138,15 +138,15 @@ def derived_files(
     folder = kauli_home() / "data" / name
     paths = [folder / f"{language}.parquet" for language in languages]
     with file_lock(kauli_home() / "locks" / f"{name}.lock"):
-        starter, _, _ = starter_files([origin] if origin else languages)
+        starter_files([origin] if origin else languages)
         for language, path in zip(languages, paths, strict=True):
-            file = starter / f"{origin or language}.parquet"
+            file = starter_folder() / f"{origin or language}.parquet"
             stamp = short_hash(*made_by, json.dumps(_stamp(file))).encode()
             if not path.is_file() or (pq.read_schema(path).metadata or {}).get(_DERIVED_STAMP) != stamp:
                 rows = make(language, file)
                 write_parquet(rows, path, {_DERIVED_STAMP: stamp})
                 note(f"{name} {language}: {_counted(rows)}")
-    return folder, paths, languages
+    return paths, languages
 
 
 def _counted(rows: Sequence[Row]) -> str:

@@ -80,17 +80,17 @@ class TuxPaint(Source):
     """Captioned photographs and drawings with clips read by people, from Debian's `tuxpaint-stamps-default`."""
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
-        for path in _stamps(folders):
+        for path in _stamps(folders["stamps"]):
             keys = [f"stamp:{path.stem}", english_key(_captions(path).get("en", path.stem))]
             keys += [media_key("image", file.read_bytes()) for file in [path.with_suffix(".png")] if file.is_file()]
             keys += [media_key("audio", clip.read_bytes()) for clip in _clips(path).values()]
             yield tuple(keys)
 
     def languages(self, folders: Folders) -> set[str]:
-        return {tag for path in _stamps(folders) for tag in _captions(path)}
+        return {tag for path in _stamps(folders["stamps"]) for tag in _captions(path)}
 
     def pairs(self, language: str, folders: Folders) -> Iterator[Pair]:
-        for path in _stamps(folders):
+        for path in _stamps(folders["stamps"]):
             captions = _captions(path)
             if "en" in captions and language in captions:
                 image, clip = path.with_suffix(".png"), self._clip(path, language)
@@ -111,12 +111,8 @@ class TuxPaint(Source):
 
 
 @cache
-def _stamp_files(folder: Path) -> tuple[Path, ...]:
+def _stamps(folder: Path) -> tuple[Path, ...]:
     return tuple(sorted((folder / "usr/share/tuxpaint/stamps").rglob("*.txt")))
-
-
-def _stamps(folders: Folders) -> tuple[Path, ...]:
-    return _stamp_files(folders["stamps"])
 
 
 @cache

@@ -87,8 +87,8 @@ def synthetic_rows(language: str, rows: Sequence[Mapping[str, Any]]) -> list[Row
     return found
 
 
-def espeak_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], Sequence[str]]:
-    """The folder of the data set, its Parquet files and their languages (None: all that are there).
+def espeak_files(languages: Sequence[str] | None) -> tuple[list[Path], Sequence[str]]:
+    """The Parquet files of the data set and their languages (None: all that are there).
 
     Missing files are made, and those of older starter data, voices or FORMAT are made again. Raises `UsageError` for
     a language without a voice, before any work, or without texts that can be synthesised.

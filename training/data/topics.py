@@ -66,7 +66,7 @@ def topic_rows(language: str, *, fetch: Fetch = fetch_package) -> list[dict[str,
     `KauliError` if the packages of the images are unavailable.
     """
     names = dict(zip(topics(), topic_names(language), strict=True))
-    _, (file,), _ = starter.starter_files([PIVOT])
+    (file,), _ = starter.starter_files([PIVOT])
     images = [row for row in pq.read_table(file).to_pylist() if row["image"]]
     by_key = _topics_of_images({row["source"] for row in images}, fetch)
     rows: dict[str, dict[str, Any]] = {}
@@ -79,8 +79,8 @@ def topic_rows(language: str, *, fetch: Fetch = fetch_package) -> list[dict[str,
     return list(rows.values())
 
 
-def topic_files(languages: Sequence[str] | None) -> tuple[Path, list[Path], Sequence[str]]:
-    """The folder of the data set, its Parquet files and their languages (None: all that have names).
+def topic_files(languages: Sequence[str] | None) -> tuple[list[Path], Sequence[str]]:
+    """The Parquet files of the data set and their languages (None: all that have names).
 
     Missing files are made, and those of older starter data or an older table of topics are made again.
     """

@@ -25,24 +25,22 @@ class Drawing:
 
 
 def dumbbells(adapter: Mapping[str, Interval], base: Mapping[str, Interval], unit: str) -> Drawing:
-    """One line for each name: the adapter with its interval, and the base where there is one. Lower is to the left."""
+    """One line for each name: adapter and base with their intervals. Lower is to the left."""
     names = list(adapter)
     figure = Figure(figsize=(7.2, 0.9 + 0.48 * len(names)), layout="constrained")
     axes = figure.subplots()
     _bare(axes)
     for place, name in enumerate(names):
         one = adapter[name]
-        if name in base:
-            axes.plot([base[name].value, one.value], [place, place], color=LINE, linewidth=3, zorder=1)
-            _point(axes, base[name], place, BASE, "base")
-        _point(axes, one, place, ADAPTER if base else BASE, "adapter" if base else "base")
+        axes.plot([base[name].value, one.value], [place, place], color=LINE, linewidth=3, zorder=1)
+        _point(axes, base[name], place, BASE, "base")
+        _point(axes, one, place, ADAPTER, "adapter")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.6)
     axes.set_xlabel(f"{unit}, with 95 % intervals")
     axes.grid(axis="x", color=LINE, linewidth=0.8)
-    _legend(axes, len(base) > 0)
-    before = {name: f" (base {one.value:.2f})" for name, one in base.items()}
-    words = "; ".join(f"{name} {one.value:.2f}{before.get(name, '')}" for name, one in adapter.items())
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=2, frameon=False, handletextpad=0.2)
+    words = "; ".join(f"{name} {one.value:.2f} (base {base[name].value:.2f})" for name, one in adapter.items())
     return _draw(figure, f"{unit} by source: {words}.")
 
 
@@ -82,11 +80,6 @@ def _point(axes: Axes, one: Interval, place: int, colour: str, label: str) -> No
     if one.known:
         axes.plot([one.low, one.high], [place, place], color=colour, linewidth=1.6, zorder=2)
     axes.plot([one.value], [place], "o", color=colour, markersize=7, zorder=3, label=label if place == 0 else None)
-
-
-def _legend(axes: Axes, both: bool) -> None:
-    if both:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=2, frameon=False, handletextpad=0.2)
 
 
 def _bare(axes: Axes) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from kauli.models.languages import display_name
-from kauli.models.metrics import METRICS, SYNTHETIC, metric_of
-from kauli.training.evaluation.intervals import Array, Finish, Interval, difference, interval
+from kauli.models.metrics import METRICS, SYNTHETIC
+from kauli.training.evaluation.intervals import Array, Interval, difference, interval
 from kauli.training.evaluation.results import Scores, bracket, columns, defined, format_value, scores_from_json
-from kauli.training.evaluation.scorers import FINISH
+from kauli.training.evaluation.scorers import finish_of
 
 ENGLISH = "english_bits_per_byte"
 """Bits per byte on the English test rows: lower than another recipe's means that less was forgotten."""
@@ -30,8 +30,7 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         """What is stored."""
-        plain = {name: getattr(self, name) for name in ("recipe", "sha256", "seed", "adapter", "seconds")}
-        return {**plain, "scores": self.scores.to_json(), "base_scores": self.base_scores.to_json()}
+        return {**vars(self), "scores": self.scores.to_json(), "base_scores": self.base_scores.to_json()}
 
 
 def cell_from_json(stored: dict[str, Any]) -> Cell:
@@ -53,16 +52,16 @@ class Line:
 
     def interval(self, metric: str) -> Interval:
         """The mean over seeds with its 95 % interval."""
-        return interval(self.sums[metric], _finish(metric))
+        return interval(self.sums[metric], finish_of(metric))
 
     def deviation(self, metric: str) -> float:
         """The standard deviation over seeds; NaN with one seed."""
-        values = _finish(metric)(self.sums[metric].sum(axis=1))
+        values = finish_of(metric)(self.sums[metric].sum(axis=1))
         return float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
 
     def base(self, metric: str) -> float:
         """The bare base on the same rows."""
-        return float(np.mean(_finish(metric)(self.base_sums[metric].sum(axis=1))))
+        return float(np.mean(finish_of(metric)(self.base_sums[metric].sum(axis=1))))
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class CompareResult:
 
     def difference(self, line: Line, metric: str) -> Interval:
         """The recipe minus the first recipe, paired by seed and group."""
-        return difference(line.sums[metric], self.lines[0].sums[metric], _finish(metric))
+        return difference(line.sums[metric], self.lines[0].sums[metric], finish_of(metric))
 
     def to_json(self) -> dict[str, Any]:
         """The answer of `kauli compare --json`."""
@@ -146,7 +145,3 @@ class CompareResult:
                 )
                 rows.append([first, line.name, mean, deviation, bracket(metric, one), *apart, base])
         return rows
-
-
-def _finish(metric: str) -> Finish:
-    return FINISH[metric_of(metric).finish]

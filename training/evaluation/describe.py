@@ -8,7 +8,7 @@ adapter that does not beat them ignores its image.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,24 +25,13 @@ from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import by_language, choose, some_groups
 from kauli.training.evaluation.scorers import Row, clean, tally
 from kauli.training.evaluation.systems import BASE, Answering, System, Systems
-from kauli.training.features.images import image_rows, other_images, with_media, without_media
+from kauli.training.features.images import image_rows, load_tower, other_images, with_media, without_media
 
 NO_IMAGE, WRONG_IMAGE, NEAREST, MOST_FREQUENT = "no_image", "wrong_image", "nearest", "most_frequent"
 NO_OTHER = f"all images are of one group, so that none is wrong for another: {WRONG_IMAGE} is left out"
 MAX_TOKENS = 48
-ENCODER = "kauli-towers"
 ALIGNED = "kauli-clip"
 """The base whose cosine of image and text is reported, where it is on this machine."""
-
-
-class Aligned(Protocol):
-    """What `clip_similarity` needs of the task `align`."""
-
-    def embed_images(self, images: Sequence[Any]) -> Any:
-        """(N, dim) normalised."""
-
-    def embed_texts(self, texts: Sequence[str]) -> Any:
-        """(N, dim) normalised."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +45,7 @@ class _Set:
 
 
 def evaluate_describe(request: EvalRequest) -> EvalResult:
-    """Evaluate an adapter for images beside its base and the baselines; a bare base alone is shown no image.
+    """Evaluate an adapter for images beside its base, which is shown no image, and the baselines.
 
     The new images are measured beside the split `test` alone. `request.limit` is the number of rows of each set that
     are described; bits per byte covers all.
@@ -71,7 +60,7 @@ def evaluate_describe(request: EvalRequest) -> EvalResult:
     sets, systems.notes = _sets(request, tower, grid)
     task, aligned = request.task("describe"), _aligned()
     for one in sets:
-        texts = systems.compare(task, _systems(request, one, systems.notes), one.rows, one.chosen, one.prefix)
+        texts = systems.compare(task, _systems(one, systems.notes), one.rows, one.chosen, one.prefix)
         captions = {NEAREST: _nearest(one.chosen, known), MOST_FREQUENT: _most_frequent(one.chosen, known)}
         for name, found in captions.items():
             systems.add_texts(name, one.chosen, found, one.prefix)
@@ -100,14 +89,12 @@ def wrong_images(rows: Sequence[Row]) -> list[dict[str, Any]] | None:
 
 
 def _tower(request: EvalRequest) -> tuple[ImageTower, int]:
-    """The image encoder of the adapter and its grid; for a bare base, the encoder of the nearest-image baseline."""
-    if request.folder is None:
-        return ImageTower.load(find_base(request.encoder or ENCODER, task="align", allow_noncommercial=True)), 0
+    """The image encoder of the adapter and its grid."""
     connector = Connector.load(request.folder)
     if connector is None:
         raise KauliError(f"the adapter in {request.folder} has no connector: it can't take images.")
     settings: PartSettings = connector.settings["image"]
-    tower = ImageTower.load(find_base(settings.encoder, task="align", allow_noncommercial=True))
+    tower = load_tower(settings.encoder)
     if tower.sha256 != settings.sha256:
         raise KauliError(f"the image encoder of {settings.encoder} is not the one that the adapter was trained with.")
     return tower, settings.grid
@@ -130,10 +117,8 @@ def _sets(request: EvalRequest, tower: ImageTower, grid: int) -> tuple[list[_Set
     return sets, notes
 
 
-def _systems(request: EvalRequest, one: _Set, notes: list[str]) -> list[System]:
+def _systems(one: _Set, notes: list[str]) -> list[System]:
     base = System(BASE, without_media(one.rows))
-    if request.folder is None:
-        return [base]
     found = [base, System(NO_IMAGE, base.rows, ADAPTER), System(ADAPTER, one.rows, ADAPTER)]
     if (wrong := wrong_images(one.rows)) is None:
         notes.append(f"{one.name}: {NO_OTHER}")
@@ -141,7 +126,7 @@ def _systems(request: EvalRequest, one: _Set, notes: list[str]) -> list[System]:
     return [*found, System(WRONG_IMAGE, wrong, ADAPTER)]
 
 
-def _add_similarity(systems: Systems, name: str, aligned: Aligned, one: _Set, texts: Sequence[str]) -> None:
+def _add_similarity(systems: Systems, name: str, aligned: Any, one: _Set, texts: Sequence[str]) -> None:
     """Cosine of image and answer of one system."""
     answers = {row["id"]: clean(text) for row, text in zip(one.chosen, texts, strict=True)}
     for tag, kind, rows in by_language(one.chosen):
@@ -154,16 +139,14 @@ def _add_similarity(systems: Systems, name: str, aligned: Aligned, one: _Set, te
 
 def _nearest(rows: Sequence[Row], known: Sequence[Row]) -> list[str]:
     """The caption, in the row's language, of the training image whose mean feature has the largest cosine."""
-    out = []
     captions = {tag: [row for row in known if row["language"] == tag] for tag in {row["language"] for row in rows}}
     stacks = {tag: _means(found) for tag, found in captions.items()}
-    for row in rows:
+
+    def nearest(row: Row) -> str:
         theirs = stacks[row["language"]]
-        if not len(theirs):
-            out.append("")
-            continue
-        out.append(str(captions[row["language"]][int(np.argmax(theirs @ _means([row])[0]))]["text"]))
-    return out
+        return str(captions[row["language"]][int(np.argmax(theirs @ _means([row])[0]))]["text"]) if len(theirs) else ""
+
+    return [nearest(row) for row in rows]
 
 
 def _means(rows: Sequence[Row]) -> Any:
@@ -179,11 +162,8 @@ def _most_frequent(rows: Sequence[Row], known: Sequence[Row]) -> list[str]:
     return [best[row["language"]] for row in rows]
 
 
-def _aligned() -> Aligned | None:
-    if ALIGNED not in local_bases():
-        return None
-    task: Aligned = load_served("align", find_base(ALIGNED, task="align"))
-    return task
+def _aligned() -> Any:
+    return load_served("align", find_base(ALIGNED, task="align")) if ALIGNED in local_bases() else None
 
 
 ANSWERING = Answering("describe", ("description",), request_for)

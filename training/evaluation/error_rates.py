@@ -27,12 +27,7 @@ _SPACE = "␣"  # a symbol, so that no normalised text holds one
 
 
 def normalised(text: str) -> str:
-    """The words that are compared, with one space between them.
-
-    Unicode NFC, case folded; every kind of apostrophe is ' and stays between letters, other punctuation and symbols of
-    any script (hyphens too) are spaces, invisible format characters are gone, combining marks stay. Numbers are not
-    spelt out. `NORMALISATION` is the sentence for readers of a report.
-    """
+    """The words that are compared, with one space between them, as `NORMALISATION` tells; numbers are not spelt out."""
     visible = unicodedata.normalize("NFC", _INVISIBLE.sub("", text))
     folded = unicodedata.normalize("NFC", visible.casefold())  # which may have taken a letter apart
     return " ".join(_NO_WORD.sub(" ", _APOSTROPHES.sub("'", folded)).split())

@@ -7,23 +7,18 @@ alone (`no_audio`), and the audio with another row's image (`wrong_image`).
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from kauli.models.bases.find import find_base
-from kauli.models.errors import KauliError, UsageError
+from kauli.models.errors import KauliError
 from kauli.models.metrics import NOISE_LEVELS, noise_prefix
-from kauli.models.speech.audio_tower import AudioTower
 from kauli.models.text.connector import Connector
-from kauli.models.vision.image_tower import ImageTower
 from kauli.training.evaluation.describe import NO_IMAGE, NO_OTHER, WRONG_IMAGE, request_for, wrong_images
-from kauli.training.evaluation.error_rates import NORMALISATION
 from kauli.training.evaluation.request import ADAPTER, MAX_CHARS_PER_SECOND, EvalRequest
 from kauli.training.evaluation.results import EvalResult
-from kauli.training.evaluation.rows import some_groups
 from kauli.training.evaluation.scorers import Row, clean
 from kauli.training.evaluation.systems import BASE, Answering, System, Systems
-from kauli.training.features.fusion import audio_features, fused_rows, show
-from kauli.training.features.images import with_media, without_media
+from kauli.training.evaluation.transcribe import rows_with_audio
+from kauli.training.features.fusion import audio_features, fused_rows, load_audio_encoder, show
+from kauli.training.features.images import load_tower, with_media, without_media
 
 NO_AUDIO = "no_audio"
 NOISE_SEEDS = 3
@@ -37,7 +32,9 @@ def evaluate_fusion(request: EvalRequest) -> EvalResult:
         KauliError: an encoder here is not the one that the adapter was trained with.
     """
     systems = Systems(request, ANSWERING)
-    rows = _rows(request, systems.notes)
+    fastest = request.max_chars_per_second or MAX_CHARS_PER_SECOND
+    found = fused_rows(request.dataset, request.split, request.tags, request.instruction, fastest)
+    rows, systems.notes = rows_with_audio(request, found, "images with audio")
     encoders = _Encoders(request.folder)
     described = with_media(rows, encoders.image, encoders.grid)
     task = request.task("describe")
@@ -69,31 +66,18 @@ def evaluate_fusion(request: EvalRequest) -> EvalResult:
 class _Encoders:
     """The image and audio encoder that the adapter's connector names; KauliError where they are other ones here."""
 
-    def __init__(self, folder: Path | None) -> None:
-        connector = Connector.load(folder) if folder is not None else None
-        if folder is None or connector is None or not {"image", "audio"} <= connector.settings.keys():
+    def __init__(self, folder: Path) -> None:
+        connector = Connector.load(folder)
+        if connector is None or not {"image", "audio"} <= connector.settings.keys():
             raise KauliError(f"the adapter in {folder} has no connector for both images and audio.")
         image, audio = connector.settings["image"], connector.settings["audio"]
         self.grid, self.stack = image.grid, audio.stack
-        self.image = ImageTower.load(find_base(image.encoder, task="align", allow_noncommercial=True))
-        self.audio = AudioTower.load(find_base(audio.encoder, task="transcribe", allow_noncommercial=True))
+        self.image, self.audio = load_tower(image.encoder), load_audio_encoder(audio.encoder)
         for one, settings in ((self.image, image), (self.audio, audio)):
             if one.sha256 != settings.sha256:
                 raise KauliError(
                     f"the encoder of {settings.encoder} is not the one that {folder.name} was trained with."
                 )
-
-
-def _rows(request: EvalRequest, notes: list[str]) -> list[Any]:
-    fastest = request.max_chars_per_second or MAX_CHARS_PER_SECOND
-    found = fused_rows(request.dataset, request.split, request.tags, request.instruction, fastest)
-    dropped = found.dropped_message()
-    if not found.rows:
-        text = f"the data has no images with audio in {request.where}"
-        raise UsageError(f"{text}; {dropped}." if dropped else f"{text}.")
-    rows, cut = some_groups(found.rows, request.scored, request.split)
-    notes += [NORMALISATION, *([dropped] if dropped else []), *cut]
-    return rows
 
 
 def _systems(both: Sequence[Row], notes: list[str], *, clean_audio: bool) -> list[System]:

@@ -19,7 +19,7 @@ from kauli.training.features.pairs import image_features
 
 
 @dataclass(frozen=True)
-class LabelledPictures:
+class LabelledImages:
     """The labelled images of a split: rows, their embeddings (N, D), their classes (N,)."""
 
     rows: list[Any]
@@ -31,11 +31,9 @@ def evaluate_head(request: EvalRequest) -> EvalResult:
     """Macro-F1 and accuracy of a head beside zero-shot, on all labelled images of a split.
 
     Raises:
-        UsageError: the split has no image of the head's classes, or there is no head to evaluate.
+        UsageError: the split has no image of the head's classes.
         KauliError: a damaged head.
     """
-    if request.folder is None:
-        raise UsageError("a base alone has no classes: name an adapter of the kind 'head'.")
     head = Head.load(request.folder)
     task = request.base_task("align")
     rows = image_rows(request.dataset, request.split, request.tags)
@@ -50,11 +48,11 @@ def evaluate_head(request: EvalRequest) -> EvalResult:
     return systems.result(found.rows)
 
 
-def embedded(task: Any, rows: Sequence[Any], classes: Sequence[str]) -> LabelledPictures:
+def embedded(task: Any, rows: Sequence[Any], classes: Sequence[str]) -> LabelledImages:
     """Rows of known classes with their embeddings; `task` is the base of `align`."""
     place = {name: at for at, name in enumerate(classes)}
     features = task.project_images(image_features(task, rows)) if rows else torch.zeros(0, task.dim)
-    return LabelledPictures(list(rows), features, torch.tensor([place[label_of(row)] for row in rows]).long())
+    return LabelledImages(list(rows), features, torch.tensor([place[label_of(row)] for row in rows]).long())
 
 
 def draw_shots(labels: Tensor, classes: int, shots: int, seed: int) -> Tensor:
@@ -83,7 +81,7 @@ def zero_shot(classes: tuple[str, ...], text: Tensor, scale: float) -> Head:
     return Head.fit("zero_shot", nothing, torch.zeros(0, dtype=torch.int64), classes, text, 0, scale)
 
 
-def score(head: Head, found: LabelledPictures) -> dict[str, Tally]:
+def score(head: Head, found: LabelledImages) -> dict[str, Tally]:
     """`macro_f1`, from each group's counts of (class, guess), and `accuracy`."""
     classes = len(head.classes)
     guesses: list[int] = head.logits(found.features).argmax(dim=-1).tolist()

@@ -8,6 +8,7 @@ Shapes: G groups, S seeds, K sums, R draws.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,56 +37,44 @@ class Interval:
         return [self.low, self.high]
 
 
-def resample(groups: int, draws: int = DRAWS, seed: int = 0) -> Array:
+def resample(groups: int, seed: int = 0) -> Array:
     """(R, G) counts: how often each group is drawn when `groups` of them are drawn with replacement."""
     chances = np.full(groups, 1.0 / groups)
-    return np.random.default_rng(seed).multinomial(groups, chances, size=draws).astype(np.float64)
+    return np.random.default_rng(seed).multinomial(groups, chances, size=DRAWS).astype(np.float64)
 
 
-def interval(sums: Array, finish: Finish, *, draws: int = DRAWS, seed: int = 0) -> Interval:
+def interval(sums: Array, finish: Finish, *, seed: int = 0) -> Interval:
     """The metric of one system with its percentile interval.
 
     Args:
         sums: (G, K), or (S, G, K) for the same recipe trained with S seeds; the metric is then the mean over seeds.
         finish: makes the metric out of summed rows.
-        draws: resamples.
         seed: of the resampling, so that the same data gives the same interval.
     """
     stack = _stack(sums)
-    return _percentiles(_point(stack, finish), _replicates(stack, finish, draws, seed))
+    return _percentiles(_point(stack, finish), _replicates(stack, finish, seed))
 
 
-def difference(ours: Array, theirs: Array, finish: Finish, *, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """`ours - theirs` on the same groups (and seeds), resampled together.
+def difference(ours: Array, theirs: Array, finish: Finish, *, seed: int = 0) -> Interval:
+    """`ours - theirs` on the same groups (and seeds), resampled together; shapes as in `interval`.
 
     Pairing matters: a hard paragraph is hard for both systems, and only what is left tells them apart.
-
-    Args:
-        ours: (G, K) or (S, G, K).
-        theirs: the same shape.
-        finish: makes the metric out of summed rows.
-        draws: resamples.
-        seed: of the resampling.
     """
-    if ours.shape != theirs.shape:
-        raise ValueError(f"a paired difference needs the same seeds and groups: {ours.shape} is not {theirs.shape}")
-    left, right = _stack(ours), _stack(theirs)
-    value = _point(left, finish) - _point(right, finish)
-    return _percentiles(value, _replicates(left, finish, draws, seed) - _replicates(right, finish, draws, seed))
+    return _paired(ours, theirs, finish, seed, np.subtract)
 
 
-def relative(ours: Array, theirs: Array, finish: Finish, *, draws: int = DRAWS, seed: int = 0) -> Interval:
-    """`ours / theirs - 1` on the same groups (and seeds), resampled together; shapes as in `difference`.
-
-    Infinite or NaN where `theirs` is 0.
-    """
-    if ours.shape != theirs.shape:
-        raise ValueError(f"a paired ratio needs the same seeds and groups: {ours.shape} is not {theirs.shape}")
-    left, right = _stack(ours), _stack(theirs)
+def relative(ours: Array, theirs: Array, finish: Finish, *, seed: int = 0) -> Interval:
+    """`ours / theirs - 1`, otherwise as `difference`. Infinite or NaN where `theirs` is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = _replicates(left, finish, draws, seed) / _replicates(right, finish, draws, seed) - 1
-        value = float(np.divide(_point(left, finish), _point(right, finish))) - 1
-    return _percentiles(value, drawn)
+        return _paired(ours, theirs, finish, seed, lambda one, other: np.divide(one, other) - 1)
+
+
+def _paired(ours: Array, theirs: Array, finish: Finish, seed: int, contrast: Callable[[Any, Any], Any]) -> Interval:
+    if ours.shape != theirs.shape:
+        raise ValueError(f"a paired comparison needs the same seeds and groups: {ours.shape} is not {theirs.shape}")
+    left, right = _stack(ours), _stack(theirs)
+    value = float(contrast(_point(left, finish), _point(right, finish)))
+    return _percentiles(value, contrast(_replicates(left, finish, seed), _replicates(right, finish, seed)))
 
 
 def _stack(sums: Array) -> Array:
@@ -96,19 +85,19 @@ def _point(stack: Array, finish: Finish) -> float:
     return float(np.mean(finish(stack.sum(axis=1))))
 
 
-def _replicates(stack: Array, finish: Finish, draws: int, seed: int) -> Array:
+def _replicates(stack: Array, finish: Finish, seed: int) -> Array:
     """(R,) resampled values: seeds are drawn, then groups, and a draw's groups are the same under every seed.
 
     The test groups are common to all seeds, so drawing them anew for each seed would average their noise away.
     """
     seeds, groups, _ = stack.shape
     if groups < 2:
-        return np.full(draws, np.nan)
-    weights = resample(groups, draws, seed)
+        return np.full(DRAWS, np.nan)
+    weights = resample(groups, seed)
     values = np.stack([finish(weights @ of_seed) for of_seed in stack], axis=1)
     if seeds == 1:
         return values[:, 0]
-    return np.asarray((values * resample(seeds, draws, seed + 1)).sum(axis=1) / seeds)
+    return np.asarray((values * resample(seeds, seed + 1)).sum(axis=1) / seeds)
 
 
 def _percentiles(value: float, replicates: Array) -> Interval:

@@ -43,13 +43,12 @@ def render_report(result: EvalResult, card: Card | None = None, profile: str = "
     template = environment.from_string((files("kauli.training.evaluation") / "report.html").read_text(encoding="utf-8"))
     training = card.training if card else None
     ours = _by_source(result.scores, result.seed)
-    theirs = _by_source(result.base_scores, result.seed) if result.base_scores else {}
+    theirs = _by_source(result.base_scores, result.seed)
     return template.render(
-        title=_title(result),
+        title=f"{result.adapter}: {_listed([display_name(tag) for tag in result.languages])}",
         lead=_lead(result),
         facts=_facts(result, card),
         tiles=_tiles(result),
-        both=result.adapter is not None,
         groups=f"{result.groups:,}",
         metrics=_metric_rows(result),
         signature=result.signatures.get("chrf", ""),
@@ -68,31 +67,22 @@ def render_report(result: EvalResult, card: Card | None = None, profile: str = "
     )
 
 
-def _title(result: EvalResult) -> str:
-    names = _listed([display_name(tag) for tag in result.languages])
-    return f"{result.adapter}: {names}" if result.adapter else f"{result.base}, untuned: {names}"
-
-
 def _lead(result: EvalResult) -> str:
     names = _listed([display_name(tag) for tag in result.languages])
     over = f"On {result.examples:,} {names} examples that were held out of training ({result.groups:,} groups)"
     ours, name = result.scores.total(), _headline(result)
     if name is None:
-        return f"{over}, {result.adapter or result.base} was measured on {result.base}."
-    value = _shown(name, ours[name].value())
-    before = result.base_scores.total()[name].value() if result.base_scores else None
-    system = f"the base {result.base}" if before is None else f"the adapter {result.adapter}"
+        return f"{over}, {result.adapter} was measured on {result.base}."
+    value, before = _shown(name, ours[name].value()), result.base_scores.total()[name].value()
+    system = f"the adapter {result.adapter}"
     where, row = ", on synthetic rows," if SYNTHETIC in name else "", metric_of(name)
     if row.name == "bits_per_byte":
         needs = f"{over}, {system} needs{where} {value} bits for each byte of text"
-        if before is None:
-            return f"{needs}."
         change = 1 - ours[name].value() / before
         how = f"{abs(change):.0%} {'less' if change > 0 else 'more'}"
         return f"{needs} where its base {result.base} needs {_shown(name, before)}: {how}."
     words = f"{'an' if row.label[0] in 'AEIO' else 'a'} {row.label[0].lower()}{row.label[1:]}{where} of {value}"
-    beside = "" if before is None else f" where its base {result.base} has {_shown(name, before)}"
-    return f"{over}, {system} has {words}{beside}."
+    return f"{over}, {system} has {words} where its base {result.base} has {_shown(name, before)}."
 
 
 def _headline(result: EvalResult) -> str | None:
@@ -120,19 +110,18 @@ def _tiles(result: EvalResult) -> list[dict[str, str]]:
     tiles = []
     for name, metric in METRICS.items():
         if metric.headline and name in ours:
-            note = _change_note(name, change.get(name))
-            value, before = _shown(name, ours[name].value), _shown(name, base[name].value) if base else ""
+            note = _change_note(name, change[name])
+            value, before = _shown(name, ours[name].value), _shown(name, base[name].value)
             tiles.append({"name": metric.label, "value": value, "base": before, **note})
     english = result.english()
     if english:
-        both = result.base_scores is not None
         tiles.append(
             {
                 "name": "English, bits per byte",
-                "value": format_value("bits_per_byte", english["adapter" if both else "base"]),
-                "base": format_value("bits_per_byte", english["base"]) if both else "",
+                "value": format_value("bits_per_byte", english["adapter"]),
+                "base": format_value("bits_per_byte", english["base"]),
                 "verdict": "",
-                "note": _english_note(english) if both else "",
+                "note": _english_note(english),
             }
         )
     return tiles
@@ -148,9 +137,7 @@ def _english_note(english: Mapping[str, Any]) -> str:
     return f"some English was forgotten: {by}" if change > 0 else f"better than the base: {by}"
 
 
-def _change_note(name: str, change: Interval | None) -> dict[str, str]:
-    if change is None:
-        return {"verdict": "", "note": ""}
+def _change_note(name: str, change: Interval) -> dict[str, str]:
     verdict, text = _verdict(name, change)
     by = f"{_shown(name, change.value, sign=True)} {_range(name, change, sign=True)}"
     return {"verdict": verdict, "note": f"{text}: {by}"}
@@ -169,17 +156,14 @@ def _verdict(name: str, change: Interval) -> tuple[str, str]:
 
 
 def _metric_rows(result: EvalResult) -> list[dict[str, str]]:
-    both = result.adapter is not None
-    ours = result.adapter_intervals
-    base = result.base_intervals if both else ours
-    change = result.differences
+    base, change = result.base_intervals, result.differences
     rows = []
-    for name, one in ours.items():
+    for name, one in result.adapter_intervals.items():
         row = {"label": label(name), "what": explanation(name)}
-        for side, found in (("adapter", one if both else None), ("base", base[name]), ("difference", change.get(name))):
-            row[side] = _shown(name, found.value, sign=side == "difference") if found else ""
-            row[f"{side}_range"] = _range(name, found, sign=side == "difference") if found else ""
-        row["verdict"], row["verdict_text"] = _verdict(name, change[name]) if both else ("", "")
+        for side, found in (("adapter", one), ("base", base[name]), ("difference", change[name])):
+            row[side] = _shown(name, found.value, sign=side == "difference")
+            row[f"{side}_range"] = _range(name, found, sign=side == "difference")
+        row["verdict"], row["verdict_text"] = _verdict(name, change[name])
         rows.append(row)
     return rows
 
@@ -206,19 +190,19 @@ def _by_source(scores: Scores, seed: int) -> dict[str, Interval]:
 
 def _languages(result: EvalResult) -> dict[str, list[Any]]:
     """A row for each language: its first two headline metrics, the difference of the first."""
-    total, both = result.scores.total(), result.adapter is not None
+    total = result.scores.total()
     metrics = [name for name, metric in METRICS.items() if metric.headline and name in total][:2]
     heads: list[str] = []
     for name in metrics:
         apart = ["difference", "95 % interval"] if name == metrics[0] else []
-        heads += [METRICS[name].label, *(["of the base", *apart] if both else [])]
+        heads += [METRICS[name].label, "of the base", *apart]
     rows = []
     for tag in result.languages:
-        ours, theirs = result.scores.total([tag]), (result.base_scores or result.scores).total([tag])
+        ours, theirs = result.scores.total([tag]), result.base_scores.total([tag])
         cells = [display_name(tag)]
         for name in metrics:
-            cells += [_shown(name, side[name].value()) if name in side else "" for side in (ours, theirs)[: 1 + both]]
-            if both and name == metrics[0]:
+            cells += [_shown(name, side[name].value()) if name in side else "" for side in (ours, theirs)]
+            if name == metrics[0]:
                 change = paired(ours[name], theirs[name], result.seed) if name in ours else None
                 cells += (
                     [_shown(name, change.value, sign=True), _range(name, change, sign=True)] if change else ["", ""]
@@ -236,24 +220,20 @@ def _training(card: Card | None) -> str:
 
 
 def _sample(one: Sample) -> dict[str, Any]:
-    answers = [("base", one.base)] if one.adapter is None else [("adapter", one.adapter), ("base", one.base)]
-    tag = f"{one.source}, {one.language}, chrF {one.chrf:.0f}"
-    image = f"data:{media_type(one.image)};base64,{b64encode(one.image).decode()}" if one.image else ""
-    prompt = f"{one.prompt} …" if one.continuation else one.prompt
     return {
-        "tag": tag,
-        "prompt": prompt,
+        "tag": f"{one.source}, {one.language}, chrF {one.chrf:.0f}",
+        "prompt": f"{one.prompt} …" if one.continuation else one.prompt,
         "language": one.language,
         "reference": one.reference,
-        "answers": answers,
-        "image": image,
+        "answers": [("adapter", one.adapter), ("base", one.base)],
+        "image": f"data:{media_type(one.image)};base64,{b64encode(one.image).decode()}" if one.image else "",
     }
 
 
 def _samples_note(result: EvalResult) -> str:
     return (
         f"{result.generated} held-out rows, chosen by a hash of their id and not by the answers. Each answer is the "
-        f"most likely one (greedy); chrF is that of the {'adapter' if result.adapter else 'base'}'s answer."
+        f"most likely one (greedy); chrF is that of the adapter's answer."
     )
 
 

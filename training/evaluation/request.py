@@ -21,9 +21,9 @@ MAX_CHARS_PER_SECOND = 25.0
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """One evaluation: `folder` (None: the base alone) beside `base` on the rows of a split."""
+    """One evaluation: the adapter in `folder` beside `base` on the rows of a split."""
 
-    folder: Path | None
+    folder: Path
     base: Base
     dataset: Dataset
     languages: tuple[str, ...]
@@ -40,8 +40,6 @@ class EvalRequest:
     """Rows with audio and more characters a second are dropped, as in training."""
     base_languages: Mapping[str, str] = field(default_factory=dict)
     """A language that the base does not know -> the language to ask the base for."""
-    encoder: str | None = None
-    """The base whose image tower finds the nearest training image, where no connector names one."""
     served: Any = None
     """The served task with the base's weights already loaded; None: the evaluator loads it."""
 
@@ -49,11 +47,6 @@ class EvalRequest:
     def tags(self) -> tuple[str, ...]:
         """The languages, checked; raises `UsageError` for a tag that is none."""
         return tuple(check_tag(tag) for tag in self.languages)
-
-    @property
-    def adapter(self) -> str | None:
-        """The key of the adapter in the served task; None where the base alone is evaluated."""
-        return None if self.folder is None else ADAPTER
 
     @property
     def where(self) -> str:
@@ -71,33 +64,18 @@ class EvalRequest:
             KauliError: a damaged adapter, or one of another base.
         """
         served = self.base_task(name)
-        if self.folder is not None:
-            served.add_adapter(ADAPTER, self.folder)
+        served.add_adapter(ADAPTER, self.folder)
         return served
 
 
-def request_of(
-    card: Card,
-    folder: Path,
-    base: Base,
-    dataset: Dataset,
-    *,
-    split: str = "test",
-    limit: int = GENERATED,
-    scored: int | None = None,
-    served: Any = None,
-) -> EvalRequest:
-    """The evaluation of a published or drafted adapter, with the settings of its card."""
+def request_of(card: Card, folder: Path, base: Base, dataset: Dataset) -> EvalRequest:
+    """The evaluation of a published or drafted adapter on its test split, with the settings of its card."""
     return EvalRequest(
         folder,
         base,
         dataset,
         tuple(card.language),
-        split,
-        limit,
-        scored,
         instruction=card.prompt.instruction,
         max_chars_per_second=card.evaluation.max_chars_per_second,
         base_languages=card.evaluation.base_languages,
-        served=served,
     )

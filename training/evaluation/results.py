@@ -60,7 +60,7 @@ def scores_from_json(stored: Mapping[str, Any]) -> Scores:
 
 @dataclass(frozen=True)
 class Sample:
-    """One generated example. `chrf` is that of the adapter, or of the base where there is no adapter."""
+    """One generated example. `chrf` is that of the adapter."""
 
     id: str
     language: str
@@ -68,7 +68,7 @@ class Sample:
     prompt: str
     reference: str
     base: str
-    adapter: str | None
+    adapter: str
     chrf: float
     continuation: bool = False
     """The row had no prompt: its first half was continued, and `reference` is the rest."""
@@ -78,9 +78,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """The evaluation of an adapter beside its base, or of a base alone (`adapter` and `base_scores` are then None)."""
+    """The evaluation of an adapter beside its base."""
 
-    adapter: str | None
+    adapter: str
     base: str
     languages: tuple[str, ...]
     split: str
@@ -89,7 +89,7 @@ class EvalResult:
     groups: int
     generated: int
     scores: Scores
-    base_scores: Scores | None
+    base_scores: Scores
     samples: tuple[Sample, ...] = ()
     signatures: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
@@ -101,13 +101,13 @@ class EvalResult:
 
     @property
     def metrics(self) -> dict[str, float | None]:
-        """Of the adapter, or of the base alone."""
+        """Of the adapter."""
         return self.scores.values()
 
     @property
-    def base_metrics(self) -> dict[str, float | None] | None:
+    def base_metrics(self) -> dict[str, float | None]:
         """Of the base on the same rows."""
-        return self.base_scores.values() if self.base_scores else None
+        return self.base_scores.values()
 
     @property
     def intervals(self) -> dict[str, list[float | None]]:
@@ -121,20 +121,18 @@ class EvalResult:
 
     @cached_property
     def base_intervals(self) -> dict[str, Interval]:
-        """The same of the base; empty where the base is what was evaluated."""
-        return _intervals(self.base_scores.total(), self.seed) if self.base_scores else {}
+        """The same of the base."""
+        return _intervals(self.base_scores.total(), self.seed)
 
     @cached_property
     def differences(self) -> dict[str, Interval]:
         """Metric -> adapter minus base, paired by group."""
-        if self.base_scores is None:
-            return {}
         base = self.base_scores.total()
         return {name: paired(one, base[name], self.seed) for name, one in self.scores.total().items()}
 
     def against_baselines(self, languages: list[str] | None = None) -> dict[str, dict[str, Interval]]:
         """Baseline -> metric -> adapter minus baseline, paired by group."""
-        ours = self.scores.total(languages) if self.adapter else {}
+        ours = self.scores.total(languages)
         found = {}
         for name, scores in self.baselines.items():
             theirs = scores.total(languages)
@@ -144,7 +142,7 @@ class EvalResult:
 
     def wrong_image_gain(self, languages: list[str] | None = None) -> dict[str, Interval]:
         """Bits per byte with the right image over those with a wrong one, minus 1: below 0 the image helps."""
-        if not self.adapter or "wrong_image" not in self.baselines:
+        if "wrong_image" not in self.baselines:
             return {}
         ours, wrong = self.scores.total(languages), self.baselines["wrong_image"].total(languages)
         bits = [name for name in wrong if wrong[name].metric == "bits_per_byte"]
@@ -167,7 +165,7 @@ class EvalResult:
             "intervals": self.intervals,
             "base_intervals": {name: one.pair() for name, one in self.base_intervals.items() if one.known},
             "differences": {name: spread(one) for name, one in self.differences.items()},
-            "by_source": self._beside(self.scores.by_source, "by_source"),
+            "by_source": self._beside(self.scores.by_source, self.base_scores.by_source),
             "by_language": {tag: self._language(tag) for tag in self.languages},
             "english": self.english(),
             "generated": self.generated,
@@ -181,22 +179,20 @@ class EvalResult:
         if not self.scores.english:
             return None
         total = merge(list(self.scores.english.values()))
-        base = merge(list(self.base_scores.english.values())) if self.base_scores else None
-        return {**_pair(total, base, self.seed), "by_source": self._beside(self.scores.english, "english")}
+        base = merge(list(self.base_scores.english.values()))
+        by_source = self._beside(self.scores.english, self.base_scores.english)
+        return {**_pair(total, base, self.seed), "by_source": by_source}
 
     def summary(self) -> str:
         """A table for the terminal."""
         names = ", ".join(display_name(tag) for tag in self.languages)
-        evaluated = f"{self.adapter} on {self.base}" if self.adapter else self.base
-        lines = [f"{evaluated}: {names}, {self.split} split, {self.examples} examples in {self.groups} groups", ""]
+        rows_of = f"{self.split} split, {self.examples} examples in {self.groups} groups"
+        lines = [f"{self.adapter} on {self.base}: {names}, {rows_of}", ""]
         base, change = self.base_intervals, self.differences
-        heads = ["", "adapter", "95 % interval", "base", "difference", "95 % interval"]
-        rows = [heads if self.adapter else ["", "base", "95 % interval"]]
+        rows = [["", "adapter", "95 % interval", "base", "difference", "95 % interval"]]
         for name, one in self.adapter_intervals.items():
-            row = [name, format_value(name, one.value), bracket(name, one)]
-            if self.adapter:
-                row.append(format_value(name, base[name].value))
-                row += [format_value(name, change[name].value, sign=True), bracket(name, change[name], sign=True)]
+            row = [name, format_value(name, one.value), bracket(name, one), format_value(name, base[name].value)]
+            row += [format_value(name, change[name].value, sign=True), bracket(name, change[name], sign=True)]
             rows.append(row)
         lines += columns(rows)
         for tag in self.languages if self.baselines else ():
@@ -209,8 +205,7 @@ class EvalResult:
         return "\n".join([*lines, *(f"note: {text}" for text in self.notes)])
 
     def _baseline_rows(self, tag: str) -> list[list[str]]:
-        systems = {"adapter": self.scores, **self.baselines} if self.adapter else dict(self.baselines)
-        totals = {name: scores.total([tag]) for name, scores in systems.items()}
+        totals = {name: scores.total([tag]) for name, scores in {"adapter": self.scores, **self.baselines}.items()}
         names = list(dict.fromkeys(metric for total in totals.values() for metric in total))
         rows = [["", *names]]
         for name, total in totals.items():
@@ -218,19 +213,19 @@ class EvalResult:
         return rows
 
     def _source_rows(self) -> list[list[str]]:
-        rows = [["bits per byte by source", "adapter", "base"] if self.adapter else ["bits per byte by source", "base"]]
-        kept = self.base_scores or self.scores
-        tables = [("", self.scores.by_source, kept.by_source), ("English: ", self.scores.english, kept.english)]
-        for label, ours, theirs in tables:
-            for source, one in ours.items():
-                systems = [one, theirs[source]] if self.adapter else [one]
-                rows.append([label + source, *(format_value(system.metric, system.value()) for system in systems)])
+        rows = [["bits per byte by source", "adapter", "base"]]
+        ours, base = self.scores, self.base_scores
+        tables = [("", ours.by_source, base.by_source), ("English: ", ours.english, base.english)]
+        for label, of_adapter, of_base in tables:
+            for source, one in of_adapter.items():
+                both = (one, of_base[source])
+                rows.append([label + source, *(format_value(system.metric, system.value()) for system in both)])
         return rows
 
     def _language(self, tag: str) -> dict[str, Any]:
         return {
             "metrics": self.scores.values([tag]),
-            "base_metrics": self.base_scores.values([tag]) if self.base_scores else None,
+            "base_metrics": self.base_scores.values([tag]),
             **(self._beside_baselines([tag]) if self.baselines else {}),
         }
 
@@ -246,9 +241,8 @@ class EvalResult:
             found["wrong_image_gain"] = {name: spread(one) for name, one in gains.items()}
         return found
 
-    def _beside(self, ours: Tallies, table: str) -> dict[str, Any]:
-        theirs: Tallies = getattr(self.base_scores, table) if self.base_scores else {}
-        return {source: _pair(one, theirs.get(source), self.seed) for source, one in ours.items()}
+    def _beside(self, ours: Tallies, theirs: Tallies) -> dict[str, Any]:
+        return {source: _pair(one, theirs[source], self.seed) for source, one in ours.items()}
 
 
 def paired(ours: Tally, theirs: Tally, seed: int = 0) -> Interval:
@@ -285,13 +279,12 @@ def _intervals(tallies: Tallies, seed: int) -> dict[str, Interval]:
     return {name: interval(one.sums, one.finish, seed=seed) for name, one in tallies.items()}
 
 
-def _pair(ours: Tally, theirs: Tally | None, seed: int) -> dict[str, Any]:
-    """Bits per byte of both systems; a bare base is under `base` alone."""
-    change = paired(ours, theirs, seed) if theirs else None
+def _pair(ours: Tally, theirs: Tally, seed: int) -> dict[str, Any]:
+    """Bits per byte of both systems."""
     return {
-        "adapter": defined(ours.value()) if theirs else None,
-        "base": defined((theirs or ours).value()),
-        "difference": spread(change)["interval"] if change else None,
+        "adapter": defined(ours.value()),
+        "base": defined(theirs.value()),
+        "difference": spread(paired(ours, theirs, seed))["interval"],
         "groups": len(ours.groups),
     }
 

@@ -27,7 +27,7 @@ CUTS = (1, 5, 10)
 
 
 def evaluate_align(request: EvalRequest) -> EvalResult:
-    """Evaluate projections beside those of the base, or the base alone.
+    """Evaluate projections beside those of the base.
 
     Raises:
         UsageError: the split holds no image with a text in these languages.
@@ -39,7 +39,7 @@ def evaluate_align(request: EvalRequest) -> EvalResult:
     task = request.task("align")
     images, texts = image_features(task, rows), text_features(task, rows)
     systems = Systems(request, Answering("align"))
-    for name, key in ((ADAPTER, ADAPTER), (BASE, None)) if request.folder else ((BASE, None),):
+    for name, key in ((ADAPTER, ADAPTER), (BASE, None)):
         systems.add(name, retrieval(rows, task.project_images(images, key), task.project_texts(texts, key)))
     sizes = {tag: len({row["group"] for row in rows if row["language"] == tag}) for tag in request.tags}
     systems.notes.append("groups in the gallery: " + ", ".join(f"{tag} {size}" for tag, size in sizes.items()))
@@ -63,13 +63,13 @@ def retrieval(rows: Sequence[Row], images: Tensor, texts: Tensor) -> dict[str, d
         captions = distinct(places, [(rows[place]["group"], rows[place]["text"]) for place in places])
         groups = [[str(rows[place]["group"]) for place in side] for side in (asking, captions)]
         similarity = images[asking] @ texts[captions].T
-        found[language] = {
-            **_tallies("i2t", retrieval_ranks(similarity, groups[0], groups[1]), groups[0]),
-            **_tallies("t2i", retrieval_ranks(similarity.T, groups[1], groups[0]), groups[1]),
-        }
         ranks = retrieval_ranks(similarity, groups[0], groups[1])
         bins = np.eye(RANKS)[np.minimum(ranks, RANKS) - 1]
-        found[language]["median_rank"] = tally("median_rank", groups[0], bins.tolist())
+        found[language] = {
+            **_tallies("i2t", ranks, groups[0]),
+            **_tallies("t2i", retrieval_ranks(similarity.T, groups[1], groups[0]), groups[1]),
+            "median_rank": tally("median_rank", groups[0], bins.tolist()),
+        }
     return found
 
 

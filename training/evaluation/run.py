@@ -56,15 +56,15 @@ def evaluate(
         notes.append(f"the data '{source}' changed since {exact} was trained: its rows may have been trained on")
         note(f"Note: {notes[0]}.")
     wanted = GENERATED if limit is None else limit
-    request = request_of(card, registry.fetch(exact), base, dataset, split=split, limit=wanted)
-    result = task_of_card(card).evaluate(request)
+    request = request_of(card, registry.fetch(exact), base, dataset)
+    result = task_of_card(card).evaluate(replace(request, split=split, limit=wanted))
     result = replace(result, adapter=exact, notes=(*result.notes, *notes))
     if out is not None:
         write_report(result, card, dataset, base, out)
     return result
 
 
-def write_report(result: EvalResult, card: Card | None, dataset: Dataset, base: Base, out: Path) -> None:
+def write_report(result: EvalResult, card: Card, dataset: Dataset, base: Base, out: Path) -> None:
     """Write the HTML page of an evaluation, with the profile of its data."""
     tokenizer = base.folder if (base.folder / "tokenizer.json").is_file() else None  # a CTC base has letters alone
     page = render_report(result, card, render(profile(dataset, tokenizer)))

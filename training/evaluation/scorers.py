@@ -16,7 +16,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from kauli.models.languages import nfc, scripts
-from kauli.models.metrics import METRICS
+from kauli.models.metrics import metric_of
 from kauli.training.evaluation.error_rates import character_edits, loops, word_edits
 from kauli.training.evaluation.intervals import Array, Finish
 
@@ -210,5 +210,5 @@ FINISH: dict[str, Finish] = {"ratio": _ratio, "chrf": _chrf, "macro_f1": _macro_
 
 
 def finish_of(metric: str) -> Finish:
-    """Makes the figure of a metric (without prefixes) out of its summed rows."""
-    return FINISH[METRICS[metric].finish]
+    """Makes the figure of a metric, with or without prefixes, out of its summed rows."""
+    return FINISH[metric_of(metric).finish]

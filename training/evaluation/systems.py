@@ -70,8 +70,8 @@ class System:
 class Systems:
     """Collects what systems score, on one set of rows or several, and makes the result.
 
-    The system `ADAPTER` is the one that is evaluated (where there is an adapter), `BASE` is its base, and all others
-    are the baselines, in the order in which they come.
+    The system `ADAPTER` is the one that is evaluated, `BASE` is its base, and all others are the baselines, in the
+    order in which they come.
     """
 
     def __init__(self, request: EvalRequest, how: Answering) -> None:
@@ -153,10 +153,9 @@ class Systems:
     def show(
         self, rows: Sequence[Row], texts: Mapping[str, Sequence[str]], prompts: Sequence[str], where: str = ""
     ) -> None:
-        """Keep a sample of each row: `texts` of `BASE` and, with an adapter, `ADAPTER`; `where` follows its source."""
-        adapted = self.request.folder is not None
+        """Keep a sample of each row: `texts` of `ADAPTER` and `BASE`; `where` follows its source."""
         for place, row in enumerate(rows):
-            answer, reference = texts[ADAPTER if adapted else BASE][place], self.how.reference(row)
+            answer, reference = texts[ADAPTER][place], self.how.reference(row)
             self.samples.append(
                 Sample(
                     id=row["id"],
@@ -165,7 +164,7 @@ class Systems:
                     prompt=prompts[place],
                     reference=reference,
                     base=clean(texts[BASE][place]),
-                    adapter=clean(answer) if adapted else None,
+                    adapter=clean(answer),
                     chrf=sentence_chrf(answer, reference),
                     continuation=reference != reference_text(row),
                     image=bytes(row["image"]) if row.get("image") else None,
@@ -174,12 +173,12 @@ class Systems:
 
     def result(self, rows: Sequence[Row], generated: int = 0) -> EvalResult:
         """The evaluation on `rows`, `generated` of which were answered."""
-        request, adapted = self.request, self.request.folder is not None
+        request = self.request
         scores = {name: Scores(tables, *self.sources.get(name, ())) for name, tables in self.tables.items()}
         others = [name for name in scores if name not in (ADAPTER, BASE) and any(self.tables[name].values())]
         metrics = {metric_of(one).name for tables in self.tables.values() for mine in tables.values() for one in mine}
         return EvalResult(
-            adapter=request.folder.name if request.folder else None,
+            adapter=request.folder.name,
             base=request.base.name,
             languages=request.tags,
             split=request.split,
@@ -187,8 +186,8 @@ class Systems:
             examples=len(rows),
             groups=len({row["group"] for row in rows}),
             generated=generated,
-            scores=scores[ADAPTER if adapted else BASE],
-            base_scores=scores[BASE] if adapted else None,
+            scores=scores[ADAPTER],
+            base_scores=scores[BASE],
             baselines={name: scores[name] for name in others},
             samples=tuple(self.samples),
             signatures={"chrf": chrf_signature()} if "chrf" in metrics else {},

@@ -19,7 +19,7 @@ MAX_TOKENS = 96
 
 
 def evaluate_text(request: EvalRequest) -> EvalResult:
-    """Evaluate an adapter beside its base, or the base alone, on the texts of a split.
+    """Evaluate an adapter beside its base on the texts of a split.
 
     Raises:
         UsageError: the split holds no text in these languages.
@@ -38,8 +38,7 @@ def evaluate_text(request: EvalRequest) -> EvalResult:
         english = whole_groups(english, request.scored)
     chosen = [row for kind in (False, True) for row in generated(rows, request.limit, synthetic=kind)]
     real = [row for row in rows if not row["synthetic"]]
-    compared = [System(name, [*rows, *english], key) for name, key in ((ADAPTER, request.adapter), (BASE, None))]
-    compared = compared if request.folder else compared[1:]
+    compared = [System(name, [*rows, *english], key) for name, key in ((ADAPTER, ADAPTER), (BASE, None))]
     bits = {system.name: systems.bits(task, system) for system in compared}
     texts = systems.answers(task, compared, chosen)
     for name in bits:

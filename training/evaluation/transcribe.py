@@ -1,8 +1,8 @@
 """Transcripts measured: adapter beside base, on held-out audio, by character and word error rate.
 
 A Whisper base is measured as it was trained, with the clip padded to its whole window; the adapter on clips of their
-own length, as it was trained. The baseline `whole_window` is the adapter with the padded clip, `base_own_length` the
-base alone without padding: they show what the shorter input costs or gains.
+own length, as it was trained. The baseline `whole_window` is the adapter with the padded clip: it shows what the
+shorter input costs or gains.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import some_groups
 from kauli.training.evaluation.scorers import Row, clean
 from kauli.training.evaluation.systems import BASE, Answering, System, Systems, generate
-from kauli.training.features.audio import audio_rows
+from kauli.training.features.audio import AudioRows, audio_rows
 
 
 def evaluate_transcribe(request: EvalRequest) -> EvalResult:
-    """Evaluate an adapter beside its base, or the base alone, on the audio of a split.
+    """Evaluate an adapter beside its base on the audio of a split.
 
     Raises:
         UsageError: no audio in the split, or a language that the base does not know and no other to ask it for.
@@ -29,31 +29,34 @@ def evaluate_transcribe(request: EvalRequest) -> EvalResult:
     """
     fastest = request.max_chars_per_second or MAX_CHARS_PER_SECOND
     found = audio_rows(request.dataset, request.split, request.tags, fastest)
-    dropped = found.dropped_message()
-    if not found.rows:
-        text = f"the data has no transcribed audio in {request.where}"
-        raise UsageError(f"{text}; {dropped}." if dropped else f"{text}.")
     systems = Systems(request, ANSWERING)
-    rows, cut = some_groups(found.rows, request.scored, request.split)
-    systems.notes = [NORMALISATION, *([dropped] if dropped else []), *cut]
+    rows, systems.notes = rows_with_audio(request, found, "transcribed audio")
     task = request.task("transcribe")
     known = task.languages()
     unknown = [tag for tag in request.tags if tag not in known and tag.split("-")[0] not in known]
     instead = {tag: request.base_languages[tag] for tag in unknown if tag in request.base_languages}
     systems.notes += [f"{request.base.name} does not know {tag} and was asked for {instead[tag]}" for tag in instead]
     for_base: list[Row] = [{**row, "language": instead.get(row["language"], row["language"])} for row in rows]
-    main, padding = System(BASE, for_base), System("base_own_length", for_base, None, {"full_window": False})
-    compared = [main, padding]
-    if request.folder is not None:
-        main, padding = System(ADAPTER, rows, ADAPTER), System("whole_window", rows, ADAPTER, {"full_window": True})
-        compared = [main, *compared[:1], padding]
-    if not task.pads:
-        compared.remove(padding)
+    compared = [System(ADAPTER, rows, ADAPTER), System(BASE, for_base)]
+    if task.pads:
+        compared.append(System("whole_window", rows, ADAPTER, {"full_window": True}))
     texts = systems.compare(task, compared, rows, rows)
-    if fault := collapsed([clean(text) for text in texts[main.name]], [str(row["text"]) for row in rows]):
+    if fault := collapsed([clean(text) for text in texts[ADAPTER]], [str(row["text"]) for row in rows]):
         systems.notes.append(f"NOT SOUND: {fault}")
     systems.show(rows, texts, ["(audio)"] * len(rows))
     return systems.result(rows, len(rows))
+
+
+def rows_with_audio(request: EvalRequest, found: AudioRows, what: str) -> tuple[list[Row], list[str]]:
+    """The rows that are measured, of those with audio, and the notes on them.
+
+    Raises UsageError, with the reasons, where there are none; `what` names them.
+    """
+    dropped = [told for told in [found.dropped_message()] if told]
+    if not found.rows:
+        raise UsageError("; ".join([f"the data has no {what} in {request.where}", *dropped]) + ".")
+    rows, cut = some_groups(found.rows, request.scored, request.split)
+    return rows, [NORMALISATION, *dropped, *cut]
 
 
 def transcribe(

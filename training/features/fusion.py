@@ -40,9 +40,9 @@ def show(row: Mapping[str, Any], shown: Shown) -> Row:
     return {**row, "media": media if shown == "both" else tuple(one for one in media if one.kind == shown)}
 
 
-def load_audio_encoder(section: "AudioInput", device: str | None = None) -> AudioTower:
-    """The audio encoder that a recipe names."""
-    return AudioTower.load(find_base(section.encoder, task="transcribe", allow_noncommercial=True), device)
+def load_audio_encoder(encoder: str, device: str | None = None) -> AudioTower:
+    """The audio encoder of a base that a recipe or a connector names."""
+    return AudioTower.load(find_base(encoder, task="transcribe", allow_noncommercial=True), device)
 
 
 def audio_settings(section: "AudioInput", encoder: AudioTower) -> PartSettings:

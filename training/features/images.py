@@ -6,7 +6,7 @@ of known concepts are taken out of the training split: of each group with two im
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
@@ -93,9 +93,9 @@ def part_settings(section: "DescribeSection", tower: ImageTower) -> PartSettings
     )  # fmt: skip
 
 
-def load_tower(section: "DescribeSection", device: str | None = None) -> ImageTower:
-    """The image encoder that a recipe names."""
-    return ImageTower.load(find_base(section.encoder, task="align", allow_noncommercial=True), device)
+def load_tower(encoder: str, device: str | None = None) -> ImageTower:
+    """The image encoder of a base that a recipe or a connector names."""
+    return ImageTower.load(find_base(encoder, task="align", allow_noncommercial=True), device)
 
 
 def with_media(
@@ -105,37 +105,53 @@ def with_media(
     augmentations: Sequence[ImageAugmentation] = (),
     views: int = 1,
 ) -> list[Row]:
-    """Each row `views` times, with the `media` of its image: as it is, then augmented anew. Features are cached.
+    """Each row `views` times, with the `media` of its image: as it is, then augmented anew. Features are cached."""
 
-    The prompts must be the data's own: they tell what must not be flipped or turned.
+    def encode(images: list[Image]) -> list[Tensor]:
+        return list(tower.features(images, grid).half())
+
+    settings, side = f"{tower.sha256} {grid}", AUGMENTED_SIDE
+    found = view_features("images", settings, rows, augmentations, range(views), encode, ENCODED_AT_ONCE, side)
+    media = [(Media("image", features.numpy()),) for features in found]
+    return [{**row, "media": one} for row, one in zip([*rows] * views, media, strict=True)]
+
+
+def view_features(
+    what: str,
+    settings: str,
+    rows: Sequence[Mapping[str, Any]],
+    augmentations: Sequence[ImageAugmentation],
+    views: Sequence[int],
+    encode: Callable[[list[Image]], Iterable[Tensor]],
+    batch: int,
+    side: int | None = None,
+) -> list[Tensor]:
+    """The features (n, W) of the rows' images in the first of `views`, then in the next; view 0 is the image as it is.
+
+    `what`, `settings` and `batch` are those of `cached_features`. Images are augmented at no more than `side` pixels a
+    side. The prompts must be the data's own: they tell what must not be flipped or turned.
     """
     spec = json.dumps([one.model_dump(mode="json") for one in augmentations], sort_keys=True)
-    risky = set(at_risk(rows, augmentations)) if augmentations else set()
+    risky = set(at_risk(rows, augmentations))
     images = {row["image_key"]: row["image"] for row in rows}
     held = {row["image_key"] for row in rows if row["id"] in risky}
 
     def feature_key(image_key: str, view: int) -> str:
         return f"{image_key} {view} {spec if view else '[]'}{' held' if view and image_key in held else ''}"
 
-    wanted = {feature_key(one, view): (one, view) for view in range(views) for one in sorted(images)}
+    def shown(image_key: str, view: int) -> Image:
+        image = decode_image(bytes(images[image_key]))
+        if view == 0:
+            return image
+        if side is not None:
+            image.thumbnail((side, side))  # an elastic deformation of a large image takes a second
+        return augmented(image, augmentations, view_seed(image_key, view), keep_direction=image_key in held)
 
-    def encode(keys: list[str]) -> list[Tensor]:
-        pixels = []
-        for image_key, view in (wanted[one] for one in keys):
-            pixels.append(_view(bytes(images[image_key]), image_key in held, augmentations, image_key, view))
-        return list(tower.features(pixels, grid).half())
-
-    found = cached_features("images", f"{tower.sha256} {grid}", list(wanted), encode, ENCODED_AT_ONCE)
-    media = {one: (Media("image", features.numpy()),) for one, features in found.items()}
-    return [{**row, "media": media[feature_key(row["image_key"], view)]} for view in range(views) for row in rows]
-
-
-def _view(image: bytes, keep: bool, augmentations: Sequence[ImageAugmentation], key: str, view: int) -> Image:
-    decoded = decode_image(image)
-    if view == 0:
-        return decoded
-    decoded.thumbnail((AUGMENTED_SIDE, AUGMENTED_SIDE))  # an elastic deformation of a large image takes a second
-    return augmented(decoded, augmentations, view_seed(key, view), keep_direction=keep)
+    wanted = {feature_key(one, view): (one, view) for view in views for one in sorted(images)}
+    found = cached_features(
+        what, settings, list(wanted), lambda keys: encode([shown(*wanted[key]) for key in keys]), batch
+    )
+    return [found[feature_key(row["image_key"], view)] for view in views for row in rows]
 
 
 def without_media(rows: Sequence[Mapping[str, Any]]) -> list[Row]:

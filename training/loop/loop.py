@@ -172,27 +172,19 @@ class Loop:
 
     def _save(self) -> None:
         progress = self.progress
-        metrics = {
-            "step": progress.step,
-            "train_loss": progress.curve[-1][1] if progress.curve else math.nan,
-            "validation": progress.curve[-1][2] if progress.curve else math.nan,
-        }
+        metrics = {"step": progress.step}
         if self.rank != 0:
             self.session.report(metrics, None)
             return
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "checkpoint"
             Checkpoint(path).save(self.parameters, self.best, self.optimizer, progress, self.identity)
-            if progress.finished:
-                self.finish(path)
+            if progress.finished:  # the adapter has the best weights, the state the last ones
+                current = copy_of(self.parameters)
+                write(self.parameters, self.best)
+                self.learner.save(path / "adapter")
+                write(self.parameters, current)
             self.session.report(metrics, path)
-
-    def finish(self, checkpoint: Path) -> None:
-        """Put the adapter with the best weights beside the last state."""
-        current = copy_of(self.parameters)
-        write(self.parameters, self.best)
-        self.learner.save(checkpoint / "adapter")
-        write(self.parameters, current)
 
 
 def _schedule(done: float, warmup: float) -> float:

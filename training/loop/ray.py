@@ -35,11 +35,7 @@ class _RaySession:
 
     def restore(self) -> Path | None:
         checkpoint = get_checkpoint()
-        if checkpoint is None:
-            return None
-        if isinstance(checkpoint.filesystem, pyarrow.fs.LocalFileSystem):
-            return Path(checkpoint.path)
-        return Path(checkpoint.to_directory())
+        return None if checkpoint is None else _folder(checkpoint)
 
     def report(self, metrics: dict[str, Any], checkpoint: Path | None) -> None:
         report(metrics, checkpoint=Checkpoint.from_directory(checkpoint) if checkpoint else None)
@@ -74,13 +70,15 @@ def train_on_ray(job: Job) -> tuple[Path, Outcome]:
             raise KauliError(f"training failed {MAX_FAILURES + 1} times, the last time so: {error}") from error
         if isinstance(result.return_value, KauliError):
             raise result.return_value
-        checkpoint = result.checkpoint
-        assert checkpoint is not None
-        local = isinstance(checkpoint.filesystem, pyarrow.fs.LocalFileSystem)
-        return Path(checkpoint.path if local else checkpoint.to_directory()) / "adapter", result.return_value
+        return _folder(result.checkpoint) / "adapter", result.return_value
     finally:
         if owns:
             ray.shutdown()
+
+
+def _folder(checkpoint: Checkpoint) -> Path:
+    local = isinstance(checkpoint.filesystem, pyarrow.fs.LocalFileSystem)
+    return Path(checkpoint.path if local else checkpoint.to_directory())
 
 
 def _worker(config: dict[Any, Any]) -> Outcome | KauliError | None:

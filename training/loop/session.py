@@ -4,7 +4,7 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +130,8 @@ def work(
         if fitted is None:
             return None
         draft = draft_card(recipe, base)
-        request = request_of(
-            draft, adapter, base, dataset, limit=job.generated, scored=job.scored, served=fitted.served
-        )  # fmt: skip
-        result = task.evaluate(request)
+        request = request_of(draft, adapter, base, dataset)
+        result = task.evaluate(replace(request, limit=job.generated, scored=job.scored, served=fitted.served))
         fault = task.fault(fitted.served, fitted.state, fitted.examples)
     return Outcome(finished_card(draft, recipe, fitted, result), result, fault, fitted.notes)
 

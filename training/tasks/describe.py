@@ -12,7 +12,6 @@ from kauli.models.adapters.card import EncoderReference, EvaluationSettings, Pro
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import Base
-from kauli.models.errors import UsageError
 from kauli.models.requests import Media
 from kauli.models.tasks import load_trainable
 from kauli.models.text.connector import Connector, PartSettings
@@ -22,6 +21,8 @@ from kauli.training.augment.base import Augmentation
 from kauli.training.augment.image import ImageAugmentation, warn_of_risk
 from kauli.training.augment.table import augmentations
 from kauli.training.data.dataset import Dataset
+from kauli.training.evaluation.describe import evaluate_describe
+from kauli.training.evaluation.fusion import evaluate_fusion
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.features.fusion import (
@@ -37,7 +38,7 @@ from kauli.training.features.images import image_rows, instructed, load_tower, p
 from kauli.training.recipe import StrictModel, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, sample
-from kauli.training.tasks.text import AnswerRecipe, TextLearner
+from kauli.training.tasks.text import AnswerRecipe, TextLearner, replayed
 
 CONNECTOR = "connector."  # what its parameters' names begin with, in `TrainableDescribe.trained`
 
@@ -160,11 +161,7 @@ class DescribeTraining(TrainingTask):
             notes += [f"{split}: {told}" for told in [found.dropped_message()] if told]
             sides.append(found.rows)
         check_rows(recipe, sides, "image with a text" if audio is None else "image with audio and a text", notes)
-        replay: list[Row] = []
-        if recipe.objective.regulariser == "replay":
-            replay = image_rows(dataset, "train", ["en"])
-            if not replay:
-                raise UsageError(f"objective.regulariser replay: data '{recipe.data}' has no English rows to replay.")
+        replay = replayed(recipe, lambda: image_rows(dataset, "train", ["en"]))
         if recipe.image_augment and (warning := warn_of_risk(sides[0], recipe.image_augment)):
             notes.append(warning)
         return Examples(sides[0], sample(sides[1]), replay, dataset.sha256, tuple(notes))
@@ -173,13 +170,13 @@ class DescribeTraining(TrainingTask):
         """The encoders run once, before the language model is trained on their features."""
         section, parts = recipe.describe, dict[str, PartSettings]()
         task = load_trainable(self.name, base, device=device, dtype=torch.float32)
-        tower = load_tower(section, device)
+        tower = load_tower(section.encoder, device)
         parts["image"] = part_settings(section, tower)
         train = with_media(examples.train, tower, section.grid, recipe.image_augment, section.views)
         validation = with_media(examples.validation, tower, section.grid)
         replay = with_media(examples.replay, tower, section.grid) if examples.replay else []
         if section.audio is not None:
-            encoder = load_audio_encoder(section.audio, device)
+            encoder = load_audio_encoder(section.audio.encoder, device)
             parts["audio"] = audio_settings(section.audio, encoder)
             stack, changes = section.audio.stack, recipe.audio_augment
             clips: list[Media] = []
@@ -196,10 +193,7 @@ class DescribeTraining(TrainingTask):
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """New concepts and new images; with audio, the same in noise."""
-        from kauli.training.evaluation.describe import evaluate_describe
-        from kauli.training.evaluation.fusion import evaluate_fusion
-
-        connector = Connector.load(request.folder) if request.folder is not None else None
+        connector = Connector.load(request.folder)
         audio = connector is not None and "audio" in connector.settings
         return evaluate_fusion(request) if audio else evaluate_describe(request)
 

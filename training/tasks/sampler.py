@@ -7,6 +7,7 @@ run that is resumed with another number of workers takes the same examples, each
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import chain, count
 
 import numpy as np
 
@@ -52,16 +53,10 @@ class Plan:
     def steps(self, start: int = 0) -> Iterator[list[int]]:
         """The example indices of each step from step number `start` on, without end."""
         replay = self._replayed()
-        for number, examples in enumerate(self._examples()):
+        for number, examples in enumerate(chain.from_iterable(map(self.epoch, count()))):
             step = examples + next(replay)
             if number >= start:
                 yield step
-
-    def _examples(self) -> Iterator[list[int]]:
-        epoch = 0
-        while True:
-            yield from self.epoch(epoch)
-            epoch += 1
 
     def _replayed(self) -> Iterator[list[int]]:
         """Replayed examples for each step; what a step leaves of its share, the next one has more."""

@@ -1,6 +1,6 @@
 """The task `text` in training: a language model learns the tokens of answers, and of running text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -21,6 +21,7 @@ from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import english_rows
+from kauli.training.evaluation.text import evaluate_text
 from kauli.training.recipe import Objective, Recipe, StrictModel, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, sample, weighted
@@ -99,6 +100,16 @@ class TextLearner(Learner):
         ]
 
 
+def replayed(recipe: AnswerRecipe, english: Callable[[], list[Row]]) -> list[Row]:
+    """The English rows for the regulariser `replay`, none without it. Raises UsageError where there are none."""
+    if recipe.objective.regulariser != "replay":
+        return []
+    rows = english()
+    if not rows:
+        raise UsageError(f"objective.regulariser replay: data '{recipe.data}' has no English rows to replay.")
+    return rows
+
+
 class TextTraining(TrainingTask):
     """Text answers and running text."""
 
@@ -109,11 +120,7 @@ class TextTraining(TrainingTask):
         """All rows with a text; English ones for replay."""
         sides = [_texts(dataset.iter_rows(split, recipe.language)) for split in ("train", "validation")]
         check_rows(recipe, sides, "text")
-        replay: list[Row] = []
-        if recipe.objective.regulariser == "replay":
-            replay = english_rows(dataset, "train")
-            if not replay:
-                raise UsageError(f"objective.regulariser replay: data '{recipe.data}' has no English rows to replay.")
+        replay = replayed(recipe, lambda: english_rows(dataset, "train"))
         return Examples(sides[0], sample(sides[1]), replay, dataset.sha256)
 
     def learner(self, recipe: TextRecipe, base: Base, examples: Examples, device: str) -> Learner:
@@ -126,8 +133,6 @@ class TextTraining(TrainingTask):
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Bits per byte on the split and on English rows, chrF of generated answers."""
-        from kauli.training.evaluation.text import evaluate_text
-
         return evaluate_text(request)
 
 

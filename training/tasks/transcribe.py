@@ -22,6 +22,7 @@ from kauli.training.augment.table import augmentations
 from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
+from kauli.training.evaluation.transcribe import check_transcripts, evaluate_transcribe
 from kauli.training.features.audio import audio_rows
 from kauli.training.loop.checkpoint import TrainState
 from kauli.training.recipe import Recipe, StrictModel, method_of
@@ -157,14 +158,10 @@ class TranscribeTraining(TrainingTask):
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Character and word error rate."""
-        from kauli.training.evaluation.transcribe import evaluate_transcribe
-
         return evaluate_transcribe(request)
 
     def fault(self, served: Any, state: TrainState, examples: Examples) -> str | None:
         """Also where the transcripts of validation loop, or are one text for all."""
-        from kauli.training.evaluation.transcribe import check_transcripts
-
         found = check_transcripts(served, examples.validation)
         return super().fault(served, state, examples) if found is None else f"on validation {found}"
 

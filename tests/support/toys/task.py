@@ -68,7 +68,7 @@ class ReverseTraining(TrainingTask):
     def evaluate(self, request: EvalRequest) -> EvalResult:
         rows = [backwards(one) for one in request.dataset.iter_rows(request.split)]
         systems = Systems(request, Answering("reverse", ("text",), lambda row: TextRequest.of_prompt(row["prompt"])))
-        compared = [System(BASE, rows), System(ADAPTER, rows, request.adapter)]
+        compared = [System(BASE, rows), System(ADAPTER, rows, ADAPTER)]
         texts = systems.compare(request.task(self.name), compared, rows, rows)
         systems.show(rows, texts, [row["prompt"] for row in rows])
         return systems.result(rows, len(rows))

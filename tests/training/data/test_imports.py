@@ -81,7 +81,7 @@ def test_a_known_import_is_not_written_again(tmp_path: Path, monkeypatch: pytest
     path = clips(tmp_path / "mine.parquet", 5)
     first = load_data(str(path), ["sw"])
     monkeypatch.setattr(imports, "write_parquet", lambda *_: pytest.fail("written again"))
-    assert load_data(str(path), ["sw"]).folder == first.folder
+    assert load_data(str(path), ["sw"]).reference.paths == first.reference.paths
     monkeypatch.undo()
 
 
@@ -95,7 +95,7 @@ def peak():
 
 before = peak()
 dataset = load_data(sys.argv[1], ["sw"])
-print(peak() - before, dataset.count())
+print(peak() - before, len(dataset.rows()))
 """
 
 

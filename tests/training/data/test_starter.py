@@ -299,7 +299,9 @@ def test_load_data_builds_what_is_missing(fetch: Fetch, monkeypatch: pytest.Monk
     assert not any(leaks(dataset).values())
     monkeypatch.setattr(starter, "build", lambda languages: pytest.fail("built again"))
     assert load_data("starter", ["sw"]).sha256 == dataset.sha256
-    assert load_data(str(dataset.folder), ["sw"]).sha256 == dataset.sha256  # as after `data build --out`
+    assert (
+        load_data(str(dataset.reference.paths[0].parent), ["sw"]).sha256 == dataset.sha256
+    )  # as after `data build --out`
 
 
 def test_paragraphs_are_aligned_by_length() -> None:

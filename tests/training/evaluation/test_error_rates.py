@@ -133,7 +133,7 @@ def test_sums_survive_json() -> None:
         assert tally_from_json(name, json.loads(json.dumps(one.to_json()))).value() == one.value()
 
 
-def evaluation(prefix: str, adapter: str | None) -> EvalResult:
+def evaluation(prefix: str) -> EvalResult:
     references = [f"слон нумар {place}" for place in range(40)]
     groups = rows(*(f"g{place}" for place in range(40)))
 
@@ -145,7 +145,7 @@ def evaluation(prefix: str, adapter: str | None) -> EvalResult:
         return Scores({"be": {prefix + name: one for name, one in found.items()}})
 
     return EvalResult(
-        adapter=adapter,
+        adapter="transcribe-be@1",
         base="whisper-base",
         languages=("be",),
         split="test",
@@ -154,7 +154,7 @@ def evaluation(prefix: str, adapter: str | None) -> EvalResult:
         groups=40,
         generated=0,
         scores=scores([text.replace("н", "м", 1) for text in references]),
-        base_scores=scores([text.replace("н", "м") for text in references]) if adapter else None,
+        base_scores=scores([text.replace("н", "м") for text in references]),
         notes=(NORMALISATION,),
         task="transcribe",
     )
@@ -162,7 +162,7 @@ def evaluation(prefix: str, adapter: str | None) -> EvalResult:
 
 @pytest.mark.parametrize(("prefix", "where"), [("", ""), (SYNTHETIC, " (synthetic rows)")])
 def test_reports_show_the_rates_and_call_fewer_errors_better(prefix: str, where: str) -> None:
-    result = evaluation(prefix, "transcribe-be@1")
+    result = evaluation(prefix)
     assert list(result.metrics) == [prefix + name for name in ("bits_per_byte", "cer", "wer", "looped")]
     page = render_report(result)
     on = ", on synthetic rows," if where else ""
@@ -173,7 +173,6 @@ def test_reports_show_the_rates_and_call_fewer_errors_better(prefix: str, where:
     assert "better" in page.split("Metrics")[1]
     assert "worse" not in page.split("Metrics")[1].lower().split("how to read")[0]
     assert NORMALISATION[1:20] in page
-    assert "whisper-base has a character error rate" in render_report(evaluation(prefix, None))
 
 
 def test_fewer_errors_are_better() -> None:

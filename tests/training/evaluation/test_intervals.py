@@ -18,11 +18,11 @@ def column(*values: float) -> Array:
 
 
 def test_resamples_draw_as_many_groups_as_there_are() -> None:
-    counts = resample(7, draws=200, seed=3)
-    assert counts.shape == (200, 7)
+    counts = resample(7, seed=3)
+    assert counts.shape == (1000, 7)
     assert (counts.sum(axis=1) == 7).all()
     assert counts.mean() == pytest.approx(1.0)
-    assert (counts == resample(7, draws=200, seed=3)).all()
+    assert (counts == resample(7, seed=3)).all()
 
 
 def test_two_groups_give_both_ends() -> None:
@@ -31,9 +31,10 @@ def test_two_groups_give_both_ends() -> None:
     assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
 
 
-def test_interval_of_a_mean_has_its_standard_error() -> None:
+def test_interval_of_a_mean_has_its_standard_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kauli.training.evaluation.intervals.DRAWS", 4000)
     values = np.random.default_rng(5).normal(10.0, 2.0, size=400)
-    found = interval(column(*values), mean, draws=4000)
+    found = interval(column(*values), mean)
     error = values.std() / math.sqrt(len(values))
     assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)

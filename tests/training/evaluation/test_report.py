@@ -42,7 +42,7 @@ def scores(rate: float, tags: list[str]) -> Scores:
     return Scores(by_language, by_source, {"udhr": bits(6, 0.9 + rate / 50)})
 
 
-def made_up(tags: list[str], adapter: str | None = "text-x@3") -> EvalResult:
+def made_up(tags: list[str]) -> EvalResult:
     samples = [
         Sample(
             f"{tag}-{i}-{copy}",
@@ -51,7 +51,7 @@ def made_up(tags: list[str], adapter: str | None = "text-x@3") -> EvalResult:
             f"Translate into something: number {i} <b>&",
             text,
             f"{text[:2]} <script>alert(1)</script>",
-            text[::-1] if adapter else None,
+            text[::-1],
             41.5,
         )
         for copy in range(4)
@@ -59,7 +59,7 @@ def made_up(tags: list[str], adapter: str | None = "text-x@3") -> EvalResult:
         for i, text in enumerate(TEXTS[tag])
     ]
     return EvalResult(
-        adapter=adapter,
+        adapter="text-x@3",
         base="smollm2-135m-q4",
         languages=tuple(tags),
         split="test",
@@ -68,7 +68,7 @@ def made_up(tags: list[str], adapter: str | None = "text-x@3") -> EvalResult:
         groups=80,
         generated=len(samples),
         scores=scores(2.4, tags),
-        base_scores=scores(3.6, tags) if adapter else None,
+        base_scores=scores(3.6, tags),
         samples=tuple(samples),
         signatures={"chrf": "nrefs:1|case:mixed"},
         data={"name": "starter", "sha256": "0" * 64},
@@ -148,13 +148,6 @@ def test_text_of_the_data_is_never_markup() -> None:
     page = render_report(made_up(["am"]))
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)" in page
-
-
-def test_a_bare_base_has_a_page_too() -> None:
-    outline = Outline(render_report(made_up(["am"], adapter=None)))
-    assert outline.open == []
-    assert "smollm2-135m-q4, untuned: Amharic" in outline.text
-    assert "difference" not in outline.text.split("How to read this")[0].split("Metrics")[1].split("Samples")[0].lower()
 
 
 def test_same_evaluation_gives_the_same_page() -> None:

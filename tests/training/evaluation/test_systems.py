@@ -48,9 +48,9 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
     return plain | changes
 
 
-def systems(languages: tuple[str, ...] = ("sw",), folder: Path | None = Path("x"), **how: Any) -> Systems:
+def systems(languages: tuple[str, ...] = ("sw",), **how: Any) -> Systems:
     data: Any = Data()
-    request = EvalRequest(folder, LM, data, languages)
+    request = EvalRequest(Path("x"), LM, data, languages)
     return Systems(request, Answering("text", ("text",), lambda one: TextRequest(prompt=one["prompt"]), **how))
 
 
@@ -108,10 +108,10 @@ def test_rows_are_scored_in_order_of_length_a_few_at_a_time_or_as_the_task_wants
 
 def test_a_row_can_be_shown_otherwise_than_it_is_counted() -> None:
     rows, other = [row(0, language="ky")], [row(0, language="kk", prompt="q")]
-    found = systems(("ky",), folder=None)
-    assert found.compare(Echo(), [System(BASE, other)], rows, rows) == {BASE: ["q"]}
-    result = found.result(rows, 1)
-    assert (result.adapter, result.base_scores, list(result.scores.by_language)) == (None, None, ["ky"])
+    found = systems(("ky",))
+    compared = [System(ADAPTER, rows, ADAPTER), System(BASE, other)]
+    assert found.compare(Echo(), compared, rows, rows) == {ADAPTER: ["P0"], BASE: ["q"]}
+    assert list(found.result(rows, 1).base_scores.by_language) == ["ky"]
 
 
 def test_a_metric_is_a_row_of_the_table_and_its_scorer(monkeypatch: pytest.MonkeyPatch) -> None:

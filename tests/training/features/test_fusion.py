@@ -25,7 +25,7 @@ from kauli.training.evaluation.run import evaluate
 from kauli.training.features.fusion import audio_features, fused_rows, load_audio_encoder
 from kauli.training.recipe_file import parse_recipe
 from kauli.training.tasks.base import Examples
-from kauli.training.tasks.describe import AudioInput, DescribeLearner, DescribeRecipe, DescribeTraining
+from kauli.training.tasks.describe import DescribeLearner, DescribeRecipe, DescribeTraining
 from kauli.training.train import train
 from support.speech_adapters import publish_hearing
 
@@ -124,7 +124,7 @@ def test_only_rows_with_an_image_are_read_and_counted(tmp_path: Path) -> None:
 
 def test_features_are_those_of_the_bare_encoder_and_noise_changes_them(data: Path) -> None:
     rows = fused_rows(load_data(str(data), ["en"]), "test", ["en"], None, 25).rows
-    tower = load_audio_encoder(AudioInput(encoder="debug-whisper"), "cpu")
+    tower = load_audio_encoder("debug-whisper", "cpu")
     clean, noisy, other = (audio_features(rows, tower, 2, *how) for how in ((), (0.0, 0), (0.0, 1)))
     expected = tower.features([np.asarray(row["samples"]) for row in rows], 2)
     for one, features in zip(clean, expected, strict=True):

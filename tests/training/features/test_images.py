@@ -13,8 +13,7 @@ from kauli.models.vision.image_tower import ImageTower
 from kauli.training.augment.image import Flip
 from kauli.training.data.dataset import Dataset, load_data
 from kauli.training.data.schema import write_parquet
-from kauli.training.evaluation.describe import NO_OTHER, evaluate_describe
-from kauli.training.evaluation.request import EvalRequest
+from kauli.training.evaluation.describe import NO_OTHER
 from kauli.training.evaluation.run import evaluate
 from kauli.training.features.images import image_rows, other_images, with_media
 from kauli.training.recipe import Recipe
@@ -161,14 +160,6 @@ def test_a_run_with_views_and_two_languages_learns(data: Path, tmp_path: Path) -
     assert card.validation is not None
     assert card.validation.adapter < card.validation.base
     assert set(result.evaluation.to_json()["by_language"]) == {"sw", "en"}
-
-
-def test_the_bare_base_can_be_measured_alone(dataset: Dataset) -> None:
-    base = find_base("debug")
-    request = EvalRequest(None, base, dataset, ("sw",), limit=2, instruction="In {language}?", encoder="debug-clip")
-    found = evaluate_describe(request).to_json()
-    assert found["adapter"] is None
-    assert set(found["baselines"]) == {"nearest", "most_frequent"}
 
 
 @pytest.mark.parametrize(

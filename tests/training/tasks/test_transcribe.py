@@ -73,7 +73,7 @@ def test_audio_that_cannot_hold_its_text_is_dropped_with_a_message(data: str) ->
 def test_where_all_were_dropped_the_error_says_why(data: str) -> None:
     base = find_base("debug", task="transcribe")
     with pytest.raises(UsageError, match=r"no transcribed audio in be.*dropped \(100 % .*: .* than 1 characters"):
-        evaluate_transcribe(EvalRequest(None, base, load_data(data, ["be"]), ("be",), max_chars_per_second=1))
+        evaluate_transcribe(EvalRequest(Path(data), base, load_data(data, ["be"]), ("be",), max_chars_per_second=1))
 
 
 def test_a_run_is_published_and_measured_again_alike(data: str, tmp_path: Path) -> None:
