@@ -40,7 +40,7 @@ _QUIET = {"log_level": "WARNING", "enable_access_log": False}
 
 
 class Handle:
-    """A worker behind a Ray Serve handle: it has the methods of the worker's protocol in `kauli.serving.events`."""
+    """A worker behind a Ray Serve handle: it has the methods of the worker's class."""
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle

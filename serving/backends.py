@@ -6,13 +6,17 @@ The HTTP side has them behind handles, `kauli.serving.local` in its own process.
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kauli.models.requests import Media
-from kauli.serving.events import Failed, ImageBackend, MediaBackend, MediaForm, Refused, not_served
+from kauli.serving.events import Failed, MediaForm, Refused, not_served
 from kauli.serving.routing import Catalogue, Route
 from kauli.serving.settings import ServeArgs
 from kauli.serving.tasks import TASKS, WORKERS
+
+if TYPE_CHECKING:  # torch is not needed to reach workers behind handles
+    from kauli.serving.workers.image_encoder import ImageEncoder
+    from kauli.serving.workers.transcriber import Transcriber
 
 RERANK_TEMPERATURE = 0.8
 """Of the answers that are reranked, unless the request names one."""
@@ -43,9 +47,9 @@ class Backends:
         """All workers by the names of their bases."""
         return {name: backend for found in self.workers.values() for name, backend in found.items()}
 
-    def encoder(self, kind: str, form: MediaForm) -> MediaBackend:
+    def encoder(self, kind: str, form: MediaForm) -> "ImageEncoder | Transcriber":
         """The worker that encodes media of a kind. Raises Refused where none runs."""
-        backend: MediaBackend | None = next(iter(self.workers.get(kind, {}).values()), None)
+        backend: ImageEncoder | Transcriber | None = next(iter(self.workers.get(kind, {}).values()), None)
         if backend is None:
             text = f"no {kind} encoder runs here: run `kauli fetch {form.encoder}` and restart the service"
             raise Refused(Failed(503, text, "unavailable", "model"))
@@ -108,12 +112,12 @@ class Backends:
             raise Refused(vectors)
         return filled[int((vectors.values[1:] @ vectors.values[0]).argmax())]
 
-    def aligned(self) -> ImageBackend:
+    def aligned(self) -> "ImageEncoder":
         """The worker with the shared space. Raises Refused where none is served."""
         base = self.catalogue.base_of("image")
         if base is None:
             raise Refused(not_served("image", "rerank"))
-        backend: ImageBackend = self.workers["image"][base]
+        backend: ImageEncoder = self.workers["image"][base]
         return backend
 
     async def _form(self, route: Route, kind: str) -> MediaForm:

@@ -1,11 +1,11 @@
-"""What the HTTP side and the workers exchange: plain values that travel between processes, and the workers' methods.
+"""What the HTTP side and the workers exchange: plain values that travel between processes, and how.
 
 No torch in here: the HTTP side has none.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -92,70 +92,7 @@ Ranked = list[tuple[str, float]]
 """Labels with their probabilities, the likeliest first."""
 
 
-class Backend(Protocol):
-    """The methods of every worker, in this process or behind a handle."""
-
-    async def check(self) -> str | None:
-        """None when it works, else what is wrong with it."""
-
-    async def adapters(self) -> list[dict[str, Any]]:
-        """The loaded adapters, and how many requests use each: `adapter`, `in_use`."""
-
-    async def load(self, adapter: str) -> Failed | None:
-        """Load an adapter ahead of its first request; None, or why that fails."""
-
-    async def unload(self, adapter: str) -> bool:
-        """Remove an adapter from memory once no request uses it; whether it was loaded."""
-
-
-class StreamBackend(Backend, Protocol):
-    """A worker that answers in text: a `Generator`."""
-
-    def stream(self, request: Any, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
-        """`Started`, then pieces until each of the `n` answers has a `finish`; or `Failed`, as the last event.
-
-        With `whole` each answer may come as one piece. Leaving the iteration cancels the request.
-        """
-
-
-class TextBackend(StreamBackend, Protocol):
-    """A `TextGenerator`."""
-
-    async def media_forms(self, adapter: str) -> dict[str, MediaForm] | Failed:
-        """What the adapter takes, by kind of media ("image", "audio"); empty where it takes none."""
-
-
-class MediaBackend(Backend, Protocol):
-    """A worker that encodes images or audio for connectors."""
-
-    async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
-        """An image or an audio file as an adapter's connector takes it."""
-
-    async def counts(self) -> dict[str, float]:
-        """Of the features: `hits` and `misses` of the cache, and the mean time of each in ms, `hit_ms`, `miss_ms`."""
-
-
-class AudioBackend(StreamBackend, MediaBackend, Protocol):
-    """A `Transcriber`."""
-
-    async def longest(self) -> float:
-        """The longest clip in seconds."""
-
-
-class ImageBackend(MediaBackend, Protocol):
-    """An `ImageEncoder`."""
-
-    async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
-        """Texts, and images as their encoded bytes, in the shared space."""
-
-    async def classify(self, adapter: str, inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
-        """The classes of each input by the head of an adapter (`name@version`)."""
-
-    async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
-        """The similarity of each input to the texts of `classes`, without any training."""
-
-
-# How the methods travel to a deployment, which may have several replicas: all others go to one replica, each time.
+# How a worker's methods travel to a deployment, which may have several replicas: all others go to one, each time.
 
 STREAMED = frozenset({"stream"})
 """Methods that give events one by one."""

@@ -17,7 +17,7 @@ from kauli.models.progress import bar, note
 from kauli.models.requests import NO_REPEAT, TextRequest, TranscriptionRequest
 from kauli.models.tasks import resolve
 from kauli.serving.backends import RERANK_TEMPERATURE, Attachment, Backends
-from kauli.serving.events import Failed, MediaBackend, MediaForm, Piece, Refused, Started
+from kauli.serving.events import Failed, MediaForm, Piece, Refused, Started
 from kauli.serving.routing import Catalogue, Route, choose_bases, newest_cards, public_name, served_task
 from kauli.serving.settings import load_settings
 from kauli.serving.tasks import TASKS, WORKERS
@@ -82,10 +82,9 @@ class Local(Backends):
             found[public_name(base)] = self._open.enter_context(closing(running))
         return found[public_name(base)]
 
-    def encoder(self, kind: str, form: MediaForm) -> MediaBackend:
+    def encoder(self, kind: str, form: MediaForm) -> Any:
         """The worker of the encoder that an adapter was trained with."""
-        backend: MediaBackend = self.load(kind, self._find(kind, form.encoder))
-        return backend
+        return self.load(kind, self._find(kind, form.encoder))
 
     def align(self, base: str) -> None:
         """Load the shared space of a base, for `aligned`."""

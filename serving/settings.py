@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from kauli.models.errors import UsageError, nearest
+from kauli.models.frozen import FrozenModel
 from kauli.models.paths import default_storage
 from kauli.serving.tasks import TASKS
 
@@ -27,10 +28,8 @@ RENAMED = {
 _RENAMED_VARIABLES = {"KAULI_ENCODER": "KAULI_IMAGE_BASE", "KAULI_SPEECH": "KAULI_AUDIO_BASE"}
 
 
-class WorkerArgs(BaseModel):
+class WorkerArgs(FrozenModel):
     """The settings of one kind of worker."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch: int = Field(default=16, ge=1, le=256)
     """What a replica computes at a time: answers, images or audio clips."""
@@ -48,29 +47,30 @@ class WorkerArgs(BaseModel):
         return value
 
 
-class ImageArgs(WorkerArgs):
+class EncoderArgs(WorkerArgs):
+    """The settings of a worker that encodes media."""
+
+    base: str
+    """Its base. Where it is not on this machine, the base that the adapters name."""
+    cache_bytes: int = Field(default=67_108_864, ge=0)
+    """Bytes of encoded images and texts, or of encoded audio in conversations, that a replica keeps."""
+
+
+class ImageArgs(EncoderArgs):
     """The settings of the image encoder."""
 
     base: str = "kauli-clip"
-    """Its base. Where it is not on this machine, the base that the adapters name."""
     batch: int = Field(default=8, ge=1, le=256)
-    cache_bytes: int = Field(default=67_108_864, ge=0)
-    """Bytes of encoded images and texts that a replica keeps."""
 
 
-class AudioArgs(WorkerArgs):
+class AudioArgs(EncoderArgs):
     """The settings of the speech recogniser."""
 
     base: str = "whisper-base"
-    """Its base. Where it is not on this machine, the base that the adapters name."""
-    cache_bytes: int = Field(default=67_108_864, ge=0)
-    """Bytes of encoded audio in conversations that a replica keeps."""
 
 
-class ServeArgs(BaseModel):
+class ServeArgs(FrozenModel):
     """What `kauli serve` and `build` take; `deploy/local.yaml` shows every key."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
     """The address to listen on. Any but a loopback address needs API keys."""

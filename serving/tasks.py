@@ -4,7 +4,7 @@ A task is what a request names as its model ("text", "classify"); a worker is wh
 file of the service and of the command reaches tasks through this table. Nothing heavy is imported here.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 DEFAULT_BASE = "smollm2-135m-q4"
@@ -114,11 +114,6 @@ TASKS: Mapping[str, ServedTask] = {
 def workers_of(name: str) -> tuple[str, ...]:
     """All workers that a task may use: the one that answers, and those that encode its media."""
     return (TASKS[name].worker, *TASKS[name].encoders)
-
-
-def answering(tasks: Collection[str]) -> list[str]:
-    """The workers that answer one of `tasks`, in the table's order."""
-    return [worker for worker in WORKERS if any(TASKS[name].worker == worker for name in tasks)]
 
 
 def media_paths(worker: str) -> frozenset[str]:

@@ -11,7 +11,7 @@ from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import note
 from kauli.serving.routing import choose_bases, newest_cards, served_task
 from kauli.serving.settings import ServeArgs
-from kauli.serving.tasks import TASKS, WORKERS, answering, workers_of
+from kauli.serving.tasks import TASKS, WORKERS, workers_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Topology:
     @property
     def answering(self) -> dict[str, tuple[Base, ...]]:
         """The workers that answer a task, without those that only encode media for others."""
-        return {worker: self.bases[worker] for worker in answering(self.tasks)}
+        answer = {TASKS[name].worker for name in self.tasks}
+        return {worker: bases for worker, bases in self.bases.items() if worker in answer}
 
 
 def choose_topology(registry: Registry, args: ServeArgs) -> Topology:

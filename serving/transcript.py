@@ -7,13 +7,17 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kauli.models.media.decode import DecodedAudio
 from kauli.models.requests import TokenLogprob, TranscriptionRequest, Word
 from kauli.models.speech.chunking import LONGEST, LONGEST_LEARNED, AudioSpan, Segment, as_text, cut, join
-from kauli.serving.events import AudioBackend, Failed, Piece, Refused, Started
+from kauli.serving.events import Failed, Piece, Refused, Started
+
+if TYPE_CHECKING:  # torch is not needed to reach a worker behind a handle
+    from kauli.serving.workers.transcriber import Transcriber
 
 AT_ONCE = 8
 """Spans of one audio file in the queue, so that other requests get in between."""
@@ -40,7 +44,7 @@ class Transcript:
 
     def __init__(
         self,
-        audio: AudioBackend,
+        audio: "Transcriber",
         request: TranscriptionRequest,
         adapter: str | None,
         deadline_s: float,

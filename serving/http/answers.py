@@ -4,9 +4,10 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from fastapi.responses import JSONResponse
+
 from kauli.models.requests import TokenLogprob
 from kauli.serving.events import Event, Failed, Piece, Refused
-from kauli.serving.http.schemas import ApiError
 from kauli.serving.routing import Route
 
 Pieces = AsyncGenerator[tuple[int, Event]]
@@ -21,6 +22,19 @@ def route_headers(route: Route) -> dict[str, str]:
     if route.language:
         headers["X-Kauli-Language"] = route.language
     return headers
+
+
+def error_body(failed: Failed) -> dict[str, Any]:
+    """OpenAI's error object: `{"error": {"message", "type", "param", "code"}}`."""
+    kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+    kind = kinds.get(failed.status, "invalid_request_error" if failed.status < 500 else "server_error")
+    return {"error": {"message": failed.message, "type": kind, "param": failed.param, "code": failed.code}}
+
+
+def error_response(failed: Failed) -> JSONResponse:
+    """The answer to a refused request."""
+    headers = {"Retry-After": "2"} if failed.status in (429, 503) else None
+    return JSONResponse(error_body(failed), failed.status, headers)
 
 
 class AnswerFormat:
@@ -67,7 +81,7 @@ class AnswerFormat:
             data = b"".join(self._event(place, opening, [], None, 0) for place in range(len(offsets)))
         async for request, event in pieces:
             if isinstance(event, Failed):
-                yield data + sse(ApiError.of(event).body())
+                yield data + sse(error_body(event))
                 return
             if not isinstance(event, Piece):
                 continue

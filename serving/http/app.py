@@ -15,8 +15,9 @@ from starlette.exceptions import HTTPException
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.tasks import resolve
 from kauli.serving.backends import Backends
-from kauli.serving.events import Refused
+from kauli.serving.events import Failed, Refused
 from kauli.serving.http import pages
+from kauli.serving.http.answers import error_response
 from kauli.serving.http.auth import Access
 from kauli.serving.http.schemas import AdapterRequest, ApiError, ChatRequest, invalid_body
 from kauli.serving.routing import Adapter, Catalogue, UnknownLanguage, UnknownModel
@@ -156,40 +157,33 @@ def _adapter_model(adapter: Adapter) -> dict[str, Any]:
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    def respond(error: ApiError) -> JSONResponse:
-        return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
-
-    @app.exception_handler(ApiError)
-    async def api_error(request: Request, error: ApiError) -> JSONResponse:
-        return respond(error)
-
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
-        return respond(ApiError.of(error.failed))
+        return error_response(error.failed)
 
     @app.exception_handler(KauliError)
     async def kauli_error(request: Request, error: KauliError) -> JSONResponse:
         if isinstance(error, UnknownModel):
-            return respond(ApiError(404, str(error), "model_not_found", "model"))
+            return error_response(Failed(404, str(error), "model_not_found", "model"))
         if isinstance(error, UnknownLanguage):
-            return respond(ApiError(404, str(error), "language_not_served", "language"))
+            return error_response(Failed(404, str(error), "language_not_served", "language"))
         if isinstance(error, UsageError):
-            return respond(ApiError(400, str(error), "invalid_value"))
-        return respond(ApiError(503, str(error), "unavailable"))
+            return error_response(Failed(400, str(error), "invalid_value"))
+        return error_response(Failed(503, str(error), "unavailable"))
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
         known = [*ChatRequest.model_fields, "prompt", "input", "classes", "encoding_format", "dimensions"]
-        return respond(invalid_body(error.errors(), known))
+        return error_response(invalid_body(error.errors(), known).failed)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         codes = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "body_too_large"}
         where = f": {request.method} {request.url.path}" if error.status_code in (404, 405) else ""
         message = f"{error.detail}{where}"
-        return respond(ApiError(error.status_code, message, codes.get(error.status_code, "bad_request")))
+        return error_response(Failed(error.status_code, message, codes.get(error.status_code, "bad_request")))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return respond(ApiError(500, "internal error; the service's log has the reason", "internal_error"))
+        return error_response(Failed(500, "internal error; the service's log has the reason", "internal_error"))

@@ -2,23 +2,17 @@
 
 import asyncio
 import hmac
-import json
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from typing import Any
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kauli.serving.http.answers import error_response
 from kauli.serving.http.schemas import ApiError
 from kauli.serving.settings import ServeArgs, hash_key, is_loopback
 from kauli.serving.tasks import media_paths
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/health", "/"})
 """Paths that need no key."""
@@ -35,7 +29,7 @@ class Access:
     hold audio are larger only where one of `workers` takes it.
     """
 
-    def __init__(self, app: App, args: ServeArgs, workers: Collection[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, args: ServeArgs, workers: Collection[str] = ()) -> None:
         self._app = app
         self._loopback = is_loopback(args.host)
         self._admins = [key.encode() for key in args.admin_key_hashes]
@@ -56,7 +50,7 @@ class Access:
             self._check(scope)
             await self._app(scope, self._limited(receive, self._most(scope)), send)
         except ApiError as error:
-            await _answer(error, send)
+            await error_response(error.failed)(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -78,7 +72,7 @@ class Access:
                 raise ApiError(403, text, "admin_key_needed")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._most(scope):
-            raise self._too_large(self._most(scope))
+            raise ApiError(413, _too_large(self._most(scope)), "body_too_large")
 
     def _most(self, scope: Scope) -> int:
         """The bytes that a body may have."""
@@ -99,15 +93,15 @@ class Access:
             whole = not message.get("more_body", False)
             total += len(message.get("body", b""))
             if total > most:
-                error = self._too_large(most)
                 # FastAPI turns any other exception of a body that it reads into a 400
-                raise HTTPException(error.status, error.message)
+                raise HTTPException(413, _too_large(most))
             return message
 
         return limited
 
-    def _too_large(self, most: int) -> ApiError:
-        return ApiError(413, f"the body is larger than {most} bytes", "body_too_large")
+
+def _too_large(most: int) -> str:
+    return f"the body is larger than {most} bytes"
 
 
 def _host_name(url: str) -> str:
@@ -115,11 +109,3 @@ def _host_name(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
-
-
-async def _answer(error: ApiError, send: Send) -> None:
-    body = json.dumps(error.body()).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **error.headers}
-    pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})

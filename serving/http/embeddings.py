@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse
 
 from kauli.serving.backends import Backends
 from kauli.serving.events import Failed, Ranked, Refused
-from kauli.serving.http.media import image_bytes
-from kauli.serving.http.schemas import ApiError, ClassifyRequest, EmbeddingRequest, ImageInput
+from kauli.serving.http.media import read
+from kauli.serving.http.schemas import ApiError, ClassifyRequest, EmbeddingRequest, MediaInput
 
 
 def add_shared_space(app: FastAPI, backends: Backends) -> None:
@@ -77,11 +77,8 @@ def _refused(failed: Failed, body: EmbeddingRequest | ClassifyRequest) -> Refuse
     )
 
 
-async def _contents(inputs: Sequence[str | ImageInput]) -> list[str | bytes]:
-    def read() -> list[str | bytes]:
-        return [image_bytes(one) if isinstance(one, ImageInput) else one for one in inputs]
-
-    return await asyncio.to_thread(read)
+async def _contents(inputs: Sequence[str | MediaInput]) -> list[str | bytes]:
+    return await asyncio.to_thread(lambda: [one if isinstance(one, str) else read(one).content for one in inputs])
 
 
 def _encoded(vector: np.ndarray, form: str) -> Any:

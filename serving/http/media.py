@@ -9,7 +9,7 @@ from kauli.models.errors import MediaError
 from kauli.models.requests import NO_REPEAT, TextRequest
 from kauli.serving.backends import Attachment, Backends
 from kauli.serving.http.payloads import read_data_uri, read_input_audio
-from kauli.serving.http.schemas import ApiError, AudioClip, ChatRequest, ImageInput
+from kauli.serving.http.schemas import ApiError, ChatRequest, MediaInput
 from kauli.serving.routing import Route
 
 
@@ -24,8 +24,8 @@ async def encode(
     if not media:
         return request, None
     began = time.monotonic()
-    forms = await backends.forms(route, ["image" if isinstance(one, ImageInput) else "audio" for one in media])
-    attached = await asyncio.to_thread(lambda: [_attachment(one) for one in media])
+    forms = await backends.forms(route, [one.kind for one in media])
+    attached = await asyncio.to_thread(lambda: [read(one) for one in media])
     found, cached = await backends.encode(forms, attached)
     # In the form that browsers show (W3C Server Timing)
     timing = f"encoder;desc={'hit' if cached else 'miss'};dur={1000 * (time.monotonic() - began):.1f}"
@@ -35,23 +35,15 @@ async def encode(
 async def rerank(backends: Backends, answer: dict[str, Any], body: ChatRequest) -> dict[str, Any]:
     """The answer with the one of its choices that is most similar to the image in the shared space."""
     texts = [choice["message"]["content"] for choice in answer["choices"]]
-    content = await asyncio.to_thread(image_bytes, body.images()[0])
-    chosen = answer["choices"][await backends.nearest(content, texts)] | {"index": 0}
+    image = await asyncio.to_thread(read, body.images()[0])
+    chosen = answer["choices"][await backends.nearest(image.content, texts)] | {"index": 0}
     return answer | {"choices": [chosen], "kauli": {"reranked": len(texts)}}
 
 
-def image_bytes(image: ImageInput) -> bytes:
-    """The encoded image; raises ApiError where the URI holds none, or is a remote address."""
+def read(one: MediaInput) -> Attachment:
+    """The file of an image or an audio clip; raises ApiError where there is none, or only a remote address."""
     try:
-        return read_data_uri(image.uri)
+        content = read_data_uri(one.data) if one.kind == "image" else read_input_audio(one.data, one.format)
     except MediaError as error:
-        raise ApiError(400, str(error), "invalid_image", image.param) from None
-
-
-def _attachment(one: ImageInput | AudioClip) -> Attachment:
-    if isinstance(one, ImageInput):
-        return Attachment("image", image_bytes(one), one.param)
-    try:
-        return Attachment("audio", read_input_audio(one.audio.data, one.audio.format), one.param)
-    except MediaError as error:
-        raise ApiError(400, str(error), "invalid_audio", one.param) from None
+        raise ApiError(400, str(error), f"invalid_{one.kind}", one.param) from None
+    return Attachment(one.kind, content, one.param)

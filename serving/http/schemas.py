@@ -10,7 +10,7 @@ from kauli.models.errors import nearest
 from kauli.models.languages import nfc
 from kauli.models.requests import MARK, Message, TextRequest
 from kauli.serving.backends import RERANK_TEMPERATURE
-from kauli.serving.events import Failed
+from kauli.serving.events import Failed, Refused
 from kauli.serving.settings import ServeArgs
 
 MOST_STOPS, MOST_PROMPTS, MOST_INPUTS, MOST_CLASSES, MOST_RERANKED = 8, 16, 64, 256, 8
@@ -18,31 +18,11 @@ IMAGE = "data:image/"
 """The beginning of an input that is an image and not a text."""
 
 
-class ApiError(Exception):
-    """A request that is refused; becomes OpenAI's error object with an HTTP status."""
+class ApiError(Refused):
+    """A request that the HTTP side itself refuses, before a worker has it."""
 
-    def __init__(
-        self, status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
-        self.param = param
-        self.headers = dict(headers or {})
-        if status in (429, 503):
-            self.headers.setdefault("Retry-After", "2")
-
-    @classmethod
-    def of(cls, failed: Failed) -> "ApiError":
-        """The error for a worker's `Failed`."""
-        return cls(failed.status, failed.message, failed.code, failed.param)
-
-    def body(self) -> dict[str, Any]:
-        """`{"error": {"message", "type", "param", "code"}}`."""
-        kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
+        super().__init__(Failed(status, message, code, param))
 
 
 def invalid_body(errors: Sequence[Any], known: Iterable[str]) -> ApiError:
@@ -105,19 +85,16 @@ ContentPart = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="t
 
 
 @dataclass(frozen=True)
-class ImageInput:
-    """An image of a request: its data: URI, and its place, for an error's `param`."""
+class MediaInput:
+    """An image or an audio clip of a request; `kind` is the worker that encodes it."""
 
-    uri: str
+    kind: str
+    data: str
+    """Of an image its data: URI, of audio the base64 of the file."""
     param: str
-
-
-@dataclass(frozen=True)
-class AudioClip:
-    """An audio clip of a request, and its place."""
-
-    audio: InputAudio
-    param: str
+    """Its place in the request, for errors."""
+    format: str = ""
+    """Of audio, as the request says."""
 
 
 class ChatMessage(Body):
@@ -240,21 +217,21 @@ class ChatRequest(_Generation):
     rerank: Annotated[int, Field(ge=1, le=MOST_RERANKED)] | None = None
     """Generate so many candidates and return the one most similar to the image."""
 
-    def media(self) -> list[ImageInput | AudioClip]:
+    def media(self) -> list[MediaInput]:
         """The images and audio clips in their order."""
-        found: list[ImageInput | AudioClip] = []
+        found = []
         for number, message in enumerate(self.messages):
             for place, part in message.media_parts():
                 param = f"messages.{number}.content.{place}"
                 if isinstance(part, ImagePart):
-                    found.append(ImageInput(part.image_url.url, param))
+                    found.append(MediaInput("image", part.image_url.url, param))
                 else:
-                    found.append(AudioClip(part.input_audio, param))
+                    found.append(MediaInput("audio", part.input_audio.data, param, part.input_audio.format))
         return found
 
-    def images(self) -> list[ImageInput]:
+    def images(self) -> list[MediaInput]:
         """The images in their order."""
-        return [one for one in self.media() if isinstance(one, ImageInput)]
+        return [one for one in self.media() if one.kind == "image"]
 
     def requests(self, args: ServeArgs) -> list[TextRequest]:
         """The request for the worker, still without its media.
@@ -303,15 +280,12 @@ class CompletionRequest(_Generation):
         return [TextRequest(prompt=nfc(prompt.replace(MARK, "")), **options) for prompt in prompts]
 
 
-Inputs = str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
-"""Texts, and images as data: URIs."""
-
-
 class _Inputs(Body):
     """The fields of both embeddings and classification."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    input: Inputs
+    input: str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
+    """Texts, and images as data: URIs."""
     user: str | None = None
 
     @field_validator("input")
@@ -321,13 +295,13 @@ class _Inputs(Body):
             raise ValueError("an input is empty: give a text, or an image as a data: URI")
         return value
 
-    def inputs(self, args: ServeArgs) -> list[str | ImageInput]:
+    def inputs(self, args: ServeArgs) -> list[str | MediaInput]:
         """The texts and images in their order; raises ApiError where the texts are too long."""
         values = [self.input] if isinstance(self.input, str) else self.input
         check_texts([value for value in values if not value.startswith(IMAGE)], args, "input")
         one = isinstance(self.input, str)
         return [
-            ImageInput(value, "input" if one else f"input.{place}") if value.startswith(IMAGE) else value
+            MediaInput("image", value, "input" if one else f"input.{place}") if value.startswith(IMAGE) else value
             for place, value in enumerate(values)
         ]
 

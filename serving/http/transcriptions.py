@@ -20,7 +20,7 @@ from kauli.models.speech.chunking import Segment, as_text
 from kauli.models.speech.subtitles import as_srt, as_vtt, cues
 from kauli.serving.backends import Backends
 from kauli.serving.events import Refused
-from kauli.serving.http.answers import route_headers, sse
+from kauli.serving.http.answers import error_body, route_headers, sse
 from kauli.serving.http.payloads import check_audio_type
 from kauli.serving.http.schemas import ApiError, Body, invalid_body
 from kauli.serving.routing import Route
@@ -175,7 +175,7 @@ async def _streamed(first: str, pieces: AsyncGenerator[str], transcript: Transcr
                 if piece:
                     yield sse({"type": "transcript.text.delta", "delta": piece})
         except Refused as refusal:
-            yield sse(ApiError.of(refusal.failed).body())
+            yield sse(error_body(refusal.failed))
             return
     done: dict[str, Any] = {"type": "transcript.text.done", "text": as_text(transcript.segments)}
     if transcript.language:

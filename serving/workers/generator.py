@@ -15,7 +15,7 @@ from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import Progress, TextRequest, TranscriptionRequest
 from kauli.serving.events import Event, Failed, Piece, Refused, Started
 from kauli.serving.workers.adapter_cache import AdapterCache
-from kauli.serving.workers.worker import Worker
+from kauli.serving.workers.worker import Worker, unloadable
 
 HANDOVERS = 40
 """Pieces sent in a second, of all streams together; sending one between processes costs milliseconds."""
@@ -68,10 +68,11 @@ class Generator(Worker, Generic[R]):
         self._thread.start()
 
     async def stream(self, request: R, adapter: str | None, whole: bool = False) -> AsyncGenerator[Event]:
-        """The events of `StreamBackend`: with `whole` one piece for each answer.
+        """`Started`, then pieces until each of the `n` answers has a `finish`; or `Failed`, as the last event.
 
-        Else the first piece comes at once, and later ones at a rate of `HANDOVERS` a second for all streams together:
-        each one costs as much as some tokens.
+        With `whole` each answer is one piece. Else the first piece comes at once, and later ones at a rate of
+        `HANDOVERS` a second for all streams together: each one costs as much as some tokens. Leaving the iteration
+        cancels the request.
         """
         until = time.monotonic() + self._deadline_s
         try:
@@ -135,9 +136,11 @@ class Generator(Worker, Generic[R]):
         return None
 
     async def adapters(self) -> list[dict[str, Any]]:
+        """The loaded adapters, and how many requests use each: `adapter`, `in_use`."""
         return self._cache.listed()
 
     async def load(self, adapter: str) -> Failed | None:
+        """Load an adapter ahead of its first request; None, or why that fails."""
         try:
             if not self._cache.take(adapter):
                 await self._load(adapter, time.monotonic() + self._deadline_s)
@@ -147,6 +150,7 @@ class Generator(Worker, Generic[R]):
         return None
 
     async def unload(self, adapter: str) -> bool:
+        """Remove an adapter from memory once no request uses it; whether it was loaded."""
         return await asyncio.to_thread(self._cache.unload, adapter)
 
     def close(self) -> None:
@@ -270,11 +274,6 @@ class Generator(Worker, Generic[R]):
         for ticket in self._jobs:
             ticket.cancelled = True
         self._jobs.clear()
-
-
-def unloadable(adapter: str, reason: str) -> Failed:
-    """The error of an adapter that can't be read; the reason begins with a colon or is empty."""
-    return Failed(503, f"adapter '{adapter}' can't be loaded{reason}", "adapter_failed", "model")
 
 
 def _joined(one: Piece | None, other: Piece) -> Piece:

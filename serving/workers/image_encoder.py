@@ -30,7 +30,7 @@ from kauli.models.vision.image_tower import ImageTower
 from kauli.serving.events import EncodedMedia, Failed, MediaForm, Ranked, Refused, Vectors, not_served
 from kauli.serving.routing import public_name
 from kauli.serving.settings import ServeArgs
-from kauli.serving.workers.worker import Encoding, EncodingQueue, Worker, wrong_encoder
+from kauli.serving.workers.worker import Encoding, EncodingQueue, Worker, unloadable, wrong_encoder
 
 _WAIT_S = 0.003  # how long an image waits for others to be computed with
 _MOST_HEADS = 64
@@ -82,11 +82,6 @@ class ImageEncoder(Worker):
             del clip.model.text  # nearly all of the weights
         return cls(base, tower, task, lambda text: _length(clip.tokens([text])[0].tolist()), registry, **options)
 
-    @property
-    def tower_sha256(self) -> str:
-        """The hash of what its features depend on."""
-        return self._tower.sha256
-
     async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
         """An image as a connector takes it; refused where that was trained with another encoder."""
         if form.tower != self._tower.sha256:
@@ -98,12 +93,14 @@ class ImageEncoder(Worker):
         return EncodedMedia(values.copy(), cached)  # torch warns of arrays that are read-only
 
     async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
+        """Texts, and images as their encoded bytes, in the shared space."""
         try:
             return await self._vectors(inputs)
         except Refused as refusal:
             return refusal.failed
 
     async def classify(self, adapter: str, inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
+        """The classes of each input by the head of an adapter (`name@version`)."""
         try:
             head = await asyncio.to_thread(self._head, adapter)
             return await self._ranked(head, await self._vectors(inputs))
@@ -111,6 +108,7 @@ class ImageEncoder(Worker):
             return refusal.failed
 
     async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
+        """The similarity of each input to the texts of `classes`, without any training."""
         if self._task is None:
             return not_served("image")
         try:
@@ -123,6 +121,7 @@ class ImageEncoder(Worker):
         return await self._ranked(head, Vectors(vectors.values[: len(inputs)], vectors.tokens))
 
     async def counts(self) -> dict[str, float]:
+        """Of the features and images: see `EncodingQueue.counts`."""
         return self._encodings.counts()
 
     async def adapters(self) -> list[dict[str, Any]]:
@@ -160,8 +159,7 @@ class ImageEncoder(Worker):
                     f"its head takes vectors of {head.width} numbers, those of {self._base.name} have {dim}."
                 )
         except KauliError as error:
-            text = f"adapter '{spec}' can't be loaded: {error}"
-            raise Refused(Failed(503, text, "adapter_failed", "model")) from None
+            raise Refused(unloadable(spec, f": {error}")) from None
         return head
 
     async def _ranked(self, head: Head, vectors: Vectors) -> list[Ranked]:

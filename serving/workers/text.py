@@ -13,8 +13,8 @@ from kauli.models.requests import DEFAULT_TOKENS, TextRequest
 from kauli.models.text.connector import Connector
 from kauli.serving.events import Failed, MediaForm, Refused
 from kauli.serving.settings import ServeArgs
-from kauli.serving.workers.generator import Generator, unloadable
-from kauli.serving.workers.worker import load_task
+from kauli.serving.workers.generator import Generator
+from kauli.serving.workers.worker import load_task, unloadable
 
 
 class TextGenerator(Generator[TextRequest]):
@@ -23,6 +23,7 @@ class TextGenerator(Generator[TextRequest]):
     probe = TextRequest.of_prompt("Hi", max_tokens=1)
 
     async def media_forms(self, adapter: str) -> dict[str, MediaForm] | Failed:
+        """What the adapter takes, by kind of media ("image", "audio"); empty where it takes none."""
         try:
             reading = asyncio.to_thread(self._media_forms, adapter)
             return await self._before(time.monotonic() + self._deadline_s, reading)

@@ -50,6 +50,7 @@ class Transcriber(Generator[TranscriptionRequest]):
         )
 
     async def longest(self) -> float:
+        """The longest clip in seconds."""
         return self._longest
 
     async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
@@ -68,6 +69,7 @@ class Transcriber(Generator[TranscriptionRequest]):
         return EncodedMedia(values.copy(), cached)  # torch warns of arrays that are read-only
 
     async def counts(self) -> dict[str, float]:
+        """Of the features: see `EncodingQueue.counts`."""
         return self._encodings.counts()
 
     async def _encoded(self, content: bytes, stack: int) -> tuple[np.ndarray, bool]:

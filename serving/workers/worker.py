@@ -142,6 +142,11 @@ def load_task(name: str, args: ServeArgs, base: Base, **options: Any) -> Any:
     return load_served(name, base, device=device, dtype=precision.dtype, **options)
 
 
+def unloadable(adapter: str, reason: str) -> Failed:
+    """The error of an adapter that can't be read; the reason begins with a colon or is empty."""
+    return Failed(503, f"adapter '{adapter}' can't be loaded{reason}", "adapter_failed", "model")
+
+
 def wrong_encoder(worker: str, form: MediaForm, served: str) -> Failed:
     """The error of an adapter whose connector was trained with another encoder than the one that runs."""
     text = (

@@ -41,7 +41,7 @@ def encoder(base: Base, store: Path) -> Iterator[ImageEncoder]:
 
 
 def form(encoder: ImageEncoder, grid: int = 1) -> MediaForm:
-    return MediaForm("debug-clip", encoder.tower_sha256, grid)
+    return MediaForm("debug-clip", encoder._tower.sha256, grid)
 
 
 class Watched:
@@ -124,7 +124,7 @@ def test_pictures_asked_for_together_go_together_up_to_a_batch(encoder: ImageEnc
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(png("red")[:-20], "cut off"), (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"), (b"", "is empty")],
+    [(png("red")[:-20], "truncated"), (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"), (b"", "is empty")],
 )
 def test_what_is_no_picture_fails_alone(encoder: ImageEncoder, content: bytes, said: str) -> None:
     async def run() -> list[EncodedMedia | Failed]:
@@ -145,7 +145,7 @@ def test_another_tower_is_refused_by_name(encoder: ImageEncoder) -> None:
     assert isinstance(failed, Failed)
     assert (failed.status, failed.code) == (503, "wrong_encoder")
     assert "kauli-towers (000000000000)" in failed.message
-    assert f"debug-clip ({encoder.tower_sha256[:12]})" in failed.message
+    assert f"debug-clip ({encoder._tower.sha256[:12]})" in failed.message
 
 
 def test_the_queue_is_bounded_and_a_deadline_kept(base: Base, store: Path) -> None:
