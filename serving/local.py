@@ -200,25 +200,20 @@ def transcribe(
         note(f"{route.model} transcribes {total:.1f} s{_in_language(route)}")
         request = TranscriptionRequest(None, route.language, prompt, words=words)
 
-        async def finish(transcript: Transcript) -> None:
-            async with aclosing(transcript.pieces(stream=False)) as pieces:
+        async def finish(transcript: Transcript, advance: Callable[[], None]) -> None:
+            async with aclosing(transcript.pieces(False, advance)) as pieces:
                 async for _ in pieces:
                     pass
 
         async def answer() -> list[Transcript]:
-            counts: list[Callable[[], None]] = []
+            at_once = 4 * local.args.audio.batch
             transcripts = [
-                Transcript(
-                    local.of(route), request, route.adapter, _UNLIMITED, at_once=4 * local.args.audio.batch,
-                    advance=lambda: counts[0](),
-                )
-                for _ in recordings
-            ]  # fmt: skip
+                Transcript(local.of(route), request, route.adapter, _UNLIMITED, at_once=at_once) for _ in recordings
+            ]
             for transcript, recording in zip(transcripts, recordings, strict=True):
                 await transcript.cut(recording)
             with bar("Transcribing", sum(len(one.spans) for one in transcripts)) as advance:
-                counts.append(advance)
-                await asyncio.gather(*map(finish, transcripts))
+                await asyncio.gather(*(finish(one, advance) for one in transcripts))
             return transcripts
 
         return route, local.run(answer())

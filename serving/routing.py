@@ -34,18 +34,12 @@ class UnknownLanguage(UsageError):
 
 @dataclass(frozen=True)
 class Adapter:
-    """One name of the registry: its versions, its aliases, and the version that the bare name means."""
+    """One name of the registry: its versions, its aliases, and the card of the version that the bare name means."""
 
     name: str
-    version: int
     versions: tuple[int, ...]
     aliases: dict[str, int]
     card: Card = field(repr=False)
-
-    @property
-    def spec(self) -> str:
-        """`name@version` of the version that the bare name means."""
-        return f"{self.name}@{self.version}"
 
     @property
     def created(self) -> int:
@@ -151,7 +145,7 @@ class Catalogue:
                 fitting = [adapter for adapter in served if candidate in adapter.card.language]
                 if fitting:
                     best = min(fitting, key=_preference)
-                    return self.route(best.spec, candidate)
+                    return self.route(best.card.spec, candidate)
             if tag is None and len(served) == 1:
                 return self.route(served[0].name)
         if bare and allow_base:
@@ -223,7 +217,7 @@ class Catalogue:
             return None
         aliases = {alias: number for alias, number in self._registry.aliases(name).items() if number in versions}
         version = aliases.get("prod") or aliases.get("latest") or versions[-1]
-        return Adapter(name, version, tuple(versions), aliases, self._card(name, version))
+        return Adapter(name, tuple(versions), aliases, self._card(name, version))
 
 
 def served_task(card: Card) -> str | None:

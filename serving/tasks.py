@@ -43,7 +43,7 @@ WORKERS: Mapping[str, Worker] = {
         "kauli.serving.workers.text:build", "text", "a language model", several=True,
     ),
     "image": Worker(
-        "kauli.serving.workers.image_encoder:build", "align", "an image encoder", eager=True, batches=2,
+        "kauli.serving.workers.image_encoder:ImageEncoder", "align", "an image encoder", eager=True, batches=2,
         missing="No image-text embedding model is served; run `kauli fetch kauli-clip` and restart the service",
         media="images", health="encoder", recipe="describe-multi",
     ),

@@ -39,7 +39,7 @@ class _Part:
 class Transcript:
     """Transcribes one audio file by `audio`; `request` has the options, and no samples.
 
-    `at_once` spans are computed in parallel; `advance` is called when a span is complete.
+    `at_once` spans are computed in parallel.
     """
 
     def __init__(
@@ -50,10 +50,9 @@ class Transcript:
         deadline_s: float,
         *,
         at_once: int = AT_ONCE,
-        advance: Callable[[], None] = lambda: None,
     ) -> None:
         self._audio, self._request, self._adapter = audio, request, adapter
-        self._deadline_s, self._advance = deadline_s, advance
+        self._deadline_s = deadline_s
         self.recording = _NOTHING
         self.spans: list[AudioSpan] = []
         self._parts: list[_Part] = []
@@ -92,13 +91,13 @@ class Transcript:
         self.spans = await asyncio.to_thread(cut, recording.samples, longest)
         self._parts = [_Part() for _ in self.spans]
 
-    async def pieces(self, stream: bool) -> AsyncGenerator[str]:
+    async def pieces(self, stream: bool, advance: Callable[[], None] = lambda: None) -> AsyncGenerator[str]:
         """The text as it becomes certain: an empty piece at the beginning, in all `as_text` of the segments.
 
-        Raises Refused where a span fails.
+        `advance` is called when a span is complete. Raises Refused where a span fails.
         """
         until = time.monotonic() + self._deadline_s
-        work = asyncio.create_task(self._transcribe_all(whole=not stream))
+        work = asyncio.create_task(self._transcribe_all(not stream, advance))
         work.add_done_callback(lambda done: self._changed.set())
         sent = ""
         try:
@@ -119,19 +118,19 @@ class Transcript:
             work.cancel()
             await asyncio.gather(work, return_exceptions=True)
 
-    async def _transcribe_all(self, whole: bool) -> None:
+    async def _transcribe_all(self, whole: bool, advance: Callable[[], None]) -> None:
         places = list(range(len(self.spans)))
         if self._request.language is None:  # the language of the first span is that of all
-            await self._transcribe(places.pop(0), whole)
+            await self._transcribe(places.pop(0), whole, advance)
             self._request = replace(self._request, language=self._parts[0].language)
         try:
             async with asyncio.TaskGroup() as group:
                 for place in places:
-                    group.create_task(self._transcribe(place, whole))
+                    group.create_task(self._transcribe(place, whole, advance))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
-    async def _transcribe(self, place: int, whole: bool) -> None:
+    async def _transcribe(self, place: int, whole: bool, advance: Callable[[], None]) -> None:
         request = replace(self._request, samples=self.spans[place].of(self.recording.samples))
         part = self._parts[place]
         if place:
@@ -158,7 +157,7 @@ class Transcript:
                             raise RuntimeError("a transcriber ended without a finish")
                 if not part.finish:
                     await asyncio.sleep(_AGAIN_S)
-        self._advance()
+        advance()
 
     def _certain(self) -> str:
         """The text up to where something may still change it."""

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from kauli.deploy.cli.commands import bring_base, wait_for_stop
+from kauli.deploy.cli.terminal import table
 from kauli.models.errors import KauliError
 from kauli.models.languages import display_name
 from kauli.models.media.image_format import media_type
@@ -35,7 +37,6 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
 
     args = ServeArgs(storage=storage, port=port, bases=("smollm2-135m-q4",))
     choose_proxy(args)
-    from kauli.deploy.cli.terminal import table
     from kauli.serving.app import check_port, start
 
     check_port(args.host, args.port)  # before minutes of training, not after
@@ -53,34 +54,27 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
 
         rows = {tag: load_data("starter", [tag]).rows(split="test", languages=[tag]) for tag in RECIPES}
 
-    trained = {}
-    for tag, name in RECIPES.items():
-        what = (
-            f"Training a LoRA adapter by the recipe {name} through Ray Train for {minutes:g} minutes and evaluating it"
-        )
-        with steps.step(what, left=each):
+    def training(name: str, what: str, *, timed: bool = True, **options: Any) -> Any:
+        """The result of a step that trains by a recipe, for `minutes` where it is `timed`."""
+        with steps.step(what, left=each if timed else 0.0):
             from kauli.training.recipe_file import load_recipe
             from kauli.training.train import train
 
-            recipe = load_recipe(name, [f"train.minutes={minutes}"])
-            trained[tag] = train(recipe, storage, generated=GENERATED, scored=SCORED)
+            return train(load_recipe(name, [f"train.minutes={minutes}"] if timed else []), storage, **options)
 
+    through = f"through Ray Train for {minutes:g} minutes"
+    quick: dict[str, Any] = {"generated": GENERATED, "scored": SCORED}
+    trained = {
+        tag: training(name, f"Training a LoRA adapter by the recipe {name} {through} and evaluating it", **quick)
+        for tag, name in RECIPES.items()
+    }
     with steps.step("Making the base kauli-clip: images and captions of twelve languages in one space", left=ALIGNING):
-        from kauli.deploy.cli.commands import bring_base
-
         bring_base("kauli-clip", False)
-
-    what = f"Training {DESCRIBE} through Ray Train for {minutes:g} minutes: images described in English and Swahili"
-    with steps.step(what, left=each):
-        recipe = load_recipe(DESCRIBE, [f"train.minutes={minutes}"])
-        describing = train(recipe, storage, generated=GENERATED, scored=SCORED)
-
-    with steps.step(f"Fitting {CLASSIFY}: topics of images from five examples each"):
-        classifying = train(load_recipe(CLASSIFY), storage)
-
-    what = f"Training {TRANSCRIBE} through Ray Train for {minutes:g} minutes: Belarusian speech, read by people"
-    with steps.step(what, left=each):
-        transcribing = train(load_recipe(TRANSCRIBE, [f"train.minutes={minutes}"]), storage, scored=CLIPS_SCORED)
+    describing = training(DESCRIBE, f"Training {DESCRIBE} {through}: images described in English and Swahili", **quick)
+    classifying = training(CLASSIFY, f"Fitting {CLASSIFY}: topics of images from five examples each", timed=False)
+    transcribing = training(
+        TRANSCRIBE, f"Training {TRANSCRIBE} {through}: Belarusian speech, read by people", scored=CLIPS_SCORED
+    )
 
     with steps.step("Starting the service (Ray Serve)"):
         service = start(args)
@@ -103,8 +97,6 @@ def run_demo(storage: str, *, minutes: float, port: int, once: bool) -> None:
         print(table(transcripts, ["language", "reference", "base", "adapter"]) + "\n")
         print(steps.summary(), flush=True)
         if not once:
-            from kauli.deploy.cli.commands import wait_for_stop
-
             print(service.url, flush=True)
             note(
                 f"The service stays up at {service.url} (Ctrl-C ends it), with a page at / and the API at /docs. Try:\n"

@@ -1,10 +1,11 @@
 """Images and audio files on the command line: read and checked; and the table that `kauli embed` prints."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kauli.models.errors import UsageError
+from kauli.models.errors import MediaError, UsageError
 from kauli.models.progress import note
 
 if TYPE_CHECKING:
@@ -17,41 +18,38 @@ _MOST_SECONDS, _MOST_BYTES, _MOST_SAMPLES = 7200.0, 2**31, 2_000_000_000
 
 def read_image(path: Path) -> bytes:
     """The bytes of an image file; raises UsageError where it can't be read or decoded."""
-    from kauli.models.errors import MediaError
     from kauli.models.media.decode import decode_image
 
-    try:
+    with _reading("image", path, "PNG, JPEG or WEBP"):
         content = path.read_bytes()
         decode_image(content)
-    except OSError as error:
-        raise UsageError(
-            f"image {path}: {error.strerror or error}. Give the path of a PNG, JPEG or WEBP file."
-        ) from None
-    except MediaError as error:
-        raise UsageError(f"image {path}: {error}") from None
     return content
 
 
 def read_audio(path: Path) -> tuple[bytes, "DecodedAudio"]:
     """An audio file and its samples; raises UsageError where it can't be read or decoded. Warnings go to stderr."""
-    from kauli.models.errors import MediaError
     from kauli.models.media.decode import AudioLimits, decode_audio
 
     limits = AudioLimits(max_bytes=_MOST_BYTES, max_seconds=_MOST_SECONDS, max_samples=_MOST_SAMPLES)
-    try:
+    with _reading("audio", path, "WAV, FLAC, Ogg or MP3"):
         if path.stat().st_size > _MOST_BYTES:
             raise UsageError(f"audio {path}: it is larger than {_MOST_BYTES >> 30} GiB. Compress it, or cut it.")
         content = path.read_bytes()
         recording = decode_audio(content, limits)
-    except OSError as error:
-        raise UsageError(
-            f"audio {path}: {error.strerror or error}. Give the path of a WAV, FLAC, Ogg or MP3 file."
-        ) from None
-    except MediaError as error:
-        raise UsageError(f"audio {path}: {error}") from None
     for warning in recording.warnings:
         note(f"{path}: {warning}")
     return content, recording
+
+
+@contextmanager
+def _reading(kind: str, path: Path, formats: str) -> Iterator[None]:
+    """A file that can't be read or decoded is a UsageError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{kind} {path}: {error.strerror or error}. Give the path of a {formats} file.") from None
+    except MediaError as error:
+        raise UsageError(f"{kind} {path}: {error}") from None
 
 
 def attachments(image: Path | None, audio: Path | None) -> list["Attachment"]:

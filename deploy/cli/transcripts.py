@@ -10,7 +10,6 @@ from kauli.models.errors import UsageError, nearest
 from kauli.models.progress import note
 
 if TYPE_CHECKING:
-    from kauli.models.speech.chunking import Segment
     from kauli.serving.routing import Route
     from kauli.serving.transcript import Transcript
 
@@ -37,7 +36,9 @@ def as_result(path: Path, transcript: "Transcript", route: "Route", words: bool)
     return {
         "file": str(path), "text": as_text(segments), "model": route.model, "base": route.base,
         "adapter": route.adapter, "language": transcript.language, "seconds": round(transcript.recording.seconds, 3),
-        "segments": [_as_dict(segment, words) for segment in segments],
+        "segments": [
+            {key: value for key, value in asdict(segment).items() if words or key != "words"} for segment in segments
+        ],
         "warnings": list(transcript.recording.warnings),
     }  # fmt: skip
 
@@ -76,10 +77,3 @@ def _openai(result: dict[str, Any], form: str) -> dict[str, Any]:
         "task": "transcribe", "language": result["language"], "duration": result["seconds"], "text": result["text"],
         "segments": segments, **({"words": words} if words else {}), "warnings": result["warnings"],
     }  # fmt: skip
-
-
-def _as_dict(segment: "Segment", words: bool) -> dict[str, Any]:
-    found = asdict(segment)
-    if not words:
-        del found["words"]
-    return found

@@ -151,7 +151,7 @@ def _adapter_model(adapter: Adapter) -> dict[str, Any]:
     card = adapter.card
     return {
         "id": adapter.name, "object": "model", "created": adapter.created, "owned_by": "kauli",
-        "parent": card.base.name, "root": adapter.spec, "task": card.task, "language": card.language,
+        "parent": card.base.name, "root": card.spec, "task": card.task, "language": card.language,
         "licence": card.licence, "versions": list(adapter.versions), "aliases": adapter.aliases,
     }  # fmt: skip
 

@@ -14,6 +14,7 @@ from kauli.models.engine.generative import Generative
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import Progress, TextRequest, TranscriptionRequest
 from kauli.serving.events import Event, Failed, Piece, Refused, Started
+from kauli.serving.settings import ServeArgs
 from kauli.serving.workers.adapter_cache import AdapterCache
 from kauli.serving.workers.worker import Worker, unloadable
 
@@ -44,22 +45,13 @@ class Generator(Worker, Generic[R]):
     param = "messages"
     """The field of a body that a task's UsageError is about."""
 
-    def __init__(
-        self,
-        task: Generative,
-        registry: Registry,
-        *,
-        max_queue: int = 64,
-        max_adapters: int = 32,
-        deadline_s: float = 300.0,
-    ) -> None:
-        super().__init__("generator", deadline_s)
+    def __init__(self, task: Generative, args: ServeArgs) -> None:
+        super().__init__("generator", args.deadline_s)
         task.prepare()
         self._task = task
-        self._registry = registry
-        self._most = task.slots + max_queue
-        self._max_queue = max_queue
-        self._cache = AdapterCache(task, registry, max_adapters, self._in_thread)
+        self._registry = Registry(args.storage)
+        self._max_queue = args.max_queue
+        self._cache = AdapterCache(task, self._registry, args.max_adapters, self._in_thread)
         # Tokenizing a long prompt and loading adapters hold up neither the engine nor each other.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
         self._loading = ThreadPoolExecutor(_LOADERS, "loading")
@@ -165,7 +157,7 @@ class Generator(Worker, Generic[R]):
         with self._changed:
             self._refuse_stopped()
             # A request for many answers is accepted when nothing waits, however many they are.
-            if self._open and self._open + answers > self._most:
+            if self._open and self._open + answers > self._task.slots + self._max_queue:
                 text = f"{self._max_queue} answers are already waiting; retry later"
                 raise Refused(Failed(429, text, "queue_full"))
             self._open += answers

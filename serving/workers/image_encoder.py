@@ -8,9 +8,9 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,47 +40,27 @@ _IMAGE, _TEXT = "image", "text"  # embeddings; features have their grid in this 
 class ImageEncoder(Worker):
     """The tower of a base and, where its projections are trained, its shared space. No Ray in here.
 
-    Its methods are called from any event loop. `count` gives the number of a text's tokens.
+    Its methods are called from any event loop. The base is one for the task `align`, on the GPU where there is one;
+    without `answers` its image tower alone is kept.
     """
 
-    def __init__(
-        self,
-        base: Base,
-        tower: ImageTower,
-        task: AlignTask | None,
-        count: Callable[[str], int],
-        registry: Registry,
-        *,
-        batch: int = 8,
-        cache_bytes: int = 67_108_864,
-        max_queue: int = 64,
-        deadline_s: float = 300.0,
-    ) -> None:
-        super().__init__("image encoder", deadline_s)
-        self._base, self._tower, self._task, self._registry = base, tower, task, registry
-        self._count = count
-        self._batch = batch
+    def __init__(self, args: ServeArgs, base: Base, answers: bool) -> None:
+        super().__init__("image encoder", args.deadline_s)
+        self._base, self._registry, self._batch = base, Registry(args.storage), args.image.batch
+        device, _ = place()
+        self._clip = ClipModel(Path(base.folder))
+        self._tower = ImageTower(self._clip, public_name(base), str(device))
+        self._task = AlignTask.of(base, self._clip, device) if answers else None
+        if self._task is None and hasattr(self._clip.model, "text"):
+            del self._clip.model.text  # nearly all of the weights
         self._encodings = EncodingQueue(
-            self, self._together, self._compute, what="images or texts", cache_bytes=cache_bytes, max_queue=max_queue
-        )
+            self, self._together, self._compute, "images or texts",
+            cache_bytes=args.image.cache_bytes, max_queue=args.max_queue,
+        )  # fmt: skip
         self._heads: OrderedDict[str, Head] = OrderedDict()
         self._loading = threading.Lock()
         self._reading = threading.Lock()  # a fast tokenizer can't be used by two threads at once
         self._thread.start()
-
-    @classmethod
-    def of(cls, base: Base, aligned: bool, registry: Registry, **options: Any) -> Self:
-        """The encoder on a base of the task `align`, on the GPU where there is one.
-
-        Without `aligned` its image tower alone is kept.
-        """
-        device, _ = place()
-        clip = ClipModel(Path(base.folder))
-        tower = ImageTower(clip, public_name(base), str(device))
-        task = AlignTask.of(base, clip, device) if aligned else None
-        if task is None and hasattr(clip.model, "text"):
-            del clip.model.text  # nearly all of the weights
-        return cls(base, tower, task, lambda text: _length(clip.tokens([text])[0].tolist()), registry, **options)
 
     async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
         """An image as a connector takes it; refused where that was trained with another encoder."""
@@ -178,7 +158,7 @@ class ImageEncoder(Worker):
 
     def _tokens(self, texts: Sequence[str]) -> int:
         with self._reading:
-            return sum(map(self._count, texts))
+            return sum(_length(self._clip.tokens([text])[0].tolist()) for text in texts)
 
     async def _all(self, wanted: Sequence[tuple[int | str, bytes | str]]) -> list[tuple[np.ndarray, bool]]:
         """Each one's array, and whether it was cached. Raises Refused."""
@@ -239,14 +219,6 @@ class ImageEncoder(Worker):
                 found = self._task.embed_images(chosen)
             # Copied: a row would keep its whole batch in memory
             self._encodings.finish(part, (row.copy() for row in found.cpu().numpy()))
-
-
-def build(args: ServeArgs, base: Base, answers: bool) -> ImageEncoder:
-    """The worker on a base for `align`; only with `answers` it has the shared space."""
-    return ImageEncoder.of(
-        base, answers, Registry(args.storage), batch=args.image.batch, cache_bytes=args.image.cache_bytes,
-        max_queue=args.max_queue, deadline_s=args.deadline_s,
-    )  # fmt: skip
 
 
 def _hash(content: bytes | str) -> str:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from jinja2 import TemplateError
 
-from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base
 from kauli.models.errors import KauliError
 from kauli.models.requests import DEFAULT_TOKENS, TextRequest
@@ -56,7 +55,4 @@ class TextGenerator(Generator[TextRequest]):
 
 def build(args: ServeArgs, base: Base, answers: bool) -> TextGenerator:
     """The worker on a base for text."""
-    return TextGenerator(
-        load_task("text", args, base, slots=args.text.batch, window=args.max_context), Registry(args.storage),
-        max_queue=args.max_queue, max_adapters=args.max_adapters, deadline_s=args.deadline_s,
-    )  # fmt: skip
+    return TextGenerator(load_task("text", args, base, slots=args.text.batch, window=args.max_context), args)

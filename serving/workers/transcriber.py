@@ -9,7 +9,6 @@ from collections import deque
 
 import numpy as np
 
-from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base
 from kauli.models.errors import MediaError
 from kauli.models.media.decode import RATE, AudioLimits, content_key, decode_audio
@@ -31,22 +30,13 @@ class Transcriber(Generator[TranscriptionRequest]):
     probe = TranscriptionRequest(_QUIET, max_tokens=1, full_window=False)
     param = "language"
 
-    def __init__(
-        self,
-        task: Recogniser,
-        registry: Registry,
-        *,
-        cache_bytes: int = 67_108_864,
-        max_queue: int = 64,
-        max_adapters: int = 32,
-        deadline_s: float = 300.0,
-    ) -> None:
+    def __init__(self, task: Recogniser, args: ServeArgs) -> None:
         # Before the layers of the encoder are wrapped for adapters: its hash depends on their names.
         self._tower = AudioTower(task) if task.encodes else None
         self._longest = task.seconds
-        super().__init__(task, registry, max_queue=max_queue, max_adapters=max_adapters, deadline_s=deadline_s)
+        super().__init__(task, args)
         self._encodings = EncodingQueue(
-            self, _together, self._compute, what="audio clips", cache_bytes=cache_bytes, max_queue=max_queue
+            self, _together, self._compute, "audio clips", cache_bytes=args.audio.cache_bytes, max_queue=args.max_queue
         )
 
     async def longest(self) -> float:
@@ -104,8 +94,4 @@ def _together(queue: deque[Encoding]) -> list[Encoding]:
 
 def build(args: ServeArgs, base: Base, answers: bool) -> Transcriber:
     """The worker on a base for `transcribe`."""
-    return Transcriber(
-        load_task("transcribe", args, base, slots=args.audio.batch), Registry(args.storage),
-        cache_bytes=args.audio.cache_bytes, max_queue=args.max_queue, max_adapters=args.max_adapters,
-        deadline_s=args.deadline_s,
-    )  # fmt: skip
+    return Transcriber(load_task("transcribe", args, base, slots=args.audio.batch), args)

@@ -177,8 +177,8 @@ class EncodingQueue:
         worker: Worker,
         choose: Callable[[deque[Encoding]], list[Encoding]],
         compute: Callable[[list[Encoding]], None],
-        *,
         what: str,
+        *,
         cache_bytes: int,
         max_queue: int,
     ) -> None:

@@ -39,6 +39,7 @@ from kauli.training.recipe_file import parse_recipe
 from kauli.training.tasks.base import Examples
 from kauli.training.tasks.transcribe import TranscribeLearner, TranscribeRecipe
 from kauli.training.train import train
+from support.settings import worker_args
 
 PITCHES = {letter: 250 * 2 ** (place / 2) for place, letter in enumerate("abdeimoў")}
 TEXTS = ("mama ab", "ba dodo", "ami be", "dado mi", "bibi", "eda oma", "mo be ada", "abide mў")
@@ -328,7 +329,7 @@ def test_words_have_the_times_of_their_letters(base: Base, trained: Any, monkeyp
 def test_the_service_runs_it(base: Base, tmp_path: Path) -> None:
     async def streamed() -> list[Any]:
         task: Any = load(base)
-        transcriber = Transcriber(task, Registry(str(tmp_path)))
+        transcriber = Transcriber(task, worker_args(tmp_path))
         try:
             assert await transcriber.check() is None
             return [event async for event in transcriber.stream(TranscriptionRequest(ROWS[0]["samples"], "be"), None)]

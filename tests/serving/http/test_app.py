@@ -20,13 +20,14 @@ from kauli.serving.http.auth import Access
 from kauli.serving.routing import Catalogue
 from kauli.serving.settings import ServeArgs, load_settings
 from kauli.serving.workers.text import TextGenerator
+from support.settings import worker_args
 
 HELLO = {"model": "text", "messages": [{"role": "user", "content": "Habari"}], "max_tokens": 6}
 
 
 @pytest.fixture(scope="module")
 def generator(storage: Path) -> Iterator[TextGenerator]:
-    running = TextGenerator(TextTask.load(find_base("debug"), slots=4), Registry(str(storage)), max_adapters=4)
+    running = TextGenerator(TextTask.load(find_base("debug"), slots=4), worker_args(storage, max_adapters=4))
     yield running
     running.close()
 

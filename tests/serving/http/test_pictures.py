@@ -25,6 +25,7 @@ from kauli.serving.settings import ServeArgs
 from kauli.serving.workers.image_encoder import ImageEncoder
 from kauli.serving.workers.text import TextGenerator
 from support.picture_adapters import CLASSES, data_uri, described_here, large_png, png, publish_describe, publish_head
+from support.settings import worker_args
 
 RED, BLUE = data_uri(png("red")), data_uri(png("blue"))
 QUESTION = "Ni nini?"
@@ -62,9 +63,9 @@ def house(publish: Callable[..., str], tmp_path_factory: pytest.TempPathFactory)
         task = AlignTask.load(base)
         shots = task.embed_images([decode_image(png(colour)) for colour in ("red", "blue")])
         publish_head(storage, "topic-sw", "sw", shots, torch.tensor([0, 1]))
-        registry = Registry(str(storage))
-        generator = TextGenerator(TextTask.load(find_base("debug"), slots=4), registry, max_adapters=4)
-        encoder = ImageEncoder.of(base, True, registry)
+        args = worker_args(storage, max_adapters=4)
+        generator = TextGenerator(TextTask.load(find_base("debug"), slots=4), args)
+        encoder = ImageEncoder(args, base, True)
         yield House(storage, generator, encoder)
         generator.close()
         encoder.close()
@@ -312,7 +313,7 @@ def test_classes_need_no_head(client: TestClient) -> None:
         ({"model": "embed", "classes": ["a"]}, 400, "classes", ""),
         ({"model": "text-sw"}, 400, "model", "use model 'debug-clip'"),
         ({"model": "classify", "language": "am"}, 404, "language", "Languages: sw"),
-        ({"input": data_uri(b"no")}, 400, "input", "no picture"),
+        ({"input": data_uri(b"no")}, 400, "input", "no image"),
     ],
 )
 def test_classifications_that_are_refused(

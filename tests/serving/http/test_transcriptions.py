@@ -33,6 +33,7 @@ from kauli.serving.workers.image_encoder import ImageEncoder
 from kauli.serving.workers.text import TextGenerator
 from kauli.serving.workers.transcriber import Transcriber
 from support.picture_adapters import data_uri, png, publish_describe
+from support.settings import worker_args
 from support.speech_adapters import (
     encoded,
     publish_hearing,
@@ -83,11 +84,11 @@ def house(publish: Callable[..., str], tmp_path_factory: pytest.TempPathFactory)
         publish_describe(storage, "describe-am", "am", 2)
         publish_hearing(storage, "describe-sw", "sw", 3)
         publish_hearing(storage, "describe-other", "ka", 4, tower="0" * 64)
-        registry = Registry(str(storage))
-        generator = TextGenerator(TextTask.load(find_base("debug"), slots=4), registry, max_adapters=4)
-        encoder = ImageEncoder.of(find_base("debug", task="align"), False, registry)
+        args = worker_args(storage, max_adapters=4)
+        generator = TextGenerator(TextTask.load(find_base("debug"), slots=4), args)
+        encoder = ImageEncoder(args, find_base("debug", task="align"), False)
         task = WhisperTask.load(find_base("debug", task="transcribe"), slots=4)
-        transcriber = Transcriber(task, registry, max_adapters=4)
+        transcriber = Transcriber(task, args)
         yield House(storage, generator, encoder, transcriber)
         for one in (generator, encoder, transcriber):
             one.close()
@@ -238,7 +239,7 @@ def test_who_leaves_a_stream_frees_the_slot(house: House) -> None:
             return super().step()
 
     task = Slow.load(find_base("debug", task="transcribe"), slots=1)
-    transcriber = Transcriber(task, Registry(str(house.storage)))
+    transcriber = Transcriber(task, worker_args(house.storage))
     app = House(house.storage, house.generator, house.encoder, transcriber).app()
     head = b'--x\r\nContent-Disposition: form-data; name="%s"\r\n\r\n%s\r\n'
     file = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n' + wav(3) + b"\r\n--x--\r\n"

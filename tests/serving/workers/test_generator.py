@@ -16,11 +16,12 @@ from kauli.models.requests import TextRequest
 from kauli.models.text.task import TextTask
 from kauli.serving.events import Event, Failed, Piece, Started
 from kauli.serving.workers.text import TextGenerator
+from support.settings import worker_args
 
 
 @pytest.fixture(scope="module")
 def generator(storage: Path) -> Iterator[TextGenerator]:
-    running = TextGenerator(TextTask.load(find_base("debug"), slots=4), Registry(str(storage)), max_adapters=4)
+    running = TextGenerator(TextTask.load(find_base("debug"), slots=4), worker_args(storage, max_adapters=4))
     yield running
     running.close()
 
@@ -84,7 +85,7 @@ def test_the_queue_is_bounded_and_leaving_frees_the_row(storage: Path) -> None:
             return super().step()
 
     task = Slow.load(find_base("debug"), slots=1)
-    generator = TextGenerator(task, Registry(str(storage)), max_queue=1)
+    generator = TextGenerator(task, worker_args(storage, max_queue=1))
     endless = TextRequest.of_prompt("Hi", max_tokens=900, ignore_eos=True)
 
     async def run() -> tuple[list[Event], int]:
@@ -106,7 +107,7 @@ def test_the_queue_is_bounded_and_leaving_frees_the_row(storage: Path) -> None:
 
 
 def test_deadline(storage: Path) -> None:
-    generator = TextGenerator(TextTask.load(find_base("debug")), Registry(str(storage)), deadline_s=0.05)
+    generator = TextGenerator(TextTask.load(find_base("debug")), worker_args(storage, deadline_s=0.05))
     events = asyncio.run(collect(generator, TextRequest.of_prompt("Hi", max_tokens=900, ignore_eos=True), None))
     generator.close()
     assert isinstance(events[-1], Failed)
@@ -123,7 +124,7 @@ def test_a_failing_batch_does_not_end_the_service(storage: Path) -> None:
         return real()
 
     task.step = step  # type: ignore[method-assign]
-    generator = TextGenerator(task, Registry(str(storage)))
+    generator = TextGenerator(task, worker_args(storage))
     question = TextRequest.of_prompt("Hi", max_tokens=2)
     broken.set()
     failed = asyncio.run(collect(generator, question, None))[-1]
@@ -138,7 +139,7 @@ def test_a_failing_batch_does_not_end_the_service(storage: Path) -> None:
 
 def test_adapters_come_and_go_by_use(storage: Path) -> None:
     task = TextTask.load(find_base("debug"), slots=2)
-    generator = TextGenerator(task, Registry(str(storage)), max_adapters=2)
+    generator = TextGenerator(task, worker_args(storage, max_adapters=2))
     question = TextRequest.of_prompt("Hi", max_tokens=3)
 
     async def run() -> None:
@@ -164,7 +165,7 @@ def test_adapters_come_and_go_by_use(storage: Path) -> None:
 
 
 def test_many_adapters_through_a_small_cache_are_never_mixed_up(storage: Path) -> None:
-    generator = TextGenerator(TextTask.load(find_base("debug"), slots=2), Registry(str(storage)), max_adapters=2)
+    generator = TextGenerator(TextTask.load(find_base("debug"), slots=2), worker_args(storage, max_adapters=2))
     adapters = [None, "text-sw@1", "text-sw@2", "text-be@1", "text-many@1"]
     question = TextRequest.of_prompt("Habari", max_tokens=8)
 
@@ -191,7 +192,7 @@ def test_several_answers_and_logprobs(generator: TextGenerator) -> None:
 def test_a_prompt_that_the_template_refuses(storage: Path) -> None:
     task = TextTask.load(find_base("debug"))
     task.prompts.template = "{{ raise_exception('only users may speak') }}"
-    generator = TextGenerator(task, Registry(str(storage)))
+    generator = TextGenerator(task, worker_args(storage))
     event = asyncio.run(collect(generator, TextRequest.of_prompt("Hi"), None))[0]
     generator.close()
     assert isinstance(event, Failed)

@@ -21,6 +21,7 @@ from kauli.serving.events import EncodedMedia, Failed, MediaForm, Vectors, not_s
 from kauli.serving.workers.feature_cache import FeatureCache
 from kauli.serving.workers.image_encoder import ImageEncoder
 from support.picture_adapters import CLASSES, png, publish_head
+from support.settings import worker_args
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def encoder(base: Base, store: Path) -> Iterator[ImageEncoder]:
-    running = ImageEncoder.of(base, True, Registry(str(store)), batch=4, max_queue=8)
+    running = ImageEncoder(worker_args(store, image={"batch": 4}, max_queue=8), base, True)
     yield running
     running.close()
 
@@ -149,7 +150,7 @@ def test_another_tower_is_refused_by_name(encoder: ImageEncoder) -> None:
 
 
 def test_the_queue_is_bounded_and_a_deadline_kept(base: Base, store: Path) -> None:
-    encoder = ImageEncoder.of(base, True, Registry(str(store)), batch=1, max_queue=2, deadline_s=0.3)
+    encoder = ImageEncoder(worker_args(store, image={"batch": 1}, max_queue=2, deadline_s=0.3), base, True)
     watched = Watched(encoder)
     watched.open.clear()
 
@@ -181,7 +182,7 @@ def test_a_failing_batch_does_not_end_the_service(encoder: ImageEncoder) -> None
 
 
 def test_towers_alone_see_and_have_no_shared_space(base: Base, store: Path) -> None:
-    encoder = ImageEncoder.of(base, False, Registry(str(store)))
+    encoder = ImageEncoder(worker_args(store), base, False)
     assert isinstance(asyncio.run(encoder.features(png("red"), form(encoder))), EncodedMedia)
     assert asyncio.run(encoder.embed(["text"])) == not_served("image")
     assert asyncio.run(encoder.classify("head@1", ["text"])) == not_served("image")

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.media.decode import decode_audio
 from kauli.models.requests import TranscriptionRequest
@@ -23,6 +22,7 @@ from kauli.models.speech.whisper import WhisperTask
 from kauli.serving.events import EncodedMedia, Event, Failed, MediaForm, Piece, Refused, Started
 from kauli.serving.transcript import AT_ONCE, Transcript
 from kauli.serving.workers.transcriber import Transcriber
+from support.settings import worker_args
 from support.speech_adapters import STACK, encoded, publish_transcribe, sound, transcribed_here, wav, words
 
 
@@ -38,7 +38,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def transcriber(storage: Path) -> Iterator[Transcriber]:
-    running = Transcriber(load(), Registry(str(storage)), max_adapters=4)
+    running = Transcriber(load(), worker_args(storage, max_adapters=4))
     yield running
     running.close()
 
@@ -110,7 +110,7 @@ def test_the_queue_is_bounded_and_leaving_frees_the_slot(storage: Path) -> None:
             return super().step()
 
     task = Slow.load(find_base("debug", task="transcribe"), slots=1)
-    transcriber = Transcriber(task, Registry(str(storage)), max_queue=1)
+    transcriber = Transcriber(task, worker_args(storage, max_queue=1))
     request = TranscriptionRequest(sound(3), ignore_eos=True)
 
     async def run() -> tuple[list[Event], int]:
@@ -131,7 +131,7 @@ def test_the_queue_is_bounded_and_leaving_frees_the_slot(storage: Path) -> None:
 
 
 def test_it_checks_itself_and_stops(storage: Path) -> None:
-    transcriber = Transcriber(load(), Registry(str(storage)))
+    transcriber = Transcriber(load(), worker_args(storage))
     assert asyncio.run(transcriber.check()) is None
     transcriber.close()
     assert asyncio.run(transcriber.check()) == "the thread of the generator has ended"
@@ -142,7 +142,7 @@ def test_it_checks_itself_and_stops(storage: Path) -> None:
 
 def test_a_ctc_recogniser_transcribes_and_gives_no_features(storage: Path) -> None:
     base = find_base("debug-wav2vec2", task="transcribe")
-    transcriber = Transcriber(Recogniser.load(base, slots=4), Registry(str(storage)))
+    transcriber = Transcriber(Recogniser.load(base, slots=4), worker_args(storage))
     events = asyncio.run(collect(transcriber, TranscriptionRequest(sound(1)), None))
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Piece)
@@ -209,7 +209,7 @@ def test_features_that_are_refused(
 
 
 def test_a_failing_encoder_fails_its_requests_only(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    transcriber = Transcriber(load(), Registry(str(storage)))
+    transcriber = Transcriber(load(), worker_args(storage))
     broken = threading.Event()
     real = AudioTower.features
 

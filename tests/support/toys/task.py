@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 from kauli.models.adapters.card import Card
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.lora import Lora
-from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base
 from kauli.models.requests import TextRequest
 from kauli.models.tasks import Task, load_trainable
@@ -79,7 +78,7 @@ class ReverseTraining(TrainingTask):
 
 def build(args: ServeArgs, base: Base, answers: bool) -> TextGenerator:
     """The worker, were it another than that of text."""
-    return TextGenerator(load_task("reverse", args, base), Registry(args.storage))
+    return TextGenerator(load_task("reverse", args, base), args)
 
 
 MODELS = Task(
