@@ -45,17 +45,13 @@ def as_result(path: Path, transcript: "Transcript", route: "Route", words: bool)
 
 def rendered(results: Sequence[dict[str, Any]], form: str) -> str:
     """Results in one of `FORMATS`; several files are one line each, or a JSON list. Subtitles need words."""
-    from kauli.models.requests import Word
+    from pydantic import TypeAdapter
+
     from kauli.models.speech.chunking import Segment
     from kauli.models.speech.subtitles import as_srt, as_vtt, cues
 
     if form in ("srt", "vtt"):
-        shown = cues(
-            [
-                Segment(**{**one, "words": tuple(Word(**word) for word in one["words"])})
-                for one in results[0]["segments"]
-            ]
-        )
+        shown = cues(TypeAdapter(list[Segment]).validate_python(results[0]["segments"]))
         return as_srt(shown) if form == "srt" else as_vtt(shown)
     if form == "text":
         return "\n".join(f"{one['file']}\t{one['text']}" if len(results) > 1 else one["text"] for one in results)

@@ -1,6 +1,8 @@
 """Answers to the client, whole or as server-sent events, in OpenAI's shapes."""
 
 import json
+import time
+import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -40,9 +42,10 @@ def error_response(failed: Failed) -> JSONResponse:
 class AnswerFormat:
     """The form of an endpoint's answers: `chat` or plain completions, of a model, `n` answers a request."""
 
-    def __init__(self, chat: bool, request_id: str, created: int, model: str, n: int, logprobs: bool) -> None:
+    def __init__(self, chat: bool, model: str, n: int, logprobs: bool) -> None:
         self._chat, self._n, self._logprobs = chat, n, logprobs
-        self._head = {"id": request_id, "created": created, "model": model}
+        name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._head = {"id": name, "created": int(time.time()), "model": model}
 
     async def whole(self, pieces: Pieces, prompt_tokens: Sequence[int]) -> dict[str, Any]:
         """The body of a plain answer; raises Refused where one of its requests fails."""

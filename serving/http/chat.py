@@ -1,8 +1,6 @@
 """The endpoints /v1/chat/completions and /v1/completions: conversations and raw text, answered whole or streamed."""
 
 import asyncio
-import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 
@@ -46,11 +44,8 @@ async def _answer(body: ChatRequest | CompletionRequest, backends: Backends) -> 
     except BaseException:
         await _close(streams)
         raise
-    chat = isinstance(body, ChatRequest)
-    request_id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
-    answers = AnswerFormat(
-        chat, request_id, int(time.time()), route.model, requests[0].n, logprobs=requests[0].logprobs is not None
-    )
+    chat, logprobs = isinstance(body, ChatRequest), requests[0].logprobs is not None
+    answers = AnswerFormat(chat, route.model, requests[0].n, logprobs)
     pieces = _together(streams)
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage

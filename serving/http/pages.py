@@ -74,8 +74,7 @@ def _resolved(field: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[st
     reference = field.get("$ref")
     if not reference:
         return field
-    found: Any = schema
+    found = schema
     for part in reference.removeprefix("#/").split("/"):
         found = found[part]
-    resolved: Mapping[str, Any] = found
-    return resolved
+    return found

@@ -16,7 +16,7 @@ from kauli.models.requests import Progress, TextRequest, TranscriptionRequest
 from kauli.serving.events import Event, Failed, Piece, Refused, Started
 from kauli.serving.settings import ServeArgs
 from kauli.serving.workers.adapter_cache import AdapterCache
-from kauli.serving.workers.worker import Worker, unloadable
+from kauli.serving.workers.worker import Worker, refusable, unloadable
 
 HANDOVERS = 40
 """Pieces sent in a second, of all streams together; sending one between processes costs milliseconds."""
@@ -131,15 +131,12 @@ class Generator(Worker, Generic[R]):
         """The loaded adapters, and how many requests use each: `adapter`, `in_use`."""
         return self._cache.listed()
 
-    async def load(self, adapter: str) -> Failed | None:
-        """Load an adapter ahead of its first request; None, or why that fails."""
-        try:
-            if not self._cache.take(adapter):
-                await self._load(adapter, time.monotonic() + self._deadline_s)
-        except Refused as refusal:
-            return refusal.failed
+    @refusable
+    async def load(self, adapter: str) -> None:
+        """Load an adapter ahead of its first request."""
+        if not self._cache.take(adapter):
+            await self._load(adapter, time.monotonic() + self._deadline_s)
         self._release(adapter)
-        return None
 
     async def unload(self, adapter: str) -> bool:
         """Remove an adapter from memory once no request uses it; whether it was loaded."""

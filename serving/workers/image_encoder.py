@@ -30,7 +30,7 @@ from kauli.models.vision.image_tower import ImageTower
 from kauli.serving.events import EncodedMedia, Failed, MediaForm, Ranked, Refused, Vectors, not_served
 from kauli.serving.routing import public_name
 from kauli.serving.settings import ServeArgs
-from kauli.serving.workers.worker import Encoding, EncodingQueue, Worker, unloadable, wrong_encoder
+from kauli.serving.workers.worker import Encoding, EncodingQueue, Worker, refusable, unloadable, wrong_encoder
 
 _WAIT_S = 0.003  # how long an image waits for others to be computed with
 _MOST_HEADS = 64
@@ -62,39 +62,31 @@ class ImageEncoder(Worker):
         self._reading = threading.Lock()  # a fast tokenizer can't be used by two threads at once
         self._thread.start()
 
-    async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
+    @refusable
+    async def features(self, content: bytes, form: MediaForm) -> EncodedMedia:
         """An image as a connector takes it; refused where that was trained with another encoder."""
         if form.tower != self._tower.sha256:
-            return wrong_encoder("image", form, f"{self._tower.name} ({self._tower.sha256[:12]})")
-        try:
-            [(values, cached)] = await self._all([(form.grid, content)])
-        except Refused as refusal:
-            return refusal.failed
+            raise Refused(wrong_encoder("image", form, f"{self._tower.name} ({self._tower.sha256[:12]})"))
+        [(values, cached)] = await self._all([(form.grid, content)])
         return EncodedMedia(values.copy(), cached)  # torch warns of arrays that are read-only
 
-    async def embed(self, inputs: Sequence[str | bytes]) -> Vectors | Failed:
+    @refusable
+    async def embed(self, inputs: Sequence[str | bytes]) -> Vectors:
         """Texts, and images as their encoded bytes, in the shared space."""
-        try:
-            return await self._vectors(inputs)
-        except Refused as refusal:
-            return refusal.failed
+        return await self._vectors(inputs)
 
-    async def classify(self, adapter: str, inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
+    @refusable
+    async def classify(self, adapter: str, inputs: Sequence[str | bytes]) -> list[Ranked]:
         """The classes of each input by the head of an adapter (`name@version`)."""
-        try:
-            head = await asyncio.to_thread(self._head, adapter)
-            return await self._ranked(head, await self._vectors(inputs))
-        except Refused as refusal:
-            return refusal.failed
+        head = await asyncio.to_thread(self._head, adapter)
+        return await self._ranked(head, await self._vectors(inputs))
 
-    async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked] | Failed:
+    @refusable
+    async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked]:
         """The similarity of each input to the texts of `classes`, without any training."""
         if self._task is None:
-            return not_served("image")
-        try:
-            vectors = await self._vectors([*inputs, *classes])
-        except Refused as refusal:
-            return refusal.failed
+            raise Refused(not_served("image"))
+        vectors = await self._vectors([*inputs, *classes])
         text = torch.from_numpy(vectors.values[len(inputs) :])
         none = torch.zeros(0, text.shape[1]), torch.zeros(0, dtype=torch.int64)
         head = Head.fit("zero_shot", *none, list(classes), text, scale=float(self._task.logit_scale))
@@ -107,12 +99,9 @@ class ImageEncoder(Worker):
     async def adapters(self) -> list[dict[str, Any]]:
         return [{"adapter": spec, "in_use": 0} for spec in list(self._heads)]
 
-    async def load(self, adapter: str) -> Failed | None:
-        try:
-            await asyncio.to_thread(self._head, adapter)
-        except Refused as refusal:
-            return refusal.failed
-        return None
+    @refusable
+    async def load(self, adapter: str) -> None:
+        await asyncio.to_thread(self._head, adapter)
 
     async def unload(self, adapter: str) -> bool:
         return self._heads.pop(adapter, None) is not None

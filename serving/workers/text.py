@@ -13,7 +13,7 @@ from kauli.models.text.connector import Connector
 from kauli.serving.events import Failed, MediaForm, Refused
 from kauli.serving.settings import ServeArgs
 from kauli.serving.workers.generator import Generator
-from kauli.serving.workers.worker import load_task, unloadable
+from kauli.serving.workers.worker import load_task, refusable, unloadable
 
 
 class TextGenerator(Generator[TextRequest]):
@@ -21,15 +21,14 @@ class TextGenerator(Generator[TextRequest]):
 
     probe = TextRequest.of_prompt("Hi", max_tokens=1)
 
-    async def media_forms(self, adapter: str) -> dict[str, MediaForm] | Failed:
+    @refusable
+    async def media_forms(self, adapter: str) -> dict[str, MediaForm]:
         """What the adapter takes, by kind of media ("image", "audio"); empty where it takes none."""
         try:
             reading = asyncio.to_thread(self._media_forms, adapter)
             return await self._before(time.monotonic() + self._deadline_s, reading)
-        except Refused as refusal:
-            return refusal.failed
         except KauliError as error:
-            return unloadable(adapter, f": {error}")
+            raise Refused(unloadable(adapter, f": {error}")) from None
 
     def _media_forms(self, adapter: str) -> dict[str, MediaForm]:
         connector = Connector.load(self._registry.fetch(adapter))

@@ -18,7 +18,7 @@ from kauli.models.speech.task import Recogniser
 from kauli.serving.events import EncodedMedia, Failed, MediaForm, Refused
 from kauli.serving.settings import ServeArgs
 from kauli.serving.workers.generator import Generator
-from kauli.serving.workers.worker import Encoding, EncodingQueue, load_task, wrong_encoder
+from kauli.serving.workers.worker import Encoding, EncodingQueue, load_task, refusable, wrong_encoder
 
 _SECONDS_AT_ONCE = 60.0  # of audio that is encoded between two passes: transcripts wait for it
 _QUIET = np.random.default_rng(0).uniform(-0.01, 0.01, RATE // 5).astype(np.float32)
@@ -43,18 +43,17 @@ class Transcriber(Generator[TranscriptionRequest]):
         """The longest clip in seconds."""
         return self._longest
 
-    async def features(self, content: bytes, form: MediaForm) -> EncodedMedia | Failed:
+    @refusable
+    async def features(self, content: bytes, form: MediaForm) -> EncodedMedia:
         """An audio file as a connector takes it; refused where that was trained with another encoder."""
         if self._tower is None or form.tower != self._tower.sha256:
             served = f"{self._tower.name} ({self._tower.sha256[:12]})" if self._tower else self._task.base.name
-            return wrong_encoder("audio", form, served)
+            raise Refused(wrong_encoder("audio", form, served))
         began = time.monotonic()
         try:
             values, cached = await self._before(began + self._deadline_s, self._encoded(content, form.stack))
         except MediaError as error:
-            return Failed(400, str(error), "invalid_audio")
-        except Refused as refusal:
-            return refusal.failed
+            raise Refused(Failed(400, str(error), "invalid_audio")) from None
         self._encodings.count(cached, began)
         return EncodedMedia(values.copy(), cached)  # torch warns of arrays that are read-only
 

@@ -5,10 +5,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from kauli.serving.workers.feature_cache import FeatureCache, Key
 STUCK_S = 60.0
 """A pass that takes longer counts as a failure of the worker."""
 
+P = ParamSpec("P")
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -132,6 +134,19 @@ class Worker:
         self._fail(stopping)
         for queue in self._queues:
             queue.fail_all(stopping)
+
+
+def refusable(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T | Failed]]:
+    """The method, which now returns the `Failed` of what it refuses: Ray would wrap the exception."""
+
+    @wraps(method)
+    async def call(*args: P.args, **kwargs: P.kwargs) -> T | Failed:
+        try:
+            return await method(*args, **kwargs)
+        except Refused as refusal:
+            return refusal.failed
+
+    return call
 
 
 def load_task(name: str, args: ServeArgs, base: Base, **options: Any) -> Any:
