@@ -118,4 +118,4 @@ def workers_of(name: str) -> tuple[str, ...]:
 
 def media_paths(worker: str) -> frozenset[str]:
     """The paths whose bodies may hold what a worker encodes."""
-    return frozenset(path for name, task in TASKS.items() if worker in workers_of(name) for path in task.paths)
+    return frozenset(path for name, row in TASKS.items() if worker in workers_of(name) for path in row.paths)

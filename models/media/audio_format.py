@@ -121,7 +121,7 @@ def _what_instead(data: bytes) -> str:
             return what
     if data[:256].lstrip(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
         return "an HTML page or other XML"
-    return f"no audio that is known here (its first bytes are {data[:12]!r})"
+    return f"a file of an unknown type (its first bytes are {data[:12]!r})"
 
 
 def _foreign_codec(name: str, data: bytes) -> str:

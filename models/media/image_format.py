@@ -82,7 +82,7 @@ def _what_instead(data: bytes) -> str:
     start = data[:256].lstrip(b"\xef\xbb\xbf\xff\xfe").replace(b"\0", b"").lstrip().lower()
     if start.startswith(_SVG_STARTS):
         return "an SVG drawing or other XML"
-    return f"no image that is known here (its first bytes are {data[:12]!r})"
+    return f"a file of an unknown type (its first bytes are {data[:12]!r})"
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

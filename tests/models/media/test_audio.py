@@ -228,7 +228,7 @@ def test_resampling_never_leaves_full_scale() -> None:
         (b"%PDF-1.7\n", "a PDF"),
         (b"\xef\xbb\xbf\n<!DOCTYPE html><html>", "an HTML page"),
         (b"Habari ya dunia", "Habari ya du"),
-        (bytes(4000), "no audio that is known here"),
+        (bytes(4000), "a file of an unknown type"),
     ],
 )
 def test_what_is_no_allowed_audio_is_named_and_so_is_what_is_allowed(data: bytes, named: str) -> None:
