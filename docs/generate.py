@@ -113,7 +113,7 @@ class Models:
         return lines
 
 
-_ROOTS = ("Recipe", "StrictModel", "BaseModel", "AdapterKind")
+_ROOTS = ("Recipe", "FrozenModel", "BaseModel", "AdapterKind")
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 

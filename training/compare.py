@@ -23,7 +23,7 @@ def compare(recipes: Sequence[Recipe], seeds: int, storage: str, run: RunCell | 
     """Train every recipe with seeds 0 to `seeds - 1`, evaluate each on its test split, and compare them.
 
     A cell is stored as soon as it is finished, under the hash of its recipe (without the seed) and the seed, and is not
-    run again: an interrupted comparison goes on where it was, and a new recipe costs only its own cells.
+    run again: an interrupted comparison resumes where it stopped, and a new recipe needs its own cells alone.
 
     Args:
         recipes: the first one is what the others are compared with.
@@ -114,7 +114,7 @@ def _check_same_rows(lines: Sequence[Line], store: Store) -> None:
     """Bytes by group are a fingerprint of the test rows: they are the text's, not the system's."""
     for metric in ("bits_per_byte", SYNTHETIC + "bits_per_byte"):
         sizes = [line.sums[metric][:, :, 1].tolist() if metric in line.sums else None for line in lines]
-        # in no line: a task without texts to predict; its rows' number is checked by whoever pairs them
+        # in no line: a task without texts to predict; the pairing checks the number of rows
         for line, size in zip(lines, sizes, strict=True):
             if size != sizes[0]:
                 raise KauliError(

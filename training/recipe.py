@@ -8,27 +8,14 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    SerializeAsAny,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Field, GetCoreSchemaHandler, SerializeAsAny, field_validator, model_validator
 from pydantic_core import CoreSchema, core_schema
 
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.table import kinds_of
 from kauli.models.adapters.upgrade import RENAMED, rename_keys
+from kauli.models.frozen import FrozenModel
 from kauli.models.languages import check_tag
-
-
-class StrictModel(BaseModel):
-    """Frozen, and an unknown key is an error. The text below a key is its description."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class OneOf:
@@ -54,7 +41,7 @@ def method_of(task: str) -> OneOf:
     return OneOf({kind.model_fields["kind"].default: kind for kind in kinds_of(task)})
 
 
-class Objective(StrictModel):
+class Objective(FrozenModel):
     """What is minimised beside the loss on the answers."""
 
     regulariser: Literal["none", "replay"] = "none"
@@ -69,7 +56,7 @@ class Objective(StrictModel):
         return self
 
 
-class Train(StrictModel):
+class Train(FrozenModel):
     """Budget and optimiser."""
 
     steps: int = Field(default=300, ge=1)
@@ -84,7 +71,7 @@ class Train(StrictModel):
     """Tokens of one example; a longer answer is truncated, a longer audio clip is dropped, with a note."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """The peak learning rate of AdamW."""
-    source_weights: dict[str, Annotated[int, Field(ge=1)]] = {}
+    source_weights: dict[str, Annotated[int, Field(ge=1)]] = Field(default={})
     """Source -> how many times an epoch repeats its rows; sources that are not named have weight 1."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """The share of the budget over which the learning rate rises; after it, a cosine down to zero."""
@@ -109,7 +96,7 @@ class Train(StrictModel):
         return self
 
 
-class Scale(StrictModel):
+class Scale(FrozenModel):
     """The only section that differs between a laptop and a cluster."""
 
     workers: int | tuple[int, int] = 1
@@ -128,7 +115,7 @@ class Scale(StrictModel):
         return workers
 
 
-class Recipe(StrictModel):
+class Recipe(FrozenModel):
     """One training run: what all tasks have. `kauli train NAME` reads it from the shipped recipes or from a file."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
@@ -136,7 +123,7 @@ class Recipe(StrictModel):
     task: str = "text"
     """What is trained."""
     base: str
-    """The frozen model: a name of `kauli bases`."""
+    """The frozen model: a name of models/bases/bases.yaml, a hub id, or a folder."""
     language: tuple[str, ...] = Field(min_length=1)
     """BCP-47 tags, one or a list."""
     data: str = "starter"

@@ -17,7 +17,7 @@ from kauli.models.media.decode import RATE
 from kauli.training.augment.base import Augmentation, random_state
 
 LOWEST = 50
-"""Hz; where pink noise begins. Without a bound half of it would lie below what is heard, more in a longer clip."""
+"""Hz; where pink noise begins. Without a bound half of it would lie below what is audible, more in a longer clip."""
 _MEL_STREAM = 0x6D656C
 # A clip's wave and mel have one seed. Drawn from one stream, a mask would come exactly where the speed was changed too.
 

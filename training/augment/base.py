@@ -7,10 +7,10 @@ from typing import Any
 
 from pydantic import Field
 
-from kauli.training.recipe import StrictModel
+from kauli.models.frozen import FrozenModel
 
 
-class Augmentation(StrictModel):
+class Augmentation(FrozenModel):
     """A random change of an image, an audio clip or a text. A subclass has a field `kind: Literal[NAME]`."""
 
     kind: Any  # a Literal in each subclass

@@ -17,11 +17,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import yaml
 from pyarrow import ArrowInvalid
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from kauli.models.bases.packages import Package, SourceUnavailable, fetch_package
 from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.files import file_lock
+from kauli.models.frozen import FrozenModel
 from kauli.models.languages import check_tag, display_name, fallback_chain, script_share
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
@@ -68,15 +69,13 @@ SOURCES: dict[str, Source] = {
 }
 
 
-class SourceCard(BaseModel):
+class SourceCard(FrozenModel):
     """One source in starter.yaml: its title with credits, its licence and its pinned packages."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
     licence: str
-    packages: dict[str, Package] = {}
-    by_language: dict[str, dict[str, Package]] = {}
+    packages: dict[str, Package] = Field(default={})
+    by_language: dict[str, dict[str, Package]] = Field(default={})
 
 
 @cache

@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import yaml
-from pydantic import BaseModel, ConfigDict
 
 from kauli.models.bases.packages import fetch_package
 from kauli.models.errors import KauliError, UsageError, nearest
+from kauli.models.frozen import FrozenModel
 from kauli.models.languages import display_name
 from kauli.training.data import starter
 from kauli.training.data.groups import media_key, short_hash
@@ -27,10 +27,8 @@ FORMAT = 1
 """Increase it when the same table gives other rows."""
 
 
-class Topic(BaseModel):
+class Topic(FrozenModel):
     """One topic of topics.yaml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     stamps: tuple[str, ...]
     emoji: tuple[str, ...]

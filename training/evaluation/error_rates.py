@@ -70,5 +70,5 @@ def _edits(transcripts: list[str], references: list[str]) -> list[list[float]]:
 
 
 def _size(chunk: jiwer.AlignmentChunk) -> int:
-    # one of the two is empty, or both are as long: a substitution stands for one word each
+    # one of the two is empty, or both are as long: a substitution replaces one word each
     return int(max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx))

@@ -56,7 +56,8 @@ def embedded(task: Any, rows: Sequence[Any], classes: Sequence[str]) -> Labelled
 
 
 def draw_shots(labels: Tensor, classes: int, shots: int, seed: int) -> Tensor:
-    """(classes * shots,) rows, `shots` of each class by chance; with the same seed, more shots hold fewer.
+    """(classes * shots,) rows, `shots` of each class by chance; with the same seed, a larger number includes the rows
+    of a smaller one.
 
     Raises `UsageError` when a class has fewer rows.
     """

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.bases.find import Base
+from kauli.models.frozen import FrozenModel
 from kauli.models.tasks import load_trainable
 from kauli.models.vision.projections import Projections
 from kauli.models.vision.training import TrainableAlign, pair_losses
@@ -28,7 +29,7 @@ from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.retrieval import distinct, evaluate_align, retrieval_ranks
 from kauli.training.features.images import image_rows
 from kauli.training.features.pairs import image_features, text_features
-from kauli.training.recipe import Recipe, StrictModel, method_of
+from kauli.training.recipe import Recipe, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows
 from kauli.training.tasks.sampler import Plan
@@ -36,7 +37,7 @@ from kauli.training.tasks.sampler import Plan
 SIDES = ("image", "text")
 
 
-class AlignSection(StrictModel):
+class AlignSection(FrozenModel):
     """How images and captions are brought together, for the task `align`."""
 
     loss: Literal["clip", "siglip"] = "clip"

@@ -12,6 +12,7 @@ from kauli.models.adapters.card import EncoderReference, EvaluationSettings, Pro
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import Base
+from kauli.models.frozen import FrozenModel
 from kauli.models.requests import Media
 from kauli.models.tasks import load_trainable
 from kauli.models.text.connector import Connector, PartSettings
@@ -35,7 +36,7 @@ from kauli.training.features.fusion import (
     shown_in,
 )
 from kauli.training.features.images import image_rows, instructed, load_tower, part_settings, with_media
-from kauli.training.recipe import StrictModel, method_of
+from kauli.training.recipe import method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, sample
 from kauli.training.tasks.text import AnswerRecipe, TextLearner, replayed
@@ -43,7 +44,7 @@ from kauli.training.tasks.text import AnswerRecipe, TextLearner, replayed
 CONNECTOR = "connector."  # what its parameters' names begin with, in `TrainableDescribe.trained`
 
 
-class AudioInput(StrictModel):
+class AudioInput(FrozenModel):
     """How audio comes before the language model, beside images."""
 
     encoder: str = "whisper-base"
@@ -66,7 +67,7 @@ class AudioInput(StrictModel):
         return self
 
 
-class DescribeSection(StrictModel):
+class DescribeSection(FrozenModel):
     """How images come before the language model, for the task `describe`."""
 
     encoder: str = "kauli-towers"

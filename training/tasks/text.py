@@ -12,6 +12,7 @@ from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import Base
 from kauli.models.engine.packing import Document, pack
 from kauli.models.errors import UsageError
+from kauli.models.frozen import FrozenModel
 from kauli.models.tasks import load_trainable
 from kauli.models.text.language_model import answer_losses
 from kauli.models.text.training import TrainableText
@@ -22,13 +23,13 @@ from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import english_rows
 from kauli.training.evaluation.text import evaluate_text
-from kauli.training.recipe import Objective, Recipe, StrictModel, method_of
+from kauli.training.recipe import Objective, Recipe, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, sample, weighted
 from kauli.training.tasks.sampler import Plan
 
 
-class TextSection(StrictModel):
+class TextSection(FrozenModel):
     """How text is augmented, for the task `text`."""
 
     views: int = Field(default=2, ge=2, le=32)

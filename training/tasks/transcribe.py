@@ -14,6 +14,7 @@ from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
+from kauli.models.frozen import FrozenModel
 from kauli.models.media.decode import RATE
 from kauli.models.speech.task import TrainableRecogniser
 from kauli.models.tasks import load_trainable
@@ -25,12 +26,12 @@ from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.transcribe import check_transcripts, evaluate_transcribe
 from kauli.training.features.audio import audio_rows
 from kauli.training.loop.checkpoint import TrainState
-from kauli.training.recipe import Recipe, StrictModel, method_of
+from kauli.training.recipe import Recipe, method_of
 from kauli.training.tasks.base import Examples, Learner, TrainingTask
 from kauli.training.tasks.rows import check_rows, weighted
 
 
-class TranscribeSection(StrictModel):
+class TranscribeSection(FrozenModel):
     """Which audio is learned, and how, for the task `transcribe`."""
 
     init_from_languages: dict[str, tuple[str, ...]] = Field(default={})
