@@ -43,9 +43,9 @@ class Backends:
         """The worker that answers."""
         return self.workers[route.worker][route.base]
 
-    def by_base(self) -> dict[str, Any]:
-        """All workers by the names of their bases."""
-        return {name: backend for found in self.workers.values() for name, backend in found.items()}
+    def running(self) -> list[tuple[str, Any]]:
+        """All workers, each with the name of its base."""
+        return [(name, backend) for found in self.workers.values() for name, backend in found.items()]
 
     def encoder(self, kind: str, form: MediaForm) -> "ImageEncoder | Transcriber":
         """The worker that encodes media of a kind. Raises Refused where none runs."""

@@ -135,7 +135,7 @@ class Local(Backends):
 
     def _find(self, worker: str, base: str) -> Base:
         row = WORKERS[worker]
-        # As ever, a language model under a non-commercial licence needs a recipe or a setting that allows it.
+        # A language model under a non-commercial licence needs a recipe or a setting that allows it.
         return find_base(base, task=row.base_task, allow_noncommercial=not row.several)
 
 
@@ -155,7 +155,7 @@ def describe(
 ) -> Answer:  # fmt: skip
     """The answer about an image, audio or both; `prompt` None is the instruction that the adapter was trained with.
 
-    With `rerank` over 1 so many candidates are generated; the one most similar to the image, in the space of the image
+    With `rerank` N over 1, N candidates are generated; the one most similar to the image, in the space of the image
     encoder's default base, is the answer. Raises UsageError and KauliError.
     """
     with closing(Local(storage)) as local:
@@ -184,7 +184,7 @@ def describe(
 
 def transcribe(
     storage: str,
-    recordings: Sequence[DecodedAudio],
+    clips: Sequence[DecodedAudio],
     model: str,
     language: str | None,
     prompt: str | None,
@@ -196,7 +196,7 @@ def transcribe(
     """
     with closing(Local(storage)) as local:
         route = local.choose("transcribe", model, language, allow_base=True)
-        total = sum(recording.seconds for recording in recordings)
+        total = sum(clip.seconds for clip in clips)
         note(f"{route.model} transcribes {total:.1f} s{_in_language(route)}")
         request = TranscriptionRequest(None, route.language, prompt, words=words)
 
@@ -208,10 +208,10 @@ def transcribe(
         async def answer() -> list[Transcript]:
             at_once = 4 * local.args.audio.batch
             transcripts = [
-                Transcript(local.of(route), request, route.adapter, _UNLIMITED, at_once=at_once) for _ in recordings
+                Transcript(local.of(route), request, route.adapter, _UNLIMITED, at_once=at_once) for _ in clips
             ]
-            for transcript, recording in zip(transcripts, recordings, strict=True):
-                await transcript.cut(recording)
+            for transcript, clip in zip(transcripts, clips, strict=True):
+                await transcript.cut(clip)
             with bar("Transcribing", sum(len(one.spans) for one in transcripts)) as advance:
                 await asyncio.gather(*(finish(one, advance) for one in transcripts))
             return transcripts
@@ -219,9 +219,9 @@ def transcribe(
         return route, local.run(answer())
 
 
-def embed(base: str, inputs: Sequence[str | bytes]) -> np.ndarray:
+def embed(storage: str, base: str, inputs: Sequence[str | bytes]) -> np.ndarray:
     """(N, dim) texts, and images as their encoded bytes, in the shared space. Raises UsageError and KauliError."""
-    with closing(Local(".")) as local:
+    with closing(Local(storage)) as local:
         local.align(base)
         found = local.run(local.aligned().embed(inputs))
         if isinstance(found, Failed):

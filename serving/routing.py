@@ -80,7 +80,6 @@ class Catalogue:
         self._bases = {
             worker: {public_name(base): base for base in bases[worker]} for worker in WORKERS if bases.get(worker)
         }
-        self._workers = {name: worker for worker, found in self._bases.items() for name in found}
         self._tasks = tuple(tasks)
         self._registry = registry
         self._refresh_s = refresh_s
@@ -99,7 +98,7 @@ class Catalogue:
 
     def adapters(self) -> list[Adapter]:
         """All adapters that a served base can answer with, by name."""
-        return [adapter for adapter in self._snapshot(self._refresh_s).values() if self._base_of(adapter.card)]
+        return [adapter for adapter in self._snapshot(self._refresh_s).values() if self._place_of(adapter.card)]
 
     def route(self, model: str, language: str | None = None, allow_base: bool = False) -> Route:
         """Who answers `model` (a task, a base, an adapter spec) in `language`.
@@ -109,25 +108,26 @@ class Catalogue:
         Raises UnknownModel, UnknownLanguage (none serves it and `allow_base` is not set) or UsageError (no such tag).
         """
         tag = check_tag(language) if language else None
-        if model in self._workers:
-            return Route(self._workers[model], model, None, tag)
+        for worker, found in self._bases.items():
+            if model in found:
+                return Route(worker, model, None, tag)
         if model in TASKS:
             return self._of_task(model, tag, allow_base)
         match = _SPEC.fullmatch(model)
         adapter = self._find(match[1]) if match else None
         if match is None or adapter is None:
-            known = [*self._workers, *self._tasks, *(adapter.name for adapter in self.adapters())]
+            known = [*self.bases(), *self._tasks, *(adapter.name for adapter in self.adapters())]
             raise UnknownModel(f"model '{model}' is not served.{nearest(model, known)} Served: {', '.join(known[:20])}")
         card = self._version(adapter, match[2])
-        base = self._base_of(card)
-        if base is None:
+        place = self._place_of(card)
+        if place is None:
             raise UnknownModel(self._why_not(model, card))
         chain = fallback_chain(tag) if tag else []
         if tag and not set(chain) & set(card.language):
             raise UnknownLanguage(f"adapter '{card.spec}' is for {', '.join(card.language)}, not for '{tag}'")
         known_tag = next((one for one in chain if one in card.language), tag)
         language = known_tag or (card.language[0] if len(card.language) == 1 else None)
-        return Route(self._workers[base], base, card.spec, language)
+        return Route(*place, card.spec, language)
 
     def _of_task(self, name: str, tag: str | None, allow_base: bool) -> Route:
         task = TASKS[name]
@@ -140,7 +140,7 @@ class Catalogue:
         if bare and (tag is None or not task.answers):
             return bare
         for age in (self._refresh_s, _MISS_S):
-            served = [a for a in self._snapshot(age).values() if served_task(a.card) == name and self._base_of(a.card)]
+            served = [a for a in self._snapshot(age).values() if served_task(a.card) == name and self._place_of(a.card)]
             for candidate in fallback_chain(tag) if tag else ():
                 fitting = [adapter for adapter in served if candidate in adapter.card.language]
                 if fitting:
@@ -190,13 +190,15 @@ class Catalogue:
         known = [*adapter.aliases, *(str(version) for version in adapter.versions)]
         raise UnknownModel(f"{adapter.name} has no version or alias '{wanted}'; it has {', '.join(known)}")
 
-    def _base_of(self, card: Card) -> str | None:
+    def _place_of(self, card: Card) -> tuple[str, str] | None:
+        """The worker that answers with an adapter, and the name of its base."""
         served = served_task(card)
         if served is None or served not in self._tasks:
             return None
-        for name, base in self._bases.get(TASKS[served].worker, {}).items():
+        worker = TASKS[served].worker
+        for name, base in self._bases.get(worker, {}).items():
             if card.base.sha256 == base.sha256 or card.base.name in (name, base.name):
-                return name
+                return worker, name
         return None
 
     def _card(self, name: str, version: int) -> Card:

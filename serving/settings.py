@@ -146,7 +146,7 @@ class ServeArgs(FrozenModel):
         return value
 
     @model_validator(mode="after")
-    def _keys_off_loopback(self) -> "ServeArgs":
+    def _consistent(self) -> "ServeArgs":
         if not is_loopback(self.host) and not (self.key_hashes or self.admin_key_hashes):
             raise ValueError(
                 f"host '{self.host}' can be reached from other machines: set KAULI_API_KEYS to one or more keys "
@@ -162,8 +162,8 @@ class ServeArgs(FrozenModel):
         return self
 
     def worker(self, name: str) -> Any:
-        """The settings of a worker: a `WorkerArgs`."""
-        return getattr(self, name)
+        """The settings of a worker: a `WorkerArgs`, the defaults where no field has the worker's name."""
+        return getattr(self, name, WorkerArgs())
 
     @property
     def url(self) -> str:

@@ -12,7 +12,7 @@ DEFAULT_BASE = "smollm2-135m-q4"
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerKind:
     """A kind of deployment: what it loads, and what the service says where it does not run."""
 
     build: str
@@ -23,7 +23,7 @@ class Worker:
     noun: str
     """What an error calls it."""
     several: bool = False
-    """Whether the setting `bases` names any number of bases; else `{worker}.base` names one."""
+    """Whether the setting `bases` names any number of bases; else the setting `{worker}.base` names one."""
     eager: bool = False
     """Whether it runs without an adapter that needs it, where its base is on this machine."""
     batches: int = 1
@@ -38,16 +38,16 @@ class Worker:
     """Trains an adapter that takes its media."""
 
 
-WORKERS: Mapping[str, Worker] = {
-    "text": Worker(
+WORKERS: Mapping[str, WorkerKind] = {
+    "text": WorkerKind(
         "kauli.serving.workers.text:build", "text", "a language model", several=True,
     ),
-    "image": Worker(
+    "image": WorkerKind(
         "kauli.serving.workers.image_encoder:ImageEncoder", "align", "an image encoder", eager=True, batches=2,
         missing="No image-text embedding model is served; run `kauli fetch kauli-clip` and restart the service",
         media="images", health="encoder", recipe="describe-multi",
     ),
-    "audio": Worker(
+    "audio": WorkerKind(
         "kauli.serving.workers.transcriber:build", "transcribe", "a speech recogniser",
         missing="No speech recogniser is served; run `kauli fetch whisper-base` and serve the task 'transcribe'",
         media="audio", health="speech", recipe="describe-be-fused",

@@ -53,7 +53,7 @@ class Transcript:
     ) -> None:
         self._audio, self._request, self._adapter = audio, request, adapter
         self._deadline_s = deadline_s
-        self.recording = _NOTHING
+        self.clip = _NOTHING
         self.spans: list[AudioSpan] = []
         self._parts: list[_Part] = []
         self._began = asyncio.Event()  # the first span was accepted
@@ -81,14 +81,14 @@ class Transcript:
         place = max(place for place, span in enumerate(self.spans) if span.start <= segment.start)
         return self._parts[place].tokens
 
-    async def cut(self, recording: DecodedAudio) -> None:
+    async def cut(self, clip: DecodedAudio) -> None:
         """Take an audio file and cut it into spans, for `pieces`. Raises Refused."""
-        self.recording = recording
+        self.clip = clip
         most = await self._audio.longest()
         if isinstance(most, Failed):  # of a handle
             raise Refused(most)
         longest = min(LONGEST if self._adapter is None else LONGEST_LEARNED, most)
-        self.spans = await asyncio.to_thread(cut, recording.samples, longest)
+        self.spans = await asyncio.to_thread(cut, clip.samples, longest)
         self._parts = [_Part() for _ in self.spans]
 
     async def pieces(self, stream: bool, advance: Callable[[], None] = lambda: None) -> AsyncGenerator[str]:
@@ -131,7 +131,7 @@ class Transcript:
             raise failures.exceptions[0] from None
 
     async def _transcribe(self, place: int, whole: bool, advance: Callable[[], None]) -> None:
-        request = replace(self._request, samples=self.spans[place].of(self.recording.samples))
+        request = replace(self._request, samples=self.spans[place].of(self.clip.samples))
         part = self._parts[place]
         if place:
             await self._began.wait()

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import MutableMapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ def rows(count: int = 48) -> list[tuple[str, str]]:
     return [(f"sema neno {at}", f"{WORDS[at % 12]} {at} {WORDS[at * 5 % 12]}") for at in range(count)]
 
 
-def trained(folder: Path, **keys: Any) -> tuple[Any, Any, str]:
-    """A recipe of 6 steps trained, published, and evaluated again; (result, card, answer of the service)."""
+def trained(folder: Path, **keys: Any) -> tuple[Any, Any, tuple[str, int]]:
+    """A recipe of 6 steps trained, published, and evaluated again; (result, card, `answered`)."""
     from kauli.models.adapters.registry import Registry
     from kauli.training.evaluation.run import evaluate
     from kauli.training.recipe_file import parse_recipe
@@ -62,19 +62,51 @@ def trained(folder: Path, **keys: Any) -> tuple[Any, Any, str]:
     return result, card, answered(folder / "store", str(keys.get("task", "text")))
 
 
-def answered(storage: Path, task: str) -> str:
-    """What the service's own workers say in this process; another text than the bare base's."""
+def answered(storage: Path, task: str) -> tuple[str, int]:
+    """What the service's own workers answer in this process, and the number of its tokens: another text than the bare
+    base's.
+    """
     from kauli.models.requests import TextRequest
     from kauli.serving.local import Local
 
     request = TextRequest.of_prompt("sema neno 3", max_tokens=12, ignore_eos=True)
-    texts = []
+    answers = []
     for model in ("toy", "debug"):
         with closing(Local(str(storage))) as local:
             route = local.choose(task if model == "toy" else "text", model, None)
-            texts.append(local.run(local.answer(route, request))[1].text)
-    assert texts[0] != texts[1]
-    return texts[0]
+            assert route.worker == (task if model == "toy" else "text")
+            answers.append(local.run(local.answer(route, request))[1])
+    assert answers[0].text != answers[1].text
+    return answers[0].text, answers[0].completion_tokens
+
+
+def asked_over_http(storage: Path, path: str, **body: Any) -> tuple[str, str]:
+    """The adapter that answers at a path of the service, and its text; text runs beside it, on the same base."""
+    from fastapi.testclient import TestClient
+
+    from kauli.models.adapters.registry import Registry
+    from kauli.models.tasks import resolve
+    from kauli.serving.http.app import create_app
+    from kauli.serving.routing import Catalogue, public_name
+    from kauli.serving.settings import ServeArgs
+    from kauli.serving.tasks import WORKERS
+    from kauli.serving.topology import choose_topology
+
+    args = ServeArgs(storage=str(storage), tasks=("text", "reverse"), bases=("debug",))
+    topology = choose_topology(Registry(str(storage)), args)
+    with ExitStack() as stack:
+        workers = {
+            worker: {public_name(base): stack.enter_context(closing(resolve(WORKERS[worker].build)(args, base, True)))}
+            for worker, [base] in topology.bases.items()
+        }
+        assert len(workers) == 2
+        catalogue = Catalogue(Registry(str(storage)), topology.answering, tasks=topology.tasks)
+        client = TestClient(create_app(workers, catalogue, args), base_url="http://127.0.0.1:8000")
+        assert client.get("/health").status_code == 200
+        options = {"prompt": "sema neno 3", "max_tokens": 12, "ignore_eos": True}
+        answer = client.post(path, json=options | body)
+        assert answer.status_code == 200, answer.text
+        return answer.headers["X-Kauli-Adapter"], answer.json()["text"]
 
 
 def extend_by_a_task(folder: Path, edits: Edits) -> None:
@@ -86,7 +118,10 @@ def extend_by_a_task(folder: Path, edits: Edits) -> None:
     edits.add(kauli.models.tasks.TASKS, "reverse", task.MODELS)
     edits.add(kauli.training.tasks.table.TASKS, "reverse", task.TRAINING)
     edits.add(kauli.serving.tasks.TASKS, "reverse", task.SERVING)
-    result, card, _ = trained(folder, task="reverse")
+    edits.add(kauli.serving.tasks.WORKERS, "reverse", task.WORKER)
+    result, card, (text, tokens) = trained(folder, task="reverse")
+    assert tokens == task.MOST_TOKENS  # of 12 that were asked for: its own worker answered
+    assert asked_over_http(folder / "store", "/v1/reverse", model="reverse", language="sw") == ("toy@1", text)
     assert (result.evaluation.task, card.task, card.method["kind"]) == ("reverse", "reverse", "lora")
     assert "Ask toy@1 for anything backwards." in (Path(result.path) / "README.md").read_text()
     assert {sample.reference for sample in result.evaluation.samples} & {text[::-1] for _, text in rows()}

@@ -213,10 +213,10 @@ def transcribe(
     if words and not as_json and form != "verbose_json":
         raise UsageError(f"--words does not apply to {form or 'text'}: add --json or --format verbose_json")
     words = words or form in ("srt", "vtt")
-    recordings = [read_audio(path)[1] for path in files]
+    clips = [read_audio(path)[1] for path in files]
     from kauli.serving.local import transcribe as transcribe_all
 
-    route, found = transcribe_all(storage or default_storage(), recordings, model, language, prompt, words)
+    route, found = transcribe_all(storage or default_storage(), clips, model, language, prompt, words)
     results = [as_result(path, one, route, words) for path, one in zip(files, found, strict=True)]
     output(as_json, results if len(results) > 1 else results[0], rendered(results, form or "text").rstrip("\n"))
 
@@ -265,6 +265,7 @@ def embed(
     texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, in any language.")] = None,
     image: Annotated[list[Path] | None, typer.Option("--image", help="An image; may be given several times.")] = None,
     model: Annotated[str, typer.Option("--model", help="A base for images and texts.")] = "kauli-clip",
+    storage: Storage = None,
     as_json: Json = False,
 ) -> None:
     """Embed texts and images in one space: prints their cosines, with --json the embeddings."""
@@ -276,7 +277,7 @@ def embed(
         raise UsageError("nothing to embed: give texts, or images with --image FILE")
     from kauli.serving.local import embed as embed_all
 
-    rows = embed_all(model, [*words, *images])
+    rows = embed_all(storage or default_storage(), model, [*words, *images])
     inputs = [*({"text": text} for text in words), *({"image": str(path)} for path in paths)]
     found = [one | {"embedding": row.tolist()} for one, row in zip(inputs, rows, strict=True)]
     output(as_json, found, cosine_table([*words, *(path.name for path in paths)], rows))

@@ -35,10 +35,10 @@ def read_audio(path: Path) -> tuple[bytes, "DecodedAudio"]:
         if path.stat().st_size > _MOST_BYTES:
             raise UsageError(f"audio {path}: it is larger than {_MOST_BYTES >> 30} GiB. Compress it, or cut it.")
         content = path.read_bytes()
-        recording = decode_audio(content, limits)
-    for warning in recording.warnings:
+        audio = decode_audio(content, limits)
+    for warning in audio.warnings:
         note(f"{path}: {warning}")
-    return content, recording
+    return content, audio
 
 
 @contextmanager

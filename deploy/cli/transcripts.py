@@ -35,11 +35,11 @@ def as_result(path: Path, transcript: "Transcript", route: "Route", words: bool)
         note(f"{path}: the transcript from {span.start:.1f} to {span.end:.1f} s is truncated")
     return {
         "file": str(path), "text": as_text(segments), "model": route.model, "base": route.base,
-        "adapter": route.adapter, "language": transcript.language, "seconds": round(transcript.recording.seconds, 3),
+        "adapter": route.adapter, "language": transcript.language, "seconds": round(transcript.clip.seconds, 3),
         "segments": [
             {key: value for key, value in asdict(segment).items() if words or key != "words"} for segment in segments
         ],
-        "warnings": list(transcript.recording.warnings),
+        "warnings": list(transcript.clip.warnings),
     }  # fmt: skip
 
 

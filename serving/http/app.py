@@ -46,9 +46,9 @@ def create_app(workers: Mapping[str, Mapping[str, Any]], catalogue: Catalogue, a
     @app.get("/health")
     async def health() -> JSONResponse:
         """200 when every worker works; 503 with what is wrong."""
-        everything = backends.by_base()
-        problems = await asyncio.gather(*(backend.check() for backend in everything.values()))
-        wrong = {name: text for name, text in zip(everything, problems, strict=True) if text}
+        running = backends.running()
+        problems = await asyncio.gather(*(backend.check() for _, backend in running))
+        wrong = {name: text for (name, _), text in zip(running, problems, strict=True) if text}
         if wrong:
             return JSONResponse({"status": "failing", "bases": wrong}, status_code=503)
         content: dict[str, Any] = {"status": "ok", "bases": list(workers.get("text", ()))}
@@ -93,8 +93,8 @@ def _add_adapters(app: FastAPI, backends: Backends) -> None:
     @app.get("/v1/adapters")
     async def adapters() -> dict[str, Any]:
         """The served adapters, and which of them are in memory, with the number of requests that use each."""
-        loaded = {name: await backend.adapters() for name, backend in backends.by_base().items()}
-        held = {entry["adapter"]: entry | {"base": name} for name, found in loaded.items() for entry in found}
+        loaded = [(name, await backend.adapters()) for name, backend in backends.running()]
+        held = {entry["adapter"]: entry | {"base": name} for name, found in loaded for entry in found}
         unused = {"in_use": 0}
         entries = [
             _adapter_entry(spec, adapter.card.base.name, held.pop(spec, unused), adapter, number)
@@ -120,7 +120,7 @@ def _add_adapters(app: FastAPI, backends: Backends) -> None:
     @app.delete("/v1/adapters/{spec}")
     async def unload(spec: str) -> dict[str, Any]:
         """Remove an adapter from memory once no request uses it; the registry keeps it."""
-        for backend in backends.by_base().values():
+        for _, backend in backends.running():
             if await backend.unload(spec):
                 return {"id": spec, "object": "adapter", "loaded": False}
         raise ApiError(404, f"adapter '{spec}' is not loaded (give NAME@VERSION)", "not_found", "adapter")

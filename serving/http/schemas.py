@@ -215,7 +215,7 @@ class ChatRequest(_Generation):
     store: Literal[False] | None = None
     # Ours
     rerank: Annotated[int, Field(ge=1, le=MOST_RERANKED)] | None = None
-    """Generate so many candidates and return the one most similar to the image."""
+    """Generate N candidates and return the one most similar to the image."""
 
     def media(self) -> list[MediaInput]:
         """The images and audio clips in their order."""

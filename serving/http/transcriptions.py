@@ -199,8 +199,8 @@ def _answer(transcript: Transcript, form: TranscriptionForm, headers: dict[str, 
     content: dict[str, Any] = {"text": as_text(segments), "usage": _usage(transcript)}
     if form.response_format == "verbose_json":
         content |= {
-            "task": "transcribe", "language": transcript.language, "duration": round(transcript.recording.seconds, 3),
-            "warnings": list(transcript.recording.warnings),
+            "task": "transcribe", "language": transcript.language, "duration": round(transcript.clip.seconds, 3),
+            "warnings": list(transcript.clip.warnings),
         }  # fmt: skip
         asked = form.timestamp_granularities or ("segment",)
         if "segment" in asked:
@@ -227,7 +227,7 @@ def _segment(number: int, segment: Segment, transcript: Transcript, temperature:
 
 
 def _usage(transcript: Transcript) -> dict[str, Any]:
-    return {"type": "duration", "seconds": round(transcript.recording.seconds, 3)}
+    return {"type": "duration", "seconds": round(transcript.clip.seconds, 3)}
 
 
 def _body() -> dict[str, Any]:

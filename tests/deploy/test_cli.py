@@ -22,6 +22,7 @@ from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.tasks import load_served
 from support.cli import fails, run
+from support.imports import HEAVY
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -79,7 +80,7 @@ def test_help_is_instant_and_names_every_command() -> None:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    heavy = {"torch", "ray", "transformers", "pyarrow", "pydantic", "numpy"}
+    heavy = {*HEAVY, "pyarrow", "pydantic", "numpy", "fastapi", "matplotlib"}
     code = f"import sys, kauli.deploy.cli.main; print({heavy} & {{*sys.modules}})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 

@@ -1,8 +1,8 @@
 """What is served: settings, and who answers a request."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import yaml
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.errors import UsageError
+from kauli.serving import routing
 from kauli.serving.routing import Catalogue, UnknownLanguage, UnknownModel, choose_bases
 from kauli.serving.settings import RENAMED, ImageArgs, ServeArgs, load_settings, parse_settings
 from kauli.serving.tasks import WORKERS
@@ -143,13 +144,20 @@ def test_routes_to_nowhere(storage: Path, model: str, language: str | None, erro
         catalogue.route(model, language)
 
 
-def test_aliases_and_new_adapters_are_seen(storage: Path, tmp_path: Path, publish: Callable[..., str]) -> None:
+def test_aliases_and_new_adapters_are_seen(
+    storage: Path, tmp_path: Path, publish: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(routing, "time", SimpleNamespace(monotonic=lambda: now))
     base = find_base("debug")
     registry = Registry(str(tmp_path))
     catalogue = Catalogue(registry, {"text": [base]}, refresh_s=3600)
     assert catalogue.adapters() == []
-    time.sleep(0.6)  # an unknown name may look at the registry again after half a second
     publish(tmp_path, "text-ka", "ka", 1)
+    now = 0.4  # an unknown name may look at the registry again after half a second
+    with pytest.raises(UnknownModel):
+        catalogue.route("text-ka")
+    now = 0.6
     assert catalogue.route("text-ka").adapter == "text-ka@1"
     publish(tmp_path, "text-ka", "ka", 2)
     registry.set_alias("text-ka", 1, "prod")

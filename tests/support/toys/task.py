@@ -1,7 +1,11 @@
 """A toy task, `reverse`: a language model learns to write a row's text backwards; all that it is in one file."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
 
 from kauli.models.adapters.card import Card
 from kauli.models.adapters.kinds.base import AdapterKind
@@ -11,8 +15,9 @@ from kauli.models.requests import TextRequest
 from kauli.models.tasks import Task, load_trainable
 from kauli.models.text.task import TextTask
 from kauli.models.text.training import TrainableText
+from kauli.serving.events import Piece
 from kauli.serving.settings import ServeArgs
-from kauli.serving.tasks import ServedTask
+from kauli.serving.tasks import ServedTask, WorkerKind
 from kauli.serving.workers.text import TextGenerator
 from kauli.serving.workers.worker import load_task
 from kauli.training.data.dataset import Dataset
@@ -23,7 +28,11 @@ from kauli.training.recipe import OneOf
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.text import AnswerRecipe, TextLearner
 
+if TYPE_CHECKING:
+    from kauli.serving.backends import Backends
+
 HERE = "support.toys.task:"
+MOST_TOKENS = 5
 
 
 class ReverseTask(TextTask):
@@ -76,9 +85,33 @@ class ReverseTraining(TrainingTask):
         return [backwards({"language": "sw", "text": f"namba {one}"}) for one in range(count)]
 
 
-def build(args: ServeArgs, base: Base, answers: bool) -> TextGenerator:
-    """The worker, were it another than that of text."""
-    return TextGenerator(load_task("reverse", args, base), args)
+class ReverseGenerator(TextGenerator):
+    """The worker: a language model of its own, whose answers are short."""
+
+    def _limited(self, request: TextRequest, tokens: list[int]) -> TextRequest:
+        limited = super()._limited(request, tokens)
+        return replace(limited, max_tokens=min(MOST_TOKENS, limited.max_tokens or MOST_TOKENS))
+
+
+def build(args: ServeArgs, base: Base, answers: bool) -> ReverseGenerator:
+    """The worker on a base for text."""
+    task = load_task("reverse", args, base, slots=args.worker("reverse").batch, window=args.max_context)
+    return ReverseGenerator(task, args)
+
+
+def add_reverse(app: FastAPI, backends: "Backends") -> None:
+    """Its endpoint: a text backwards."""
+    # Imported here: they read the tables, which have this task's rows only once this file is imported.
+    from kauli.serving.http.answers import route_headers
+    from kauli.serving.http.schemas import CompletionRequest
+
+    @app.post("/v1/reverse")
+    async def reverse(body: CompletionRequest) -> JSONResponse:
+        [request] = body.requests(backends.args)
+        route = await backends.route("reverse", body.model, body.language)
+        events = [event async for event in backends.of(route).stream(request, route.adapter, True)]
+        text = "".join(event.text for event in events if isinstance(event, Piece))
+        return JSONResponse({"text": text}, headers=route_headers(route))
 
 
 MODELS = Task(
@@ -87,7 +120,8 @@ MODELS = Task(
     headline=("exact",), validation="bits_per_byte", check="kauli.models.bases.folder:check_text",
 )  # fmt: skip
 TRAINING = f"{HERE}ReverseTraining"
+WORKER = WorkerKind(f"{HERE}build", "reverse", "a language model that writes backwards", several=True)
 SERVING = ServedTask(
-    ("reverse",), "text", "kauli.serving.http.chat:add_chat", ("/v1/chat/completions",), "write backwards",
+    ("reverse",), "reverse", f"{HERE}add_reverse", ("/v1/reverse",), "write backwards",
     advice="Train one",
 )  # fmt: skip
