@@ -4,8 +4,10 @@
 """
 
 import ast
+import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -60,12 +62,15 @@ def _cell(text: str) -> str:
 class Models:
     """The pydantic models of some source files, by name."""
 
-    def __init__(self, files: list[Path]) -> None:
+    def __init__(self, files: list[Path], values: dict[str, str] | None = None) -> None:
         self.classes: dict[str, ast.ClassDef] = {}
+        self.files: dict[str, Path] = {}
+        self.values = values or {}
+        """Class -> how the reference writes an object of it with all defaults."""
         for path in files:
             for node in ast.parse(path.read_text(encoding="utf-8")).body:
                 if isinstance(node, ast.ClassDef):
-                    self.classes[node.name] = node
+                    self.classes[node.name], self.files[node.name] = node, path
 
     def derive(self, name: str, base: str) -> bool:
         """Whether a class has `base` among its ancestors."""
@@ -79,64 +84,108 @@ class Models:
         inner = {one.id for node in self.classes.values() for one in node.bases if isinstance(one, ast.Name)}
         return [name for name in self.classes if name not in inner and self.derive(name, base)]
 
-    def own_fields(self, name: str) -> list[tuple[str, str, str, str]]:
-        """(key, type, default, description) of the fields that a class and its ancestors below Recipe and the like
-        have; a field of an ancestor that a class has anew is listed once, as the class has it.
+    def own_fields(self, name: str) -> dict[str, tuple[str, str, str]]:
+        """Key -> (type, default, description) of the fields that a class and its ancestors below Recipe and the like
+        have; a field of an ancestor that a class has anew is as the class has it.
         """
         node, found = self.classes[name], {}
         for parent in node.bases:
             if isinstance(parent, ast.Name) and parent.id in self.classes and parent.id not in _ROOTS:
-                found |= {field[0]: field for field in self.own_fields(parent.id)}
+                found |= self.own_fields(parent.id)
+        names = _Names(aliases(self.files[name]))
         for place, one in enumerate(node.body):
             if not isinstance(one, ast.AnnAssign) or not isinstance(one.target, ast.Name):
                 continue
-            kind = ast.unparse(one.annotation)
-            if kind.startswith("ClassVar") or one.target.id == "model_config":
+            if ast.unparse(one.annotation).startswith("ClassVar") or one.target.id == "model_config":
                 continue
             after = node.body[place + 1] if place + 1 < len(node.body) else None
             text = ""
             if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
                 text = " ".join(str(after.value.value).split())
-            default, bounds = _default(one.value)
-            found[one.target.id] = (one.target.id, _type(one.annotation) + bounds, default, text)
-        return list(found.values())
+            kind = _type(names.visit(one.annotation))
+            default, bounds = self._default(one.value)
+            found[one.target.id] = (kind + bounds, default, text)
+        return found
 
-    def table(self, name: str, skip: tuple[str, ...] = ()) -> list[str]:
+    def sections(self, name: str, prefix: str = "") -> dict[str, str]:
+        """Dotted key -> class of the sections that the fields of a class name, and of those that these name."""
+        found: dict[str, str] = {}
+        for key, (kind, _, _) in self.own_fields(name).items():
+            for inner in re.findall(r"see (\w+)", kind):
+                if inner in self.classes:
+                    found |= {prefix + key: inner, **self.sections(inner, f"{prefix}{key}.")}
+        return found
+
+    def kind(self, name: str) -> str:
+        """What `kind` must be for a class; empty where it may be anything, or where the class has none."""
+        default = self.own_fields(name).get("kind", ("", "required", ""))[1]
+        return "" if default == "required" else default.strip("`")
+
+    def table(self, name: str) -> list[str]:
         """The class as Markdown: what its docstring says, and a table of its keys."""
         text = " ".join((ast.get_docstring(self.classes[name]) or "").split())
-        rows = [one for one in self.own_fields(name) if one[0] not in skip]
+        rows = [(key, *row) for key, row in self.own_fields(name).items() if key != "kind"]
         lines = [_cell(text) + ".", ""]
         if rows:
             lines += ["| key | type | default | what |", "| --- | --- | --- | --- |"]
-            lines += [f"| `{key}` | {kind} | {default} | {_cell(what)} |" for key, kind, default, what in rows]
+            for key, kind, default, what in rows:
+                shown = re.sub(r"see \w+", "a section", kind)
+                lines.append(f"| `{key}` | {shown} | {default} | {_cell(what)} |")
             lines.append("")
         return lines
 
+    def _default(self, value: ast.expr | None) -> tuple[str, str]:
+        """A field's default as YAML, and its bounds in words."""
+        if value is None:
+            return "required", ""
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
+            if value.func.id != "Field":
+                return self.values.get(value.func.id, "its defaults"), ""
+            default = next((one.value for one in value.keywords if one.arg == "default"), None)
+            return ("required" if default is None else _yaml(default)), _bounds(value)
+        return _yaml(value), ""
 
-_ROOTS = ("Recipe", "FrozenModel", "BaseModel", "AdapterKind")
+
+class _Names(ast.NodeTransformer):
+    """Puts what a module's aliases stand for in their place."""
+
+    def __init__(self, meanings: dict[str, ast.expr]) -> None:
+        self.meanings = meanings
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return self.meanings.get(node.id, node)
+
+
+@cache
+def aliases(path: Path) -> dict[str, ast.expr]:
+    """The names of a module, its own and imported ones, that stand for a type such as `Literal["white", "pink"]`."""
+    found: dict[str, ast.expr] = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kauli."):
+            source = ROOT / f"{str(node.module).removeprefix('kauli.').replace('.', '/')}.py"
+            there = aliases(source) if source.is_file() else {}
+            found |= {one.asname or one.name: there[one.name] for one in node.names if one.name in there}
+        elif isinstance(node, ast.Assign) and re.match(r"(Literal|Annotated)\[", ast.unparse(node.value)):
+            found |= {one.id: node.value for one in node.targets if isinstance(one, ast.Name)}
+    return found
+
+
+_ROOTS = ("Recipe", "AdapterKind")
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+_WORDS = {
+    "str": "text", "int": "whole number", "float": "number", "FiniteFloat": "number", "bool": "true or false",
+    "AdapterKind": "a method",
+}  # fmt: skip
 
 
-def _default(value: ast.expr | None) -> tuple[str, str]:
-    """A field's default as YAML, and its bounds in words."""
-    if value is None:
-        return "required", ""
-    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
-        if value.func.id != "Field":
-            return "its defaults", ""
-        options = {one.arg: one.value for one in value.keywords}
-        bounds = ", ".join(
-            f"{_BOUNDS[name]} {ast.unparse(bound)}" for name, bound in options.items() if name in _BOUNDS
-        )
-        default = options.get("default")
-        return ("required" if default is None else _yaml(default)), f", {bounds}" if bounds else ""
-    return _yaml(value), ""
+def _bounds(field: ast.Call) -> str:
+    """The bounds of a pydantic `Field` in words, after a comma."""
+    return "".join(f", {_BOUNDS[one.arg]} {ast.unparse(one.value)}" for one in field.keywords if one.arg in _BOUNDS)
 
 
 def _yaml(value: ast.expr) -> str:
-    text = ast.unparse(value)
-    known = {"None": "null", "True": "true", "False": "false", "()": "[]", "{}": "{}"}
-    return f"`{known.get(text, text.strip(chr(39)))}`"
+    found = ast.literal_eval(value)
+    return f"`{found if isinstance(found, str) else json.dumps(found)}`"
 
 
 def _type(node: ast.expr) -> str:
@@ -149,55 +198,58 @@ def _type(node: ast.expr) -> str:
         inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         match node.value.id:
             case "Literal":
-                return " \\| ".join(f"`{ast.unparse(one).strip(chr(39))}`" for one in inner)
-            case "Annotated" | "SerializeAsAny":
+                return " \\| ".join(f"`{ast.literal_eval(one)}`" for one in inner)
+            case "Annotated":
+                fields = (one for one in inner[1:] if isinstance(one, ast.Call) and ast.unparse(one.func) == "Field")
+                return _type(inner[0]) + "".join(map(_bounds, fields))
+            case "SerializeAsAny":
                 return _type(inner[0])
             case "tuple":
                 many = isinstance(inner[-1], ast.Constant) and inner[-1].value is Ellipsis
-                return f"list of {_type(inner[0])}" if many else f"[{', '.join(map(_type, inner))}]"
+                return f"list of {_plural(_type(inner[0]))}" if many else f"[{', '.join(map(_type, inner))}]"
             case "list":
-                return f"list of {_type(inner[0])}"
+                return f"list of {_plural(_type(inner[0]))}"
             case "dict":
-                return f"{_type(inner[0])} -> {_type(inner[1])}"
-    words = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
+                return f"{_plural(_type(inner[0]))} to {_plural(_type(inner[1]))}"
     name = ast.unparse(node)
-    if name in words:
-        return words[name]
-    return {"AdapterKind": "a method"}.get(name, "an augmentation" if name.endswith("Augmentation") else f"see {name}")
+    return _WORDS.get(name, "an augmentation" if name.endswith("Augmentation") else f"see {name}")
+
+
+def _plural(words: str) -> str:
+    first, comma, bounds = words.removeprefix("an ").partition(",")
+    return words if words.startswith("list of") else f"{first}s{comma}{bounds}"
 
 
 def recipe_reference() -> str:
     """Every key of a recipe: those of all tasks, those of each, the methods and the augmentations."""
-    tasks = Models([ROOT / "training/recipe.py", *sorted((ROOT / "training/tasks").glob("*.py"))])
     kinds = Models(sorted((ROOT / "models/adapters/kinds").glob("*.py")))
+    methods = {name: kinds.kind(name) for name in kinds.children("AdapterKind")}
+    defaults = {name: f"`{{kind: {kind}}}`" for name, kind in methods.items()}
+    tasks = Models([ROOT / "training/recipe.py", *sorted((ROOT / "training/tasks").glob("*.py"))], defaults)
     changes = Models([ROOT / "training/recipe.py", *sorted((ROOT / "training/augment").glob("*.py"))])
-    lines = ["## Keys of every recipe", "", *tasks.table("Recipe")]
-    sections = ("Train", "Scale", "Objective")
-    for name in sections:
-        lines += [f"### {name.lower()}", "", *tasks.table(name)]
-    recipes = tasks.children("Recipe")
-    for name in recipes:
-        lines += [f"## {name}", "", *tasks.table(name)]
-        for section in _sections(tasks, name):
-            lines += [f"### {section}", "", *tasks.table(section)]
+    lines = []
+    for name in ("Recipe", *tasks.children("Recipe")):
+        title = "Keys of every recipe" if name == "Recipe" else f"Task `{tasks.files[name].stem}`"
+        lines += [f"## {title}", "", *tasks.table(name)]
+        for section, inner in tasks.sections(name).items():
+            lines += [f"### `{section}`", "", *tasks.table(inner)]
     lines += ["## Methods (`method: {kind: ...}`)", ""]
-    for name in kinds.children("AdapterKind"):
-        lines += [f"### {name}", "", *kinds.table(name)]
+    for name, kind in methods.items():
+        if trained := _trained_by(kinds.classes[name]):
+            lines += [f"### `{kind}`", "", f"For {', '.join(f'`{one}`' for one in trained)}.", "", *kinds.table(name)]
     lines += ["## Augmentations (`augment: [{kind: ...}]`)", ""]
     for name in changes.children("Augmentation"):
-        if any(key == "kind" for key, *_ in changes.own_fields(name)):
-            lines += [f"### {name}", "", *changes.table(name)]
+        if kind := changes.kind(name):
+            lines += [f"### `{kind}`", "", *changes.table(name)]
     return "\n".join(lines)
 
 
-def _sections(tasks: Models, recipe: str) -> list[str]:
-    """The models that the fields of a recipe name, and those that these name."""
-    found: list[str] = []
-    for _, kind, _, _ in tasks.own_fields(recipe):
-        for name in re.findall(r"see (\w+)", kind):
-            if name in tasks.classes and name not in ("Objective", "Train", "Scale"):
-                found += [name, *_sections(tasks, name)]
-    return list(dict.fromkeys(found))
+def _trained_by(kind: ast.ClassDef) -> tuple[str, ...]:
+    """The tasks whose recipes may have a method; none of one that is only served."""
+    for one in kind.body:
+        if isinstance(one, ast.AnnAssign) and ast.unparse(one.target) == "tasks" and one.value is not None:
+            return tuple(ast.literal_eval(one.value))
+    return ()
 
 
 PAGES = {"architecture.md": file_map, "recipes.md": recipe_reference}
