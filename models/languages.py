@@ -9,6 +9,8 @@ from langcodes.tag_parser import LanguageTagError
 
 from kauli.models.errors import UsageError, nearest
 
+APOSTROPHES = "'’‘‛ʼʻʽʹ′`´＇՚׳ꞌ"
+"""Characters that are typed as an apostrophe; before transcripts are compared, each becomes the first."""
 _COMMON_TAGS = ("sw", "am", "be", "ky", "ka", "yo", "zu", "ha", "ig", "om", "ti", "so")  # to guess mistypes from
 # ISO 15924 codes of several Unicode scripts, or that the CLDR names otherwise than Unicode
 _SEVERAL_SCRIPTS = {

@@ -113,7 +113,7 @@ class Chunk(Progress):
 
 @dataclass(frozen=True)
 class TranscriptionRequest:
-    """What to transcribe: one clip, short enough for its base (`RECORDING_SECONDS` of Whisper's 30)."""
+    """What to transcribe: one clip, short enough for its base (Whisper takes 30 seconds)."""
 
     samples: Any
     """(n,) numpy float32, mono, 16,000 a second."""

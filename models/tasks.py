@@ -2,68 +2,19 @@
 
 Training has its own table (`kauli.training.tasks.table`), and so has the service (`kauli.serving.tasks`): all three go
 by the names here. Everything that a task needs is named by a string "module:attribute" and imported when it is used.
+A served class has `load`, `base` and `add_adapter`, `remove_adapter`, `adapters`; one that generates is a `Generative`.
+A trainable class has `load`, `base`, `device`, `model`, `trained`, `attach`, `start_from`, `save` and `served`, as
+`kauli.models.adapters.peft_weights.PeftTrainable` has; losses and batches are its own.
 """
 
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
-
-from kauli.models.adapters.kinds.table import KINDS
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-    from kauli.models.adapters.kinds.base import AdapterKind
     from kauli.models.bases.find import Base
-
-
-@runtime_checkable
-class Served(Protocol):
-    """A loaded base that answers with any number of adapters. What it is asked is each task's own."""
-
-    base: "Base"
-
-    def add_adapter(self, key: str, folder: Path) -> None:
-        """Load an adapter folder under a key; KauliError where it does not fit the base."""
-
-    def remove_adapter(self, key: str) -> None:
-        """Forget a loaded adapter."""
-
-    def adapters(self) -> list[str]:
-        """The keys of the loaded adapters."""
-
-
-@runtime_checkable
-class Trainable(Protocol):
-    """A loaded base that learns one adapter; its losses and batches are each task's own."""
-
-    base: "Base"
-    model: Any
-
-    @property
-    def device(self) -> "torch.device":
-        """Where the model is."""
-
-    @property
-    def trained(self) -> "nn.Module":
-        """The module that training computes with."""
-
-    def attach(self, kind: "AdapterKind") -> None:
-        """Give the model a fresh adapter of this kind, the only thing that is trained."""
-
-    def start_from(self, folder: Path) -> None:
-        """Give the adapter in training the weights of an adapter folder; KauliError where they do not fit."""
-
-    def save(self, folder: Path) -> None:
-        """Write the adapter in training as a folder."""
-
-    def served(self) -> Served:
-        """The base ready to answer, on the same weights; they are read anew only where training changed them.
-
-        This object can't be used afterwards.
-        """
 
 
 @dataclass(frozen=True)
@@ -155,6 +106,8 @@ def task_of(card_task: str, kind: str = "") -> Task:
 
     KeyError for a task without a row.
     """
+    from kauli.models.adapters.kinds.table import KINDS  # here: bases, which lie below adapters, import this table
+
     rows = [row for row in TASKS.values() if row.card_task == card_task]
     if not rows:
         raise KeyError(card_task)
@@ -164,7 +117,7 @@ def task_of(card_task: str, kind: str = "") -> Task:
 def load_served(
     name: str, base: "Base", device: str | None = None, dtype: "torch.dtype | None" = None, **options: Any
 ) -> Any:
-    """A task's base, ready to answer with adapters: a `Served`. `options` are those of its class (`slots`, `window`).
+    """A task's base, ready to answer with adapters. `options` are those of its class (`slots`, `window`).
 
     By default it is on the GPU in bf16 where there is one, else on the CPU in fp32.
     """
@@ -172,7 +125,7 @@ def load_served(
 
 
 def load_trainable(name: str, base: "Base", device: str | None = None, dtype: "torch.dtype | None" = None) -> Any:
-    """A task's base, ready to learn an adapter: a `Trainable`; device and precision as in `load_served`."""
+    """A task's base, ready to learn an adapter; device and precision as in `load_served`."""
     return resolve(TASKS[name].trainable).load(base, device=device, dtype=dtype)
 
 

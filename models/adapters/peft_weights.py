@@ -14,7 +14,7 @@ from kauli.models.errors import KauliError
 
 
 class PeftTrainable:
-    """A base that learns an adapter of PEFT, or all its weights; the rest of a `Trainable` is the task's own."""
+    """A base that learns an adapter of PEFT, or all its weights; the rest of a trainable class is the task's own."""
 
     base: Base
     model: Any

@@ -116,7 +116,7 @@ def build_debug_wav2vec2(out: Path) -> None:
     Wav2Vec2FeatureExtractor().save_pretrained(out)  # type: ignore[no-untyped-call]
     config = Wav2Vec2Config(
         vocab_size=len(tokens), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
-        # A first filter of 10 ms, where the real ones have six layers to see as much
+        # A first filter of 10 ms, where the real ones have six layers for as much
         conv_dim=(32, 32), conv_kernel=(160, 4), conv_stride=(80, 4), feat_extract_norm="layer",
         num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, do_stable_layer_norm=True, initializer_range=0.1,
         mask_time_prob=0.0, layerdrop=0.0, hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0,

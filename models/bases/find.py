@@ -245,30 +245,17 @@ def _local_folder(folder: Path, task: str, allow_noncommercial: bool) -> Base:
 
 def _found_card(name: str, source: Literal["hub", "folder"], facts: Facts, folder: Path, task: str) -> BaseCard:
     return BaseCard(
-        title=name,
-        source=source,
-        tasks=(task,),
-        licence=facts.licence,
-        noncommercial=facts.noncommercial,
-        languages=facts.languages,
-        hub_id=name if source == "hub" else None,
+        title=name, source=source, tasks=(task,), licence=facts.licence, noncommercial=facts.noncommercial,
+        languages=facts.languages, hub_id=name if source == "hub" else None,
         template=None if has_chat_template(folder) else PLAIN,
-    )
+    )  # fmt: skip
 
 
 def _base(name: str, folder: Path, sha256: str, card: BaseCard, task: str) -> Base:
     return Base(
-        name=name,
-        folder=folder,
-        sha256=sha256,
-        licence=card.licence,
-        noncommercial=card.noncommercial,
-        languages=card.languages,
-        hub_id=card.hub_id,
-        derived_from=card.derived_from,
-        template=card.template,
-        task=task,
-    )
+        name=name, folder=folder, sha256=sha256, licence=card.licence, noncommercial=card.noncommercial,
+        languages=card.languages, hub_id=card.hub_id, derived_from=card.derived_from, template=card.template, task=task,
+    )  # fmt: skip
 
 
 def _folder_of(name: str) -> Path:

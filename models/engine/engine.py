@@ -109,10 +109,6 @@ class Engine:
         coming = [ticket for ticket in self._waiting if not ticket.cancelled][: self._slots.count(None)]
         return sorted(coming, key=lambda ticket: ticket.generation.adapter or "")
 
-    def uses(self, adapter: str) -> bool:
-        """Whether a request with this adapter waits or runs."""
-        return any(ticket.generation.adapter == adapter for ticket in [*self._waiting, *self._order])
-
     def submit(self, generation: Generation) -> Ticket:
         """Queue a request. Raises ValueError for a prompt that is empty or fills the context, or an unknown adapter."""
         tokens: list[int] = []
@@ -210,7 +206,7 @@ class Engine:
         return pieces
 
     def _sort(self, *parts: list[tuple[Ticket, Span]]) -> None:
-        """By the places of their adapters, those without one last: `kauli.models.engine.lora_batch` is fastest so."""
+        """By the places of their adapters, those without one last: `lora_batch` is fastest in this order."""
         keys = {ticket.generation.adapter: None for part in parts for ticket, _ in part}
         places = self._lora.arrange([key for key in keys if key is not None]) if self._lora is not None else {}
         for part in parts:

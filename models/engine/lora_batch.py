@@ -30,7 +30,7 @@ _DENSE_TOKENS = 64  # tokens x adapters whose masked product costs as much as on
 
 
 @dataclass(frozen=True)
-class Run:
+class AdapterRun:
     """Tokens `start` to `end` belong to the adapter in `place`."""
 
     start: int
@@ -42,7 +42,7 @@ class Run:
 class Selection:
     """Which adapter each token of the next pass has; shared by all layers that compute the same tokens."""
 
-    runs: tuple[Run, ...] = ()
+    runs: tuple[AdapterRun, ...] = ()
     """Tokens with an adapter; empty: all are the base's."""
     together: int = 0
     """The number of first tokens that are computed with all their adapters at once; later runs follow one by one."""
@@ -356,15 +356,15 @@ class LoraBatch:
         self._groups[names].fill(self._place[key], [terms.get(name) for name in names])
 
     def _select(self, selection: Selection, segments: Sequence[Segment], together: int) -> None:
-        runs: list[Run] = []
+        runs: list[AdapterRun] = []
         start = 0
         for key, count in segments:
             place = self._place[key] if key is not None else None
             straddles = bool(runs) and runs[-1].end == together
             if place is not None and runs and runs[-1].place == place and runs[-1].end == start and not straddles:
-                runs[-1] = Run(runs[-1].start, start + count, place)
+                runs[-1] = AdapterRun(runs[-1].start, start + count, place)
             elif place is not None:
-                runs.append(Run(start, start + count, place))
+                runs.append(AdapterRun(start, start + count, place))
             start += count
         first = [run for run in runs if run.end <= together]
         # The tokens of no adapter behind the last are left out.

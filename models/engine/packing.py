@@ -257,14 +257,9 @@ def packed_attention(
         if sliding_window is not None and sliding_window < L:
             distance = torch.arange(L, device=q.device)[:, None] - torch.arange(L, device=q.device)
             mask = (distance >= 0) & (distance < sliding_window)
+        k, v = repeat_kv(k, groups), repeat_kv(v, groups)
         attended = functional.scaled_dot_product_attention(
-            q,
-            repeat_kv(k, groups),
-            repeat_kv(v, groups),
-            attn_mask=mask,
-            dropout_p=dropout,
-            is_causal=mask is None,
-            scale=scaling,
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
         )
         outputs.append(attended.transpose(1, 2))
     return out_of_buckets(outputs, packed_buckets)[None], None

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from kauli.models.bases.find import Base
-from kauli.models.speech.whisper import WhisperTask
+from kauli.models.errors import UsageError
+from kauli.models.speech.task import Recogniser
 from kauli.models.speech.whisper_model import frame_count
 
 WINDOW = 2.0
@@ -29,8 +30,11 @@ class AudioTower:
 
     @classmethod
     def load(cls, base: Base, device: str | None = None) -> Self:
-        """The encoder of a base for `transcribe`, on the GPU where there is one."""
-        return cls(WhisperTask.load(base, device))
+        """The encoder of a base for `transcribe`, on the GPU where there is one; UsageError for a base without one."""
+        task = Recogniser.load(base, device)
+        if not task.encodes:
+            raise UsageError(f"'{base.name}' has no encoder for a connector: use a Whisper such as whisper-base.")
+        return cls(task)
 
     def width(self, stack: int) -> int:
         """The width of a feature of `stack` frames."""

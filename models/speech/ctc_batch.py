@@ -120,7 +120,7 @@ def answer(ticket: ClipTicket, logits: Tensor) -> Progress:
     words: tuple[Word, ...] = ()
     if request.words:
         seconds = len(request.samples) / RATE
-        # A letter is likeliest in some frame of the sound that it stands for, which reaches further on both sides
+        # A letter is likeliest in some frame of its sound, which reaches further on both sides
         stride = math.prod(ticket.runner.model.config.conv_stride) / RATE
         frames = letter_frames(logits, letters.blank)
         words = words_of(

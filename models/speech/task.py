@@ -21,7 +21,7 @@ from kauli.models.errors import UsageError
 from kauli.models.files import read_json
 from kauli.models.media.decode import RATE
 from kauli.models.requests import TranscriptionRequest
-from kauli.models.tasks import Trainable, resolve
+from kauli.models.tasks import resolve
 
 ARCHITECTURES = {
     "whisper": ("kauli.models.speech.whisper:WhisperTask", "kauli.models.speech.whisper_training:TrainableWhisper"),
@@ -161,7 +161,7 @@ class Trained(nn.Module):
         return self._losses(batch)
 
 
-class TrainableRecogniser(PeftTrainable, SpeechModel, Trainable):
+class TrainableRecogniser(PeftTrainable, SpeechModel):
     """Learns one adapter: `add_languages`, `attach`, losses of `collate`d examples by `trained`, `save`.
 
     `trained` is called with a batch and returns the losses of its targets in nats.

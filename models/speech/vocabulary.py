@@ -10,11 +10,10 @@ import regex
 
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.files import read_json
-from kauli.models.languages import check_tag, nfc, scripts
+from kauli.models.languages import APOSTROPHES, check_tag, nfc, scripts
 
 VOCABULARY, TOKENIZER = "vocab.json", "tokenizer_config.json"
-_KINDS_OF_APOSTROPHE = "'’‘‛ʼʻʽʹ′`´＇՚׳ꞌ"
-_APOSTROPHES = regex.compile(f"[{_KINDS_OF_APOSTROPHE}]")
+_APOSTROPHES = regex.compile(f"[{APOSTROPHES}]")
 _INVISIBLE = regex.compile(r"\p{Cf}")
 # Marks on a symbol (the variation selector of ❤️) go with it.
 _NO_LETTER = regex.compile(r"(?:(?<![\p{L}\p{M}\p{N}])'|'(?![\p{L}\p{N}])|[^\p{L}\p{M}\p{N}'])\p{M}*", regex.V1)
@@ -51,7 +50,7 @@ class Vocabulary:
         }
         for token, place in list(found.items()):
             found.setdefault(token.lower(), place)
-            if token in _KINDS_OF_APOSTROPHE:
+            if token in APOSTROPHES:
                 found.setdefault("'", place)
         if self.space in self.tokens:
             found[" "] = self.tokens.index(self.space)

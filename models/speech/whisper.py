@@ -213,16 +213,12 @@ class WhisperTask(WhisperBase, Recogniser):
         seconds = len(request.samples) / RATE
         room = _TOKENS_AT_REST + int(_TOKENS_A_SECOND * seconds)
         spectrogram = self.model_input(request.samples, self.seconds * self._padded(adapter, request.full_window))
-        generation = Generation(
-            parts,
-            key,
-            min(request.max_tokens or room, room),
-            Sampling(
-                temperature=request.temperature, seed=request.seed, ignore_eos=request.ignore_eos, no_repeat=NO_REPEAT
-            ),
-            logprobs=request.logprobs,
-            memory=ClipState(spectrogram, language, seconds, pauses(request.samples) if request.words else None),
+        sampling = Sampling(
+            temperature=request.temperature, seed=request.seed, ignore_eos=request.ignore_eos, no_repeat=NO_REPEAT
         )
+        memory = ClipState(spectrogram, language, seconds, pauses(request.samples) if request.words else None)
+        limit = min(request.max_tokens or room, room)
+        generation = Generation(parts, key, limit, sampling, logprobs=request.logprobs, memory=memory)
         return [runner.engine.submit(generation)]
 
     def _embedding(self, language: str, adapter: str | None) -> Tensor:

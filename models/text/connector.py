@@ -13,21 +13,20 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kauli.models.engine.packing import MediaFeatures
 from kauli.models.errors import KauliError
+from kauli.models.frozen import FrozenModel
 
 WEIGHTS, SETTINGS = "connector.safetensors", "connector.json"
 
 
-class PartSettings(BaseModel):
+class PartSettings(FrozenModel):
     """One kind of media: which encoder makes its features, and their shape."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: str
     """The name of the base whose tower it is."""

@@ -69,7 +69,7 @@ class TextTask(LanguageModel, Generative):
         return self._window
 
     def _new_runner(self, model: PreTrainedModel) -> _Runner:
-        # A full model is wrapped like the base: few tokens are computed faster so
+        # A full model is wrapped like the base: this is faster for few tokens
         lora = LoraBatch(model, self.slots if model is self.model else 1)
         engine = Engine(model, self.token_bytes, self.ends, lora, slots=self.slots, context=self.window)
         return _Runner(model, (lora,), engine)
@@ -129,14 +129,8 @@ class TextTask(LanguageModel, Generative):
             request.temperature, request.top_p, request.top_k, request.seed, request.repetition_penalty,
             request.min_tokens, request.ignore_eos, request.no_repeat,
         )  # fmt: skip
-        generation = Generation(
-            self._parts(prompt, request.media, adapter),
-            key,
-            request.max_tokens or DEFAULT_TOKENS,
-            sampling,
-            request.stop,
-            request.logprobs,
-        )
+        parts, limit = self._parts(prompt, request.media, adapter), request.max_tokens or DEFAULT_TOKENS
+        generation = Generation(parts, key, limit, sampling, request.stop, request.logprobs)
         return [runner.engine.submit(replace(generation, index=index)) for index in range(request.n)]
 
     @torch.inference_mode()

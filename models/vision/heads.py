@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import FiniteFloat, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
@@ -26,6 +26,7 @@ from torch.nn import functional
 from kauli.models.adapters.kinds.head import HeadKind
 from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.files import check_safetensors, read_json
+from kauli.models.frozen import FrozenModel
 
 HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 HEAD_WEIGHTS, HEAD_CARD = "head.safetensors", "head.json"
@@ -43,6 +44,7 @@ _ADAPTER_LEARNING_RATE, _KEYS_LEARNING_RATE = 5e-3, 1e-3
 
 Tensors = dict[str, Tensor]
 Scalars = dict[str, float]
+Fitted = tuple[Tensors, Scalars]
 
 # What each kind is made of: tensors by their shapes (H: the bottleneck), and numbers.
 _PARTS: dict[HeadKind, tuple[dict[str, str], tuple[str, ...]]] = {
@@ -55,10 +57,8 @@ _PARTS: dict[HeadKind, tuple[dict[str, str], tuple[str, ...]]] = {
 }
 
 
-class _Card(BaseModel):
+class _Card(FrozenModel):
     """head.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: HeadKind
     classes: tuple[str, ...]
@@ -221,22 +221,18 @@ def _unit(features: Tensor) -> Tensor:
     return functional.normalize(features.detach().float(), dim=-1)
 
 
-def _fit_zero_shot(
-    features: Tensor, labels: Tensor, classes: int, text: Tensor, seed: int, scale: float
-) -> tuple[Tensors, Scalars]:
+def _fit_zero_shot(features: Tensor, labels: Tensor, classes: int, text: Tensor, seed: int, scale: float) -> Fitted:
     return {"text": text}, {"scale": scale}
 
 
 def _fit_prototype(
     features: Tensor, labels: Tensor, classes: int, text: Tensor | None, seed: int, scale: float
-) -> tuple[Tensors, Scalars]:
+) -> Fitted:
     member = functional.one_hot(labels, classes).float()
     return {"prototypes": member.T @ features / member.sum(dim=0)[:, None]}, {}
 
 
-def _fit_linear(
-    features: Tensor, labels: Tensor, classes: int, text: Tensor | None, seed: int, scale: float
-) -> tuple[Tensors, Scalars]:
+def _fit_linear(features: Tensor, labels: Tensor, classes: int, text: Tensor | None, seed: int, scale: float) -> Fitted:
     from sklearn.linear_model import LogisticRegression  # here: a fitted head needs no scikit-learn
 
     x, y = features.cpu().double().numpy(), labels.cpu().numpy()
@@ -264,9 +260,7 @@ def _choose_penalty(features: Tensor, labels: Tensor, seed: int) -> float:
     return _PENALTIES[scores.index(max(scores))]
 
 
-def _fit_clip_adapter(
-    features: Tensor, labels: Tensor, classes: int, text: Tensor, seed: int, scale: float
-) -> tuple[Tensors, Scalars]:
+def _fit_clip_adapter(features: Tensor, labels: Tensor, classes: int, text: Tensor, seed: int, scale: float) -> Fitted:
     width = features.shape[1]
     hidden = max(1, width // _REDUCTION)
     random = torch.Generator().manual_seed(seed % 2**63)  # on the CPU: the same start on every device
@@ -284,9 +278,7 @@ def _fit_clip_adapter(
     return tensors | trained, scalars
 
 
-def _fit_tip(
-    features: Tensor, labels: Tensor, classes: int, text: Tensor, seed: int, scale: float
-) -> tuple[Tensors, Scalars]:
+def _fit_tip(features: Tensor, labels: Tensor, classes: int, text: Tensor, seed: int, scale: float) -> Fitted:
     alpha, beta = _choose_tip(features, labels, classes, scale * features @ text.T)
     scalars = {"scale": scale, "alpha": alpha, "beta": beta}
     return {"text": text, "keys": features, "labels": labels}, scalars
@@ -317,9 +309,7 @@ def _can_leave_one_out(labels: Tensor) -> bool:
     return int(counts[counts > 0].min()) > 1
 
 
-def _fit_tip_f(
-    features: Tensor, labels: Tensor, classes: int, text: Tensor, seed: int, scale: float
-) -> tuple[Tensors, Scalars]:
+def _fit_tip_f(features: Tensor, labels: Tensor, classes: int, text: Tensor, seed: int, scale: float) -> Fitted:
     tensors, scalars = _fit_tip(features, labels, classes, text, seed, scale)
     values = functional.one_hot(labels, classes).float()
     # The paper trains on views of the shots that differ from the keys. Features are fixed here, so a shot would find
@@ -379,7 +369,7 @@ def _tip_logits(features: Tensor, classes: int, tensors: Tensors, scalars: Scala
     return scalars["scale"] * features @ tensors["text"].T + scalars["alpha"] * affinity @ values
 
 
-_FIT: dict[HeadKind, Callable[..., tuple[Tensors, Scalars]]] = {
+_FIT: dict[HeadKind, Callable[..., Fitted]] = {
     "zero_shot": _fit_zero_shot,
     "prototype": _fit_prototype,
     "linear": _fit_linear,

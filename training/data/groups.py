@@ -19,7 +19,7 @@ _NUM_UDHR_TEST, _NUM_UDHR_VALIDATION = 6, 3
 # preamble (some languages lack it) and Article 1 (quoted everywhere, so a base may know it by heart).
 _UDHR_SALT = "rank-14"
 _TEST_SHARE, _VALIDATION_SHARE = 0.10, 0.08
-_APOSTROPHES = regex.compile("['`\u00b4\u02bc\u2018\u2019]")  # they join the parts of a word
+_APOSTROPHES = regex.compile("['`\u00b4\u02bc\u2018\u2019]")  # in words; others move splits: raise the data's FORMAT
 _NO_WORD = regex.compile(r"[\p{P}\p{S}\p{Z}\p{C}]+")
 STRONGEST_FIRST = ("test", "validation", "train")
 

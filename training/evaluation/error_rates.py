@@ -7,6 +7,7 @@ from typing import Any
 import jiwer
 import regex
 
+from kauli.models.languages import APOSTROPHES
 from kauli.models.speech.loops import looped
 
 Row = Mapping[str, Any]
@@ -19,7 +20,7 @@ NORMALISATION = (
 )
 """A sentence for the notes of an evaluation."""
 
-_APOSTROPHES = regex.compile(r"['’‘‛ʼʻʽʹ′`´＇՚׳ꞌ]")
+_APOSTROPHES = regex.compile(f"[{APOSTROPHES}]")
 _INVISIBLE = regex.compile(r"\p{Cf}")
 # Marks on a symbol (the variation selector of ❤️) go with it.
 _NO_WORD = regex.compile(r"(?:(?<![\p{L}\p{M}\p{N}])'|'(?![\p{L}\p{N}])|[\p{P}\p{S}\p{Z}\p{Cc}--'])\p{M}*", regex.V1)

@@ -160,7 +160,7 @@ def test_each_row_of_a_mixture_gets_what_it_gets_alone(mixture: dict[str, Path],
             check_rows(logits(model, batch, ids, company, rows * length), ids, company, mixture)
 
 
-def test_the_output_layer_may_see_fewer_tokens(mixture: dict[str, Path]) -> None:
+def test_the_output_layer_may_get_fewer_tokens(mixture: dict[str, Path]) -> None:
     model, ids = fresh("biased"), tokens(4, 6)
     batch = LoraBatch(model, 8)
     keys = ["dora", "head", None, "dora"]

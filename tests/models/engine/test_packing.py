@@ -1,4 +1,4 @@
-"""Packed documents are computed as if each stood alone: losses, gradients, attention windows."""
+"""Packed documents are computed as if each were alone: losses, gradients, attention windows."""
 
 import pytest
 import torch

@@ -45,9 +45,9 @@ def encoded(samples: Any, kind: str = "WAV", codec: str = "PCM_16", rate: int = 
     return buffer.getvalue()
 
 
-def loudest(recording: DecodedAudio) -> float:
+def loudest(decoded: DecodedAudio) -> float:
     """The frequency with the most power."""
-    samples = recording.samples
+    samples = decoded.samples
     power = np.abs(np.fft.rfft(samples * np.hanning(len(samples))))
     return float(np.fft.rfftfreq(len(samples), 1 / RATE)[power.argmax()])
 
@@ -107,35 +107,35 @@ def vorbis_of_books(books: int, size: int) -> bytes:
 
 def test_a_wav_of_16_bits_at_16_khz_is_its_integers() -> None:
     values = np.random.default_rng(0).integers(-32_768, 32_768, RATE, dtype=np.int16)
-    recording = decode_audio(encoded(values))
-    assert recording.samples.dtype == np.float32
-    assert np.array_equal(recording.samples, values.astype(np.float32) / 32_768)
-    assert recording.seconds == 1.0
-    assert recording.warnings == ()
+    decoded = decode_audio(encoded(values))
+    assert decoded.samples.dtype == np.float32
+    assert np.array_equal(decoded.samples, values.astype(np.float32) / 32_768)
+    assert decoded.seconds == 1.0
+    assert decoded.warnings == ()
 
 
 @pytest.mark.parametrize(("kind", "codec"), KINDS)
 def test_every_allowed_format_and_codec_becomes_one_channel_at_16_khz(kind: str, codec: str) -> None:
     rate = 48_000 if codec == "OPUS" else 44_100
     stereo = np.stack([sine(1.3, rate), 0.5 * sine(1.3, rate)], 1)
-    recording = decode_audio(encoded(stereo, kind, codec, rate))
-    assert abs(len(recording.samples) - 1.3 * RATE) <= 1
-    assert recording.seconds == len(recording.samples) / RATE
-    assert abs(loudest(recording) - 440) < 1
-    middle = recording.samples[2000:-2000]
+    decoded = decode_audio(encoded(stereo, kind, codec, rate))
+    assert abs(len(decoded.samples) - 1.3 * RATE) <= 1
+    assert decoded.seconds == len(decoded.samples) / RATE
+    assert abs(loudest(decoded) - 440) < 1
+    middle = decoded.samples[2000:-2000]
     assert abs(np.abs(middle).max() - 0.375) < 0.02  # the mean of the channels
-    assert recording.warnings == ()
+    assert decoded.warnings == ()
 
 
 @pytest.mark.parametrize("rate", [4000, 8000, 11_025, 12_345, 15_991, 16_001, 22_050, 32_000, 44_101, 96_000, 191_999])
 def test_rates_are_resampled_without_a_change_of_pitch_or_length(rate: int) -> None:
     begin = time.process_time()
-    recording = decode_audio(encoded(sine(4.0, rate), rate=rate))
+    decoded = decode_audio(encoded(sine(4.0, rate), rate=rate))
     assert time.process_time() - begin < 5
     usual = rate in (4000, 8000, 11_025, 22_050, 32_000, 96_000)
-    assert abs(len(recording.samples) - 4 * RATE) <= (1 if usual else 4 * RATE / 1000)
-    assert abs(loudest(recording) - 440) < 0.7
-    assert abs(np.abs(recording.samples[1000:-1000]).max() - 0.5) < 0.005
+    assert abs(len(decoded.samples) - 4 * RATE) <= (1 if usual else 4 * RATE / 1000)
+    assert abs(loudest(decoded) - 440) < 0.7
+    assert abs(np.abs(decoded.samples[1000:-1000]).max() - 0.5) < 0.005
 
 
 @pytest.mark.parametrize("rate", [8000, 11_025, 44_100, 48_000])
@@ -186,16 +186,16 @@ def test_samples_that_are_not_finite_are_refused_with_their_place(value: float) 
     assert "samples of 1.0e+30: scale them" in refusal(encoded(huge, codec="DOUBLE"))
 
 
-def test_a_clipped_recording_is_read_with_a_warning_and_a_full_one_without() -> None:
+def test_a_clipped_audio_is_read_with_a_warning_and_a_full_one_without() -> None:
     clipped = decode_audio(encoded(np.clip(sine(height=3.0), -1, 1)))
     assert clipped.warnings == ("78% of the samples are at full scale (clipped): record at a lower level.",)
     assert decode_audio(encoded(sine(height=1.0))).warnings == ()
 
 
 def test_floats_beyond_full_scale_are_scaled_down_with_a_warning() -> None:
-    recording = decode_audio(encoded(sine(height=0.5) * 40_000, codec="FLOAT"))
-    assert np.allclose(recording.samples, sine(height=1.0), atol=1e-4)
-    assert recording.warnings == ("the samples reach 2e+04, beyond full scale, and were scaled down to 1.",)
+    decoded = decode_audio(encoded(sine(height=0.5) * 40_000, codec="FLOAT"))
+    assert np.allclose(decoded.samples, sine(height=1.0), atol=1e-4)
+    assert decoded.warnings == ("the samples reach 2e+04, beyond full scale, and were scaled down to 1.",)
 
 
 def test_resampling_never_leaves_full_scale() -> None:
@@ -277,10 +277,10 @@ def test_a_file_that_is_cut_off_is_its_beginning_with_a_warning_or_refused(kind:
         if kind == "FLAC":
             assert "the FLAC audio is broken or truncated: send the whole file again" in refusal(cut)
             continue
-        recording = decode_audio(cut)
-        assert abs(recording.seconds - 4 * share) < 1.5  # an Ogg is lost by the page
-        assert len(recording.warnings) == 1
-        assert "is truncated: only its first" in recording.warnings[0]
+        decoded = decode_audio(cut)
+        assert abs(decoded.seconds - 4 * share) < 1.5  # an Ogg is lost by the page
+        assert len(decoded.warnings) == 1
+        assert "is truncated: only its first" in decoded.warnings[0]
     assert "broken or truncated" in refusal(data[:16])
 
 
@@ -289,16 +289,16 @@ def test_a_wav_that_was_written_to_a_pipe_is_read_to_its_end(stated: int) -> Non
     data = encoded(sine())
     at = data.index(b"data") + 4
     piped = data[:4] + b"\xff" * 4 + data[8:at] + struct.pack("<I", stated) + data[at + 4 :]
-    recording = decode_audio(piped)
-    assert recording.seconds == 1.0
-    assert recording.warnings == ()
+    decoded = decode_audio(piped)
+    assert decoded.seconds == 1.0
+    assert decoded.warnings == ()
 
 
 def test_what_lies_behind_the_end_that_a_header_states_is_reported() -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(20 * RATE).astype(np.float32)
-    recording = decode_audio(with_frames(encoded(noise, "FLAC"), 2 * RATE))
-    assert recording.seconds == 2.0
-    assert "is behind its stated end" in recording.warnings[0]
+    decoded = decode_audio(with_frames(encoded(noise, "FLAC"), 2 * RATE))
+    assert decoded.seconds == 2.0
+    assert "is behind its stated end" in decoded.warnings[0]
     for codec in ("VORBIS", "OPUS"):
         two = decode_audio(encoded(sine(2), "OGG", codec) + encoded(sine(2), "OGG", codec))
         assert two.seconds == 2.0
@@ -369,7 +369,7 @@ def test_marks_of_pages_without_end_take_no_time() -> None:
 
 
 @pytest.mark.parametrize(("kind", "codec"), KINDS)
-def test_damaged_files_are_a_recording_or_refused(kind: str, codec: str) -> None:
+def test_damaged_files_are_audio_or_refused(kind: str, codec: str) -> None:
     random = np.random.default_rng(5)
     rate = 48_000 if codec == "OPUS" else RATE
     data = encoded(0.2 * random.standard_normal(rate // 2).astype(np.float32), kind, codec, rate)
@@ -380,8 +380,8 @@ def test_damaged_files_are_a_recording_or_refused(kind: str, codec: str) -> None
         if number % 5 == 0:
             del broken[int(random.integers(len(data))) :]
         try:
-            recording = decode_audio(bytes(broken))
+            decoded = decode_audio(bytes(broken))
         except MediaError:
             continue
-        assert np.abs(recording.samples).max() <= 1
-        assert len(recording.samples) >= 0.1 * RATE - 1
+        assert np.abs(decoded.samples).max() <= 1
+        assert len(decoded.samples) >= 0.1 * RATE - 1

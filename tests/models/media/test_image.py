@@ -1,4 +1,4 @@
-"""Untrusted bytes become an upright RGB picture, or one clear refusal."""
+"""Untrusted bytes become an upright RGB image, or one clear refusal."""
 
 import io
 import resource
@@ -65,7 +65,7 @@ def test_every_allowed_format_becomes_rgb(name: str) -> None:
     assert all(abs(a - b) <= 2 for pixel in pixels(image) for a, b in zip(pixel, RED, strict=True))
 
 
-def test_16_bit_pictures_are_scaled_and_not_clipped() -> None:
+def test_16_bit_images_are_scaled_and_not_clipped() -> None:
     grey = png(4, 1, 16, 0, b"\0" + struct.pack(">4H", 0, 0x0100, 0x8000, 0xFFFF))
     assert [pixel[0] for pixel in pixels(decode_image(grey))] == [0, 1, 128, 255]
     colour = png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 0xFFFF, 0x8000, 0x00FF))
@@ -74,7 +74,7 @@ def test_16_bit_pictures_are_scaled_and_not_clipped() -> None:
     assert pixels(decode_image(keyed)) == [WHITE, (0x12, 0x12, 0x12)]
 
 
-def test_1_bit_grey_and_palette_pictures() -> None:
+def test_1_bit_grey_and_palette_images() -> None:
     assert pixels(decode_image(png(2, 1, 1, 0, b"\0\x80"))) == [WHITE, BLACK]
     assert pixels(decode_image(encoded(Image.new("L", (1, 1), 77)))) == [(77, 77, 77)]
     assert pixels(decode_image(encoded(Image.new("RGB", (1, 1), RED).convert("P")))) == [RED]
@@ -139,7 +139,7 @@ def test_every_exif_orientation_is_undone(name: str, orientation: int) -> None:
         assert max(abs(a - b) for a, b in zip(found, expected, strict=True)) < 20
 
 
-def test_orientation_6_turns_a_wide_picture_clockwise() -> None:
+def test_orientation_6_turns_a_wide_image_clockwise() -> None:
     wide = Image.new("RGB", (2, 1), RED)
     wide.putpixel((1, 0), BLACK)
     image = decode_image(encoded(wide, exif=with_orientation(6)))
@@ -148,7 +148,7 @@ def test_orientation_6_turns_a_wide_picture_clockwise() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_broken_exif_leaves_a_picture_as_it_lies() -> None:
+def test_broken_exif_leaves_an_image_as_it_lies() -> None:
     for exif in (b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff", b"nonsense", b"", with_orientation(9).tobytes()):
         assert decode_image(encoded(Image.new("RGB", (8, 4)), "JPEG", exif=b"Exif\0\0" + exif)).size == (8, 4)
         data = png(2, 1, 8, 0, b"\0\0\0", chunk(b"eXIf", exif))
@@ -166,7 +166,7 @@ def test_exif_whose_values_claim_the_same_bytes_takes_no_memory() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB; the values claim 250,000
 
 
-def test_a_jpeg_of_several_pictures_is_its_first() -> None:
+def test_a_jpeg_of_several_images_is_its_first() -> None:
     data = encoded(Image.new("RGB", (8, 8), RED), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
     with Image.open(io.BytesIO(data)) as opened:
         assert getattr(opened, "n_frames", 1) == 2
@@ -174,7 +174,7 @@ def test_a_jpeg_of_several_pictures_is_its_first() -> None:
 
 
 @pytest.mark.parametrize("name", ["PNG", "GIF", "WEBP"])
-def test_animated_pictures_are_refused(name: str) -> None:
+def test_animated_images_are_refused(name: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, WHITE, BLACK)]
     message = refusal(encoded(frames[0], name, save_all=True, append_images=frames[1:], duration=100))
     assert "animated (3 frames)" in message
@@ -183,7 +183,7 @@ def test_animated_pictures_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_truncated_pictures_are_refused(name: str) -> None:
+def test_truncated_images_are_refused(name: str) -> None:
     data = encoded(noise(), name)
     assert decode_image(data).size == (40, 30)
     for share in (0.05, 0.3, 0.6, 0.9):
@@ -192,7 +192,7 @@ def test_truncated_pictures_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_damaged_pictures_are_a_picture_or_refused(name: str) -> None:
+def test_damaged_images_are_an_image_or_refused(name: str) -> None:
     data = encoded(noise(), name)
     for place in range(0, min(len(data), 400)):
         for byte in (0, 255, data[place] ^ 1):
@@ -285,11 +285,11 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
         (b"\0\0\1\0\1\0", "no image that is known"),
     ],
 )
-def test_what_is_no_allowed_picture_is_named_and_so_is_what_is_allowed(data: bytes, named: str) -> None:
+def test_what_is_no_allowed_image_is_named_and_so_is_what_is_allowed(data: bytes, named: str) -> None:
     message = refusal(data)
     assert named in message
     assert "PNG, JPEG, WEBP, GIF or BMP" in message
 
 
-def test_a_picture_has_its_hash_for_a_key() -> None:
+def test_an_image_has_its_hash_for_a_key() -> None:
     assert content_key(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

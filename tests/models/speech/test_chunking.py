@@ -15,7 +15,7 @@ Part = tuple[float, float]
 """Seconds, and the height of a tone; 0 is a pause."""
 
 
-def recording(*parts: Part, noise: float = 1e-3, seed: int = 0) -> Any:
+def tones_and_pauses(*parts: Part, noise: float = 1e-3, seed: int = 0) -> Any:
     """Tones and pauses, on noise."""
     tones = [height * np.sin(2 * np.pi * 300 / RATE * np.arange(round(seconds * RATE))) for seconds, height in parts]
     sound = np.concatenate(tones)
@@ -34,54 +34,54 @@ def edges(spans: list[AudioSpan]) -> list[tuple[float, float]]:
     return [(pytest.approx(span.start, abs=0.03), pytest.approx(span.end, abs=0.03)) for span in spans]
 
 
-def test_a_short_recording_is_one_span() -> None:
-    assert cut(recording((2, 0.3), (0.5, 0), (3, 0.3)), LONGEST) == [AudioSpan(0, 5.5)]
-    assert cut(recording((4, 0.3)), 4.0) == [AudioSpan(0, 4)]
-    assert cut(recording((4.01, 0.3)), 4.01) == [AudioSpan(0, 4.01)]
+def test_a_short_clip_is_one_span() -> None:
+    assert cut(tones_and_pauses((2, 0.3), (0.5, 0), (3, 0.3)), LONGEST) == [AudioSpan(0, 5.5)]
+    assert cut(tones_and_pauses((4, 0.3)), 4.0) == [AudioSpan(0, 4)]
+    assert cut(tones_and_pauses((4.01, 0.3)), 4.01) == [AudioSpan(0, 4.01)]
     assert cut(np.zeros(RATE, np.float32), 4.0) == [AudioSpan(0, 1)]
-    assert cut(recording((10, 0)), 28.0) == [AudioSpan(0, 10)]  # noise alone
+    assert cut(tones_and_pauses((10, 0)), 28.0) == [AudioSpan(0, 10)]  # noise alone
 
 
-def test_a_long_recording_is_cut_in_its_pauses() -> None:
-    sound = recording((10, 0.3), (0.8, 0), (9, 0.3), (0.4, 0), (5, 0.3), (0.6, 0), (9, 0.3))
+def test_a_long_clip_is_cut_in_its_pauses() -> None:
+    sound = tones_and_pauses((10, 0.3), (0.8, 0), (9, 0.3), (0.4, 0), (5, 0.3), (0.6, 0), (9, 0.3))
     assert edges(cut(sound, 28.0)) == [(0, 25.5), (25.5, 34.8)]
     assert edges(cut(sound, 24.0)) == [(0, 20.0), (20.0, 34.8)]
     assert edges(cut(sound, 17.0)) == [(0, 10.4), (10.4, 25.5), (25.5, 34.8)]
 
 
 def test_the_longest_pause_of_the_last_third_is_taken() -> None:
-    sound = recording((8, 0.3), (0.9, 0), (11, 0.3), (0.7, 0), (4, 0.3), (0.4, 0), (8, 0.3))
+    sound = tones_and_pauses((8, 0.3), (0.9, 0), (11, 0.3), (0.7, 0), (4, 0.3), (0.4, 0), (8, 0.3))
     assert edges(cut(sound, 28.0)) == [(0, 20.25), (20.25, 33.0)]
 
 
 def test_speech_without_a_pause_is_cut_hard_with_an_overlap() -> None:
-    assert cut(recording((70, 0.3)), 28.0) == [AudioSpan(0, 28), AudioSpan(26, 54), AudioSpan(52, 70)]
-    assert cut(recording((9, 0.3)), 4.0, overlap=1.0) == [AudioSpan(0, 4), AudioSpan(3, 7), AudioSpan(6, 9)]
+    assert cut(tones_and_pauses((70, 0.3)), 28.0) == [AudioSpan(0, 28), AudioSpan(26, 54), AudioSpan(52, 70)]
+    assert cut(tones_and_pauses((9, 0.3)), 4.0, overlap=1.0) == [AudioSpan(0, 4), AudioSpan(3, 7), AudioSpan(6, 9)]
     gaps = [part for _ in range(100) for part in ((0.3, 0.3), (0.2, 0))]  # too short for pauses
-    assert cut(recording(*gaps), 28.0)[1].start == 26
+    assert cut(tones_and_pauses(*gaps), 28.0)[1].start == 26
     with pytest.raises(ValueError, match="overlap"):
-        cut(recording((9, 0.3)), 2.0)
+        cut(tones_and_pauses((9, 0.3)), 2.0)
 
 
 def test_long_silence_before_and_after_speech_is_left_out() -> None:
-    assert edges(cut(recording((5, 0), (6, 0.3), (7, 0)), 28.0)) == [(4.5, 11.5)]
-    assert edges(cut(recording((0.9, 0), (6, 0.3), (0.9, 0)), 28.0)) == [(0, 7.8)]
-    sound = recording((20, 0.3), (30, 0), (20, 0.3), (40, 0))
+    assert edges(cut(tones_and_pauses((5, 0), (6, 0.3), (7, 0)), 28.0)) == [(4.5, 11.5)]
+    assert edges(cut(tones_and_pauses((0.9, 0), (6, 0.3), (0.9, 0)), 28.0)) == [(0, 7.8)]
+    sound = tones_and_pauses((20, 0.3), (30, 0), (20, 0.3), (40, 0))
     assert edges(cut(sound, 28.0)) == [(0, 20.5), (49.5, 70.5)]
     # The silence at the end begins just where a window does
-    assert edges(cut(recording((27.8, 0.3), (40, 0)), 28.0)) == [(0, 28.0)]
+    assert edges(cut(tones_and_pauses((27.8, 0.3), (40, 0)), 28.0)) == [(0, 28.0)]
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5, 1e-3, 0.02])
-def test_pauses_are_found_in_quiet_and_in_noisy_recordings(noise: float) -> None:
-    sound = recording((10, 0.3), (0.8, 0), (10, 0.2), (0.8, 0), (10, 0.25), noise=noise)
+def test_pauses_are_found_in_quiet_and_in_noisy_audio(noise: float) -> None:
+    sound = tones_and_pauses((10, 0.3), (0.8, 0), (10, 0.2), (0.8, 0), (10, 0.25), noise=noise)
     assert edges(cut(sound, 28.0)) == [(0, 21.2), (21.2, 31.6)]
     assert edges(cut(sound + np.float32(0.05), 28.0)) == [(0, 21.2), (21.2, 31.6)]  # with a constant offset
 
 
-def test_digital_silence_does_not_hide_the_pauses_of_an_edited_recording() -> None:
+def test_digital_silence_does_not_hide_the_pauses_of_edited_audio() -> None:
     gap = np.zeros(RATE, np.float32)
-    noisy = recording((5, 0.3), (0.7, 0), (5, 0.25), noise=0.01)
+    noisy = tones_and_pauses((5, 0.3), (0.7, 0), (5, 0.25), noise=0.01)
     sound = np.concatenate([noisy, gap, noisy, gap, noisy])
     assert edges(cut(sound, 20.0)) == [(0, 17.05), (17.05, 34.1)]
 
@@ -95,7 +95,7 @@ def test_no_sample_of_speech_is_lost_and_no_span_is_too_long() -> None:
             parts.append((float(random.exponential(random.choice([0.1, 1.0, 5.0]))), 0.0))
         parts = parts[int(random.integers(2)) :]
         pieces = [piece for part in parts for piece in (syllables(*part) if part[1] else [part])]
-        sound = recording(*pieces, noise=float(10 ** random.uniform(-5, -3)), seed=seed)
+        sound = tones_and_pauses(*pieces, noise=float(10 ** random.uniform(-5, -3)), seed=seed)
         longest = float(random.choice([4.0, 10.0, 28.0]))
         spans = cut(sound, longest)
         covered = np.zeros(len(sound), bool)
@@ -110,7 +110,7 @@ def test_no_sample_of_speech_is_lost_and_no_span_is_too_long() -> None:
 
 
 def test_ten_minutes_are_cut_in_no_time() -> None:
-    sound = recording(*[(3.1, 0.3), (0.4, 0)] * 171)
+    sound = tones_and_pauses(*[(3.1, 0.3), (0.4, 0)] * 171)
     begin = time.process_time()
     assert 22 <= len(cut(sound, 28.0)) <= 40
     assert time.process_time() - begin < 0.5

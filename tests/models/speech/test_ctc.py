@@ -24,6 +24,7 @@ from kauli.models.bases.find import Base, find_base
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.media.decode import RATE
 from kauli.models.requests import TranscriptionRequest
+from kauli.models.speech.audio_tower import AudioTower
 from kauli.models.speech.ctc import CtcTask
 from kauli.models.speech.ctc_batch import SPELLED, CtcRunner
 from kauli.models.speech.ctc_model import CtcBatch
@@ -151,7 +152,7 @@ def test_a_transcript_is_normalised(text: str, expected: str) -> None:
     assert normalised(text) == expected
 
 
-def test_letters_are_found_in_any_case_and_new_ones_stand_behind() -> None:
+def test_letters_are_found_in_any_case_and_new_ones_follow() -> None:
     own = Vocabulary(("<pad>", "<unk>", "|", "A", "B", "’"))
     assert own.encode("B a'b, c!") == ([4, 2, 3, 5, 4, 2], 1)
     assert own.decode([4, 1, 2, 2, 3]) == "B A"
@@ -177,6 +178,11 @@ def test_a_base_is_loaded_by_its_architecture(base: Base) -> None:
     for loaded in (load(base), trainable(base), whisper):
         dims = loaded.model_input(np.zeros(RATE, np.float32)).ndim
         assert (loaded.input_kind, dims, loaded.pads) in (("wave", 1, False), ("spectrogram", 2, True))
+
+
+def test_a_base_without_an_encoder_for_a_connector_is_refused(base: Base) -> None:
+    with pytest.raises(UsageError, match="'debug-wav2vec2' has no encoder for a connector: use a Whisper such as"):
+        AudioTower.load(base, "cpu")
 
 
 def test_clips_can_not_be_padded_to_a_window(base: Base) -> None:
@@ -283,8 +289,8 @@ def test_requests_are_cancelled_cut_and_asked_several_times(
     assert [chunk.finish for chunk in chunks] == ["cancelled"] * 2
 
 
-def heard_by_pitch(runner: Any, waves: Sequence[torch.Tensor], heads: Sequence[Any]) -> list[torch.Tensor]:
-    """What a model would say that writes each letter in the frames of its tone, unlike one that learned eight clips."""
+def logits_by_pitch(runner: Any, waves: Sequence[torch.Tensor], heads: Sequence[Any]) -> list[torch.Tensor]:
+    """The logits of a model that writes each letter in the frames of its tone, unlike one that learned eight clips."""
     out = []
     for wave, head in zip(waves, heads, strict=True):
         letters = head.letters
@@ -306,7 +312,7 @@ def heard_by_pitch(runner: Any, waves: Sequence[torch.Tensor], heads: Sequence[A
 
 
 def test_words_have_the_times_of_their_letters(base: Base, trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CtcRunner, "logits", heard_by_pitch)
+    monkeypatch.setattr(CtcRunner, "logits", logits_by_pitch)
     task = load(base)
     task.add_adapter("a@1", trained["attention"][0])
     for text in TEXTS[:6]:
@@ -471,7 +477,7 @@ def test_the_languages_of_an_mms_are_transcribed_by_their_own_adapters(mms: Base
 
 
 @pytest.mark.parametrize("kind", ["attention", "lora"])
-def test_training_goes_on_from_the_adapter_that_an_mms_has(
+def test_training_continues_from_the_adapter_that_an_mms_has(
     mms: Base, tmp_path: Path, kind: str, monkeypatch: Any
 ) -> None:
     monkeypatch.setitem(METHODS, "attention", (AttentionAdapter(dim=8), 0.01))

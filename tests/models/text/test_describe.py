@@ -1,4 +1,4 @@
-"""Pictures before a language model: where features stand, what a connector computes, who is mixed with whom."""
+"""Images before a language model: the places of their features, what a connector computes, mixed adapters."""
 
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ WIDTH, PLACES = 24, 3
 PARTS = {"image": PartSettings(encoder="made-up", sha256="0" * 64, width=WIDTH, places=PLACES, grid=1, inner=16)}
 
 
-def picture(seed: int) -> tuple[Media, ...]:
+def image(seed: int) -> tuple[Media, ...]:
     return (Media("image", torch.randn(PLACES, WIDTH, generator=torch.Generator().manual_seed(seed)).numpy()),)
 
 
 def rows(count: int = 6) -> list[dict[str, Any]]:
-    return [{"prompt": "what?", "text": f"mti {at} mto", "media": picture(at)} for at in range(count)]
+    return [{"prompt": "what?", "text": f"mti {at} mto", "media": image(at)} for at in range(count)]
 
 
 def adapter(folder: Path, base: str, seed: int, connector: bool = True) -> Path:
@@ -58,9 +58,9 @@ def text_of(task: TextTask, requests: list[TextRequest], keys: list[str | None])
     return texts
 
 
-def test_features_stand_where_the_mark_was(base: str) -> None:
+def test_features_take_the_place_of_the_mark(base: str) -> None:
     task = load_served("describe", find_base(base), device="cpu")
-    (one,) = picture(0)
+    (one,) = image(0)
     request = TextRequest((Message("user", f"look {MARK} here"),), media=(one,))
     plain = task.prompt_tokens(TextRequest((Message("user", "look  here"),)))
     tokens = task.prompt_tokens(request)
@@ -70,17 +70,17 @@ def test_features_stand_where_the_mark_was(base: str) -> None:
     assert task.tokenizer.decode(tokens[:at]).endswith("look ")
 
 
-def test_a_mark_without_a_picture_is_no_place() -> None:
+def test_a_mark_without_an_image_is_no_place() -> None:
     task = load_served("describe", find_base("debug"), device="cpu")
     tokens = task.prompt_tokens(TextRequest.of_prompt(f"a{MARK}b"))
     assert FEATURE not in tokens
     assert tokens == task.prompt_tokens(TextRequest.of_prompt("ab"))
 
 
-def test_marks_and_pictures_must_be_as_many() -> None:
+def test_marks_and_images_must_be_as_many() -> None:
     task = load_served("describe", find_base("debug"), device="cpu")
     with pytest.raises(UsageError, match="the text has 2 marks for media, but 1 images or clips are given"):
-        task.prompt_tokens(TextRequest((Message("user", MARK * 2),), media=picture(0)))
+        task.prompt_tokens(TextRequest((Message("user", MARK * 2),), media=image(0)))
 
 
 def test_a_connector_computes_its_formula() -> None:
@@ -137,37 +137,37 @@ def test_a_packed_loss_is_that_of_the_embeddings_put_in_by_hand(base: str) -> No
 def test_mixed_connectors_and_adapters_answer_as_each_alone(base: str, tmp_path: Path) -> None:
     task = load_served("describe", find_base(base), device="cpu")
     for seed in (1, 2):
-        task.add_adapter(f"sees-{seed}", adapter(tmp_path / str(seed), base, seed))
+        task.add_adapter(f"fused-{seed}", adapter(tmp_path / str(seed), base, seed))
     task.add_adapter("reads", adapter(tmp_path / "reads", base, 3, connector=False))
-    requests = [TextRequest.of_prompt("what?", picture(at), max_tokens=10) for at in range(4)]
+    requests = [TextRequest.of_prompt("what?", image(at), max_tokens=10) for at in range(4)]
     requests += [TextRequest.of_prompt("what?", max_tokens=10)] * 3
-    keys = ["sees-1", "sees-2", "sees-1", "sees-2", "sees-1", "reads", None]
+    keys = ["fused-1", "fused-2", "fused-1", "fused-2", "fused-1", "reads", None]
     together = text_of(task, requests, keys)
     assert together == [text_of(task, [one], [key])[0] for one, key in zip(requests, keys, strict=True)]
     assert len(set(together)) > 3
 
 
-def test_the_answer_depends_on_the_picture(tmp_path: Path) -> None:
+def test_the_answer_depends_on_the_image(tmp_path: Path) -> None:
     task = load_served("describe", find_base("debug"), device="cpu")
-    task.add_adapter("sees", adapter(tmp_path / "a", "debug", 1))
-    requests = [TextRequest.of_prompt("what?", picture(at), max_tokens=10) for at in range(6)]
-    assert len(set(text_of(task, requests, ["sees"] * 6))) > 1
+    task.add_adapter("fused", adapter(tmp_path / "a", "debug", 1))
+    requests = [TextRequest.of_prompt("what?", image(at), max_tokens=10) for at in range(6)]
+    assert len(set(text_of(task, requests, ["fused"] * 6))) > 1
 
 
-def test_a_bare_picture_and_several_pictures_are_answered(tmp_path: Path) -> None:
+def test_a_bare_image_and_several_images_are_answered(tmp_path: Path) -> None:
     task = load_served("describe", find_base("debug"), device="cpu")
-    task.add_adapter("sees", adapter(tmp_path / "a", "debug", 1))
-    bare = TextRequest.of_prompt(None, picture(0), max_tokens=4)
-    two = TextRequest((Message("user", f"{MARK} and {MARK}"),), media=picture(0) + picture(1), max_tokens=4)
-    assert all(text_of(task, [bare, two], ["sees", "sees"]))
+    task.add_adapter("fused", adapter(tmp_path / "a", "debug", 1))
+    bare = TextRequest.of_prompt(None, image(0), max_tokens=4)
+    two = TextRequest((Message("user", f"{MARK} and {MARK}"),), media=image(0) + image(1), max_tokens=4)
+    assert all(text_of(task, [bare, two], ["fused", "fused"]))
 
 
-def test_who_has_no_connector_refuses_a_picture(tmp_path: Path) -> None:
+def test_without_a_connector_an_image_is_refused(tmp_path: Path) -> None:
     task = load_served("describe", find_base("debug"), device="cpu")
     task.add_adapter("reads", adapter(tmp_path / "a", "debug", 1, connector=False))
     for key in (None, "reads"):
         with pytest.raises(UsageError, match="takes no image: it has no connector for that kind of media"):
-            task.submit(TextRequest.of_prompt("what?", picture(0)), key)
+            task.submit(TextRequest.of_prompt("what?", image(0)), key)
         with pytest.raises(UsageError, match="takes no images or audio: it has no connector"):
             task.bits(rows(2), key)
 
@@ -203,8 +203,8 @@ def test_a_damaged_connector_is_refused(tmp_path: Path, damage: str) -> None:
 
 def test_start_from_takes_a_text_adapter_or_a_whole_one(tmp_path: Path) -> None:
     reads = adapter(tmp_path / "reads", "debug", 3, connector=False)
-    sees = adapter(tmp_path / "sees", "debug", 1)
-    for folder, takes_connector in ((reads, False), (sees, True)):
+    fused = adapter(tmp_path / "fused", "debug", 1)
+    for folder, takes_connector in ((reads, False), (fused, True)):
         task = load_trainable("describe", find_base("debug"), device="cpu")
         task.add_connector(PARTS, rows())
         before = {name: value.clone() for name, value in task.connector.state_dict().items()}

@@ -26,7 +26,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AlignTask]:
         yield AlignTask.load(find_base("debug", task="align"), device="cpu")
 
 
-def pictures() -> list[Image.Image]:
+def some_images() -> list[Image.Image]:
     return [Image.new("RGB", (40, 24), colour) for colour in COLOURS]
 
 
@@ -38,12 +38,15 @@ def saved(task: AlignTask, folder: Path, **changes: Any) -> Path:
 
 
 def test_embeddings_have_length_one_and_do_not_depend_on_their_batch(task: AlignTask) -> None:
-    images, texts = task.embed_images(pictures()), task.embed_texts(["moto", "a much longer text than the others", "እ"])
+    images, texts = (
+        task.embed_images(some_images()),
+        task.embed_texts(["moto", "a much longer text than the others", "እ"]),
+    )
     assert images.shape == (6, task.dim)
     assert texts.shape == (3, task.dim)
     for found in (images, texts):
         torch.testing.assert_close(found.norm(dim=1), torch.ones(len(found)))
-    torch.testing.assert_close(task.embed_images(pictures()[2:3]), images[2:3], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(task.embed_images(some_images()[2:3]), images[2:3], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(task.embed_texts(["moto"]), texts[:1], atol=1e-5, rtol=1e-4)
     assert task.embed_images([]).shape == (0, task.dim)
 
@@ -61,9 +64,9 @@ def test_embeddings_are_those_of_open_clip_itself(task: AlignTask) -> None:
         "hf_pooler_type": "mean_pooler", "hf_proj_type": "linear", "hf_tokenizer_name": folder}
     )  # fmt: skip
     with torch.no_grad():
-        pixels = torch.stack([preprocess(image) for image in pictures()])  # type: ignore[operator]
+        pixels = torch.stack([preprocess(image) for image in some_images()])  # type: ignore[operator]
         theirs = model.eval().encode_image(pixels, normalize=True)
-    torch.testing.assert_close(task.embed_images(pictures()), theirs, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(task.embed_images(some_images()), theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_an_adapter_changes_what_it_trained_and_nothing_else(task: AlignTask, tmp_path: Path) -> None:
@@ -71,7 +74,7 @@ def test_an_adapter_changes_what_it_trained_and_nothing_else(task: AlignTask, tm
     task.add_adapter("mine@1", saved(task, tmp_path / "a", **{"text.proj.weight": turned}))
     assert task.adapters() == ["mine@1"]
     torch.testing.assert_close(task.embed_texts(["moto"], "mine@1"), task.embed_texts(["moto"]).flip(1))
-    assert torch.equal(task.embed_images(pictures(), "mine@1"), task.embed_images(pictures()))
+    assert torch.equal(task.embed_images(some_images(), "mine@1"), task.embed_images(some_images()))
     task.remove_adapter("mine@1")
     assert task.adapters() == []
     with pytest.raises(UsageError, match=r"'mine@1' is not loaded"):
@@ -144,7 +147,7 @@ def test_smoothing_spreads_the_target() -> None:
 @pytest.mark.parametrize("shape", ["xlm-roberta-ViT", "SigLIP"])
 def test_a_checkpoint_of_a_known_shape_loads(tmp_path: Path, shape: str) -> None:
     loaded = AlignTask.load(find_base(str(checkpoint(tmp_path / "base", shape)), task="align"), device="cpu")
-    images, texts = loaded.embed_images(pictures()), loaded.embed_texts(["moto", "maji baridi"])
+    images, texts = loaded.embed_images(some_images()), loaded.embed_texts(["moto", "maji baridi"])
     assert bool((images.std(dim=0) > 0).any())
     assert texts.shape == (2, loaded.dim)
     assert (
