@@ -1,4 +1,4 @@
-"""Recordings, adapters of random weights that transcribe them or take them in chat, and what these say, for tests."""
+"""Audio clips, adapters of random weights that transcribe them or take them in chat, and their answers, for tests."""
 
 import io
 from functools import cache

@@ -1,4 +1,4 @@
-"""What requests carry becomes the bytes of the picture or the recording that it says it is, or one clear refusal."""
+"""What requests carry becomes the bytes of the image or the audio clip that it claims to be, or one clear refusal."""
 
 import base64
 import io

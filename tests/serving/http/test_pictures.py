@@ -1,4 +1,4 @@
-"""Pictures over HTTP: described, embedded, classified, reranked, refused."""
+"""Images over HTTP: described, embedded, classified, reranked, refused."""
 
 import base64
 import json

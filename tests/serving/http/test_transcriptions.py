@@ -1,4 +1,4 @@
-"""Recordings over HTTP: transcribed in every format, spoken in conversations, refused; by the `openai` client too."""
+"""Audio over HTTP: transcribed in every format, part of conversations, refused; by the `openai` client too."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Texts spoken by eSpeak: voices drawn by a seed, rows that keep their side of the split, metrics of their own name."""
+"""Texts synthesised by eSpeak: voices drawn by a seed, rows that keep their side of the split, metrics with a prefix."""
 
 import io
 import json
