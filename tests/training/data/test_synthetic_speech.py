@@ -1,4 +1,4 @@
-"""Texts synthesised by eSpeak: voices drawn by a seed, rows that keep their side of the split, metrics with a prefix."""
+"""Texts synthesised by eSpeak: voices drawn by a seed, rows that keep their side of the split, a prefix of metrics."""
 
 import io
 import json
