@@ -183,12 +183,7 @@ def describe(
 
 
 def transcribe(
-    storage: str,
-    clips: Sequence[DecodedAudio],
-    model: str,
-    language: str | None,
-    prompt: str | None,
-    words: bool,
+    storage: str, clips: Sequence[DecodedAudio], model: str, language: str | None, prompt: str | None, words: bool
 ) -> tuple[Route, list[Transcript]]:
     """The transcripts of audio files, computed together, and who made them; without a fitting adapter by the base.
 

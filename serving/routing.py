@@ -70,13 +70,9 @@ class Catalogue:
     """
 
     def __init__(
-        self,
-        registry: Registry,
-        bases: Mapping[str, Sequence[Base]],
-        refresh_s: float = 2.0,
-        *,
+        self, registry: Registry, bases: Mapping[str, Sequence[Base]], refresh_s: float = 2.0, *,
         tasks: Sequence[str] = tuple(TASKS),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._bases = {
             worker: {public_name(base): base for base in bases[worker]} for worker in WORKERS if bases.get(worker)
         }
@@ -232,10 +228,7 @@ def served_task(card: Card) -> str | None:
 
 
 def choose_bases(
-    registry: Registry,
-    names: Sequence[str] = (),
-    allow_noncommercial: bool = False,
-    tasks: Sequence[str] = ("text",),
+    registry: Registry, names: Sequence[str] = (), allow_noncommercial: bool = False, tasks: Sequence[str] = ("text",)
 ) -> list[Base]:
     """The bases for text: those of `names`, else those of the registry's adapters, else the default base.
 

@@ -43,14 +43,9 @@ class Transcript:
     """
 
     def __init__(
-        self,
-        audio: "Transcriber",
-        request: TranscriptionRequest,
-        adapter: str | None,
-        deadline_s: float,
-        *,
+        self, audio: "Transcriber", request: TranscriptionRequest, adapter: str | None, deadline_s: float, *,
         at_once: int = AT_ONCE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._audio, self._request, self._adapter = audio, request, adapter
         self._deadline_s = deadline_s
         self.clip = _NOTHING

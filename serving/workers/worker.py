@@ -188,15 +188,9 @@ class EncodingQueue:
     """
 
     def __init__(
-        self,
-        worker: Worker,
-        choose: Callable[[deque[Encoding]], list[Encoding]],
-        compute: Callable[[list[Encoding]], None],
-        what: str,
-        *,
-        cache_bytes: int,
-        max_queue: int,
-    ) -> None:
+        self, worker: Worker, choose: Callable[[deque[Encoding]], list[Encoding]],
+        compute: Callable[[list[Encoding]], None], what: str, *, cache_bytes: int, max_queue: int,
+    ) -> None:  # fmt: skip
         self._worker, self._choose, self._compute = worker, choose, compute
         self._what, self._max_queue = what, max_queue
         worker._queues.append(self)
