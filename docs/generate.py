@@ -256,7 +256,7 @@ PAGES = {"architecture.md": file_map, "recipes.md": recipe_reference}
 
 
 def page(name: str) -> str:
-    """A page with its generated part as it should be; what stands before the mark is written by hand."""
+    """A page with its generated part as it should be; the text before the mark is written by hand."""
     written, mark, _ = (ROOT / "docs" / name).read_text(encoding="utf-8").partition(MARK)
     assert mark, f"docs/{name} has no line: {MARK}"
     return f"{written}{MARK}\n\n{PAGES[name]().rstrip()}\n"
