@@ -281,8 +281,8 @@ def test_a_jpeg_of_endless_scans_is_refused() -> None:
         ("<?xml version='1.0'?><svg/>".encode("utf-16"), "an SVG"),
         (b"<!DOCTYPE svg PUBLIC>", "an SVG"),
         (b"\x1f\x8b\x08\0", ".svgz"),
-        (b"P6 1 1 255 \0\0\0", "no image that is known"),  # Pillow could read it
-        (b"\0\0\1\0\1\0", "no image that is known"),
+        (b"P6 1 1 255 \0\0\0", "a file of an unknown type"),  # Pillow could read it
+        (b"\0\0\1\0\1\0", "a file of an unknown type"),
     ],
 )
 def test_what_is_no_allowed_image_is_named_and_so_is_what_is_allowed(data: bytes, named: str) -> None:
