@@ -38,6 +38,8 @@ class DatasetReference:
     sha256: str
     paths: tuple[Path, ...]
     """The Parquet files on the machine that made the reference; another one loads the data set by its name."""
+    versions: tuple[tuple[int, int, int], ...]
+    """Inode, size and time of the files: where they are the same, nothing needs to be hashed again."""
 
 
 class Dataset:
@@ -47,24 +49,19 @@ class Dataset:
         self.name = name
         self.languages = tuple(languages)
         self._paths = tuple(paths)
+        self._versions = tuple(map(_version, self._paths))
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_index"}  # each process builds its own
 
     def rows(
-        self,
-        split: str | None = None,
-        languages: Collection[str] | None = None,
-        columns: Sequence[str] = PLAIN_COLUMNS,
+        self, split: str | None = None, languages: Collection[str] | None = None, columns: Sequence[str] = PLAIN_COLUMNS
     ) -> list[dict[str, Any]]:
         """All rows of `iter_rows` at once."""
         return list(self.iter_rows(split, languages, columns))
 
     def iter_rows(
-        self,
-        split: str | None = None,
-        languages: Collection[str] | None = None,
-        columns: Sequence[str] = PLAIN_COLUMNS,
+        self, split: str | None = None, languages: Collection[str] | None = None, columns: Sequence[str] = PLAIN_COLUMNS
     ) -> Iterator[dict[str, Any]]:
         """Rows of a split (None: all) in the order of the files, a few in memory at a time.
 
@@ -98,7 +95,7 @@ class Dataset:
         """The encoded bytes of `column` ("image" or "audio") by row id, in the order of `ids`; None where it is empty.
 
         Reads only the row groups that hold the rows, each once. Raises `KauliError` for an unknown id, and if a
-        file was replaced since the first call.
+        file was replaced since the data set was loaded.
         """
         found: dict[str, bytes | None] = dict.fromkeys(ids)
         wanted: dict[tuple[int, int], list[tuple[int, str]]] = defaultdict(list)
@@ -109,7 +106,7 @@ class Dataset:
             wanted[number, group].append((row, one))
         for (number, group), places in sorted(wanted.items()):
             path = self._paths[number]
-            if _version(path) != self._index.versions[number]:
+            if _version(path) != self._versions[number]:
                 raise KauliError(f"{path} was replaced while data '{self.name}' was in use: start again.")
             with pq.ParquetFile(path, metadata=self._index.metadata[number]) as file:
                 values = file.read_row_group(group, [column])[column]
@@ -119,9 +116,8 @@ class Dataset:
 
     @cached_property
     def _index(self) -> "_Index":
-        index = _Index({}, [], [])
+        index = _Index({}, [])
         for number, path in enumerate(self._paths):
-            index.versions.append(_version(path))
             with pq.ParquetFile(path) as file:
                 index.metadata.append(file.metadata)
                 for group in range(file.num_row_groups):
@@ -145,16 +141,16 @@ class Dataset:
     @property
     def reference(self) -> DatasetReference:
         """What `load_reference` needs to load the same rows in another process."""
-        return DatasetReference(self.name, self.languages, self.sha256, tuple(path.absolute() for path in self._paths))
+        paths = tuple(path.absolute() for path in self._paths)
+        return DatasetReference(self.name, self.languages, self.sha256, paths, self._versions)
 
 
 @dataclass
 class _Index:
-    """Where each row lies: id -> (number of the file, row group, row in the group); and each file as it was then."""
+    """Where each row lies: id -> (number of the file, row group, row in the group); and each file's metadata."""
 
     places: dict[str, tuple[int, int, int]]
     metadata: list[pq.FileMetaData]
-    versions: list[tuple[int, int, int]]
 
 
 def _version(path: Path) -> tuple[int, int, int]:
@@ -169,6 +165,8 @@ def load_reference(reference: DatasetReference) -> Dataset:
     """
     if all(path.is_file() for path in reference.paths):
         dataset = Dataset(reference.name, reference.paths, reference.languages)
+        if tuple(map(_version, reference.paths)) == reference.versions:
+            dataset.sha256 = reference.sha256
     else:
         dataset = load_data(reference.name, reference.languages)
     if dataset.sha256 != reference.sha256:

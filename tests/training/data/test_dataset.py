@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -71,12 +72,12 @@ def test_the_hash_follows_the_content_not_its_order(tmp_path: Path) -> None:
 
 
 def test_rows_that_share_text_or_media_share_a_group(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures/same.png").write_bytes(b"\x89PNG1")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/same.png").write_bytes(b"\x89PNG1")
     rows = sentences(40)
     rows[0]["text"] = "Ndovu mkubwa!"
     rows[1]["text"] = "ndovu  MKUBWA"
-    rows[2]["image"] = rows[3]["image"] = "pictures/same.png"
+    rows[2]["image"] = rows[3]["image"] = "images/same.png"
     rows[4]["prompt"] = rows[5]["prompt"] = "Translate: elephant"
     dataset = load_data(str(jsonl(tmp_path / "mine.jsonl", rows)), ["sw"])
     group = {row["text"]: row["group"] for row in dataset.rows()}
@@ -460,6 +461,9 @@ def test_a_reference_loads_the_same_rows_or_names_both_hashes(tmp_path: Path) ->
     assert (reference.name, reference.languages, reference.sha256) == (str(path), ("sw",), dataset.sha256)
     again = load_reference(reference)
     assert (again.name, again.rows()) == (dataset.name, dataset.rows())
+    assert "sha256" in vars(again)  # the same files, untouched: they are not hashed again
+    os.utime(reference.paths[0])
+    assert load_reference(reference).reference.versions != reference.versions
     (reference.paths[0]).unlink()
     assert load_reference(reference).rows() == dataset.rows()  # as on another machine, where the name is loaded
     write_parquet([{**row, "text": "x"} for row in dataset.rows(columns=SCHEMA.names)], reference.paths[0])
