@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kauli.models.bases.find import find_base
+from kauli.models.engine.precision import place
 from kauli.models.requests import Media
 from kauli.models.speech.audio_tower import AudioTower
 from kauli.models.text.connector import PartSettings
@@ -41,8 +43,11 @@ def show(row: Mapping[str, Any], shown: Shown) -> Row:
 
 
 def load_audio_encoder(encoder: str, device: str | None = None) -> AudioTower:
-    """The audio encoder of a base that a recipe or a connector names."""
-    return AudioTower.load(find_base(encoder, task="transcribe", allow_noncommercial=True), device)
+    """The audio encoder of a base that a recipe or a connector names; its weights are read once a process."""
+    return _tower(find_base(encoder, task="transcribe", allow_noncommercial=True), str(place(device)[0]))
+
+
+_tower = lru_cache(maxsize=2)(AudioTower.load)
 
 
 def audio_settings(section: "AudioInput", encoder: AudioTower) -> PartSettings:
@@ -64,11 +69,7 @@ def audio_features(
 
 
 def augmented_audio(
-    rows: Sequence[Mapping[str, Any]],
-    encoder: AudioTower,
-    stack: int,
-    changes: Sequence[AudioAugmentation],
-    view: int,
+    rows: Sequence[Mapping[str, Any]], encoder: AudioTower, stack: int, changes: Sequence[AudioAugmentation], view: int
 ) -> list[Media]:
     """The same of view number `view` of each row's audio; view 0 is the audio as it is."""
     if view == 0:

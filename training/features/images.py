@@ -7,12 +7,14 @@ of known concepts are taken out of the training split: of each group with two im
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
 from torch import Tensor
 
 from kauli.models.bases.find import find_base
+from kauli.models.engine.precision import place
 from kauli.models.languages import display_name
 from kauli.models.media.decode import content_key, decode_image
 from kauli.models.metrics import NEW_PICTURES
@@ -77,8 +79,8 @@ def other_images(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     by_key = {row["image_key"]: row for row in rows}
     order = sorted(by_key, key=lambda key: short_hash("wrong picture", key))
     wrong = {}
-    for place, key in enumerate(order):
-        others = (order[(place + step) % len(order)] for step in range(1, len(order) + 1))
+    for at, key in enumerate(order):
+        others = (order[(at + step) % len(order)] for step in range(1, len(order) + 1))
         wrong[key] = next((one for one in others if by_key[one]["group"] != by_key[key]["group"]), key)
     others_of = [by_key[wrong[row["image_key"]]] for row in rows]
     return [{**row, "image": one["image"], "media": one["media"]} for row, one in zip(rows, others_of, strict=True)]
@@ -94,8 +96,11 @@ def part_settings(section: "DescribeSection", tower: ImageTower) -> PartSettings
 
 
 def load_tower(encoder: str, device: str | None = None) -> ImageTower:
-    """The image encoder of a base that a recipe or a connector names."""
-    return ImageTower.load(find_base(encoder, task="align", allow_noncommercial=True), device)
+    """The image encoder of a base that a recipe or a connector names; its weights are read once a process."""
+    return _tower(find_base(encoder, task="align", allow_noncommercial=True), str(place(device)[0]))
+
+
+_tower = lru_cache(maxsize=2)(ImageTower.load)
 
 
 def with_media(

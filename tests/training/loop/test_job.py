@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from PIL import Image
 
 from kauli.models.errors import KauliError, UsageError
 from kauli.training.data.dataset import Dataset, load_data
@@ -20,13 +21,16 @@ from kauli.training.tasks.table import task_of_recipe
 from kauli.training.train import train
 
 
-def clips(folder: Path, count: int, seconds: float) -> str:
+def clips(folder: Path, count: int, seconds: float, *, with_image: bool = False) -> str:
     """Noise, which no format makes small."""
     folder.mkdir()
     rows, draw = [], np.random.default_rng(0)
     for at in range(count):
         soundfile.write(folder / f"{at}.wav", draw.normal(0, 0.1, int(16_000 * seconds)), 16_000)
         rows.append({"audio": f"{at}.wav", "text": f"neno {at}", "language": "be", "source": "mine"})
+        if with_image:
+            Image.new("RGB", (16, 16), (at, 0, 0)).save(folder / f"{at}.png")
+            rows[-1]["image"] = f"{at}.png"
     (folder / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return str(folder / "rows.jsonl")
 
@@ -109,29 +113,43 @@ def test_a_worker_reads_rows_by_reference_and_hands_back_figures(tmp_path: Path)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("task", ["text", "transcribe"])
-def test_a_run_reads_the_weights_of_its_base_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
+SECTIONS: dict[str, Any] = {
+    "text": {},
+    "transcribe": {"transcribe": {}},
+    "describe": {"describe": {"encoder": "debug-clip", "audio": {"encoder": "debug-whisper"}}},
+}
+
+
+@pytest.mark.parametrize(("task", "bases"), [("text", 1), ("transcribe", 1), ("describe", 3)])
+def test_a_run_reads_the_weights_of_each_base_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, bases: int
+) -> None:
+    import open_clip
     from transformers import PreTrainedModel
 
+    from kauli.training.features import fusion, images
+
     loads, real = [], PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
+    towers = open_clip.create_model_and_transforms
 
     def counted(cls: Any, *arguments: Any, **options: Any) -> Any:
         loads.append(cls.__name__)
         return real(cls, *arguments, **options)
 
+    def counted_towers(*arguments: Any, **options: Any) -> Any:
+        loads.append("towers")
+        return towers(*arguments, **options)
+
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", classmethod(counted))
-    if task == "text":
-        (tmp_path / "rows.jsonl").write_text(
-            "\n".join(json.dumps({"prompt": f"sema {at}", "text": f"neno {at}", "language": "sw"}) for at in range(60))
-        )
-        changes: dict[str, Any] = {"task": "text", "language": "sw", "data": str(tmp_path / "rows.jsonl")}
-        content = recipe("x").model_dump(mode="json") | changes
-        del content["transcribe"]
-        one = parse_recipe(content)
-    else:
-        one = recipe(clips(tmp_path / "data", 40, 0.3))
-    train(one, str(tmp_path / "store"), use_ray=False, generated=2)
-    assert len(loads) == 1, loads
+    monkeypatch.setattr(open_clip, "create_model_and_transforms", counted_towers)
+    images._tower.cache_clear()
+    fusion._tower.cache_clear()
+    content = recipe(clips(tmp_path / "data", 40, 0.3, with_image=True)).model_dump(mode="json")
+    del content["transcribe"]
+    train(
+        parse_recipe({**content, "task": task, **SECTIONS[task]}), str(tmp_path / "store"), use_ray=False, generated=2
+    )
+    assert len(loads) == len(set(loads)) == bases, loads
 
 
 def test_where_all_clips_are_dropped_the_error_says_why(tmp_path: Path) -> None:
