@@ -1,7 +1,6 @@
-"""Each task of the table on its debug base: learns, is saved and loaded, gives each row its own, pickles its parts."""
+"""Each task on its debug base: an adapter is saved, loaded and mixed in a batch, and leaves the base as it was."""
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,10 @@ from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.adapters.kinds.projection import Projection
 from kauli.models.adapters.kinds.table import kinds_of
 from kauli.models.bases.find import find_base
-from kauli.models.engine.packing import pack
 from kauli.models.metrics import METRICS
 from kauli.models.requests import Media, TextRequest, TranscriptionRequest
-from kauli.models.tasks import TASKS, Served, Task, Trainable, load_served, load_trainable, resolve, task_of
+from kauli.models.tasks import TASKS, Task, load_served, load_trainable, resolve, task_of
 from kauli.models.text.connector import PartSettings
-from kauli.models.text.language_model import answer_losses
-from kauli.models.vision.training import pair_losses
 
 WORDS = ("moto", "maji", "mti", "jua", "mto", "bahari", "upepo", "mvua")
 PARTS = {"image": PartSettings(encoder="made-up", sha256="0" * 64, width=24, places=3, grid=1, inner=16)}
@@ -65,7 +61,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
 
 
 def trainable(name: str, rows: list[dict[str, Any]], kind: Any) -> Any:
-    """A task on its debug base with an adapter of this kind attached."""
+    """A task on its debug base with an adapter of this kind attached, whose weights are as if it had learned."""
     task = load_trainable(name, find_base("debug", task=name), device="cpu")
     torch.manual_seed(0)
     if name == "describe":
@@ -73,40 +69,11 @@ def trainable(name: str, rows: list[dict[str, Any]], kind: Any) -> Any:
     if name == "transcribe":
         task.add_languages(["be"], {})
     task.attach(kind)
+    with torch.no_grad():
+        for one in task.trained.parameters():
+            if one.requires_grad:
+                one.add_(0.05 * torch.randn_like(one))
     return task
-
-
-def loss_of(name: str, task: Any, rows: list[dict[str, Any]]) -> Callable[[], Tensor]:
-    """Computes the mean loss of these rows; what is computed once travels through pickle, as to a worker."""
-    if name == "align":
-        images, texts = (
-            task.image_features([row["image"] for row in rows]),
-            task.text_features([row["text"] for row in rows]),
-        )
-        own = task.trained
-        return lambda: pair_losses(
-            functional.normalize(own.image(images), dim=-1), functional.normalize(own.text(texts), dim=-1),
-            torch.arange(len(rows)), own.logit_scale, own.logit_bias,
-        ).mean()  # fmt: skip
-    examples = pickle.loads(pickle.dumps(task.encode(rows)))
-    if name == "transcribe":
-        batch = pickle.loads(pickle.dumps(task.collate(examples)))
-        return lambda: task.trained(batch).mean()
-    batch = pickle.loads(pickle.dumps(pack(examples)))
-    return lambda: answer_losses(task.trained, batch).mean()
-
-
-def train(name: str, task: Any, rows: list[dict[str, Any]]) -> list[float]:
-    """The losses of some steps."""
-    optimizer = torch.optim.AdamW([one for one in task.trained.parameters() if one.requires_grad], lr=0.01)
-    compute, losses = loss_of(name, task, rows), []
-    for _ in range(60 if name == "align" else 30):
-        loss = compute()
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 def answers(task: Any, requests: list[Any], adapters: list[str | None]) -> list[str]:
@@ -120,9 +87,6 @@ def answers(task: Any, requests: list[Any], adapters: list[str | None]) -> list[
 @pytest.mark.parametrize("name", TRAINED)
 def test_the_surface_of_a_task(name: str, rows: dict[str, list[dict[str, Any]]], tmp_path: Path) -> None:
     task = trainable(name, rows[name], METHODS[name])
-    assert isinstance(task, Trainable)
-    losses = train(name, task, rows[name])
-    assert losses[-1] < 0.6 * losses[0]
     task.save(tmp_path / "adapter")
     if name == "align":
         found = task.trained.text(task.text_features(WORDS)).detach()
@@ -131,7 +95,6 @@ def test_the_surface_of_a_task(name: str, rows: dict[str, list[dict[str, Any]]],
         trained = sum(bits for bits, _ in task.current_bits(rows[name]))
 
     for loaded in (task.served(), load_served(name, find_base("debug", task=name), device="cpu")):
-        assert isinstance(loaded, Served)
         loaded.add_adapter("mine@1", tmp_path / "adapter")
         assert loaded.adapters() == ["mine@1"]
         if name == "align":
@@ -164,7 +127,6 @@ def test_the_base_is_served_after_training_as_it_was_loaded(
     name: str, kind: Any, rows: dict[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = trainable(name, rows[name], kind)
-    train(name, task, rows[name][:2])
     opened: list[Path] = []
     monkeypatch.setattr("transformers.modeling_utils.safe_open", counted(opened), raising=True)
     served = task.served()

@@ -31,7 +31,7 @@ from kauli.training.features.images import image_rows
 from kauli.training.features.pairs import image_features, text_features
 from kauli.training.recipe import Recipe, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
-from kauli.training.tasks.rows import check_rows
+from kauli.training.tasks.rows import check_rows, made_up_rows
 from kauli.training.tasks.sampler import Plan
 
 SIDES = ("image", "text")
@@ -284,6 +284,10 @@ class AlignTraining(TrainingTask):
         warning = warn_of_risk(train, recipe.augment) if recipe.augment else None
         notes = (warning,) if warning else ()
         return Examples(train, sorted(validation, key=lambda row: str(row["id"])), (), dataset.sha256, notes)
+
+    def dummy_rows(self) -> list[Row]:
+        """A colour each."""
+        return made_up_rows("image")
 
     def learner(self, recipe: AlignRecipe, base: Base, examples: Examples, device: str) -> Learner:
         """The projections and the cached features of the towers."""

@@ -56,7 +56,7 @@ class Learner(ABC):
     """What each example weighs in a step: its tokens, or 1."""
 
     def __init__(self, task: Any, recipe: Any, examples: Examples) -> None:
-        """`task` is a `Trainable` that holds the bare base."""
+        """`task` is an object of the task's trainable class (`kauli.models.tasks`) and holds the bare base."""
         self.task, self.recipe, self.examples = task, recipe, examples
         self.device: torch.device = task.device
 
@@ -160,6 +160,10 @@ class TrainingTask(ABC):
 
         Raises UsageError where the data has no rows for the recipe.
         """
+
+    @abstractmethod
+    def dummy_rows(self) -> list[Row]:
+        """Eight rows of a data set that a debug base can learn, without `id`, `group` and `split`: for tests."""
 
     def learner(self, recipe: Any, base: "Base", examples: Examples, device: str) -> Learner:
         """The learner on the bare base, which is loaded here."""

@@ -38,7 +38,7 @@ from kauli.training.features.fusion import (
 from kauli.training.features.images import image_rows, instructed, load_tower, part_settings, with_media
 from kauli.training.recipe import method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
-from kauli.training.tasks.rows import check_rows, sample
+from kauli.training.tasks.rows import check_rows, made_up_rows, sample
 from kauli.training.tasks.text import AnswerRecipe, TextLearner, replayed
 
 CONNECTOR = "connector."  # what its parameters' names begin with, in `TrainableDescribe.trained`
@@ -166,6 +166,10 @@ class DescribeTraining(TrainingTask):
         if recipe.image_augment and (warning := warn_of_risk(sides[0], recipe.image_augment)):
             notes.append(warning)
         return Examples(sides[0], sample(sides[1]), replay, dataset.sha256, tuple(notes))
+
+    def dummy_rows(self) -> list[Row]:
+        """A colour and a tone."""
+        return made_up_rows("image", "audio")
 
     def learner(self, recipe: DescribeRecipe, base: Base, examples: Examples, device: str) -> Learner:
         """The encoders run once, before the language model is trained on their features."""

@@ -23,8 +23,8 @@ from kauli.training.features.images import image_rows
 from kauli.training.loop.checkpoint import TrainState
 from kauli.training.loop.session import Run
 from kauli.training.recipe import Recipe, method_of
-from kauli.training.tasks.base import Examples, Fitted, TrainingTask
-from kauli.training.tasks.rows import check_rows
+from kauli.training.tasks.base import Examples, Fitted, Row, TrainingTask
+from kauli.training.tasks.rows import check_rows, made_up_rows
 
 
 class HeadRecipe(Recipe):
@@ -57,6 +57,10 @@ class HeadTraining(TrainingTask):
         validation = [row for row in validation if label_of(row) in classes]
         check_rows(recipe, (train, validation), "image with a class name")
         return Examples(train, validation, (), dataset.sha256)
+
+    def dummy_rows(self) -> list[Row]:
+        """Two images of each of four classes."""
+        return made_up_rows("image", classes=4)
 
     def fit(self, run: Run, folder: Path) -> Fitted:
         """Draw the shots, embed them, fit the head. Raises UsageError where a class has too few images to train on."""

@@ -1,13 +1,35 @@
-"""What tasks share about rows: checks, weights of sources, a sample for validation."""
+"""What tasks share about rows: checks, weights of sources, a sample for validation, made-up rows."""
 
+import io
 from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import soundfile
+from PIL import Image
 
 from kauli.models.errors import UsageError
+from kauli.models.media.decode import RATE
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.base import Row
 
 VALIDATION_BYTES = 4_000
 """Text that the validations during training score: enough to choose by, small beside the training itself."""
+
+WORDS = ("moto", "maji", "mti", "jua", "mto", "bahari", "upepo", "mvua")
+
+
+def made_up_rows(*media: Literal["image", "audio"], classes: int = len(WORDS)) -> list[Row]:
+    """Eight rows for `TrainingTask.dummy_rows`: one of `classes` words, an image of one colour, audio of one tone."""
+    rows = []
+    for at, word in enumerate(WORDS):
+        image, audio, times = io.BytesIO(), io.BytesIO(), np.arange(RATE // 2) / RATE
+        Image.new("RGB", (32, 32), (at % 2 * 255, at // 2 % 2 * 255, at // 4 * 255)).save(image, "PNG")
+        soundfile.write(audio, 0.3 * np.sin(2 * np.pi * 200 * (at + 1) * times), RATE, format="WAV")
+        made = {"image": image.getvalue(), "audio": audio.getvalue()}
+        row = {"language": "be", "source": "made-up", "prompt": f"say {word}", "text": WORDS[at % classes]}
+        rows.append(row | {name: made[name] for name in media})
+    return rows
 
 
 def check_rows(recipe: Recipe, sides: Sequence[Sequence[Row]], what: str, notes: Sequence[str] = ()) -> None:

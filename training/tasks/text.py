@@ -25,7 +25,7 @@ from kauli.training.evaluation.rows import english_rows
 from kauli.training.evaluation.text import evaluate_text
 from kauli.training.recipe import Objective, Recipe, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
-from kauli.training.tasks.rows import check_rows, sample, weighted
+from kauli.training.tasks.rows import check_rows, made_up_rows, sample, weighted
 from kauli.training.tasks.sampler import Plan
 
 
@@ -123,6 +123,10 @@ class TextTraining(TrainingTask):
         check_rows(recipe, sides, "text")
         replay = replayed(recipe, lambda: english_rows(dataset, "train"))
         return Examples(sides[0], sample(sides[1]), replay, dataset.sha256)
+
+    def dummy_rows(self) -> list[Row]:
+        """Prompts and answers."""
+        return made_up_rows()
 
     def learner(self, recipe: TextRecipe, base: Base, examples: Examples, device: str) -> Learner:
         """A language model and the views of each row."""

@@ -27,8 +27,8 @@ from kauli.training.evaluation.transcribe import check_transcripts, evaluate_tra
 from kauli.training.features.audio import audio_rows
 from kauli.training.loop.checkpoint import TrainState
 from kauli.training.recipe import Recipe, method_of
-from kauli.training.tasks.base import Examples, Learner, TrainingTask
-from kauli.training.tasks.rows import check_rows, weighted
+from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
+from kauli.training.tasks.rows import check_rows, made_up_rows, weighted
 
 
 class TranscribeSection(FrozenModel):
@@ -152,6 +152,10 @@ class TranscribeTraining(TrainingTask):
         check_rows(recipe, sides, "audio with a text", notes)
         validation = sorted(sides[1], key=lambda row: str(row["id"]))
         return Examples(sides[0], validation, (), dataset.sha256, tuple(notes))
+
+    def dummy_rows(self) -> list[Row]:
+        """A tone and a word."""
+        return made_up_rows("audio")
 
     def learner(self, recipe: TranscribeRecipe, base: Base, examples: Examples, device: str) -> Learner:
         """A recogniser of the base's architecture."""

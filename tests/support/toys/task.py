@@ -26,6 +26,7 @@ from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.systems import ADAPTER, BASE, Answering, System, Systems
 from kauli.training.recipe import OneOf
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
+from kauli.training.tasks.rows import made_up_rows
 from kauli.training.tasks.text import AnswerRecipe, TextLearner
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ class ReverseTraining(TrainingTask):
         systems.show(rows, texts, [row["prompt"] for row in rows])
         return systems.result(rows, len(rows))
 
-    def dummy_rows(self, count: int = 12) -> list[Row]:
-        return [backwards({"language": "sw", "text": f"namba {one}"}) for one in range(count)]
+    def dummy_rows(self) -> list[Row]:
+        return made_up_rows()
 
 
 class ReverseGenerator(TextGenerator):
@@ -110,8 +111,9 @@ def add_reverse(app: FastAPI, backends: "Backends") -> None:
         [request] = body.requests(backends.args)
         route = await backends.route("reverse", body.model, body.language)
         events = [event async for event in backends.of(route).stream(request, route.adapter, True)]
-        text = "".join(event.text for event in events if isinstance(event, Piece))
-        return JSONResponse({"text": text}, headers=route_headers(route))
+        pieces = [event for event in events if isinstance(event, Piece)]
+        content = {"text": "".join(one.text for one in pieces), "tokens": sum(one.tokens for one in pieces)}
+        return JSONResponse(content, headers=route_headers(route))
 
 
 MODELS = Task(

@@ -69,7 +69,7 @@ def test_colours_are_told_apart_from_four_examples(data: Path, tmp_path: Path, h
     assert result.evaluation.to_json()["base_metrics"]["macro_f1"] is not None
 
 
-def test_more_shots_than_pictures_is_refused(data: Path, tmp_path: Path) -> None:
+def test_more_shots_than_images_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="ask for fewer shots"):
         train(recipe(data, shots=9), str(tmp_path / "store"), use_ray=False)
 

@@ -1,4 +1,4 @@
-"""Recordings from recipe to registry on the debug base: what is dropped, learned, measured, promoted, held back."""
+"""Audio from recipe to registry on the debug base: what is dropped, learned, measured, promoted, held back."""
 
 import json
 import math
@@ -104,7 +104,7 @@ def test_an_adapter_that_says_nothing_does_not_become_latest(
     assert "does not become 'latest': on validation" in capsys.readouterr().err
 
 
-def test_a_recipe_without_recordings_says_so(tmp_path: Path) -> None:
+def test_a_recipe_without_audio_says_so(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": f"a {n}", "language": "be"}) for n in range(50)))
     with pytest.raises(UsageError, match="no audio with a text in its 'train' split for be"):
         train(recipe(str(tmp_path / "rows.jsonl")), str(tmp_path), use_ray=False)
