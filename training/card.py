@@ -21,16 +21,11 @@ PACKAGES = ("kauli", "torch", "transformers", "peft", "ray", "accelerate")
 def draft_card(recipe: Recipe, base: Base) -> Card:
     """The card before the training."""
     return Card(
-        name=recipe.name,
-        task=recipe.task,
-        language=list(recipe.language),
-        base=BaseReference.of(base),
-        template=base.template,
-        method=recipe.method.model_dump(mode="json"),
+        name=recipe.name, task=recipe.task, language=list(recipe.language), base=BaseReference.of(base),
+        template=base.template, method=recipe.method.model_dump(mode="json"),
         licence=base.licence,  # an adapter is a derivative of its base
-        recipe=recipe.model_dump(mode="json"),
-        **task_of_recipe(recipe).card_fields(recipe),
-    )
+        recipe=recipe.model_dump(mode="json"), **task_of_recipe(recipe).card_fields(recipe),
+    )  # fmt: skip
 
 
 def finished_card(draft: Card, recipe: Recipe, fitted: Fitted, result: EvalResult) -> Card:
@@ -48,11 +43,8 @@ def finished_card(draft: Card, recipe: Recipe, fitted: Fitted, result: EvalResul
                 for (source, licence), count in sorted(licences.items())
             ],
             "data": DataReference(
-                name=recipe.data,
-                sha256=fitted.examples.sha256,
-                rows=len(rows),
-                groups=len({row["group"] for row in rows}),
-                languages=list(recipe.language),
+                name=recipe.data, sha256=fitted.examples.sha256, rows=len(rows),
+                groups=len({row["group"] for row in rows}), languages=list(recipe.language),
                 synthetic_rows=sum(bool(row["synthetic"]) for row in rows),
                 sources=dict(Counter(row["source"] or "unnamed" for row in rows)),
             ),
@@ -60,22 +52,16 @@ def finished_card(draft: Card, recipe: Recipe, fitted: Fitted, result: EvalResul
             "base_metrics": base_metrics,
             "intervals": result.intervals,
             "validation": Validation(
-                base=state.base_validation,
-                adapter=state.best_validation,
+                base=state.base_validation, adapter=state.best_validation,
                 metric=task_of_recipe(recipe).validation_metric,
             ),
             "training": Training(
-                steps=state.step,
-                seconds=round(state.seconds, 1),
-                tokens=state.tokens,
-                machine=machine(),
-                seed=recipe.train.seed,
-                precision=state.precision or None,
-                curve=[list(point) for point in state.curve],
+                steps=state.step, seconds=round(state.seconds, 1), tokens=state.tokens, machine=machine(),
+                seed=recipe.train.seed, precision=state.precision or None, curve=[list(one) for one in state.curve],
             ),
             "versions": {package: version(package) for package in PACKAGES},
         }
-    )
+    )  # fmt: skip
 
 
 def machine() -> str:

@@ -94,14 +94,9 @@ def _line(name: str, cells: Sequence[Cell], languages: list[str], metrics: Seque
     for metric in shared:
         if len({one[metric].groups for one in ours + theirs}) > 1:
             raise KauliError(f"the seeds of {name} were scored on different test rows: its data changed between them.")
-    return Line(
-        name,
-        cells[0].sha256,
-        tuple(cell.adapter for cell in cells),
-        tuple(cell.seconds for cell in cells),
-        {metric: np.stack([one[metric].sums for one in ours]) for metric in shared},
-        {metric: np.stack([one[metric].sums for one in theirs]) for metric in shared},
-    )
+    adapters, seconds = tuple(cell.adapter for cell in cells), tuple(cell.seconds for cell in cells)
+    sums = ({metric: np.stack([one[metric].sums for one in side]) for metric in shared} for side in (ours, theirs))
+    return Line(name, cells[0].sha256, adapters, seconds, *sums)
 
 
 def _tallies(scores: Scores, languages: list[str], metrics: Sequence[str]) -> dict[str, Tally]:

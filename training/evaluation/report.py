@@ -256,10 +256,8 @@ def _limits(result: EvalResult) -> list[str]:
         limits.append(
             "English is measured on the English rows of the same split: what the adapter made the base forget."
         )
-    if result.generated:
-        limits.append(
-            "Few bits per byte with a low chrF: the model has learned to predict the language, but not to translate."
-        )
+    if result.generated and "exact" in result.metrics:
+        limits.append("Few bits per byte with a low chrF: the model has learned the language, not the answer.")
     return [*limits, *(f"{note[0].upper()}{note[1:]}." for note in result.notes)]
 
 

@@ -70,12 +70,8 @@ class EvalRequest:
 
 def request_of(card: Card, folder: Path, base: Base, dataset: Dataset) -> EvalRequest:
     """The evaluation of a published or drafted adapter on its test split, with the settings of its card."""
+    settings = card.evaluation
     return EvalRequest(
-        folder,
-        base,
-        dataset,
-        tuple(card.language),
-        instruction=card.prompt.instruction,
-        max_chars_per_second=card.evaluation.max_chars_per_second,
-        base_languages=card.evaluation.base_languages,
-    )
+        folder, base, dataset, tuple(card.language), instruction=card.prompt.instruction,
+        max_chars_per_second=settings.max_chars_per_second, base_languages=settings.base_languages,
+    )  # fmt: skip

@@ -178,23 +178,13 @@ class Systems:
         others = [name for name in scores if name not in (ADAPTER, BASE) and any(self.tables[name].values())]
         metrics = {metric_of(one).name for tables in self.tables.values() for mine in tables.values() for one in mine}
         return EvalResult(
-            adapter=request.folder.name,
-            base=request.base.name,
-            languages=request.tags,
-            split=request.split,
-            seed=request.seed,
-            examples=len(rows),
-            groups=len({row["group"] for row in rows}),
-            generated=generated,
-            scores=scores[ADAPTER],
-            base_scores=scores[BASE],
-            baselines={name: scores[name] for name in others},
-            samples=tuple(self.samples),
-            signatures={"chrf": chrf_signature()} if "chrf" in metrics else {},
-            data={"name": request.dataset.name, "sha256": request.dataset.sha256},
-            notes=tuple(self.notes),
+            adapter=request.folder.name, base=request.base.name, languages=request.tags, split=request.split,
+            seed=request.seed, examples=len(rows), groups=len({row["group"] for row in rows}), generated=generated,
+            scores=scores[ADAPTER], base_scores=scores[BASE], baselines={name: scores[name] for name in others},
+            samples=tuple(self.samples), signatures={"chrf": chrf_signature()} if "chrf" in metrics else {},
+            data={"name": request.dataset.name, "sha256": request.dataset.sha256}, notes=tuple(self.notes),
             task=self.how.task,
-        )
+        )  # fmt: skip
 
 
 def bits_tally(rows: Sequence[Row], bits: Bits) -> Tally:

@@ -145,7 +145,7 @@ def fit_by_loop(task: TrainingTask, run: Run, folder: Path) -> Fitted | None:
     if loop.rank != 0:
         return None
     learner.save(folder)
-    return Fitted(state, learner.served(), run.examples, (*learner.notes, f"Precision: {state.precision}"))
+    return Fitted(state, learner.served(), run.examples, (*learner.notes, f"Precision: {state.precision or precision}"))
 
 
 def _precision(run: Run) -> str:

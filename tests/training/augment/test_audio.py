@@ -1,4 +1,4 @@
-"""Speech changed at random: by seed alone, by the chances asked for, and as loud a noise as was stated."""
+"""Audio changed at random: by seed alone, by the chances asked for, and as loud a noise as was stated."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""Pictures changed at random: by seed alone, by the chances asked for, and never where it would change the meaning."""
+"""Images changed at random: by seed alone, by the chances asked for, and never where it would change the meaning."""
 
 import random
 from typing import Annotated, Any
@@ -60,7 +60,7 @@ def test_kinds_are_told_apart_and_unknown_keys_refused() -> None:
 
 
 @pytest.mark.parametrize("augmentation", ALL, ids=KINDS)
-def test_a_seed_decides_the_picture(augmentation: ImageAugmentation) -> None:
+def test_a_seed_decides_the_image(augmentation: ImageAugmentation) -> None:
     always = augmentation.model_copy(update={"p": 1.0})
     first = augmented(image(), [always], seed=3).tobytes()
     torch.rand(7)
@@ -100,7 +100,7 @@ def test_a_flip_exchanges_left_and_right() -> None:
     assert augmented(plain, [Flip(p=1), Flip(p=1)], 0).tobytes() == plain.tobytes()
 
 
-def test_rotated_and_bent_pictures_are_filled_with_white() -> None:
+def test_rotated_and_bent_images_are_filled_with_white() -> None:
     black = Image.new("RGB", (60, 60))
     turned = [augmented(black, [Rotate(p=1, degrees=45)], seed) for seed in range(8)]
     assert any(image.getpixel((0, 0)) == WHITE for image in turned)
@@ -136,7 +136,7 @@ def test_a_crop_keeps_the_shape_of_what_it_shows() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 7), (16, 16), (300, 5)])
-def test_small_pictures_are_changed_too(size: tuple[int, int]) -> None:
+def test_small_images_are_changed_too(size: tuple[int, int]) -> None:
     always = [augmentation.model_copy(update={"p": 1.0}) for augmentation in [*ALL, Blur(sigma=5)]]
     for seed in range(3):
         assert augmented(image(*size), always, seed).size == size

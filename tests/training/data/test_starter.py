@@ -311,7 +311,7 @@ def test_paragraphs_are_aligned_by_length() -> None:
         ("b" * 340, "y" * 330),
         ("c" * 100, "z" * 90),
     ]
-    # one is missing; two are one; one stands here by mistake
+    # one is missing; two are one; one is here by mistake
     assert align(english, ["x" * 310, "y" * 330], 1.0) == [("a" * 300, "x" * 310), ("b" * 340, "y" * 330)]
     assert align(english[:2], ["x" * 640], 1.0) == [("a" * 300 + " " + "b" * 340, "x" * 640)]
     assert align(english[:2], ["x" * 310, "y" * 330, "z" * 90], 1.0) == [("a" * 300, "x" * 310), ("b" * 340, "y" * 330)]

@@ -1,4 +1,4 @@
-"""Labelled images: the table of topics, and rows that stand where the starter data has them."""
+"""Labelled images: the table of topics, and rows in the split that the starter data gives them."""
 
 import json
 import unicodedata
@@ -135,7 +135,7 @@ def test_a_language_without_names_is_refused_before_any_work(tmp_path: Path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_starter_data_without_pictures_is_an_error(packages: Fetch) -> None:
+def test_starter_data_without_images_is_an_error(packages: Fetch) -> None:
     write_starter([starter_row("no image", "train", image=None, source="udhr")])
     with pytest.raises(KauliError, match="the starter data has no images"):
         topic_rows("sw", fetch=packages)
@@ -171,7 +171,7 @@ def test_the_table_names_what_the_packages_hold() -> None:
 
 @pytest.mark.weights
 @pytest.mark.timeout(600)
-def test_the_real_pictures_fill_every_topic_and_keep_their_sides() -> None:
+def test_the_real_images_fill_every_topic_and_keep_their_sides() -> None:
     dataset = load_data("starter-topics", ["be", "am"])
     assert not any(leaks(dataset).values())
     rows = dataset.rows(languages=["be"], columns=SCHEMA.names)

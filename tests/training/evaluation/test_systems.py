@@ -1,4 +1,4 @@
-"""Systems side by side: who is shown what, who answers once, which rows count, what becomes of the sums."""
+"""Systems side by side: which media each gets, which answer once, which rows count, how sums are stored."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

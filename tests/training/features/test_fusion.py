@@ -1,4 +1,4 @@
-"""Images with audio: which rows, what each view shows, what is cached, who helps whom; on debug bases."""
+"""Images with audio: which rows, what each view shows, what is cached, which medium helps; on debug bases."""
 
 import io
 from pathlib import Path
@@ -60,7 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     splits = ["train"] * 6 + ["test"] * 2 + ["validation", "train"]
     rows = [row(place, split=split) for place, split in enumerate(splits)]
-    rows[0]["audio"], rows[1]["image"] = None, None  # nothing to hear, nothing to see
+    rows[0]["audio"], rows[1]["image"] = None, None  # no audio, no image
     write_parquet(rows, folder / "both.parquet")
     return folder
 
@@ -183,7 +183,7 @@ def test_noise_changes_nothing_for_who_hears_nothing(tmp_path: Path) -> None:
     assert [one.base for one in clean] == [one.base for one in noisy]
 
 
-def test_pictures_of_one_group_are_not_wrong_for_each_other(tmp_path: Path) -> None:
+def test_images_of_one_group_are_not_wrong_for_each_other(tmp_path: Path) -> None:
     found = measured([row(place, group="one") for place in range(2)], tmp_path)
     assert set(found.baselines) == {"no_image", "no_audio"}
     assert found.notes.count(NO_OTHER) == 1
@@ -194,15 +194,15 @@ def test_where_all_were_dropped_the_error_says_why(tmp_path: Path) -> None:
         measured([row(0), row(1)], tmp_path, fastest=1)
 
 
-def test_an_adapter_for_pictures_is_taken_over_and_the_ear_is_new(data: Path, tmp_path: Path) -> None:
+def test_an_adapter_for_images_is_taken_over_and_the_audio_part_is_new(data: Path, tmp_path: Path) -> None:
     content = recipe(data).model_dump(mode="json")
-    pictures = {
+    images = {
         **content,
         "name": "seeing",
         "augment": [],
         "describe": {**content["describe"], "audio": None, "views": 1},
     }
-    train(parse_recipe(pictures, "test"), str(tmp_path), use_ray=False)
+    train(parse_recipe(images, "test"), str(tmp_path), use_ray=False)
     seeing = Connector.load(Registry(str(tmp_path)).fetch("seeing"))
     one = recipe(data)
     found = fused_rows(load_data(str(data), ["en"]), "train", ["en"], "In {language}?", 25).rows

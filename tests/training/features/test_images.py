@@ -1,4 +1,4 @@
-"""Described images from data to figures: what is held out, what is cached, who is beaten; on debug bases."""
+"""Described images from data to figures: what is held out, what is cached, what is beaten; on debug bases."""
 
 import io
 from pathlib import Path
@@ -52,7 +52,7 @@ def rows() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    write_parquet(rows(), folder / "pictures.parquet")
+    write_parquet(rows(), folder / "images.parquet")
     return folder
 
 
@@ -79,7 +79,7 @@ def recipe(data: Path, **changes: Any) -> Recipe:
     return parse_recipe({**content, **changes}, "test")
 
 
-def test_one_picture_of_each_concept_with_several_is_held_out_in_every_language(dataset: Dataset) -> None:
+def test_one_image_of_each_concept_with_several_is_held_out_in_every_language(dataset: Dataset) -> None:
     taught = image_rows(dataset, "train", ["sw", "en"], None)
     held = image_rows(dataset, "new_pictures", ["sw"], None)
     assert len({row["group"] for row in held}) == len(held) == 4
@@ -94,7 +94,7 @@ def test_the_instruction_names_the_language_and_never_the_answer(dataset: Datase
     assert {row["prompt"] for row in image_rows(dataset, "test", ["sw"], None)} == {"Translate: grey"}
 
 
-def test_a_wrong_picture_is_of_another_group(dataset: Dataset) -> None:
+def test_a_wrong_image_is_of_another_group(dataset: Dataset) -> None:
     taught = [{**row, "media": row["image_key"]} for row in image_rows(dataset, "train", ["sw", "en"], None)]
     groups = {row["image_key"]: row["group"] for row in taught}
     for row, wrong in zip(taught, other_images(taught), strict=True):
