@@ -80,8 +80,11 @@ def answered(storage: Path, task: str) -> tuple[str, int]:
     return answers[0].text, answers[0].completion_tokens
 
 
-def asked_over_http(storage: Path, path: str, **body: Any) -> tuple[str, str]:
-    """The adapter that answers at a path of the service, and its text; text runs beside it, on the same base."""
+def asked_over_http(storage: Path, path: str, **body: Any) -> tuple[str, int]:
+    """The adapter that answers at a path of the service, and the number of its tokens.
+
+    The worker for text runs beside it, on the same base.
+    """
     from fastapi.testclient import TestClient
 
     from kauli.models.adapters.registry import Registry
@@ -106,7 +109,7 @@ def asked_over_http(storage: Path, path: str, **body: Any) -> tuple[str, str]:
         options = {"prompt": "sema neno 3", "max_tokens": 12, "ignore_eos": True}
         answer = client.post(path, json=options | body)
         assert answer.status_code == 200, answer.text
-        return answer.headers["X-Kauli-Adapter"], answer.json()["text"]
+        return answer.headers["X-Kauli-Adapter"], answer.json()["tokens"]
 
 
 def extend_by_a_task(folder: Path, edits: Edits) -> None:
@@ -119,9 +122,9 @@ def extend_by_a_task(folder: Path, edits: Edits) -> None:
     edits.add(kauli.training.tasks.table.TASKS, "reverse", task.TRAINING)
     edits.add(kauli.serving.tasks.TASKS, "reverse", task.SERVING)
     edits.add(kauli.serving.tasks.WORKERS, "reverse", task.WORKER)
-    result, card, (text, tokens) = trained(folder, task="reverse")
+    result, card, (_, tokens) = trained(folder, task="reverse")
     assert tokens == task.MOST_TOKENS  # of 12 that were asked for: its own worker answered
-    assert asked_over_http(folder / "store", "/v1/reverse", model="reverse", language="sw") == ("toy@1", text)
+    assert asked_over_http(folder / "store", "/v1/reverse", model="reverse", language="sw") == ("toy@1", tokens)
     assert (result.evaluation.task, card.task, card.method["kind"]) == ("reverse", "reverse", "lora")
     assert "Ask toy@1 for anything backwards." in (Path(result.path) / "README.md").read_text()
     assert {sample.reference for sample in result.evaluation.samples} & {text[::-1] for _, text in rows()}
