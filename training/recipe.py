@@ -171,7 +171,13 @@ def recipe_sha256(content: Mapping[str, Any], *, with_seed: bool = True) -> str:
 
 def _first_form(content: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe in the keys of the first release: renamed keys and later sections must not change its hash."""
-    absent = {"augment": [], "objective": Objective().model_dump(), "fusion": None, "pairs": None, "prompt": None}
+    absent: dict[str, Any] = {
+        "augment": [],
+        "objective": Objective().model_dump(),
+        "fusion": None,
+        "pairs": None,
+        "prompt": None,
+    }
     out: dict[str, Any] = absent | rename_keys(content, {new: old for old, new in RENAMED.items()})
     del out["scale"]
     for section, key in ((out, "speech"), (out, "text"), (out["fusion"] or {}, "hearing")):
