@@ -18,13 +18,13 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	.venv/bin/kauli demo
 
-# Two workers of one thread each; a file stays on one worker, and so do all tests that start Ray.
+# Two workers of one thread each; a file stays on one worker.
 test: setup
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(TESTS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
 
 # The inner loop, under a minute: the test files that import neither torch nor Ray, found by reading their imports.
 test-fast: setup
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --fast -m "not weights"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --fast -m "not weights"
 
 # The parts of docs/ that are generated; a test compares them.
 docs: setup

@@ -1,7 +1,7 @@
 """Fixtures of all tests, and how tests are chosen and shared out. A heavy library is imported when a test asks."""
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch is imported: a thread a process, so that two workers share two cores. Ray's processes inherit it.
@@ -27,16 +27,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if test and config.getoption("--fast") and is_heavy(collection_path) else None
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # a wrapper: xdist reads the groups in this hook too
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Longest files first; with `--dist loadgroup` a file stays on one worker (its fixtures are made once), and so
-    do all tests that start Ray: two clusters at a time would be slower than one after the other.
-    """
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; `--dist loadfile` keeps a file on one worker, so its fixtures are made once."""
     items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-    return (yield)
 
 
 @pytest.fixture(scope="session")
