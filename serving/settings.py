@@ -198,8 +198,7 @@ def load_settings(config: Path | None = None, **flags: Any) -> ServeArgs:
 
     Raises UsageError for a missing or broken file, an unknown or former key, or a value that is not allowed.
     """
-    values = _read(config) if config else {}
-    values = merge_settings(values, _from_environment(os.environ))
+    values = merge_settings(_read(config) if config else {}, _from_environment(os.environ))
     return parse_settings(merge_settings(values, {key: value for key, value in flags.items() if value is not None}))
 
 

@@ -95,9 +95,8 @@ def _add_adapters(app: FastAPI, backends: Backends) -> None:
         """The served adapters, and which of them are in memory, with the number of requests that use each."""
         loaded = [(name, await backend.adapters()) for name, backend in backends.running()]
         held = {entry["adapter"]: entry | {"base": name} for name, found in loaded for entry in found}
-        unused = {"in_use": 0}
         entries = [
-            _adapter_entry(spec, adapter.card.base.name, held.pop(spec, unused), adapter, number)
+            _adapter_entry(spec, adapter.card.base.name, held.pop(spec, {"in_use": 0}), adapter, number)
             for adapter in await asyncio.to_thread(catalogue.adapters)
             for number in adapter.versions
             for spec in (f"{adapter.name}@{number}",)
@@ -112,8 +111,7 @@ def _add_adapters(app: FastAPI, backends: Backends) -> None:
         route = await asyncio.to_thread(catalogue.route, body.adapter)
         if route.adapter is None:
             raise ApiError(400, f"'{body.adapter}' is not an adapter", "invalid_value", "adapter")
-        failed = await backends.of(route).load(route.adapter)
-        if failed:
+        if failed := await backends.of(route).load(route.adapter):
             raise Refused(failed)
         return {"id": route.adapter, "object": "adapter", "parent": route.base, "loaded": True}
 

@@ -12,15 +12,10 @@ from kauli.models.media.decode import AudioLimits, ImageLimits
 from kauli.models.media.image_format import image_format_of
 
 _IMAGE_TYPES = {
-    "image/png": "PNG",
-    "image/apng": "PNG",
-    "image/jpeg": "JPEG",
+    "image/png": "PNG", "image/apng": "PNG", "image/jpeg": "JPEG",
     "image/jpg": "JPEG",  # wrong, and common
-    "image/webp": "WEBP",
-    "image/gif": "GIF",
-    "image/bmp": "BMP",
-    "image/x-ms-bmp": "BMP",
-}
+    "image/webp": "WEBP", "image/gif": "GIF", "image/bmp": "BMP", "image/x-ms-bmp": "BMP",
+}  # fmt: skip
 _AUDIO_FORMATS = {"wav": "WAV", "flac": "FLAC", "ogg": "Ogg", "opus": "Ogg", "mp3": "MP3"}
 _AUDIO_TYPES = ("audio/", "application/ogg", "application/octet-stream", "binary/octet-stream", "video/ogg")
 _OF_IMAGES, _OF_AUDIO = ImageLimits(), AudioLimits()

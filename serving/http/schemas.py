@@ -185,11 +185,9 @@ class _Generation(Body):
     def _options(self, args: ServeArgs, wanted: int | None, logprobs: int | None, reranked: int = 1) -> dict[str, Any]:
         """The fields of `TextRequest` but its prompt; raises ApiError for values over the service's limits."""
         limits = (
-            ("max_tokens", wanted or 0, args.max_tokens),
-            ("min_tokens", self.min_tokens, args.max_tokens),
-            ("n", self.n or 1, args.max_answers),
-            ("rerank", reranked, args.max_answers),
-        )
+            ("max_tokens", wanted or 0, args.max_tokens), ("min_tokens", self.min_tokens, args.max_tokens),
+            ("n", self.n or 1, args.max_answers), ("rerank", reranked, args.max_answers),
+        )  # fmt: skip
         for name, value, most in limits:
             if value > most:
                 raise ApiError(400, f"{name} is {value}; this service allows {most}", "value_too_large", name)
