@@ -41,6 +41,7 @@ Storage = Annotated[
     typer.Option("--storage", help="Folder or URI of adapters and runs [KAULI_STORAGE, else KAULI_HOME/store]."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+AcceptTerms = Annotated[bool, typer.Option("--accept-terms", help="Accept the terms of use of a base.")]
 
 
 def output(as_json: bool, result: Any, text: str) -> None:

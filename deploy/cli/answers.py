@@ -1,0 +1,136 @@
+"""`kauli generate`, `transcribe`, `describe` and `embed`: answers without a service.
+
+Heavy imports are inside the functions, so that `kauli --help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kauli.deploy.cli.terminal import Json, Storage, answer_fields, output
+from kauli.models.errors import UsageError
+from kauli.models.paths import default_storage
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads stdin.")],
+    model: Annotated[str, typer.Option("--model", help="text, an adapter (text-sw@1) or a base.")] = "text",
+    language: Annotated[str | None, typer.Option("--language", help="Choose the adapter by language.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="At most this many new tokens.")] = 128,
+    temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=5.0, help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
+    seed: Annotated[int | None, typer.Option("--seed", help="For temperatures above 0.")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Generate text with an adapter or a base, without a service."""
+    from kauli.serving.local import generate as generate_text
+
+    answer = generate_text(
+        storage or default_storage(), sys.stdin.read() if prompt == "-" else prompt, model, language,
+        None if as_json else lambda text: print(text, end="", flush=True),
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
+    )  # fmt: skip
+    # Without --json the text is printed already, but for the end of its line.
+    output(as_json, answer_fields(answer) | {"finish_reason": answer.finish}, "")
+
+
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Audio: WAV, FLAC, Ogg or MP3.")],
+    model: Annotated[str, typer.Option("--model", help="transcribe, an adapter (transcribe-be@1) or a base.")] = (
+        "transcribe"
+    ),
+    language: Annotated[
+        str | None, typer.Option("--language", help="The language of the audio [detected by the base].")
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="text, subtitles (srt, vtt), or OpenAI's json, verbose_json [text]."),
+    ] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="Add the times of words to --json or --format verbose_json.")
+    ] = False,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="The text before the audio, or names and words that may occur.")
+    ] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Transcribe audio files, without a service. Use --json for full details."""
+    from kauli.deploy.cli.media import read_audio
+    from kauli.deploy.cli.transcripts import as_result, check_format, rendered
+
+    if as_json and form:
+        raise UsageError(f"--json and --format {form} are two formats of one result: give one of them")
+    check_format(form or "text", len(files))
+    if words and not as_json and form != "verbose_json":
+        raise UsageError(f"--words does not apply to {form or 'text'}: add --json or --format verbose_json")
+    words = words or form in ("srt", "vtt")
+    clips = [read_audio(path)[1] for path in files]
+    from kauli.serving.local import transcribe as transcribe_all
+
+    route, found = transcribe_all(storage or default_storage(), clips, model, language, prompt, words)
+    results = [as_result(path, one, route, words) for path, one in zip(files, found, strict=True)]
+    output(as_json, results if len(results) > 1 else results[0], rendered(results, form or "text").rstrip("\n"))
+
+
+def describe(
+    image: Annotated[Path | None, typer.Option("--image", help="An image: PNG, JPEG, WEBP, GIF or BMP.")] = None,
+    audio: Annotated[Path | None, typer.Option("--audio", help="An audio file: WAV, FLAC, Ogg or MP3.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="The prompt [the instruction that the adapter was trained with].")
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help="describe, or an adapter (describe-multi@1).")] = "describe",
+    language: Annotated[str | None, typer.Option("--language", help="The language of the description.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="At most this many new tokens.")] = 64,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0.0, max=5.0, help="0 is greedy [0; 0.8 with --rerank].")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="For temperatures above 0.")] = None,
+    rerank: Annotated[
+        int,
+        typer.Option(
+            "--rerank", min=1, max=16, help="Generate N candidates and return the one most similar to the image."
+        ),
+    ] = 1,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Describe an image, an audio file or both in a language, without a service."""
+    from kauli.deploy.cli.media import attachments
+
+    if rerank > 1 and image is None:
+        raise UsageError("--rerank compares candidates with an image: give --image FILE")
+    attached = attachments(image, audio)
+    from kauli.serving.local import describe as describe_media
+
+    answer = describe_media(
+        storage or default_storage(), attached, prompt, model, language,
+        rerank=rerank, temperature=temperature, max_tokens=max_tokens, seed=seed,
+    )  # fmt: skip
+    more = {"prompt": answer.prompt, "reranked": rerank if rerank > 1 else None}
+    output(as_json, answer_fields(answer) | more, answer.text)
+
+
+def embed(
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]...", help="Texts, in any language.")] = None,
+    image: Annotated[list[Path] | None, typer.Option("--image", help="An image; may be given several times.")] = None,
+    model: Annotated[str, typer.Option("--model", help="A base for images and texts.")] = "kauli-clip",
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Embed texts and images in one space: prints their cosines, with --json the embeddings."""
+    from kauli.deploy.cli.media import cosine_table, read_image
+
+    words, paths = texts or [], image or []
+    images = [read_image(path) for path in paths]
+    if not words and not images:
+        raise UsageError("nothing to embed: give texts, or images with --image FILE")
+    from kauli.serving.local import embed as embed_all
+
+    rows = embed_all(storage or default_storage(), model, [*words, *images])
+    inputs = [*({"text": text} for text in words), *({"image": str(path)} for path in paths)]
+    found = [one | {"embedding": row.tolist()} for one, row in zip(inputs, rows, strict=True)]
+    output(as_json, found, cosine_table([*words, *(path.name for path in paths)], rows))

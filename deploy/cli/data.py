@@ -1,0 +1,55 @@
+"""`kauli data ...`: the starter data, and a look at one's own.
+
+Heavy imports are inside the functions, so that `kauli --help` answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kauli.deploy.cli.terminal import Json, Storage, hint, output, split_list
+from kauli.serving.tasks import DEFAULT_BASE
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build the starter data, or check your own.")
+
+
+@app.command("build")
+def data_build(
+    languages: Annotated[str, typer.Option("--languages", help="BCP-47 tags separated by commas, e.g. sw,am.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write to [KAULI_HOME/data/starter].")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Build the starter data set of some languages from open packages."""
+    from kauli.models.languages import check_tag
+    from kauli.training.data.starter import build
+
+    tags = [check_tag(tag) for tag in split_list(languages, "--languages")]
+    folder = build(tags, out)
+    output(as_json, {"folder": str(folder), "languages": tags}, str(folder))
+    hint(f"kauli data check {folder}" if out else f"kauli train text-{tags[0]}")
+
+
+@app.command("check")
+def data_check(
+    path: Annotated[str, typer.Argument(help="A data set: `starter`, a file, a folder or a URI.")],
+    languages: Annotated[str | None, typer.Option("--languages", help="Only these languages [all].")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help=f"Measure this base's tokenizer too [{DEFAULT_BASE} if fetched].")
+    ] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Profile a data set: rows, groups, splits, scripts, lengths, leaks, licences, and a tokenizer's fit."""
+    from kauli.models.bases.find import find_base, local_bases
+    from kauli.models.languages import check_tag
+    from kauli.training.data.dataset import load_data
+    from kauli.training.data.profile import profile, render
+
+    tags = [check_tag(tag) for tag in split_list(languages, "--languages")] if languages is not None else None
+    base = base or (DEFAULT_BASE if DEFAULT_BASE in local_bases() else None)
+    folder = find_base(base, allow_noncommercial=True).folder if base else None
+    result = profile(load_data(path, tags), folder)
+    output(as_json, result, render(result))
+    hint(f"kauli train text-sw --set data={path} --set language=TAG --set name=NAME")

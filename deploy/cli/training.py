@@ -1,0 +1,78 @@
+"""`kauli train`, `kauli eval` and `kauli compare`.
+
+Heavy imports are inside the functions, so that `kauli --help` answers at once.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kauli.deploy.cli.terminal import AcceptTerms, Json, Storage, hint, output
+from kauli.models.errors import UsageError
+from kauli.models.paths import default_storage
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; the value is YAML.")
+]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe by name (text-sw) or a YAML file.")],
+    overrides: Overrides = None,
+    accept_terms: AcceptTerms = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Delete the checkpoints of an interrupted run.")] = False,
+    no_ray: Annotated[
+        bool, typer.Option("--no-ray", help="Train in this process, with one worker, without Ray.")
+    ] = False,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Train an adapter by a recipe, evaluate it on held-out data and publish it; an interrupted run is resumed."""
+    from kauli.training.recipe_file import load_recipe
+    from kauli.training.train import train as run_training
+
+    result = run_training(
+        load_recipe(recipe, overrides or []), storage or default_storage(),
+        accept_terms=accept_terms, restart=restart, use_ray=not no_ray,
+    )  # fmt: skip
+    aliases = f" ({', '.join(result.aliases)})" if result.aliases else ""
+    fields: dict[str, Any] = {"adapter": result.adapter, "path": str(result.path)}
+    fields |= {"metrics": dict(result.metrics), "aliases": list(result.aliases)}
+    output(as_json, fields, f"{result.adapter}{aliases}  {result.path}")
+    hint(f"kauli eval {result.adapter} --out report.html")
+
+
+def evaluate(
+    adapter: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="An adapter, e.g. text-sw@latest.")],
+    data: Annotated[str | None, typer.Option("--data", help="Another data set than that of the training.")] = None,
+    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "test",
+    out: Annotated[Path | None, typer.Option("--out", help="Write a report (one HTML file).")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Generate for at most this many rows.")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate an adapter and its base on held-out rows, with 95 % intervals."""
+    if split not in ("train", "validation", "test"):
+        raise UsageError(f"split '{split}' is unknown: use train, validation or test")
+    from kauli.training.evaluation.run import evaluate as run_evaluation
+
+    result = run_evaluation(adapter, storage or default_storage(), data=data, split=split, out=out, limit=limit)
+    output(as_json, result.to_json(), result.summary())
+    hint(f"open {out}" if out else f"kauli adapters promote {adapter.split('@')[0]}@VERSION prod; kauli serve")
+
+
+def compare(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes; the first is the reference.")],
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each recipe, one a seed.")] = 5,
+    overrides: Overrides = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Train recipes with the same seeds and print their differences with 95 % intervals; finished runs are kept."""
+    from kauli.training.compare import compare as run_comparison
+    from kauli.training.recipe_file import load_recipe
+
+    loaded = [load_recipe(name, overrides or []) for name in recipes]
+    result = run_comparison(loaded, seeds, storage or default_storage())
+    output(as_json, result.to_json(), result.summary())
