@@ -38,7 +38,7 @@ def make_base(name: str) -> Base:
     with file_lock(kauli_home() / "locks" / f"base-{name}.lock"):
         recipe = load_recipe(card.recipe)
         towers = find_base(recipe.base, task=recipe.task)
-        dataset = load_data(recipe.data, recipe.language)
+        dataset = load_data(recipe.data, recipe.language, recipe.data_options)
         parts = recipe.sha256(), dataset.sha256, towers.sha256
         made_from = hashlib.sha256(" ".join(parts).encode()).hexdigest()
         record = read_record(folder)

@@ -16,6 +16,7 @@ from kauli.models.adapters.kinds.table import kinds_of
 from kauli.models.adapters.upgrade import RENAMED, rename_keys
 from kauli.models.frozen import FrozenModel
 from kauli.models.languages import check_tag
+from kauli.training.data.options import DataOptions
 
 
 class OneOf:
@@ -128,6 +129,8 @@ class Recipe(FrozenModel):
     """BCP-47 tags, one or a list."""
     data: str = "starter"
     """A data set by name, path or URI."""
+    data_options: DataOptions = DataOptions()
+    """How the files of `data` are read."""
     method: SerializeAsAny[AdapterKind]
     """The kind of adapter, by `kind`, with its settings."""
     start_from: str | None = None
@@ -183,4 +186,6 @@ def _first_form(content: Mapping[str, Any]) -> dict[str, Any]:
     for section, key in ((out, "speech"), (out, "text"), (out["fusion"] or {}, "hearing")):
         if section.get(key) is None:  # these came later
             section.pop(key, None)
-    return out
+    default = DataOptions().model_dump()
+    options = {key: value for key, value in out.pop("data_options", {}).items() if value != default.get(key)}
+    return out | ({"data_options": options} if options else {})

@@ -60,7 +60,7 @@ def train(
     base = find_base(
         recipe.base, accept_terms=accept_terms, allow_noncommercial=recipe.allow_noncommercial, task=recipe.task
     )
-    dataset = load_data(recipe.data, recipe.language)
+    dataset = load_data(recipe.data, recipe.language, recipe.data_options)
     registry, runs = Registry(storage), open_store(storage, "runs")
     registry.check_free(draft_card(recipe, base))
     examples = task_of_recipe(recipe).rows(recipe, dataset)

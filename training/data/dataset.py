@@ -20,7 +20,8 @@ from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 from kauli.training.data import starter
 from kauli.training.data.groups import short_hash
-from kauli.training.data.imports import READABLE, import_data
+from kauli.training.data.imports import READABLE, import_data, read_places
+from kauli.training.data.options import DataOptions
 from kauli.training.data.schema import MEDIA, PLAIN_COLUMNS, SCHEMA
 from kauli.training.data.synthetic_speech import ESPEAK, espeak_files
 from kauli.training.data.topics import TOPICS, topic_files
@@ -40,19 +41,25 @@ class DatasetReference:
     """The Parquet files on the machine that made the reference; another one loads the data set by its name."""
     versions: tuple[tuple[int, int, int], ...]
     """Inode, size and time of the files: where they are the same, nothing needs to be hashed again."""
+    options: DataOptions
+    """With which another machine loads the data set by its name."""
 
 
 class Dataset:
     """Rows of the one SCHEMA in Parquet files, read when asked for and never held."""
 
-    def __init__(self, name: str, paths: Sequence[Path], languages: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, paths: Sequence[Path], languages: Sequence[str], options: DataOptions | None = None
+    ) -> None:
         self.name = name
         self.languages = tuple(languages)
+        self.options = options or DataOptions()
         self._paths = tuple(paths)
         self._versions = tuple(map(_version, self._paths))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "_index"}  # each process builds its own
+        # Each process builds its own index
+        return {key: value for key, value in vars(self).items() if key not in ("_index", "_places")}
 
     def rows(
         self, split: str | None = None, languages: Collection[str] | None = None, columns: Sequence[str] = PLAIN_COLUMNS
@@ -114,6 +121,14 @@ class Dataset:
                 found[one] = values[row].as_py()
         return found
 
+    def place(self, one: str) -> str:
+        """Where the row with the id `one` was read: "mine.csv line 12"; the id itself for data that is built here."""
+        return self._places.get(one, one)
+
+    @cached_property
+    def _places(self) -> dict[str, str]:
+        return {one: place for path in self._paths for one, place in read_places(path).items()}
+
     @cached_property
     def _index(self) -> "_Index":
         index = _Index({}, [])
@@ -142,7 +157,7 @@ class Dataset:
     def reference(self) -> DatasetReference:
         """What `load_reference` needs to load the same rows in another process."""
         paths = tuple(path.absolute() for path in self._paths)
-        return DatasetReference(self.name, self.languages, self.sha256, paths, self._versions)
+        return DatasetReference(self.name, self.languages, self.sha256, paths, self._versions, self.options)
 
 
 @dataclass
@@ -164,11 +179,11 @@ def load_reference(reference: DatasetReference) -> Dataset:
     Raises `KauliError` if the content is not that of the reference.
     """
     if all(path.is_file() for path in reference.paths):
-        dataset = Dataset(reference.name, reference.paths, reference.languages)
+        dataset = Dataset(reference.name, reference.paths, reference.languages, reference.options)
         if tuple(map(_version, reference.paths)) == reference.versions:
             dataset.sha256 = reference.sha256
     else:
-        dataset = load_data(reference.name, reference.languages)
+        dataset = load_data(reference.name, reference.languages, reference.options)
     if dataset.sha256 != reference.sha256:
         raise KauliError(
             f"data '{reference.name}' ({', '.join(reference.languages)}) has changed: its sha256 on this machine is "
@@ -185,9 +200,10 @@ BUILT: dict[str, Callable[[Sequence[str] | None], tuple[list[Path], Sequence[str
 """The data sets that are built here, by name: languages (None: all) -> Parquet files, languages."""
 
 
-def load_data(name: str, languages: Sequence[str] | None = None) -> Dataset:
+def load_data(name: str, languages: Sequence[str] | None = None, options: DataOptions | None = None) -> Dataset:
     """A data set in the given languages (None: all that it has), by a name of BUILT, or a path or URI.
 
+    `options` say how files are read; rows without a language are in theirs, else in the one language asked for.
     Missing files of built data sets are built. Other data is checked row by row and imported; its problems are one
     `UsageError` that lists up to ten of them with their rows.
     """
@@ -198,17 +214,19 @@ def load_data(name: str, languages: Sequence[str] | None = None) -> Dataset:
     own = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if own and all(file.suffix == ".parquet" and starter.is_starter_file(file) for file in own):
         return _narrowed(name, own, wanted)  # `kauli data build --out DIR`
-    only = wanted[0] if wanted and len(wanted) == 1 else None  # rows without a language are in the one asked for
-    return _narrowed(name, [import_data(path, only)], wanted)
+    options = options or DataOptions()
+    if options.language is None and wanted and len(wanted) == 1:
+        options = options.model_copy(update={"language": wanted[0]})
+    return _narrowed(name, [import_data(path, options)], wanted, options)
 
 
-def _narrowed(name: str, paths: list[Path], languages: list[str] | None) -> Dataset:
+def _narrowed(name: str, paths: list[Path], languages: list[str] | None, options: DataOptions | None = None) -> Dataset:
     there = sorted({tag for path in paths for tag in pq.read_table(path, columns=["language"])["language"].to_pylist()})
     missing = [language for language in languages or [] if language not in there]
     if missing:
         listed = ", ".join(f"{tag} ({display_name(tag)})" for tag in missing)
         raise UsageError(f"{name} has no rows in {listed}: it has {', '.join(there)}.{nearest(missing[0], there)}")
-    return Dataset(name, paths, languages or there)
+    return Dataset(name, paths, languages or there, options)
 
 
 def _local_copy(name: str) -> Path:

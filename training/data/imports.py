@@ -13,6 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.files import sha256_file
 from kauli.models.languages import check_tag, nfc
@@ -20,9 +23,10 @@ from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 from kauli.training.data.formats.table import FORMATS
 from kauli.training.data.groups import STRONGEST_FIRST, Groups, normalise, short_hash, split_by_chance, strongest
+from kauli.training.data.options import DataOptions
 from kauli.training.data.schema import MEDIA, SCHEMA, write_parquet
 
-FORMAT = 2
+FORMAT = 3
 """Increase it when the same data gives other rows: imported files are then written again."""
 READABLE = f"{', '.join(FORMATS)} or a folder saved by `datasets`"
 _NUM_SHOWN = 10
@@ -54,28 +58,40 @@ class _Reading:
     unknown_columns: set[str] = field(default_factory=set)
 
 
-def import_data(path: Path, language: str | None = None) -> Path:
-    """The Parquet file with all rows of the file or folder; `language` is that of rows that name none.
+def import_data(path: Path, options: DataOptions) -> Path:
+    """The Parquet file with all rows of the file or folder, beside it one with their places (`read_places`).
 
     It is written below `<home>/data/imported`, under a hash of the rows, unless it is there. Missing ids are hashes of
     the content, missing groups unite rows that share a prompt, text, image or audio, missing splits follow from the
     group. Raises `UsageError` with the number of problems and the first ten.
     """
-    rows = _checked_rows(path, language)
+    rows = _checked_rows(path, options.language)
     digest = hashlib.sha256(b"format %d" % FORMAT)
     for row in rows:
-        for name in SCHEMA.names:
+        for name in (*SCHEMA.names, "place"):
             value = row[name].sha256 if isinstance(row[name], _MediaFile) else row[name]
             digest.update(f"\0{name}={value!r}".encode())
     target = kauli_home() / "data" / "imported" / digest.hexdigest()[:16] / "data.parquet"
     if target.is_file():
         return target
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({name: [row[name] for row in rows] for name in ("id", "place")}), _places_file(target))
         with _media_reader(path, rows, target.parent) as read:
             write_parquet(({**row, **{name: row[name] and read(row[name]) for name in MEDIA}} for row in rows), target)
     except OSError as error:  # the disk is full, or the home not writable
         raise KauliError(f"could not write {target}: {error.strerror or error}.") from error
     return target
+
+
+def _places_file(imported: Path) -> Path:
+    return imported.with_name("places.parquet")
+
+
+def read_places(imported: Path) -> dict[str, str]:
+    """Where each row of an imported file was read ("mine.csv line 12"), by id; empty for a file of another origin."""
+    file = _places_file(imported)
+    return dict(zip(*pq.read_table(file).to_pydict().values(), strict=True)) if file.is_file() else {}
 
 
 def _checked_rows(path: Path, language: str | None) -> list[dict[str, Any]]:
@@ -111,7 +127,6 @@ def _media_reader(path: Path, rows: Sequence[dict[str, Any]], folder: Path) -> I
             if row[name] and not row[name].path:
                 inline[row[name].number].append(name)
     places: dict[str, tuple[int, int]] = {}
-    folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder) as copies:
         for number, (*_, raw) in enumerate(_raw_rows(path) if inline else ()):
             for name in inline.get(number, ()):

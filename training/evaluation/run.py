@@ -11,6 +11,7 @@ from kauli.models.errors import UsageError
 from kauli.models.files import write_atomically
 from kauli.models.progress import note
 from kauli.training.data.dataset import Dataset, load_data
+from kauli.training.data.options import DataOptions
 from kauli.training.data.profile import profile, render
 from kauli.training.evaluation.report import render_report
 from kauli.training.evaluation.request import GENERATED, request_of
@@ -50,7 +51,8 @@ def evaluate(
     source = data or (card.data.name if card.data else None)
     if source is None:
         raise UsageError(f"The card of {exact} names no training data: name a data set with --data.")
-    dataset = load_data(source, card.language)
+    options = (card.recipe or {}).get("data_options", {}) if data is None else {}
+    dataset = load_data(source, card.language, DataOptions.model_validate(options))
     notes = []
     if data is None and card.data and card.data.sha256 != dataset.sha256:
         notes.append(f"the data '{source}' changed since {exact} was trained: its rows may have been trained on")

@@ -74,7 +74,7 @@ def test_data_that_changes_while_it_is_imported_is_an_error(
     monkeypatch.setattr(imports, "_fill_groups", change)
     with pytest.raises(KauliError, match=r"mine.parquet changed while it was imported: start again"):
         load_data(str(path), ["sw"])
-    assert not list(home.rglob("*.parquet"))
+    assert not list(home.rglob("data.parquet"))
 
 
 def test_a_known_import_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,69 @@
+"""How a user's files are read: what a recipe calls `data_options`, and `kauli data check` its options."""
+
+import codecs
+from typing import Any, Literal, get_args
+
+from pydantic import Field, field_validator
+
+from kauli.models.errors import UsageError, nearest
+from kauli.models.frozen import FrozenModel
+from kauli.models.languages import check_tag
+
+Leaks = Literal["content", "pair", "group"]
+
+
+class DataOptions(FrozenModel):
+    """What the files themselves do not tell. Built data sets ignore all of it."""
+
+    map: dict[str, str] = Field(default={})
+    """Column -> the file's name of it, as `{text: sentence, language: locale}` or `text=sentence,language=locale`."""
+    language: str | None = None
+    """BCP-47 tag of rows that name no language."""
+    encoding: str | None = None
+    """Of text files, such as cp1252; null: UTF-8, or UTF-16 and UTF-32 by their byte order mark."""
+    delimiter: str | None = None
+    """The one character between the fields of CSV and TSV, or `tab`; null: found in the header line."""
+    leaks: Leaks = "content"
+    """Which rows stay in one split: `content`, those that share a prompt, image, audio or distinctive text; `pair`,
+    those whose prompt, image, audio and text are all the same; `group`, those of one `group` alone."""
+
+    @field_validator("map", mode="before")
+    @classmethod
+    def _pairs(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        pairs = [pair.partition("=") for pair in given.split(",")]
+        if not all(ours.strip() and theirs.strip() for ours, _equals, theirs in pairs):
+            raise UsageError(f"map '{given}': write COLUMN=NAME, such as text=sentence,language=locale.")
+        return {ours.strip(): theirs.strip() for ours, _equals, theirs in pairs}
+
+    @field_validator("language")
+    @classmethod
+    def _tag(cls, given: str | None) -> str | None:
+        return given and check_tag(given)
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, given: str | None) -> str | None:
+        try:
+            return given and codecs.lookup(given).name
+        except LookupError:
+            raise UsageError(f"unknown encoding '{given}': such as utf-8, utf-16, cp1252 or iso8859-15.") from None
+
+    @field_validator("delimiter")
+    @classmethod
+    def _one_character(cls, given: str | None) -> str | None:
+        if given is None:
+            return None
+        found = "\t" if given in ("tab", "\\t") else given
+        if len(found) != 1 or found in '"\r\n':
+            raise UsageError(f"delimiter '{given}': one character such as ';', ',' or '|', or 'tab'.")
+        return found
+
+    @field_validator("leaks", mode="before")
+    @classmethod
+    def _known_leaks(cls, given: Any) -> Any:
+        known = get_args(Leaks)
+        if given not in known:
+            raise UsageError(f"leaks '{given}': one of {', '.join(known)}.{nearest(str(given), known)}")
+        return given
