@@ -269,24 +269,29 @@ def test_pages_and_docs(service: Service) -> None:
 
 
 def test_a_client_that_leaves_frees_its_row(client: OpenAI, service: Service, storage: Path, publish: Publish) -> None:
-    """Another answer of the same length, which began earlier, is still being written when the row is free."""
+    """Another answer of the same length, which began earlier, is still being written when the row is free.
+
+    A slow machine may ask too late, when both have ended: then again. A row that is not freed is never seen free first.
+    """
     left = publish(storage, "text-zu", "zu", 7)
     http = httpx.Client(base_url=service.url, trust_env=False, timeout=60)
 
     def in_use() -> dict[str, int]:
         return {entry["id"]: entry["in_use"] for entry in http.get("/v1/adapters").json()["data"]}
 
+    def freed_first() -> bool:
+        options: dict[str, Any] = {"max_tokens": 1000, "stream": True, "extra_body": {"ignore_eos": True}}
+        with complete(client, "text-sw@1", **options) as earlier:
+            next(iter(earlier))
+            stream = complete(client, left, **options)
+            next(iter(stream))
+            stream.close()
+            while (now := in_use())[left]:
+                time.sleep(0.01)
+            return now["text-sw@1"] == 1
+
     assert http.post("/v1/adapters", json={"adapter": left}).status_code == 200
-    options: dict[str, Any] = {"max_tokens": 1000, "stream": True, "extra_body": {"ignore_eos": True}}
-    with complete(client, "text-sw@1", **options) as earlier:
-        next(iter(earlier))
-        stream = complete(client, left, **options)
-        next(iter(stream))
-        assert in_use()[left] == 1
-        stream.close()
-        while (now := in_use())[left]:
-            time.sleep(0.01)
-        assert now["text-sw@1"] == 1
+    assert any(freed_first() for _ in range(10))
 
 
 def test_a_second_service_on_the_port_is_refused(service: Service, storage: Path) -> None:
