@@ -188,6 +188,10 @@ class DecodedAudio:
     seconds: float
     warnings: tuple[str, ...] = ()
     """A sentence for each thing about the file that its sender should know: clipped, cut off, scaled down."""
+    rate: int | None = None
+    """Samples a second of the file; None where its decoder does not tell."""
+    channels: int | None = None
+    """Of the file."""
 
 
 def decode_audio(data: bytes, limits: AudioLimits = AudioLimits()) -> DecodedAudio:
@@ -251,7 +255,7 @@ def _decoded(name: str, data: bytes, limits: AudioLimits) -> DecodedAudio:
     missing = 0.0 if stated == _UNKNOWN else stated / rate - seconds
     unread = 1 - stream.tell() / len(data)
     warnings = [*_end_warnings(name, data, seconds, missing, unread), *_level_warnings(name, levels, channels)]
-    return DecodedAudio(samples, len(samples) / RATE, tuple(warnings))
+    return DecodedAudio(samples, len(samples) / RATE, tuple(warnings), rate, channels)
 
 
 def _end_warnings(name: str, data: bytes, seconds: float, missing: float, unread: float) -> Iterator[str]:
