@@ -24,3 +24,15 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """A hint `" Did you mean 'x'?"` for a mistyped `name`, or an empty string when nothing is close."""
     close = get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def whole(text: str, what: str) -> str:
+    """`text`; UsageError, which names `what`, where it holds half of a surrogate pair.
+
+    Python reads a byte of a command line or of a file name that is not UTF-8 as such a half; tokenizers refuse it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{what} is not valid Unicode (character {error.start + 1}): give it in UTF-8") from None
+    return text

@@ -1,10 +1,11 @@
 """Answers as the service would give, in this process: the same routing, workers, reranking and cuts of long audio."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, aclosing, closing
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -13,11 +14,11 @@ from kauli.models.bases.find import Base, find_base, known_bases
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import check_tag, display_name, fallback_chain
 from kauli.models.media.decode import DecodedAudio
-from kauli.models.progress import bar, note
+from kauli.models.progress import bar
 from kauli.models.requests import NO_REPEAT, TextRequest, TranscriptionRequest
 from kauli.models.tasks import resolve
 from kauli.serving.backends import RERANK_TEMPERATURE, Attachment, Backends
-from kauli.serving.events import Failed, MediaForm, Piece, Refused, Started
+from kauli.serving.events import Event, Failed, MediaForm, Piece, Ranked, Refused, Started
 from kauli.serving.routing import Catalogue, Route, choose_bases, newest_cards, public_name, served_task
 from kauli.serving.settings import load_settings
 from kauli.serving.tasks import TASKS, WORKERS
@@ -41,7 +42,7 @@ class Answer:
 
 
 class Local(Backends):
-    """The workers of one command, loaded when they are needed; `close` ends them."""
+    """The workers of one command or program, loaded when they are needed and kept until `close`."""
 
     def __init__(self, storage: str) -> None:
         args = load_settings(
@@ -50,19 +51,41 @@ class Local(Backends):
         self.registry = Registry(storage)
         self._loaded: dict[str, dict[str, Any]] = {}
         self._open = ExitStack()
+        # In a thread of its own: a notebook's cells run inside a loop, and asyncio allows one a thread.
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="answers", daemon=True)
+        self._thread.start()
         super().__init__(self._loaded, Catalogue(self.registry, {}), args)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """End the workers' threads."""
+        """End the threads, and let go of the weights."""
         self._open.close()
+        self._loaded.clear()
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
 
     def run(self, waiting: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine; what it refuses is a UsageError or, where the service failed, a KauliError."""
+        if self._loop.is_closed():
+            waiting.close()
+            raise UsageError("the model is closed: load it again")
+        found = asyncio.run_coroutine_threadsafe(waiting, self._loop)
         try:
-            return asyncio.run(waiting)
+            return found.result()
         except Refused as refusal:
             failed = refusal.failed
             raise (UsageError if failed.status < 500 else KauliError)(failed.message) from None
+        finally:
+            found.cancel()  # where Ctrl-C ended the waiting
 
     def choose(self, task: str, model: str, language: str | None, allow_base: bool = False) -> Route:
         """Who answers, as in the service; its worker is loaded. Raises UsageError and KauliError."""
@@ -111,6 +134,133 @@ class Local(Backends):
                         write(event.text)
         return texts, Answer(texts[0], route, finish, prompt_tokens, tokens)
 
+    def generate(self, route: Route, request: TextRequest, write: Callable[[str], None] | None = None) -> Answer:
+        """The answer to a request; `write` gets the text as it comes. Raises UsageError and KauliError."""
+        self._check(route, "text")
+        return self.run(self.answer(route, request, write))[1]
+
+    def stream(self, route: Route, request: TextRequest) -> Iterator[str]:
+        """The text of one answer as it comes; leaving the iteration ends it. Raises UsageError and KauliError."""
+        self._check(route, "text")
+        events: AsyncGenerator[Event] = self.of(route).stream(request, route.adapter)
+        try:
+            while (event := self.run(_next(events))) is not None:
+                if isinstance(event, Piece):
+                    yield event.text
+        finally:
+            if not self._loop.is_closed():
+                self.run(events.aclose())
+
+    def describe(
+        self, route: Route, attached: Sequence[Attachment], prompt: str | None, *,
+        rerank: int = 1, temperature: float | None = None, **options: Any,
+    ) -> Answer:  # fmt: skip
+        """The answer about an image, audio or both; `prompt` None is the instruction that the adapter was trained with.
+
+        With `rerank` N over 1, N candidates are generated; the one most similar to the image, in the space of the image
+        encoder's default base, is the answer. Raises UsageError and KauliError.
+        """
+        self._check(route, "describe")
+        card = self.registry.card(route.adapter) if route.adapter else None
+        tag = route.language or (card.language[0] if card else None)
+        route = replace(route, language=tag)
+        if prompt is None and card and card.prompt.instruction:
+            prompt = card.prompt.instruction.replace("{language}", display_name(tag or "und"))
+
+        async def answer() -> Answer:
+            media, _ = await self.encode(await self.forms(route, [one.kind for one in attached]), attached)
+            warmth = temperature if temperature is not None else RERANK_TEMPERATURE if rerank > 1 else 0.0
+            request = TextRequest.of_prompt(prompt, media, temperature=warmth, n=rerank, no_repeat=NO_REPEAT, **options)
+            texts, found = await self.answer(route, request)
+            best = 0
+            if rerank > 1:
+                self.align(self.args.image.base)
+                best = await self.nearest(next(one.content for one in attached if one.kind == "image"), texts)
+            return replace(found, text=texts[best].strip(), prompt=prompt)
+
+        return self.run(answer())
+
+    def transcribe(
+        self, route: Route, clips: Sequence[DecodedAudio], prompt: str | None = None, words: bool = False
+    ) -> list[Transcript]:
+        """The transcripts of audio files, computed together. Raises UsageError and KauliError."""
+        self._check(route, "transcribe")
+        request = TranscriptionRequest(None, route.language, prompt, words=words)
+
+        async def finish(transcript: Transcript, advance: Callable[[], None]) -> None:
+            async with aclosing(transcript.pieces(False, advance)) as pieces:
+                async for _ in pieces:
+                    pass
+
+        async def answer() -> list[Transcript]:
+            at_once = 4 * self.args.audio.batch
+            transcripts = [
+                Transcript(self.of(route), request, route.adapter, _UNLIMITED, at_once=at_once) for _ in clips
+            ]
+            for transcript, clip in zip(transcripts, clips, strict=True):
+                await transcript.cut(clip)
+            with bar("Transcribing", sum(len(one.spans) for one in transcripts)) as advance:
+                await asyncio.gather(*(finish(one, advance) for one in transcripts))
+            return transcripts
+
+        return self.run(answer())
+
+    def embed(self, route: Route, inputs: Sequence[str | bytes]) -> np.ndarray:
+        """(N, dim) texts, and images as their encoded bytes, in the shared space. Raises UsageError and KauliError."""
+        self._check(route, "embed")
+        values: np.ndarray = self._found(self.of(route).embed(inputs)).values
+        return values
+
+    def classify(self, route: Route, inputs: Sequence[str | bytes], classes: Sequence[str] = ()) -> list[Ranked]:
+        """The classes of each input by an adapter's head or, without an adapter, by the names in `classes`.
+
+        Raises UsageError and KauliError.
+        """
+        self._check(route, "classify")
+        if bool(classes) == bool(route.adapter):
+            raise UsageError(
+                f"'{route.adapter}' has its own classes: leave classes out, or load '{route.base}'" if classes else
+                f"'{route.base}' needs classes to choose from, or load an adapter with a head"
+            )  # fmt: skip
+        worker = self.of(route)
+        found: list[Ranked] = self._found(
+            worker.classify(route.adapter, inputs) if route.adapter else worker.classify_as(classes, inputs)
+        )
+        return found
+
+    def task_of(self, model: str) -> str:
+        """The task by which `model` answers: its name, that of an adapter's card, or what a base is made for.
+
+        A base that has no entry in bases.yaml is one for text. Raises UsageError for an unknown adapter.
+        """
+        if model in TASKS:
+            return model
+        if _is_base(model):
+            takes = known_bases()[model].tasks if model in known_bases() else ("text",)
+            fitting = (name for name, row in TASKS.items() if row.bare and WORKERS[row.worker].base_task in takes)
+            return next(fitting)
+        card = self.registry.card(model)
+        task = served_task(card)
+        if task is None:
+            raise UsageError(f"adapter '{card.spec}' is for the task '{card.task}', which answers no requests")
+        return task
+
+    def _found(self, waiting: Coroutine[Any, Any, Any]) -> Any:
+        """The result of a worker's call. Raises UsageError and KauliError."""
+
+        async def found() -> Any:
+            result = await waiting
+            if isinstance(result, Failed):
+                raise Refused(result)
+            return result
+
+        return self.run(found())
+
+    def _check(self, route: Route, task: str) -> None:
+        """Raise UsageError where the worker that answers `route` can't do `task`."""
+        if route.worker != TASKS[task].worker:
+            raise _cannot(route.model, task)
+
     def _bases(self, task: str, model: str, tag: str | None) -> list[Base]:
         """The bases among which `model` is routed, without fetching more than it needs."""
         worker = TASKS[task].worker
@@ -129,8 +279,7 @@ class Local(Backends):
         card = None if model in TASKS else self.registry.card(model)
         name = served_task(card) if card else None
         if card is None or name is None or TASKS[name].worker != worker:
-            shown = card.spec if card else model
-            raise UsageError(f"Model '{shown}' cannot {TASKS[task].verb}; use model '{task}' (kauli adapters list)")
+            raise _cannot(card.spec if card else model, task)
         return [self._find(worker, card.base.name)]
 
     def _find(self, worker: str, base: str) -> Base:
@@ -139,94 +288,22 @@ class Local(Backends):
         return find_base(base, task=row.base_task, allow_noncommercial=not row.several)
 
 
-def generate(
-    storage: str, prompt: str, model: str, language: str | None, write: Callable[[str], None] | None, **options: Any
-) -> Answer:
-    """The answer to one prompt; `options` are fields of `TextRequest`. Raises UsageError and KauliError."""
-    with closing(Local(storage)) as local:
-        route = local.choose("text", model, language)
-        note(f"{route.model} answers{_in_language(route)}")
-        return local.run(local.answer(route, TextRequest.of_prompt(prompt, **options), write))[1]
-
-
-def describe(
-    storage: str, attached: Sequence[Attachment], prompt: str | None, model: str, language: str | None, *,
-    rerank: int, temperature: float | None, **options: Any,
-) -> Answer:  # fmt: skip
-    """The answer about an image, audio or both; `prompt` None is the instruction that the adapter was trained with.
-
-    With `rerank` N over 1, N candidates are generated; the one most similar to the image, in the space of the image
-    encoder's default base, is the answer. Raises UsageError and KauliError.
-    """
-    with closing(Local(storage)) as local:
-        route = local.choose("describe", model, language)
-        card = local.registry.card(route.adapter) if route.adapter else None
-        tag = language or route.language or (card.language[0] if card else None)
-        route = replace(route, language=tag)
-        if prompt is None and card and card.prompt.instruction:
-            prompt = card.prompt.instruction.replace("{language}", display_name(tag or "und"))
-
-        async def answer() -> Answer:
-            forms = await local.forms(route, [one.kind for one in attached])
-            note(f"{route.model} answers{_in_language(route)}")
-            media, _ = await local.encode(forms, attached)
-            warmth = temperature if temperature is not None else RERANK_TEMPERATURE if rerank > 1 else 0.0
-            request = TextRequest.of_prompt(prompt, media, temperature=warmth, n=rerank, no_repeat=NO_REPEAT, **options)
-            texts, found = await local.answer(route, request)
-            best = 0
-            if rerank > 1:
-                local.align(local.args.image.base)
-                best = await local.nearest(next(one.content for one in attached if one.kind == "image"), texts)
-            return replace(found, text=texts[best].strip(), prompt=prompt)
-
-        return local.run(answer())
-
-
-def transcribe(
-    storage: str, clips: Sequence[DecodedAudio], model: str, language: str | None, prompt: str | None, words: bool
-) -> tuple[Route, list[Transcript]]:
-    """The transcripts of audio files, computed together, and who made them; without a fitting adapter by the base.
-
-    Raises UsageError and KauliError.
-    """
-    with closing(Local(storage)) as local:
-        route = local.choose("transcribe", model, language, allow_base=True)
-        total = sum(clip.seconds for clip in clips)
-        note(f"{route.model} transcribes {total:.1f} s{_in_language(route)}")
-        request = TranscriptionRequest(None, route.language, prompt, words=words)
-
-        async def finish(transcript: Transcript, advance: Callable[[], None]) -> None:
-            async with aclosing(transcript.pieces(False, advance)) as pieces:
-                async for _ in pieces:
-                    pass
-
-        async def answer() -> list[Transcript]:
-            at_once = 4 * local.args.audio.batch
-            transcripts = [
-                Transcript(local.of(route), request, route.adapter, _UNLIMITED, at_once=at_once) for _ in clips
-            ]
-            for transcript, clip in zip(transcripts, clips, strict=True):
-                await transcript.cut(clip)
-            with bar("Transcribing", sum(len(one.spans) for one in transcripts)) as advance:
-                await asyncio.gather(*(finish(one, advance) for one in transcripts))
-            return transcripts
-
-        return route, local.run(answer())
-
-
-def embed(storage: str, base: str, inputs: Sequence[str | bytes]) -> np.ndarray:
-    """(N, dim) texts, and images as their encoded bytes, in the shared space. Raises UsageError and KauliError."""
-    with closing(Local(storage)) as local:
-        local.align(base)
-        found = local.run(local.aligned().embed(inputs))
-        if isinstance(found, Failed):
-            raise UsageError(found.message)
-        return found.values
-
-
 def _is_base(model: str) -> bool:
     return model == "debug" or "/" in model or model in known_bases()
 
 
-def _in_language(route: Route) -> str:
+def _cannot(model: str, task: str) -> UsageError:
+    return UsageError(f"Model '{model}' cannot {TASKS[task].verb}; use model '{task}' (kauli adapters list)")
+
+
+async def _next(events: AsyncGenerator[Event]) -> Event | None:
+    """The next event, None at the end. Raises Refused."""
+    event = await anext(events, None)
+    if isinstance(event, Failed):
+        raise Refused(event)
+    return event
+
+
+def in_language(route: Route) -> str:
+    """The language of a route for a note."""
     return f" ({route.language})" if route.language else ""

@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from kauli.deploy.cli.terminal import Json, Storage, answer_fields, output
-from kauli.models.errors import UsageError
+from kauli.models.errors import UsageError, whole
 from kauli.models.paths import default_storage
+from kauli.models.progress import note
 
 
 def generate(
@@ -26,13 +27,15 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Generate text with an adapter or a base, without a service."""
-    from kauli.serving.local import generate as generate_text
+    from kauli.models.requests import TextRequest
+    from kauli.serving.local import Local, in_language
 
-    answer = generate_text(
-        storage or default_storage(), sys.stdin.read() if prompt == "-" else prompt, model, language,
-        None if as_json else lambda text: print(text, end="", flush=True),
-        max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed,
-    )  # fmt: skip
+    asked = whole(_stdin() if prompt == "-" else prompt, "the prompt")
+    request = TextRequest.of_prompt(asked, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    with Local(storage or default_storage()) as local:
+        route = local.choose("text", model, language)
+        note(f"{route.model} answers{in_language(route)}")
+        answer = local.generate(route, request, None if as_json else lambda text: print(text, end="", flush=True))
     # Without --json the text is printed already, but for the end of its line.
     output(as_json, answer_fields(answer) | {"finish_reason": answer.finish}, "")
 
@@ -69,9 +72,13 @@ def transcribe(
         raise UsageError(f"--words does not apply to {form or 'text'}: add --json or --format verbose_json")
     words = words or form in ("srt", "vtt")
     clips = [read_audio(path)[1] for path in files]
-    from kauli.serving.local import transcribe as transcribe_all
+    from kauli.serving.local import Local, in_language
 
-    route, found = transcribe_all(storage or default_storage(), clips, model, language, prompt, words)
+    asked = whole(prompt, "--prompt") if prompt is not None else None
+    with Local(storage or default_storage()) as local:
+        route = local.choose("transcribe", model, language, allow_base=True)
+        note(f"{route.model} transcribes {sum(clip.seconds for clip in clips):.1f} s{in_language(route)}")
+        found = local.transcribe(route, clips, asked, words)
     results = [as_result(path, one, route, words) for path, one in zip(files, found, strict=True)]
     output(as_json, results if len(results) > 1 else results[0], rendered(results, form or "text").rstrip("\n"))
 
@@ -104,12 +111,15 @@ def describe(
     if rerank > 1 and image is None:
         raise UsageError("--rerank compares candidates with an image: give --image FILE")
     attached = attachments(image, audio)
-    from kauli.serving.local import describe as describe_media
+    from kauli.serving.local import Local, in_language
 
-    answer = describe_media(
-        storage or default_storage(), attached, prompt, model, language,
-        rerank=rerank, temperature=temperature, max_tokens=max_tokens, seed=seed,
-    )  # fmt: skip
+    asked = whole(prompt, "--prompt") if prompt is not None else None
+    with Local(storage or default_storage()) as local:
+        route = local.choose("describe", model, language)
+        note(f"{route.model} answers{in_language(route)}")
+        answer = local.describe(
+            route, attached, asked, rerank=rerank, temperature=temperature, max_tokens=max_tokens, seed=seed
+        )
     more = {"prompt": answer.prompt, "reranked": rerank if rerank > 1 else None}
     output(as_json, answer_fields(answer) | more, answer.text)
 
@@ -124,13 +134,23 @@ def embed(
     """Embed texts and images in one space: prints their cosines, with --json the embeddings."""
     from kauli.deploy.cli.media import cosine_table, read_image
 
-    words, paths = texts or [], image or []
+    words, paths = [whole(text, "the text") for text in texts or []], image or []
     images = [read_image(path) for path in paths]
     if not words and not images:
         raise UsageError("nothing to embed: give texts, or images with --image FILE")
-    from kauli.serving.local import embed as embed_all
+    from kauli.serving.local import Local
 
-    rows = embed_all(storage or default_storage(), model, [*words, *images])
+    with Local(storage or default_storage()) as local:
+        rows = local.embed(local.choose("embed", model, None), [*words, *images])
     inputs = [*({"text": text} for text in words), *({"image": str(path)} for path in paths)]
     found = [one | {"embedding": row.tolist()} for one, row in zip(inputs, rows, strict=True)]
     output(as_json, found, cosine_table([*words, *(path.name for path in paths)], rows))
+
+
+def _stdin() -> str:
+    """All of stdin. Raises UsageError where it is not UTF-8: by default Python's reading depends on the locale."""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        advice = "convert it, for example with: iconv -f WINDOWS-1252 -t UTF-8"
+        raise UsageError(f"stdin is not UTF-8 (byte {error.start + 1}): {advice}") from None
