@@ -1,4 +1,4 @@
-"""Every image and audio clip of a data set, opened once: which can be used, and what they are.
+"""Every image and audio clip of a data set, opened once: what they are, and which cannot be used.
 
 What is known of a file lies under `<home>/cache/media.sqlite` by the hash of its content, so that a second look, or the
 training after a first, decodes nothing. What could not be opened is not kept: another version may read it.
@@ -6,10 +6,10 @@ training after a first, decodes nothing. What could not be opened is not kept: a
 
 import hashlib
 import json
+import math
 import os
 import sqlite3
-import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -23,9 +23,14 @@ from kauli.models.media.decode import content_key, decode_audio, decode_image
 from kauli.models.paths import kauli_home
 from kauli.models.progress import bar
 from kauli.training.data.dataset import Dataset
+from kauli.training.data.problems import Problem, excerpt
+from kauli.training.data.schema import MEDIA
+from kauli.training.data.starter_images import FASTEST_SPEECH
 
 FORMAT = 1
 """Increase it when decoding gives other sizes or samples."""
+LONGEST = 30.0
+"""Seconds of one example: what Whisper takes at once."""
 QUIET = 0.01
 """The highest sample, of full scale, of a clip in which hardly anyone speaks."""
 _THREADS = min(4, len(os.sched_getaffinity(0)))
@@ -87,6 +92,37 @@ def media_facts(
     return {one: found[key] for one, key in keys.items()}
 
 
+def check_media(
+    dataset: Dataset, rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], list[Problem], dict[str, dict[str, MediaFacts]]]:
+    """What `kauli data check` tells of images and audio: by language, what is wrong, and all facts by column and id.
+
+    `rows` are those of the data set, with the plain columns.
+    """
+    by_language: dict[str, dict[str, Any]] = defaultdict(dict)
+    problems: list[Problem] = []
+    all_facts = {column: media_facts(dataset, column) for column in MEDIA}
+    for column, facts in all_facts.items():
+        with_media = [(row, facts[row["id"]]) for row in rows if row["id"] in facts]
+        for tag in sorted({row["language"] for row, _ in with_media}):
+            of_language = [(row, found) for row, found in with_media if row["language"] == tag]
+            readable = [found for _, found in of_language if found.reason is None]
+            by_language[tag][column] = {
+                "files": len({found.key for _, found in of_language}),
+                "rows": dict(Counter(row["split"] for row, _ in of_language)),
+                "unreadable": len(of_language) - len(readable),
+                **(_SUMMARY[column](readable) if readable else {}),
+            }
+        for kind, what, shown in _PROBLEMS[column]:
+            examples = [
+                {"place": dataset.place(row["id"]), "shown": text}
+                for row, found in with_media
+                if (text := shown(found, row["text"] or ""))
+            ]
+            problems += [{"kind": kind, "what": what, "rows": len(examples), "examples": examples}] * bool(examples)
+    return by_language, problems, all_facts
+
+
 def media_faults(
     dataset: Dataset, column: str, split: str | None = None, languages: Sequence[str] | None = None
 ) -> dict[str, str]:
@@ -118,9 +154,58 @@ def _audio_facts(key: str, content: bytes) -> MediaFacts:
 _OPEN = {"image": _image_facts, "audio": _audio_facts}
 
 
-def _finish(
-    key: str, waiting: dict[str, Future[MediaFacts]], found: dict[str, MediaFacts], cache: "_Cache"
-) -> None:
+def _image_summary(images: Sequence[MediaFacts]) -> dict[str, Any]:
+    sizes = sorted(((one.width or 0, one.height or 0) for one in images), key=lambda size: (size[0] * size[1], size))
+    return {"sizes": {"median": sizes[len(sizes) // 2], "smallest": sizes[0], "largest": sizes[-1]}}
+
+
+def _audio_summary(clips: Sequence[MediaFacts]) -> dict[str, Any]:
+    seconds = sorted(one.seconds or 0.0 for one in clips)
+    return {
+        "hours": round(sum(seconds) / 3600, 4),
+        "seconds": {"median": round(seconds[len(seconds) // 2], 2), "longest": round(seconds[-1], 2)},
+        "rates": dict(Counter(str(one.rate or "unknown") for one in clips).most_common()),
+        "channels": dict(Counter(str(one.channels or "unknown") for one in clips).most_common()),
+    }
+
+
+_SUMMARY = {"image": _image_summary, "audio": _audio_summary}
+
+
+def _quiet(clip: MediaFacts, text: str) -> str:
+    return f"its peak is {clip.peak:.2%} of full scale" if (clip.peak or 1.0) < QUIET else ""
+
+
+def _too_fast(clip: MediaFacts, text: str) -> str:
+    seconds = clip.seconds or math.inf
+    return f"{len(text)} characters in {seconds:.1f} s: {excerpt(text)}" if len(text) > FASTEST_SPEECH * seconds else ""
+
+
+def _too_long(clip: MediaFacts, text: str) -> str:
+    return f"{clip.seconds:.1f} s" if (clip.seconds or 0) > LONGEST else ""
+
+
+_PROBLEMS: dict[str, list[tuple[str, str, Callable[[MediaFacts, str], str]]]] = {
+    "image": [("image", "with an image that can't be used, left out of training", lambda one, text: one.reason or "")],
+    "audio": [
+        ("audio", "with a clip that can't be used, left out of training", lambda one, text: one.reason or ""),
+        ("audio_quiet", "with a nearly silent clip", _quiet),
+        (
+            "audio_too_fast",
+            f"with more than {FASTEST_SPEECH:g} characters a second: the clip can't hold its transcript",
+            _too_fast,
+        ),
+        (
+            "audio_too_long",
+            f"with a clip of more than {LONGEST:g} s, left out of training: cut it at pauses",
+            _too_long,
+        ),
+    ],
+}
+"""Kind -> what, and what to show of a row that has it (nothing: it has not)."""
+
+
+def _finish(key: str, waiting: dict[str, Future[MediaFacts]], found: dict[str, MediaFacts], cache: "_Cache") -> None:
     found[key] = waiting.pop(key).result()
     if found[key].reason is None:
         cache.put(found[key])
