@@ -36,9 +36,10 @@ class TextRequest:
     """What to generate: an answer to `messages`, or a continuation of the raw text `prompt` (which may be empty)."""
 
     messages: tuple[Message, ...] | None = None
-    prompt: str | None = None
+    prompt: str | tuple[int, ...] | None = None
+    """Its tokens are taken as they are; a text gets in front what stands before a document."""
     max_tokens: int | None = None
-    """New tokens at most; None: `DEFAULT_TOKENS`, or what the context leaves."""
+    """New tokens at most, 0 with `echo` alone; None: `DEFAULT_TOKENS`, or what the context leaves."""
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -53,6 +54,8 @@ class TextRequest:
     """Number of answers."""
     logprobs: int | None = None
     """None: none; k: the log probabilities of the chosen tokens and of the k likeliest at each place."""
+    echo: bool = False
+    """Whether the first progress of the first answer has the tokens of `prompt`."""
     media: tuple[Media, ...] = ()
     """Media for the marks of the messages or the prompt, in their order."""
 
@@ -97,6 +100,9 @@ class Progress:
     finish: str | None = None
     """None, or "stop" (end token or stop string), "length" (`max_tokens` or the context), "cancelled", "failed"."""
     logprobs: tuple[TokenLogprob, ...] = ()
+    echo: tuple[TokenLogprob, ...] = ()
+    """The prompt's tokens, in the first progress; without `logprobs` their log probabilities are NaN, and that of the
+    first one always is: nothing is before it."""
     words: tuple[Word, ...] = ()
     """Of the last progress of a transcript whose words were asked for."""
     language: str | None = None

@@ -39,6 +39,10 @@ class TokenBytes:
             known = self._cache[token] = self._bytes(token)
         return known
 
+    def written(self, token: int) -> bytes:
+        """As a call, and the name of a special token."""
+        return self(token) or self._added.get(token, "").encode()
+
     def _bytes(self, token: int) -> bytes:
         if token in self._special:
             return b""

@@ -7,10 +7,11 @@ Continuous batching is Orca's (Yu et al. 2022); reading prompts in pieces is Sar
 arXiv 2308.16369).
 """
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from kauli.models.requests import Progress, TokenLogprob
 
 PROMPT_TOKENS = 256
 """Tokens of prompts that one pass reads at most."""
+_SCORED_ROWS = 32  # of logits whose softmax is held at once
 
 Part = list[int] | Tensor
 """A piece of a prompt: tokens, or embeddings (n, hidden) of an image or of audio."""
@@ -41,6 +43,9 @@ class Generation:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     """None: none; n: those of the chosen tokens, and of the n likeliest at each place."""
+    echo: int = 0
+    """The number of the prompt's last tokens that the answer's first progress repeats, with their log probabilities
+    where `logprobs` asks for some. They must not be embeddings."""
     index: int = 0
     """Which of several answers to the same prompt this is: each draws its own random numbers from the seed."""
     memory: Any = None
@@ -66,6 +71,19 @@ class Ticket:
     done: int = 0
     """Positions that the slot holds."""
     answer: list[int] = field(default_factory=list)
+    echoed: list[TokenLogprob] = field(default_factory=list)
+    """The tokens of `Generation.echo` that are read; the first has no log probability."""
+
+    @property
+    def scored(self) -> int:
+        """The first position whose logits tell the probability of a prompt token; the prompt's length: none does."""
+        asked = self.generation
+        return len(self.tokens) - (0 if asked.logprobs is None else asked.echo)
+
+    def kept(self, span: Span) -> int:
+        """The first position of a piece whose logits are needed: the scored ones, and always the prompt's last."""
+        last = span.end - (span.end == len(self.tokens))
+        return max(span.start, min(last, self.scored))
 
     @property
     def reading(self) -> bool:
@@ -133,6 +151,9 @@ class Engine:
             TextStream(self._token_bytes, generation.stop),
             min(generation.max_tokens, self.context - len(tokens)),
         )
+        repeated = tokens[len(tokens) - generation.echo :]
+        unscored = repeated if generation.logprobs is None else repeated[:1]
+        ticket.echoed = [TokenLogprob(token, self._token_bytes.written(token), math.nan) for token in unscored]
         self._waiting.append(ticket)
         return ticket
 
@@ -149,7 +170,7 @@ class Engine:
             return ended
         self._sort(answering, reading)
         self._cache.reserve(max(span.end for _, span in [*answering, *reading]))
-        logits = self._forward(answering, reading)
+        logits = self._echo(len(answering), reading, self._forward(answering, reading))
         for ticket, span in [*answering, *reading]:
             ticket.done = span.end
         complete = [ticket for ticket, _ in [*answering, *reading] if not ticket.reading]
@@ -213,7 +234,7 @@ class Engine:
             part.sort(key=lambda one: (places.get(one[0].generation.adapter or "", len(self._slots)), one[0].slot))
 
     def _forward(self, answering: list[tuple[Ticket, Span]], reading: list[tuple[Ticket, Span]]) -> Tensor:
-        """Logits (rows, vocabulary) of each answering row and each prompt read to its end."""
+        """Logits (rows, vocabulary) of each answering row, and of what each piece of a prompt keeps."""
         ids = [ticket.answer[-1] for ticket, _ in answering]
         kept = list(range(len(ids)))
         segments: list[Segment] = [(ticket.generation.adapter, 1) for ticket, _ in answering]
@@ -223,9 +244,9 @@ class Engine:
             replaced += [(len(ids) + at - span.start, part) for at, part in _embeddings(ticket, span)]
             ids += ticket.tokens[span.start : span.end]
             segments.append((ticket.generation.adapter, span.end - span.start))
-            if span.end == len(ticket.tokens):
-                kept.append(len(ids) - 1)
-                kept_segments.append((ticket.generation.adapter, 1))
+            if count := span.end - ticket.kept(span):
+                kept += range(len(ids) - count, len(ids))
+                kept_segments.append((ticket.generation.adapter, count))
         embedded = self._model.get_input_embeddings()(torch.tensor([ids], device=self._device))
         for at, part in replaced:
             embedded[0, at : at + len(part)] = part.to(embedded)
@@ -248,6 +269,28 @@ class Engine:
             logits: Tensor = self._model(**inputs).logits[0]
         return logits.float()
 
+    def _echo(self, answering: int, reading: list[tuple[Ticket, Span]], logits: Tensor) -> Tensor:
+        """Score the prompts that want it by the logits of `_forward`; what is left are the rows that get a token."""
+        if all(ticket.scored == len(ticket.tokens) for ticket, _ in reading):
+            return logits
+        ends, row = list(range(answering)), answering
+        for ticket, span in reading:
+            first = ticket.kept(span)
+            if ticket.scored < len(ticket.tokens):
+                following = ticket.tokens[first + 1 : span.end + 1]
+                for at in range(0, len(following), _SCORED_ROWS):
+                    tokens = following[at : at + _SCORED_ROWS]
+                    found = torch.log_softmax(logits[row + at : row + at + len(tokens)], dim=-1)
+                    top = ticket.generation.logprobs or 0
+                    ticket.echoed += [
+                        self._logprob(one, of, top, self._token_bytes.written)
+                        for one, of in zip(tokens, found, strict=True)
+                    ]
+            row += span.end - first
+            if span.end == len(ticket.tokens):
+                ends.append(row - 1)
+        return logits[ends]
+
     def _choose(self, rows: list[Ticket], logits: Tensor) -> list[tuple[Ticket, Progress]]:
         if not rows:
             return []
@@ -264,6 +307,8 @@ class Engine:
             else:
                 row = raw[wanting.index(place)] if raw is not None and place in wanting else None
                 progress = self._advance(ticket, token, row)
+                if ticket.echoed:
+                    progress, ticket.echoed = replace(progress, echo=tuple(ticket.echoed)), []
             if progress.finish:
                 self._release(ticket)
             out.append((ticket, progress))
@@ -271,6 +316,8 @@ class Engine:
 
     def _advance(self, ticket: Ticket, token: int, logprobs: Tensor | None) -> Progress:
         """The progress of one row by one more token."""
+        if not ticket.limit:  # only the prompt was asked for
+            return Progress("", 0, "length")
         ticket.answer.append(token)
         found = () if logprobs is None else (self._logprob(token, logprobs, ticket.generation.logprobs or 0),)
         if token in self._ends and not ticket.generation.sampling.ignore_eos:
@@ -283,13 +330,17 @@ class Engine:
             return Progress(text + ticket.stream.close(), 1, "length", found)
         return Progress(text, 1, None, found)
 
-    def _logprob(self, token: int, logprobs: Tensor, top: int) -> TokenLogprob:
+    def _logprob(
+        self, token: int, logprobs: Tensor, top: int, bytes_of: Callable[[int], bytes] | None = None
+    ) -> TokenLogprob:
+        bytes_of = bytes_of or self._token_bytes
+
         def of(one: int, value: float) -> TokenLogprob:
-            return TokenLogprob(one, self._token_bytes(one), value)
+            return TokenLogprob(one, bytes_of(one), value)
 
         values, tokens = logprobs.topk(top)
         likeliest = tuple(of(one, value) for one, value in zip(tokens.tolist(), values.tolist(), strict=True))
-        return TokenLogprob(token, self._token_bytes(token), float(logprobs[token]), likeliest)
+        return TokenLogprob(token, bytes_of(token), float(logprobs[token]), likeliest)
 
     def _release(self, ticket: Ticket) -> None:
         self._slots[ticket.slot] = None

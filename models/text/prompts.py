@@ -19,16 +19,25 @@ class Prompts:
         """`template` is jinja's; None is the tokenizer's own, else one message a line. `end` is the end token."""
         self.template: str = template or tokenizer.chat_template or PLAIN
         self._tokenizer, self._end = tokenizer, end
+        # Tokens that the tokenizer puts before any text, such as Gemma's <bos>
+        self._start: list[int] = tokenizer("").input_ids
+        self._opening = self._start or [self._separator()]
+        """What stands before a document."""
+        self._written = str(tokenizer.decode(self._opening))
 
     def tokens(self, request: TextRequest) -> list[int]:
         """The tokens before the answer, `FEATURE` where those of media belong; never empty.
 
         Raises UsageError where the marks in the text are not as many as the media.
         """
-        # Tokens that the tokenizer puts before any text, such as Gemma's <bos>
-        start: list[int] = self._tokenizer("").input_ids
+        if isinstance(request.prompt, tuple):
+            size = len(self._tokenizer)
+            if unknown := [token for token in request.prompt if not 0 <= token < size]:
+                raise UsageError(f"token {unknown[0]} is unknown: the tokens of this model are 0 to {size - 1}.")
+            return list(request.prompt)
         if request.messages is None:
-            return (start or [self._separator()]) + self._marked_tokens(request.prompt or "", request.media)
+            tokens = self._marked_tokens(request.prompt or "", request.media)
+            return self._opening[: self.before(request)] + tokens
         text = self._tokenizer.apply_chat_template(
             [{"role": message.role, "content": nfc(message.content)} for message in request.messages],
             chat_template=self.template,
@@ -36,7 +45,12 @@ class Prompts:
             tokenize=False,
         )
         tokens = self._marked_tokens(str(text), request.media)
-        return tokens if tokens[: len(start)] == start else start + tokens
+        return tokens if tokens[: len(self._start)] == self._start else self._start + tokens
+
+    def before(self, request: TextRequest) -> int:
+        """How many tokens `tokens` puts before a raw prompt: none before tokens, or a text that begins with them."""
+        given = isinstance(request.prompt, tuple) or (request.prompt or "").startswith(self._written)
+        return 0 if given else len(self._opening)
 
     def document(self, row: Mapping[str, Any], limit: int) -> Document:
         """An example's prompt, its text and the end token, truncated to `limit` tokens.

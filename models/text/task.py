@@ -129,9 +129,12 @@ class TextTask(LanguageModel, Generative):
             request.temperature, request.top_p, request.top_k, request.seed, request.repetition_penalty,
             request.min_tokens, request.ignore_eos, request.no_repeat,
         )  # fmt: skip
-        parts, limit = self._parts(prompt, request.media, adapter), request.max_tokens or DEFAULT_TOKENS
-        generation = Generation(parts, key, limit, sampling, request.stop, request.logprobs)
-        return [runner.engine.submit(replace(generation, index=index)) for index in range(request.n)]
+        parts = self._parts(prompt, request.media, adapter)
+        limit = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
+        echo = len(prompt) - self.prompts.before(request) if request.echo else 0
+        first = Generation(parts, key, limit, sampling, request.stop, request.logprobs, echo)
+        others = [replace(first, index=index, echo=0) for index in range(1, request.n)]
+        return [runner.engine.submit(one) for one in (first, *others)]
 
     @torch.inference_mode()
     def _parts(self, tokens: list[int], media: Sequence[Media], adapter: str | None) -> list[Part]:

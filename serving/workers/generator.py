@@ -268,5 +268,7 @@ class Generator(Worker, Generic[R]):
 def _joined(one: Piece | None, other: Piece) -> Piece:
     if one is None:
         return other
-    logprobs = one.logprobs + other.logprobs
-    return replace(other, text=one.text + other.text, tokens=one.tokens + other.tokens, logprobs=logprobs)
+    return replace(
+        other, text=one.text + other.text, tokens=one.tokens + other.tokens, logprobs=one.logprobs + other.logprobs,
+        echo=one.echo + other.echo,
+    )  # fmt: skip

@@ -7,7 +7,7 @@ from dataclasses import replace
 from jinja2 import TemplateError
 
 from kauli.models.bases.find import Base
-from kauli.models.errors import KauliError
+from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import DEFAULT_TOKENS, TextRequest
 from kauli.models.text.connector import Connector
 from kauli.serving.events import Failed, MediaForm, Refused
@@ -37,19 +37,25 @@ class TextGenerator(Generator[TextRequest]):
 
     def _tokens(self, request: TextRequest) -> list[int]:
         try:
-            return super()._tokens(request)
+            return self._task.prompt_tokens(request)
+        except UsageError as error:  # such as a token that the model does not have
+            text = str(error)
         except TemplateError as error:  # such as Gemma's, which wants users and assistants to take turns
             text = f"the chat template of {self._task.base.name} refuses these messages: {error}"
-            raise Refused(Failed(400, text, "invalid_value", self.param)) from None
+        raise Refused(Failed(400, text, "invalid_value", _param(request)))
 
     def _limited(self, request: TextRequest, tokens: list[int]) -> TextRequest:
         room = self._task.window - len(tokens)
         if room < (request.max_tokens or 1):
             asked = f" and {request.max_tokens} new ones" if request.max_tokens else ""
             text = f"the prompt has {len(tokens)} tokens{asked}; the context holds {self._task.window}"
-            param = "prompt" if request.messages is None else "messages"
-            raise Refused(Failed(400, text, "context_length_exceeded", param))
-        return replace(request, max_tokens=request.max_tokens or min(DEFAULT_TOKENS, room))
+            raise Refused(Failed(400, text, "context_length_exceeded", _param(request)))
+        limit = min(DEFAULT_TOKENS, room) if request.max_tokens is None else request.max_tokens
+        return replace(request, max_tokens=limit)
+
+
+def _param(request: TextRequest) -> str:
+    return "prompt" if request.messages is None else "messages"
 
 
 def build(args: ServeArgs, base: Base, answers: bool) -> TextGenerator:

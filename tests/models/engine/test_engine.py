@@ -1,5 +1,6 @@
 """Continuous batching: whatever the company, each request gets what it gets alone, and what transformers gives."""
 
+import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from kauli.models.engine.engine import Engine, Generation, Part, Ticket
 from kauli.models.engine.kv_cache import SlotCache, SlotMemory, SlotPass, Span
 from kauli.models.engine.lora_batch import LoraBatch
 from kauli.models.engine.sampling import Sampling
-from kauli.models.requests import TokenLogprob
+from kauli.models.requests import Progress, TokenLogprob
 from support.random_adapters import EVERY, fresh, peft_logits, peft_model, save_adapter
 
 BASES = ["debug", "debug-gemma", "debug-qwen"]
@@ -270,6 +271,47 @@ def test_log_probabilities_are_those_of_the_model_before_any_setting(folders: di
         for one, row in zip(answer.logprobs, expected, strict=True):
             assert [top.token for top in one.top] == row.topk(generation.logprobs or 0).indices.tolist()
             assert [top.logprob for top in one.top] == sorted((top.logprob for top in one.top), reverse=True)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_an_echoed_prompt_is_scored_as_peft_scores_it(folders: dict[str, dict[str, Path]], base: str) -> None:
+    """Read in pieces, beside other prompts with other adapters and none, while others answer."""
+    served = serve(folders, base, ["a", "b", "c"])
+    wanted = [
+        Generation([prompt(40)], "a", 3, Sampling(ignore_eos=True), logprobs=2, echo=40),
+        greedy(20, "b"),
+        Generation([prompt(23)], None, 0, logprobs=0, echo=20),
+        Generation([prompt(9)], "c", 2, logprobs=1, echo=9),
+        Generation([prompt(1)], "c", 0, logprobs=1, echo=1),
+        Generation([prompt(12)], "b", 1, echo=4),
+    ]
+    engine = served.engine(slots=4, prompt_tokens=13)
+    tickets = [engine.submit(one) for one in wanted]
+    found: dict[Ticket, Progress] = {}
+    answers: dict[Ticket, list[int]] = {}
+    while engine.busy:
+        for ticket, progress in engine.step():
+            assert not (progress.echo and ticket in found)
+            found.setdefault(ticket, progress)
+            answers[ticket] = ticket.answer
+    alone = served.engine(slots=1)
+    for generation, ticket in zip(wanted, tickets, strict=True):
+        first, ids = found[ticket], generation.prompt[0]
+        assert [one.token for one in first.echo] == ids[len(ids) - generation.echo :]
+        assert len(answers[ticket]) == generation.max_tokens
+        plain = replace(generation, echo=0, logprobs=None)
+        assert not generation.max_tokens or ask(alone, [plain])[0].tokens == answers[ticket]
+        if generation.logprobs is None or not generation.echo:
+            assert all(math.isnan(one.logprob) for one in first.echo)
+            continue
+        folder = served.folders[generation.adapter] if generation.adapter else None
+        logits = peft_logits(base, folder, torch.tensor([ids]))[0]
+        expected = torch.log_softmax(logits, -1)[len(ids) - generation.echo : -1]
+        assert math.isnan(first.echo[0].logprob)
+        for one, row in zip(first.echo[1:], expected, strict=True):
+            assert one.logprob == pytest.approx(float(row[one.token]), abs=1e-4)
+            assert [top.token for top in one.top] == row.topk(generation.logprobs).indices.tolist()
+            assert one.bytes == token_bytes().written(one.token)
 
 
 def test_end_tokens_min_tokens_and_ignored_ends(folders: dict[str, dict[str, Path]]) -> None:
