@@ -16,40 +16,48 @@ if TYPE_CHECKING:
 _MOST_SECONDS, _MOST_BYTES, _MOST_SAMPLES = 7200.0, 2**31, 2_000_000_000
 
 
-def read_image(path: Path) -> bytes:
-    """The bytes of an image file; raises UsageError where it can't be read or decoded."""
+def read_image(source: Path | bytes) -> bytes:
+    """The bytes of an image, a file or such bytes; raises UsageError where it can't be read or decoded."""
     from kauli.models.media.decode import decode_image
 
-    with _reading("image", path, "PNG, JPEG or WEBP"):
-        content = path.read_bytes()
+    with _reading("image", source, "PNG, JPEG or WEBP"):
+        content = source if isinstance(source, bytes) else source.read_bytes()
         decode_image(content)
     return content
 
 
-def read_audio(path: Path) -> tuple[bytes, "DecodedAudio"]:
-    """An audio file and its samples; raises UsageError where it can't be read or decoded. Warnings go to stderr."""
+def read_audio(source: Path | bytes) -> tuple[bytes, "DecodedAudio"]:
+    """The bytes of audio, a file or such bytes, and its samples. Warnings go to stderr.
+
+    Raises UsageError where it can't be read or decoded.
+    """
     from kauli.models.media.decode import AudioLimits, decode_audio
 
     limits = AudioLimits(max_bytes=_MOST_BYTES, max_seconds=_MOST_SECONDS, max_samples=_MOST_SAMPLES)
-    with _reading("audio", path, "WAV, FLAC, Ogg or MP3"):
-        if path.stat().st_size > _MOST_BYTES:
-            raise UsageError(f"audio {path}: it is larger than {_MOST_BYTES >> 30} GiB. Compress it, or cut it.")
-        content = path.read_bytes()
+    with _reading("audio", source, "WAV, FLAC, Ogg or MP3"):
+        if not isinstance(source, bytes) and source.stat().st_size > _MOST_BYTES:
+            raise UsageError(f"audio {source}: it is larger than {_MOST_BYTES >> 30} GiB. Compress it, or cut it.")
+        content = source if isinstance(source, bytes) else source.read_bytes()
         audio = decode_audio(content, limits)
     for warning in audio.warnings:
-        note(f"{path}: {warning}")
+        note(f"{_shown(source)}: {warning}")
     return content, audio
 
 
 @contextmanager
-def _reading(kind: str, path: Path, formats: str) -> Iterator[None]:
+def _reading(kind: str, source: Path | bytes, formats: str) -> Iterator[None]:
     """A file that can't be read or decoded is a UsageError that names it."""
     try:
         yield
     except OSError as error:
-        raise UsageError(f"{kind} {path}: {error.strerror or error}. Give the path of a {formats} file.") from None
+        named = f"{kind} {_shown(source)}: {error.strerror or error}"
+        raise UsageError(f"{named}. Give the path of a {formats} file.") from None
     except MediaError as error:
-        raise UsageError(f"{kind} {path}: {error}") from None
+        raise UsageError(f"{kind} {_shown(source)}: {error}") from None
+
+
+def _shown(source: Path | bytes) -> str:
+    return f"of {len(source):,} bytes" if isinstance(source, bytes) else str(source)
 
 
 def attachments(image: Path | None, audio: Path | None) -> list["Attachment"]:
