@@ -17,6 +17,8 @@ from kauli.models.files import check_safetensors
 
 WANTED_RATIO = 1.3
 """Times as fast as fp32 that bf16 must be on a CPU: less is within the noise of a short measurement."""
+SMALLEST = 5_000_000
+"""Weights of linear layers below which a model is fast in fp32 anyway, and a measurement would be of overheads."""
 TOKENS = (256, 1024)
 """Rows of the measured products: a pass of serving, and one of training."""
 _SHAPES = 3  # of matrices at most, those with the most weights
@@ -71,7 +73,7 @@ def choose_precision(
 
     On a GPU `auto` is bf16. On a CPU it is bf16 if the CPU multiplies it in hardware (avx512_bf16 or amx_bf16) and
     products of the base's own matrix shapes are `WANTED_RATIO` times as fast or faster, which is measured in well
-    under a second; else fp32.
+    under a second; else fp32, as for a model of fewer than `SMALLEST` weights.
 
     Args:
         base_or_shapes: the base, or the (out, in) shapes of its linear layers.
@@ -94,6 +96,8 @@ def choose_precision(
     if not _CPU_FLAGS & (cpu_flags() if flags is None else flags):
         return Precision("fp32", "this CPU has neither avx512_bf16 nor amx_bf16")
     shapes = matrix_shapes(base_or_shapes.folder) if isinstance(base_or_shapes, Base) else base_or_shapes
+    if sum(rows * columns for rows, columns in shapes) < SMALLEST:
+        return Precision("fp32", "the model is small")
     ratio = _measure(shapes, timer or _seconds)
     found = f"bf16 is {ratio:.2f} times as fast as fp32 on this CPU"
     if ratio >= WANTED_RATIO:

@@ -9,7 +9,7 @@ from kauli.models.bases.find import find_base
 from kauli.models.engine.precision import Precision, Shape, Timer, choose_precision, matrix_shapes, place
 from kauli.models.errors import UsageError
 
-SHAPES = [(576, 576), (1536, 576), (576, 1536)]
+SHAPES = 4 * [(576, 576), (1536, 576), (576, 1536)]
 FAST = frozenset({"avx2", "avx512_bf16"})
 
 
@@ -69,7 +69,8 @@ def test_the_shapes_of_a_base_and_their_measurement() -> None:
     shapes = matrix_shapes(base.folder)
     assert len(shapes) == 2 * 7  # of two layers: four of attention, three of the feed-forward part
     assert shapes.count((64, 128)) == 2
-    measured = choose_precision(base, "cpu", flags=FAST)
+    assert choose_precision(base, "cpu", flags=FAST, timer=refuse) == Precision("fp32", "the model is small")
+    measured = choose_precision(200 * shapes, "cpu", flags=FAST)
     assert measured.ratio is not None
     assert measured.ratio > 0
 
