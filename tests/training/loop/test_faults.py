@@ -121,19 +121,19 @@ def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
         assert torch.equal(value, other[name]), name  # type: ignore[arg-type]
 
 
-def test_a_worker_killed_at_three_random_steps_changes_nothing(home: Path, undisturbed: dict[str, object]) -> None:
+def test_workers_killed_at_two_random_steps_change_nothing(home: Path, undisturbed: dict[str, object]) -> None:
     process = start(home, "workers")
-    for low in (8, 24, 40):
+    for low in (8, 32):
         wait_for_step(process, home, "workers", random.randint(low, low + 12))
         for worker in workers_of(process):
             worker.send_signal(signal.SIGKILL)
     finished(process)
     assert_same(weights(home, "workers"), undisturbed)
-    assert restarts_of(home, "workers") == 3, "each kill should have been met by a restart from a checkpoint"
+    assert restarts_of(home, "workers") == 2, "each kill should have been met by a restart from a checkpoint"
 
 
-def test_a_driver_killed_at_three_random_steps_changes_nothing(home: Path, undisturbed: dict[str, object]) -> None:
-    for low in (8, 24, 40):
+def test_a_driver_killed_at_two_random_steps_changes_nothing(home: Path, undisturbed: dict[str, object]) -> None:
+    for low in (8, 32):
         process = start(home, "driver")
         wait_for_step(process, home, "driver", random.randint(low, low + 12))
         family = psutil.Process(process.pid).children(recursive=True)
@@ -146,7 +146,7 @@ def test_a_driver_killed_at_three_random_steps_changes_nothing(home: Path, undis
         assert not [one for one in alive if "Agent" not in one.name()], "Ray's processes outlive their driver"
     finished(start(home, "driver"))
     assert_same(weights(home, "driver"), undisturbed)
-    assert restarts_of(home, "driver") == 3, "each attempt should have gone on from a checkpoint"
+    assert restarts_of(home, "driver") == 2, "each attempt should have gone on from a checkpoint"
     runs = [path.name for path in (home / "store" / "runs" / "driver").iterdir()]
     assert len(runs) == 1, "each attempt should have gone on with the same run"
 
