@@ -73,11 +73,15 @@ def media_facts(
     waiting: dict[str, Future[MediaFacts]] = {}
     with _cache(column) as cache, ThreadPoolExecutor(_THREADS) as pool, ExitStack() as stack:
         advance: Callable[..., None] | None = None
-        for row in dataset.iter_rows(split, languages, ["id", column]):
+        for number, row in enumerate(dataset.iter_rows(split, languages, ["id", column]), 1):
+            if advance:
+                advance()
             if not row[column]:
                 continue
-            advance = advance or stack.enter_context(bar(f"Opening {column}", None))
-            advance()
+            if advance is None:  # data without media draw no bar
+                total = sum(1 for _ in dataset.iter_rows(split, languages, ["id"]))
+                advance = stack.enter_context(bar(f"Opening {column}", total))
+                advance(number)
             key = keys[row["id"]] = content_key(row[column])
             if key in found or key in waiting:
                 continue

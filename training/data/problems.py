@@ -152,11 +152,11 @@ def find_problems(
     return sorted(found.values(), key=lambda problem: -problem["rows"])
 
 
-def told(problem: Problem, examples: int = 1) -> str:
-    """A line for each of some examples; `examples` of more than one are those of files that must all be named."""
-    count, shown = problem["rows"], problem["examples"][:examples]
-    head = f"{count:,} row{'s' * (count != 1)} {problem['what']}"
-    if examples == 1:
-        return f"{head}, e.g. {shown[0]['place']}: {shown[0]['shown']}"
-    lines = [f"{head}:", *(f"  {one['place']}: {one['shown']}" for one in shown)]
-    return "\n".join(lines + [f"  and {count - len(shown):,} more (--json has them)"] * (count > len(shown)))
+def told(problem: Problem, most: int) -> list[str]:
+    """A problem as a line with one example, or where it has `most` of more than one, with a line for each."""
+    count, shown = problem["rows"], [f"{one['place']}: {one['shown']}" for one in problem["examples"][:most]]
+    head = f"  {count:,} row{'s' * (count != 1)} {problem['what']}"
+    if most == 1:
+        return [f"{head}, e.g. {shown[0]}"]
+    more = [f"    and {count - most:,} more, which --json lists"] * (count > most)
+    return [f"{head}:", *(f"    {one}" for one in shown), *more]

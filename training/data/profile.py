@@ -1,9 +1,9 @@
-"""Profile of a data set before training: sizes, scripts, duplicates, leaks, licences, and tokenizer fertility."""
+"""Profile of a data set before training: sizes, media, scripts, what is wrong, leaks, licences, tokenizer fertility."""
 
 import json
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 from kauli.models.languages import display_name, script_share, scripts
 from kauli.training.data.dataset import SPLITS, Dataset
 from kauli.training.data.groups import media_key, normalise
+from kauli.training.data.media_check import MediaFacts, check_media
+from kauli.training.data.problems import Problem, find_problems, told
 from kauli.training.data.schema import MEDIA
 
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}\p{N}'\u2019-]*")
@@ -21,6 +23,9 @@ _BYTE_TOKEN = regex.compile(r"<0x[0-9A-F]{2}>")
 # many times less text.
 _HIGH_FERTILITY, _VERY_HIGH_FERTILITY = 3.0, 6.0
 _MOST_CAPTIONED = 10  # rows that a caption describes; a text of more is a class label
+_MEDIA_NAMES = {"image": "images", "audio": "clips"}
+_NUM_NAMED = 20  # unreadable files that are printed
+_LEAST_REPEATED = 3  # images that a text has on average, where it is the name of a class
 _NUM_TOKENIZED = 2000  # texts measured for fertility, which is stable after some hundreds
 
 
@@ -43,35 +48,68 @@ def _tokenizer_of(base: Path) -> Tokenize:
 
 
 def profile(dataset: Dataset, base: Path | Tokenize | None = None) -> dict[str, Any]:
-    """Everything that `render` prints, as plain data.
+    """Everything that `render` prints, as plain data. Opens every image and clip.
 
     `base` is the folder of a base, whose tokenizer.json gives the fertility of each language, or None.
     """
     tokenize = _tokenizer_of(base) if isinstance(base, Path) else base
-    rows = dataset.rows()
+    rows = sorted(dataset.rows(), key=lambda row: _in_order(dataset.place(row["id"])))
+    media, problems, facts = check_media(dataset, rows)
     by_language: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
+        found = {column: facts[column].get(row["id"]) for column in MEDIA}
+        row["media"] = tuple(one and one.key for one in found.values())
+        row["use"] = _use(row, found)
         by_language[row["language"]].append(row)
+    languages = {
+        tag: _of_language(tag, members, tokenize) | {"media": media.get(tag, {})}
+        for tag, members in sorted(by_language.items())
+    }
+    bytes_per_token = {
+        tag: part["fertility"]["bytes_per_token"] for tag, part in languages.items() if part["fertility"]
+    }
     return {
         "name": dataset.name,
         "sha256": dataset.sha256,
         "rows": len(rows),
         "groups": len({row["group"] for row in rows}),
-        "languages": {tag: _of_language(tag, members, tokenize) for tag, members in sorted(by_language.items())},
+        "languages": languages,
         "leaks": leaks(dataset),
+        "problems": problems + find_problems(rows, dataset.place, bytes_per_token),
     }
+
+
+def _in_order(place: str) -> list[Any]:
+    """A key to sort by: line 9 is before line 10."""
+    return [int(part) if number % 2 else part for number, part in enumerate(regex.split(r"(\d+)", place))]
+
+
+def _use(row: Mapping[str, Any], media: Mapping[str, MediaFacts | None]) -> str | None:
+    """What a row can teach: "audio" or "image" (with a text) or "text"; None where its media can't be used."""
+    if not row["text"] or any(one and one.reason for one in media.values()):
+        return None
+    return next((column for column in ("audio", "image") if media[column]), "text")
 
 
 def _of_language(tag: str, rows: list[dict[str, Any]], tokenize: Tokenize | None) -> dict[str, Any]:
     texts = [row["text"] for row in rows if row["text"]]
     lengths = sorted(len(text) for text in texts)
-    repeats = Counter((normalise(row["text"]), normalise(row["prompt"] or "")) for row in rows if row["text"])
+    repeats = Counter(
+        (normalise(row["text"]), normalise(row["prompt"] or ""), row["media"]) for row in rows if row["text"]
+    )
+    by_split = {split: [row for row in rows if row["split"] == split] for split in SPLITS}
     return {
         "name": display_name(tag),
         "rows": len(rows),
         "groups": len({row["group"] for row in rows}),
-        "splits": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
-        "groups_by_split": {split: len({row["group"] for row in rows if row["split"] == split}) for split in SPLITS},
+        "splits": {split: len(own) for split, own in by_split.items()},
+        "groups_by_split": {split: len({row["group"] for row in own}) for split, own in by_split.items()},
+        "characters_by_split": {split: sum(len(row["text"] or "") for row in own) for split, own in by_split.items()},
+        "uses": {
+            use: {split: sum(row["use"] == use for row in own) for split, own in by_split.items()}
+            for use in sorted({row["use"] for row in rows if row["use"]})
+        },
+        "classes": _classes(by_split["train"]),
         "sources": dict(Counter(row["source"] or "unknown" for row in rows).most_common()),
         "licences": dict(Counter(row["licence"] or "unknown" for row in rows).most_common()),
         "synthetic": sum(row["synthetic"] for row in rows),
@@ -87,6 +125,17 @@ def _of_language(tag: str, rows: list[dict[str, Any]], tokenize: Tokenize | None
         "duplicates": sum(count - 1 for count in repeats.values()),
         "fertility": fertility(texts[:_NUM_TOKENIZED], tokenize) if tokenize and texts else None,
     }
+
+
+def _classes(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """Class name -> images to learn it from, where the texts of training images are few and repeated; else nothing."""
+    images = [row for row in rows if row["use"] == "image"]
+    # Training holds one image of each group with several back
+    several = Counter((row["text"], row["group"]) for row in images)
+    classes: Counter[str] = Counter()
+    for (text, _group), count in several.items():
+        classes[text] += max(1, count - 1)
+    return dict(classes) if len(classes) >= 2 and _LEAST_REPEATED * len(classes) <= len(images) else {}
 
 
 def leaks(dataset: Dataset) -> dict[str, int]:
@@ -148,23 +197,19 @@ def _advice(per_word: float, single: float) -> str:
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """The profile as plain text, a block for each language."""
+    """The profile for a reader: a table for each language, then what is wrong, each with a row as an example."""
     lines = [
         f"{result['name']}: {result['rows']:,} rows in {result['groups']:,} groups, sha256 {result['sha256'][:12]}"
     ]
-    found = {kind: count for kind, count in result["leaks"].items() if count}
-    listed = ", ".join(f"{count:,} {kind}(s)" for kind, count in found.items())
-    lines.append(f"leaks between splits: {listed or 'none'}")
     for tag, part in result["languages"].items():
-        lines += ["", f"{tag} ({part['name']}): {part['rows']:,} rows, {part['groups']:,} groups"]
-        splits, groups, cut = part["splits"], part["groups_by_split"], part["fertility"]
-        table = {
-            "splits": ", ".join(f"{split} {splits[split]:,} rows / {groups[split]:,} groups" for split in SPLITS),
+        cut = part["fertility"]
+        about = {
+            "text": _length_line(part),
+            "script": _script_line(part),
+            "images": _image_line(part["media"].get("image")),
+            "audio": _audio_line(part["media"].get("audio")),
             "sources": _listed(part["sources"]),
             "licences": _listed(part["licences"]),
-            "script": _script_line(part),
-            "text": _length_line(part),
-            "duplicates": f"{part['duplicates']:,} rows",
             "synthetic": part["synthetic"] and f"{part['synthetic']:,} rows",
             "doubtful": _listed(part["flags"]),
             "base": cut
@@ -172,8 +217,29 @@ def render(result: Mapping[str, Any]) -> str:
             f"{cut['single_byte_share']:.0%} single bytes",
             "advice": cut and cut["advice"],
         }
-        lines += [f"  {name:<10} {value}" for name, value in table.items() if value]
-    return "\n".join(lines)
+        heading = f"{tag} ({part['name']}): {part['rows']:,} rows, {part['groups']:,} groups"
+        lines += ["", heading, *_split_table(part)]
+        lines += [f"  {name:<10} {value}" for name, value in about.items() if value]
+    leaking = ", ".join(f"{count:,} {kind}(s)" for kind, count in result["leaks"].items() if count)
+    lines += ["", f"leaks between splits: {leaking or 'none'}"]
+    return "\n".join([*lines, *_problem_lines(result["problems"])])
+
+
+def _split_table(part: Mapping[str, Any]) -> list[str]:
+    """A line a split: rows, groups, characters, and images and clips where there are some."""
+    columns = {"rows": part["splits"], "groups": part["groups_by_split"], "characters": part["characters_by_split"]}
+    columns |= {name: part["media"][kind]["rows"] for kind, name in _MEDIA_NAMES.items() if kind in part["media"]}
+    lines = [("", *columns), *((split, *(f"{one.get(split, 0):,}" for one in columns.values())) for split in SPLITS)]
+    return [f"  {name:<10}" + "".join(f"{cell:>12}" for cell in cells) for name, *cells in lines]
+
+
+def _problem_lines(problems: Sequence[Problem]) -> list[str]:
+    if not problems:
+        return ["nothing looks wrong"]
+    lines = ["", "look at these:"]
+    for problem in problems:
+        lines += told(problem, _NUM_NAMED if problem["kind"] in MEDIA else 1)
+    return lines
 
 
 def _listed(counts: Mapping[str, int]) -> str:
@@ -181,10 +247,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 
 def _script_line(part: Mapping[str, Any]) -> str:
-    if part["script_share"] is None:
-        return "no text"
-    line = f"{part['script_share']:.1%} {' or '.join(part['scripts'])}"
-    return f"{line}; {part['other_script_rows']:,} rows mostly in another script" if part["other_script_rows"] else line
+    return f"{part['script_share']:.1%} {' or '.join(part['scripts'])}" if part["script_share"] is not None else ""
 
 
 def _length_line(part: Mapping[str, Any]) -> str:
@@ -192,6 +255,30 @@ def _length_line(part: Mapping[str, Any]) -> str:
         return "none"
     lengths = part["lengths"]
     return (
-        f"{part['characters']:,} characters, {part['words']:,} words; "
-        f"a row has {lengths['median']} (median), {lengths['p95']} (95 %), {lengths['max']:,} (most) characters"
+        f"{part['words']:,} words; a row has {lengths['median']} (median), {lengths['p95']} (95 %), "
+        f"{lengths['max']:,} (most) characters"
+    )
+
+
+def _image_line(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    line = f"{found['files']:,} different files, {found['unreadable'] or 'none'} unreadable"
+    sizes = {name: f"{width} x {height} ({name})" for name, (width, height) in found.get("sizes", {}).items()}
+    return "; ".join([line, *([", ".join(sizes.values())] if sizes else [])])
+
+
+def _audio_line(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    line = f"{found['files']:,} different files, {found['unreadable'] or 'none'} unreadable"
+    if "hours" not in found:
+        return line
+    hours, seconds = found["hours"], found["seconds"]
+    length = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    rates = ", ".join(f"{rate} Hz {count:,}" for rate, count in found["rates"].items())
+    channels = ", ".join(f"{number} {count:,}" for number, count in found["channels"].items())
+    return (
+        f"{line}; {length}, {seconds['median']} s (median), {seconds['longest']} s (longest); "
+        f"rates: {rates}; channels: {channels}"
     )
