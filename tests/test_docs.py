@@ -1,4 +1,7 @@
-"""The documents: generated pages are up to date, every file and link that is named exists, every recipe and key too."""
+"""The documents: generated pages are up to date; every file, link, recipe and command that is named exists.
+
+`tests/test_snippets.py` runs their commands.
+"""
 
 import importlib.util
 import re
@@ -8,9 +11,10 @@ from types import ModuleType
 import pytest
 
 from kauli.training.recipe_file import recipe_names
+from support.documents import PAGES, check, mentions
 from support.imports import ROOT
 
-PAGES = ["README.md", "CONTRIBUTING.md", *(str(one.relative_to(ROOT)) for one in sorted((ROOT / "docs").rglob("*.md")))]
+FIGURE = re.compile(r"(?<![\w.])\d+\.\d+(?!\d|\.\d)")
 
 
 def generator() -> ModuleType:
@@ -41,7 +45,32 @@ def test_files_and_links_exist(page: str) -> None:
     missing = [name for name in named if not list(ROOT.glob(name.rstrip("/")))]
     links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", text)
     missing += [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()]
+    for link, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", text):
+        target = (ROOT / page).parent / link if link else ROOT / page
+        if anchor not in anchors(target.read_text(encoding="utf-8")):
+            missing.append(f"{link}#{anchor}")
     assert missing == []
+
+
+def anchors(text: str) -> set[str]:
+    """The names by which the headings of a page are linked."""
+    headings = re.findall(r"(?m)^#+ (.+)$", text)
+    return {re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_commands_in_the_text_exist(page: str) -> None:
+    for words in mentions((ROOT / page).read_text(encoding="utf-8")):
+        check(words, page)
+
+
+def test_the_readme_is_short_and_its_figures_are_those_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    results = text[text.index("## Results") : text.index("## Limits")]
+    measured = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("docs/results.md", "RESULTS.md"))
+    assert len(FIGURE.findall(results)) > 20
+    assert set(FIGURE.findall(results)) <= set(FIGURE.findall(measured))
 
 
 @pytest.mark.parametrize("page", PAGES)
