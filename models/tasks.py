@@ -99,6 +99,8 @@ _ROWS = (
 )  # fmt: skip
 TASKS: dict[str, Task] = {row.name: row for row in _ROWS}
 """By name. A new task is a row here and the modules that it names."""
+RESERVED = frozenset({*TASKS, "classify", "embed", "speak", "translate"})
+"""What a request's model may be beside bases and adapters: no adapter is called so."""
 
 
 def task_of(card_task: str, kind: str = "") -> Task:

@@ -68,9 +68,9 @@ class Local(Backends):
         self._open.close()
         self._loaded.clear()
         if self._thread.is_alive():
+            self.run(self._loop.shutdown_asyncgens())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
 
     def run(self, waiting: Coroutine[Any, Any, T]) -> T:

@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,20 +11,17 @@ from kauli.deploy.cli.terminal import Json, Storage, hint, output, split_list, t
 from kauli.models.errors import UsageError
 from kauli.models.paths import default_storage
 
-if TYPE_CHECKING:
-    from kauli.models.adapters.card import Card
-    from kauli.models.adapters.registry import Registry
-
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, add, promote and remove adapters.")
 
 
 @app.command("list")
 def adapters_list(storage: Storage = None, as_json: Json = False) -> None:
     """List the registry's adapters with their versions, languages, bases and aliases."""
+    from kauli.models.adapters.listing import list_adapters
     from kauli.models.adapters.registry import Registry
 
     where = storage or default_storage()
-    rows = _rows(Registry(where))
+    rows = [vars(row) for row in list_adapters(Registry(where))]
     columns = ["adapter", "aliases", "task", "language", "base", "licence", "metric", "score", "base_score"]
     if rows or as_json:
         output(as_json, rows, table(rows, columns))
@@ -104,41 +101,3 @@ def adapters_remove(
 
     Registry(storage or default_storage()).remove(adapter)
     output(as_json, {"removed": adapter}, f"removed {adapter}")
-
-
-def _rows(registry: "Registry") -> list[dict[str, Any]]:
-    """One row for each version in the registry, names in order, newest versions first."""
-    rows = []
-    for name in registry.names():
-        aliases = registry.aliases(name)
-        for version in reversed(registry.versions(name)):
-            card = registry.card(f"{name}@{version}")
-            metric = _main_metric(card)
-            rows.append(
-                {
-                    "adapter": f"{name}@{version}",
-                    "aliases": [alias for alias, number in aliases.items() if number == version],
-                    "task": card.task,
-                    "language": card.language,
-                    "base": card.base.name,
-                    "licence": card.licence,
-                    "created": card.created,
-                    "metric": metric,
-                    "score": card.metrics.get(metric),
-                    "base_score": (card.base_metrics or {}).get(metric),
-                }
-            )
-    return rows
-
-
-def _main_metric(card: "Card") -> str:
-    """The headline metric of its task; of synthetic rows where no others were measured."""
-    from kauli.models.metrics import SYNTHETIC
-    from kauli.models.tasks import task_of
-
-    try:
-        names = task_of(card.task, str(card.method.get("kind", ""))).headline
-    except KeyError:  # an adapter of a later version
-        names = ("bits_per_byte",)
-    measured = [prefix + name for prefix in ("", SYNTHETIC) for name in names if prefix + name in card.metrics]
-    return measured[0] if measured else names[0]

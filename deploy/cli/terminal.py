@@ -82,8 +82,8 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
 
 
 def _cell(value: Any) -> str:
-    if value is None or value == []:
+    if value is None or value in ([], ()):
         return "-"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ",".join(str(item) for item in value)
     return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -187,6 +187,18 @@ def check_name(name: str, what: str = "adapter name") -> str:
     return name
 
 
+def check_new_name(name: str) -> str:
+    """`check_name` for an adapter that is made now: a request's model of that name must mean the adapter."""
+    from kauli.models.bases.find import known_bases  # here: bases come with heavy imports
+    from kauli.models.tasks import RESERVED
+
+    check_name(name)
+    taken = "a task" if name in RESERVED else "a base" if name in known_bases() or name.startswith("debug") else ""
+    if taken:
+        raise UsageError(f"an adapter can't be called '{name}', the name of {taken}: choose another name")
+    return name
+
+
 def parse_card(text: str | bytes, where: str) -> Card:
     """The card in the text of a `card.json`, of schema 1 as well; KauliError, which names `where`, if unreadable."""
     try:

@@ -25,6 +25,11 @@ _OTHER_FORMS = (
     "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "modules_to_save",
     "monteclora_config", "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config",
 )  # fmt: skip
+MERGE = (
+    "To use it as it is, make it a base of its own: `model.merge_and_unload().save_pretrained(FOLDER)` and "
+    "`tokenizer.save_pretrained(FOLDER)`, then `kauli generate --model FOLDER` and `kauli serve --base FOLDER`."
+)
+"""The way out for an adapter that can't be mixed with others."""
 
 
 def read_deltas(folder: Path, linears: dict[str, nn.Linear], dtype: torch.dtype) -> dict[str, LinearDelta]:
@@ -40,12 +45,10 @@ def read_deltas(folder: Path, linears: dict[str, nn.Linear], dtype: torch.dtype)
             f"{folder}: adapters of the kind {kind} can't be served: they do not change linear layers alone. "
             f"Served are {', '.join(kinds)} (with rsLoRA, DoRA and biases)."
         )
-    for setting in _OTHER_FORMS:
-        if config.get(setting):
-            raise KauliError(f"{folder}: an adapter with '{setting}' can't be served: it is more than B A x.")
+    check_form(config, folder)
     tensors: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(folder / ADAPTER_WEIGHTS).items():
-        module, part = _place(key, linears)
+        module, part = place_of(key, linears)
         if module is None:
             raise KauliError(f"the adapter in {folder} does not fit the base: tensor {key} has no counterpart.")
         tensors.setdefault(module, {})[part] = tensor.to(dtype)
@@ -68,7 +71,17 @@ def read_deltas(folder: Path, linears: dict[str, nn.Linear], dtype: torch.dtype)
     return deltas
 
 
-def _place(key: str, linears: dict[str, nn.Linear]) -> tuple[str | None, str]:
+def check_form(config: dict[str, Any], folder: Path) -> None:
+    """Raise KauliError for a configuration of PEFT under which an adapter is more than changes of linear layers."""
+    for setting in _OTHER_FORMS:
+        if config.get(setting):
+            raise KauliError(
+                f"{folder}: an adapter with {setting}={config[setting]!r} can't be served: beside other adapters only "
+                f"low-rank changes of linear layers are, of the output layer too (lm_head in target_modules). {MERGE}"
+            )
+
+
+def place_of(key: str, linears: dict[str, nn.Linear]) -> tuple[str | None, str]:
     """The module that a tensor belongs to, None without one, and its name in there."""
     parts = key.removeprefix(_PREFIX).split(".")
     for length in range(len(parts) - 1, 0, -1):

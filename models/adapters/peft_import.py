@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from kauli.models.adapters.card import README_FILE, BaseReference, Card, check_name
+from kauli.models.adapters.card import README_FILE, BaseReference, Card, check_new_name
 from kauli.models.adapters.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_files, check_no_code, write_card
 from kauli.models.adapters.kinds.table import peft_kinds
+from kauli.models.adapters.linear import MERGE, check_form, place_of
 from kauli.models.bases.hub import read_facts
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.files import atomic_folder, check_safetensors, read_json
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 # Formats that run code when they are opened. A folder with one of them is refused whole, because it cannot
 # be checked; other files (chat templates, vocabularies) are only left out.
 _UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".py", ".so", ".sh", ".h5")
+# What Trainer leaves in a checkpoint beside the adapter: left out by name, never opened.
+_TRAINER = re.compile(r"(optimizer|scheduler|scaler)\.pt|rng_state(_\d+)?\.pth|training_args\.bin")
+_EMBEDDINGS = ("embed_tokens", "lm_head")  # layers whose base weights PEFT saves along where they are adapted
 # Initialisations that change the base's weights: such an adapter fits a base that exists nowhere.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -40,16 +47,16 @@ def from_peft(
     lead to `base`, `accept_base` lets the adapter through and the card records that. The tensors must fit the base
     in any case. Raises `UsageError` for a wrong name, language or base, `KauliError` for an unfit or unsafe folder.
     """
-    check_name(name)
+    check_new_name(name)
     tags = [check_tag(tag) for tag in ([language] if isinstance(language, str) else language)]
     config = _read_config(folder)
     exceptions = _check_reference(config.get("base_model_name_or_path"), folder, base, accept_base)
     shapes = check_safetensors(folder / ADAPTER_WEIGHTS)
     config["base_model_name_or_path"] = base.reference
     config["task_type"] = _peft_of(base, folder).task_type
-    config["auto_mapping"] = None  # it would name classes to import, and kauli's tasks know their own
     config["inference_mode"] = True
-    check_fit(config, shapes, base, folder)
+    saved_along = _saved_along(folder / ADAPTER_WEIGHTS, shapes, base)
+    check_fit(config, {key: shape for key, shape in shapes.items() if key not in saved_along}, base, folder)
     _check_numbers(folder / ADAPTER_WEIGHTS)
     method = {"kind": str(config["peft_type"]).lower()}
     method |= {
@@ -69,7 +76,11 @@ def from_peft(
         exceptions=exceptions,
     )
     with atomic_folder(out) as partial:
-        shutil.copyfile(folder / ADAPTER_WEIGHTS, partial / ADAPTER_WEIGHTS)
+        if saved_along:
+            kept = {key: _tensor(folder / ADAPTER_WEIGHTS, key) for key in shapes if key not in saved_along}
+            save_file(kept, partial / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        else:
+            shutil.copyfile(folder / ADAPTER_WEIGHTS, partial / ADAPTER_WEIGHTS)
         (partial / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         check_files(partial)
         return write_card(partial, card)
@@ -113,8 +124,10 @@ def check_fit(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: 
         shape = AutoConfig.from_pretrained(base.folder)
         if (reason := dict(known.refused).get(shape.model_type)) is not None:
             raise KauliError(f"{folder} can't be added for {base.name}: {reason}. Make one with `kauli train`.")
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of deprecations inside PEFT, and of tied output layers
             model = resolve(f"transformers:{known.auto_model}").from_config(shape)
+            linears = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
             settings = PeftConfig.from_peft_type(**{**config, **building})  # type: ignore[no-untyped-call]
             adapted = get_peft_model(model, settings, low_cpu_mem_usage=True)
             made = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -134,6 +147,14 @@ def check_fit(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: 
         what = f"{missing[0]} is missing" if missing else f"there is no place for {extra[0]}"
         count = f"{len(missing)} tensors missing, {len(extra)} too many"
         raise KauliError(f"{folder} does not fit {base.name}: {what} ({count}).")
+    for key in sorted(shapes):
+        if place_of(key, linears)[0] is None:
+            layer = key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0]
+            served = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linears))
+            raise KauliError(
+                f"{folder} changes '{layer}', which is no linear layer. Served beside others are adapters of linear "
+                f"layers ({served}): train it without '{layer.rpartition('.')[2]}' in target_modules. {MERGE}"
+            )
 
 
 def _peft_of(base: "Base", folder: Path) -> Peft:
@@ -151,7 +172,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder} is not a folder: give one that peft's `save_pretrained` wrote.")
     left = []
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _UNSAFE:
+        if path.suffix.lower() in _UNSAFE and not _TRAINER.fullmatch(path.name):
             raise KauliError(
                 f"{path} is refused: {path.suffix} files can run code when they are loaded. "
                 f"Give a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} only (peft's `save_pretrained` makes one)."
@@ -162,6 +183,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise KauliError(f"{folder} has no {name}: it is not an adapter that peft's `save_pretrained` wrote.")
     config = read_json(folder / ADAPTER_CONFIG)
+    if isinstance(config, dict):
+        # It names classes of the library that the base was loaded with: kauli's tasks know their own.
+        config["auto_mapping"] = None
     check_no_code(config, folder / ADAPTER_CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
         raise KauliError(f"{folder / ADAPTER_CONFIG} is not a configuration of peft: it has no 'peft_type'.")
@@ -170,6 +194,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder / ADAPTER_CONFIG}: adapters of the kind {config['peft_type']} cannot be applied; "
             f"{' and '.join(peft_kinds())} (with rsLoRA and DoRA) can."
         )
+    check_form(config, folder)
     if left:
         note(f"left out, as an adapter does not need them: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}")
     return config
@@ -191,6 +216,45 @@ def _check_reference(stated: Any, folder: Path, base: "Base", accept: bool) -> l
     # A path would tell where it was made, and means nothing elsewhere.
     shown = f"'{stated}'" if isinstance(stated, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", stated) else "another path"
     return [f"base accepted by hand: the adapter named {shown if stated else 'no base'}, not {base.reference}"]
+
+
+def _saved_along(path: Path, shapes: dict[str, tuple[int, ...]], base: "Base") -> set[str]:
+    """The tensors of an adapter's file that are the base's own embeddings; KauliError where they were changed."""
+    found = set()
+    for key, shape in shapes.items():
+        name = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        if name.split(".")[-2:] not in [[layer, "weight"] for layer in _EMBEDDINGS]:
+            continue
+        own = _base_tensor(base, name)
+        if own is None or tuple(own.shape) != shape or not _equal(own, _tensor(path, key)):
+            what = f"{_shape(shape)}, in the base {_shape(tuple(own.shape))}" if own is not None else _shape(shape)
+            raise KauliError(
+                f"{path} holds new or trained embeddings ({name}: {what}), which would change the base under all other "
+                f"adapters. {MERGE}"
+            )
+        found.add(key)
+    return found
+
+
+def _base_tensor(base: "Base", name: str) -> Tensor | None:
+    """A tensor of the base's files; an output layer that is tied to the embeddings has theirs."""
+    for wanted in (name, name.replace("lm_head", "model.embed_tokens")):
+        for path in sorted(base.folder.glob("*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                if wanted in file.keys():  # noqa: SIM118 - no mapping
+                    return file.get_tensor(wanted)
+    return None
+
+
+def _tensor(path: Path, key: str) -> Tensor:
+    with safe_open(path, framework="pt") as file:
+        return file.get_tensor(key)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same, as far as the narrower of their types tells."""
+    dtype = min(one.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(one.to(dtype), other.to(dtype))
 
 
 def _check_numbers(path: Path) -> None:

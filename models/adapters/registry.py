@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from kauli.models.adapters.card import CARD_FILE, README_FILE, Card, check_name, parse_card
+from kauli.models.adapters.card import CARD_FILE, README_FILE, Card, check_name, check_new_name, parse_card
 from kauli.models.adapters.folder import check_files, check_folder
 from kauli.models.adapters.page import render_readme
 from kauli.models.adapters.store import open_store
@@ -192,7 +192,11 @@ class Registry:
         return Published(card.name, claim.version, f"{self.storage}/adapters/{base}")
 
     def check_free(self, card: Card) -> None:
-        """Raises `UsageError` where `card.name` belongs to another task, base or language: before a long training."""
+        """Raises `UsageError`, before a long training, where `card.name` can't be its name.
+
+        It is that of a task or a base, or belongs to an adapter of another task, base or language.
+        """
+        check_new_name(card.name)
         versions = self.versions(card.name)
         if versions:
             _compare_identities(card, [_identity(self._card(card.name, versions[-1]))])
