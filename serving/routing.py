@@ -40,6 +40,13 @@ class Adapter:
     versions: tuple[int, ...]
     aliases: dict[str, int]
     card: Card = field(repr=False)
+    shadowed: bool = False
+    """Whether a task or a served base has the same name, and is what the bare name means."""
+
+    @property
+    def public(self) -> str:
+        """What a request calls it."""
+        return self.card.spec if self.shadowed else self.name
 
     @property
     def created(self) -> int:
@@ -112,7 +119,7 @@ class Catalogue:
         match = _SPEC.fullmatch(model)
         adapter = self._find(match[1]) if match else None
         if match is None or adapter is None:
-            known = [*self.bases(), *self._tasks, *(adapter.name for adapter in self.adapters())]
+            known = [*self.bases(), *self._tasks, *(adapter.public for adapter in self.adapters())]
             raise UnknownModel(f"model '{model}' is not served.{nearest(model, known)} Served: {', '.join(known[:20])}")
         card = self._version(adapter, match[2])
         place = self._place_of(card)
@@ -143,7 +150,7 @@ class Catalogue:
                     best = min(fitting, key=_preference)
                     return self.route(best.card.spec, candidate)
             if tag is None and len(served) == 1:
-                return self.route(served[0].name)
+                return self.route(served[0].card.spec)
         if bare and allow_base:
             return bare
         languages = sorted({language for adapter in served for language in adapter.card.language})
@@ -215,7 +222,8 @@ class Catalogue:
             return None
         aliases = {alias: number for alias, number in self._registry.aliases(name).items() if number in versions}
         version = aliases.get("prod") or aliases.get("latest") or versions[-1]
-        return Adapter(name, tuple(versions), aliases, self._card(name, version))
+        shadowed = name in TASKS or name in self.bases()
+        return Adapter(name, tuple(versions), aliases, self._card(name, version), shadowed)
 
 
 def served_task(card: Card) -> str | None:

@@ -9,7 +9,7 @@ from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base, known_bases
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import note
-from kauli.serving.routing import choose_bases, newest_cards, served_task
+from kauli.serving.routing import choose_bases, newest_cards, public_name, served_task
 from kauli.serving.settings import ServeArgs
 from kauli.serving.tasks import TASKS, WORKERS, workers_of
 
@@ -53,6 +53,10 @@ def choose_topology(registry: Registry, args: ServeArgs) -> Topology:
             bases[worker] = tuple(choose_bases(registry, args.bases, args.allow_noncommercial, mine))
         elif worker in found:
             bases[worker] = (found[worker],)
+    taken = {*TASKS, *(public_name(base) for group in bases.values() for base in group)}
+    for card in cards:
+        if card.name in taken:
+            note(f"The adapter {card.name} has the name of a task or a base: requests reach it as {card.spec} only.")
     return Topology(tasks, bases)
 
 

@@ -116,3 +116,22 @@ def test_a_service_of_one_task_answers_that_alone(storage: Path) -> None:
             catalogue.route(model)
     with pytest.raises(UnknownModel, match="No speech recogniser is served"):
         catalogue.route("transcribe")
+
+
+def test_an_adapter_with_the_name_of_a_base_or_task_is_reached_by_its_version_alone(
+    storage: Path, publish: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry(str(storage))
+    old = registry.card(publish(storage, "text-sw", "sw", 1))
+    for name in ("debug-text", "text"):  # as earlier versions let them be called
+        folder = storage / "scratch" / "text-sw-1" / "ours"
+        registry.publish(folder, old.model_copy(update={"name": name, "version": None, "files": {}}))
+    found = chosen(storage)
+    said = capsys.readouterr().err
+    assert all(f"requests reach it as {spec} only" in said for spec in ("debug-text@1", "text@1"))
+    catalogue = Catalogue(registry, found.answering, tasks=found.tasks)
+    assert [adapter.public for adapter in catalogue.adapters()] == ["debug-text@1", "text@1", "text-sw"]
+    assert catalogue.route("debug-text").adapter is None
+    assert catalogue.route("text").adapter is None
+    assert catalogue.route("debug-text@1").adapter == "debug-text@1"
+    assert catalogue.route("text@1", "sw").adapter == "text@1"
