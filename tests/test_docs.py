@@ -10,10 +10,12 @@ from types import ModuleType
 
 import pytest
 
+from kauli.serving.settings import ServeArgs
 from kauli.training.recipe_file import recipe_names
 from support.documents import PAGES, check, mentions
-from support.imports import ROOT
+from support.imports import PACKAGES, ROOT
 
+ENDINGS = ("py", "md", "yaml", "json", "safetensors")
 FIGURE = re.compile(r"(?<![\w.])\d+\.\d+(?!\d|\.\d)")
 
 
@@ -62,6 +64,25 @@ def anchors(text: str) -> set[str]:
 def test_the_commands_in_the_text_exist(page: str) -> None:
     for words in mentions((ROOT / page).read_text(encoding="utf-8")):
         check(words, page)
+
+
+def test_keys_and_variables_that_are_named_exist() -> None:
+    keys: dict[str, set[str]] = {}
+    section = ""
+    for line in (ROOT / "docs/recipes.md").read_text(encoding="utf-8").splitlines():
+        if heading := re.match(r"### `([\w.]+)`", line):
+            section = heading[1]
+        elif key := re.match(r"\| `(\w+)` \|", line):
+            keys.setdefault(section, set()).add(key[1])
+    sections = {name for name in keys if name} | {"method"}
+    keys["method"] = set().union(*keys.values())
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+    named = re.findall(r"`([a-z_.]+)\.([a-z_]+)[`=:]", text)
+    assert [f"{one}.{key}" for one, key in named if one in sections and key not in {*keys[one], *ENDINGS}] == []
+    sources = "".join(path.read_text(encoding="utf-8") for part in PACKAGES for path in (ROOT / part).rglob("*.py"))
+    settings = {f"KAULI_{name.upper()}" for name in ServeArgs.model_fields}
+    variables = set(re.findall(r"KAULI_[A-Z_]+", text)) - settings
+    assert [name for name in sorted(variables) if name not in sources] == []
 
 
 def test_the_readme_is_short_and_its_figures_are_those_of_the_results() -> None:
