@@ -12,23 +12,37 @@ from kauli.models.errors import MediaError
 
 ALLOWED = "WAV, FLAC, Ogg or MP3"
 
-DECODED = frozenset(
-    [(kind, f"PCM_{form}") for kind in ("WAV", "WAVEX") for form in ("U8", "16", "24", "32")]
-    + [(kind, form) for kind in ("WAV", "WAVEX") for form in ("FLOAT", "DOUBLE")]
-    + [("FLAC", f"PCM_{form}") for form in ("S8", "16", "24")]
-    + [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
+CONTAINERS = frozenset(("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "NIST", "FLAC", "OGG", "MP3"))
+"""Those that libsndfile decodes here, by its names. Its others are rare, and their parsers hardly tested."""
+CODECS = frozenset(
+    [f"PCM_{form}" for form in ("U8", "S8", "16", "24", "32")]
+    + ["FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610", "G721_32", "G723_24", "G723_40"]
+    + [f"NMS_ADPCM_{form}" for form in ("16", "24", "32")]
+    + [f"ALAC_{form}" for form in ("16", "20", "24", "32")]
+    + ["VORBIS", "OPUS", "MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"]
 )
-"""libsndfile's format and subtype of all that is decoded."""
+"""libsndfile's subtypes that are decoded."""
+FOREIGN = {"M4A": "an M4A, MP4 or 3GP file", "WebM": "a WebM or Matroska file", "AAC": "an AAC file",
+           "AMR": "an AMR file"}  # fmt: skip
+"""What `kauli.models.media.foreign_audio` reads."""
 
+_MARKS = (
+    (b"fLaC", "FLAC"),
+    (b"OggS", "Ogg"),
+    (b"ID3", "MP3"),
+    (b"RF64", "RF64"),
+    (b"riff.\x91\xcf\x11", "W64"),
+    (b"caff", "CAF"),
+    (b".snd", "AU"),
+    (b"NIST_1A", "SPHERE"),
+    (b"\x1aE\xdf\xa3", "WebM"),
+    (b"#!AMR", "AMR"),
+    *((bytes((0xFF, last)), "AAC") for last in (0xF0, 0xF1, 0xF8, 0xF9)),
+)
 _OTHER_MARKS = (
-    (b"\x1aE\xdf\xa3", "a WebM or Matroska file"),
     (b"0&\xb2u\x8ef\xcf\x11", "a WMA or other ASF file"),
-    (b"#!AMR", "an AMR file"),
     (b"#!SILK", "a SILK file"),
-    (b"caff", "a CAF file"),
-    (b"FORM", "an AIFF or other IFF file"),
-    (b".snd", "an AU file"),
-    (b"RF64", "an RF64 file"),
+    (b"FORM", "an IFF file"),
     (b"MThd", "a MIDI file"),
     (b"FLV", "a Flash video"),
     (b"\0\0\1\xba", "an MPEG video"),
@@ -39,31 +53,36 @@ _OTHER_MARKS = (
     (b"\xff\xd8\xff", "an image"),
     (b"GIF8", "an image"),
 )
-_WAV_READ = (1, 3)  # integers, floats
+_WAV_READ = (1, 2, 3, 6, 7, 0x11, 0x31, 0x38, 0x40, 0x55)  # integers, ADPCM, floats, A-law, mu-law, GSM, G.721, MP3
 _WAV_EXTENSIBLE = 0xFFFE
-_WAV_CODECS = {2: "ADPCM", 6: "A-law", 7: "mu-law", 0x11: "ADPCM", 0x31: "GSM 6.10", 0x55: "MP3"}
+_WAV_CODECS = {0x50: "MPEG layer II", 0xFF: "AAC", 0x160: "WMA", 0x161: "WMA", 0x2000: "AC-3"}
 _OGG_READ = (b"\x01vorbis", b"OpusHead")
 _OGG_CODECS = {b"\x80theora": "Theora video", b"Speex   ": "Speex", b"\x7fFLAC": "FLAC"}
 
 _MOST_CHUNKS = 1000  # of a WAV that are looked at; those of an honest one are fewer than ten
 _MOST_PAGES = 100_000  # of an Ogg: one for each 20 ms of half an hour; a mark that is no page costs libogg 15 us
 _MOST_CODES = 2**20  # numbers in the codebooks of a Vorbis stream; libvorbis writes fewer than 100,000
+_MP3_TAIL = 16_384  # bytes of an MP3 that are looked at; a frame has at most 1,441
+_KILOBITS = (
+    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),  # MPEG-2 and 2.5, layer III
+    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),  # MPEG-1
+)
 _UNKNOWN_SIZE = 0x7FFF0000  # and more: what writers to a pipe put for a WAV whose end they can't know
 
 
 def _audio_name(data: bytes) -> str | None:
-    """One of `ALLOWED` by the first bytes; None for anything else."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WAVE":
+    """The container by the first bytes; None for one that is not read."""
+    if data[:4] in (b"RIFF", b"RIFX") and data[8:12] == b"WAVE":
         return "WAV"
-    if data[:4] == b"fLaC":
-        return "FLAC"
-    if data[:4] == b"OggS":
-        return "Ogg"
-    return "MP3" if data[:3] == b"ID3" or _mpeg_layer(data) == 3 else None
+    if data[:4] == b"FORM" and data[8:12] in (b"AIFF", b"AIFC"):
+        return "AIFF"
+    if data[4:8] == b"ftyp":
+        return "M4A"
+    return next((name for mark, name in _MARKS if data.startswith(mark)), "MP3" if _mpeg_layer(data) == 3 else None)
 
 
 def audio_format_of(data: bytes) -> str:
-    """WAV, FLAC, Ogg or MP3 by the first bytes; `MediaError`, with what to send, for another container or codec."""
+    """The container by the first bytes; `MediaError`, with what to send, for one that is not read, or its codec."""
     if not data:
         raise MediaError(f"the audio is empty: send the bytes of a {ALLOWED} file.")
     name = _audio_name(data)
@@ -82,23 +101,48 @@ def broken(name: str) -> MediaError:
     return MediaError(f"the {name} audio is broken or truncated: send the whole file again.")
 
 
-def refusal(what: str) -> MediaError:
-    """Of a file that is `what`."""
+def refusal(what: str, why: str = "") -> MediaError:
+    """Of a file that is `what`; `why` begins with a blank."""
     way = "ffmpeg -i IN -ac 1 -ar 16000 OUT.wav"
-    return MediaError(f"this is {what}, which is not read: send {ALLOWED}, for instance by: {way}")
+    return MediaError(f"this is {what}, which is not read{why}: send {ALLOWED}, for instance by: {way}")
 
 
 def ends_early(name: str, data: bytes) -> bool:
-    """Whether a WAV or Ogg file lacks bytes at its end; FLAC and MP3 tell by what is decoded."""
-    if name == "WAV":
-        size, room = next(((size, len(data) - at) for kind, at, size in _wav_chunks(data) if kind == b"data"), (0, 0))
-        return room < size < _UNKNOWN_SIZE
+    """Whether a file lacks its end, as its last bytes show."""
     if name == "Ogg":
         page = data[data.rfind(b"OggS") :]
         lacing = page[27 : 27 + page[26]] if len(page) > 26 else b""
         last = bool(lacing) and bool(page[5] & 4)  # the flag of the stream's last page
         return not last or len(page) < 27 + len(lacing) + sum(lacing)
-    return False
+    return _mp3_ends_early(data) if name == "MP3" else missing_share(name, data) > 0
+
+
+def missing_share(name: str, data: bytes) -> float:
+    """The bytes that a file lacks by its header, in parts of those that are there; 0 where it states none."""
+    stated, there = 0, len(data)
+    if name == "WAV":
+        stated, there = next(((size, there - at) for kind, at, size in _wav_chunks(data) if kind == b"data"), (0, 1))
+    elif name == "AIFF":
+        stated = 8 + int.from_bytes(data[4:8], "big")
+    elif name == "AU":
+        stated = sum(struct.unpack(">II", data[4:12].ljust(8, b"\0")))
+    elif name == "RF64":
+        stated = 8 + int.from_bytes(data[20:28], "little")
+    elif name == "W64":
+        stated = int.from_bytes(data[16:24], "little")
+    return max(0, stated - there) / max(there, 1) if stated < _UNKNOWN_SIZE else 0.0
+
+
+def with_sizes(data: bytes) -> bytes:
+    """A WAV whose header states 0 bytes of samples, as after a crash of the recorder, with the true sizes."""
+    chunks = list(_wav_chunks(data))
+    _, last, size = chunks[-1] if chunks else (b"", 0, 0)
+    at = next((at for kind, at, size in chunks if kind == b"data" and not size), len(data))
+    if at == len(data) or at < last == len(data) - size:  # nothing follows, or true chunks
+        return data
+    order = "big" if data[:4] == b"RIFX" else "little"
+    whole, samples = ((len(data) - start).to_bytes(4, order) for start in (8, at))
+    return data[:4] + whole + data[8 : at - 4] + samples + data[at:]
 
 
 def ogg_streams(data: bytes) -> int:
@@ -108,12 +152,8 @@ def ogg_streams(data: bytes) -> int:
 
 def _what_instead(data: bytes) -> str:
     """What a file is that has no `_audio_name`, in words."""
-    if data[4:8] == b"ftyp":
-        return "an M4A, MP4 or 3GP file"
     if data[:4] == b"RIFF":
         return "an image" if data[8:12] == b"WEBP" else "an AVI video or other RIFF file"
-    if data[:2] in (b"\xff\xf0", b"\xff\xf1", b"\xff\xf8", b"\xff\xf9"):
-        return "an AAC file"
     if _mpeg_layer(data):
         return "an MPEG audio file of layer I or II (MP1, MP2)"
     for mark, what in _OTHER_MARKS:
@@ -147,20 +187,44 @@ def _mpeg_layer(data: bytes) -> int:
     return 4 - layer if good and layer else 0
 
 
+def _mp3_ends_early(data: bytes) -> bool:
+    """Whether the last frame of an MP3 lacks bytes: found by frames that follow one another at its end."""
+    tail = data[-_MP3_TAIL:]
+    start = tail.find(b"\xff")
+    while start >= 0:
+        at, frames = start, 0
+        while size := _mp3_frame(tail[at : at + 4]):
+            at, frames = at + size, frames + 1
+        if frames >= 3:
+            return at > len(tail)
+        start = tail.find(b"\xff", start + 1)
+    return False
+
+
+def _mp3_frame(header: bytes) -> int:
+    """Bytes of the frame of MPEG audio, layer III, that begins so; 0 for anything else, or a free bit rate."""
+    if len(header) < 4 or _mpeg_layer(header) != 3:
+        return 0
+    first = header[1] >> 3 & 3 == 3  # MPEG-1; else MPEG-2 or 2.5
+    kilobits = _KILOBITS[first][header[2] >> 4]
+    rate = (44_100, 48_000, 32_000)[header[2] >> 2 & 3] >> (0, 1, 2)[3 - max(header[1] >> 3 & 3, 1)]
+    return (144 if first else 72) * 1000 * kilobits // rate + (header[2] >> 1 & 1) if kilobits else 0
+
+
 def _wav_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(kind, where its content begins, the size that it states)."""
-    at = 12
+    at, form = 12, ">4sI" if data[:4] == b"RIFX" else "<4sI"
     for _ in range(_MOST_CHUNKS):
         if at + 8 > len(data):
             return
-        kind, size = struct.unpack_from("<4sI", data, at)
+        kind, size = struct.unpack_from(form, data, at)
         yield kind, at + 8, size
         at += 8 + size + size % 2
 
 
 def _wav_tag(data: bytes, at: int) -> int:
     """The codec of a format chunk; an extensible one has it at the start of its GUID."""
-    tag = int.from_bytes(data[at : at + 2], "little")
+    tag = int.from_bytes(data[at : at + 2], "big" if data[:4] == b"RIFX" else "little")
     return int.from_bytes(data[at + 24 : at + 26], "little") if tag == _WAV_EXTENSIBLE else tag
 
 

@@ -20,7 +20,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from kauli.models.errors import MediaError
-from kauli.models.media import audio_format, image_format
+from kauli.models.media import audio_format, foreign_audio, image_format
+from kauli.models.media.foreign_audio import ForeignStream
 from kauli.models.media.resample import Array, resampled
 
 # The classes themselves, not `Image.open`: no other format is ever tried, a JPEG of several images (MPO, as phones
@@ -197,18 +198,30 @@ class DecodedAudio:
 def decode_audio(data: bytes, limits: AudioLimits = AudioLimits()) -> DecodedAudio:
     """The mean of the audio's channels, resampled to 16 kHz; samples above full scale are scaled down.
 
-    Raises `MediaError` for anything but WAV (integers, floats), FLAC, Ogg (Vorbis, Opus) or MP3, for what is broken,
-    silent or not finite, and for what is beyond the limits: by the header before anything is decoded, and by what is
-    decoded, block by block. A truncated file gives what it holds, with a warning, where its decoder can read it.
+    Raises `MediaError` for anything but what libsndfile reads (`audio_format.CONTAINERS`) and, with the extra `av`,
+    M4A, WebM, AAC or AMR; for what is broken, silent or not finite, and for what is beyond the limits: by the header
+    before anything is decoded, and by what is decoded, block by block. A truncated file gives what it holds, with a
+    warning, where its decoder can read it.
     """
     limits.check_bytes(len(data))
     name = audio_format.audio_format_of(data)
+    if name in audio_format.FOREIGN and not foreign_audio.is_installed():
+        raise audio_format.refusal(audio_format.FOREIGN[name], " without the extra av (pip install 'kauli[av]')")
+    if name == "WAV":
+        data = audio_format.with_sizes(data)
     try:
         return _decoded(name, data, limits)
     except MediaError:
         raise
     except Exception as error:  # libsndfile's own, and numpy's where a header asks for the impossible
         raise audio_format.broken(name) from error
+
+
+class _Source(io.BytesIO):
+    """Bytes for libsndfile, which seeks before their start where a header is damaged."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return super().seek(max(offset, 0) if whence == io.SEEK_SET else offset, whence)
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]
@@ -230,11 +243,9 @@ class _Levels:
 
 
 def _decoded(name: str, data: bytes, limits: AudioLimits) -> DecodedAudio:
-    stream = io.BytesIO(data)
+    source = _Source(data)
     levels = _Levels()
-    with _Stream(stream) as file:
-        if (file.format, file.subtype) not in audio_format.DECODED:
-            raise audio_format.refusal(f"a {file.format} file that holds {file.subtype_info}")
+    with _opened(name, data, source, limits) as file:
         rate, channels, stated = file.samplerate, file.channels, file.frames
         _check_rate(rate, channels)
         if stated != _UNKNOWN:
@@ -242,6 +253,8 @@ def _decoded(name: str, data: bytes, limits: AudioLimits) -> DecodedAudio:
         samples = resampled(_mono(file, levels, limits), rate, RATE)
     seconds = levels.frames / rate
     if seconds < limits.min_seconds:
+        if audio_format.ends_early(name, data):
+            raise audio_format.broken(name)
         raise MediaError(
             f"the audio lasts {seconds:.3g} s, at least {limits.min_seconds:g} s are needed: send a longer clip."
         )
@@ -252,16 +265,30 @@ def _decoded(name: str, data: bytes, limits: AudioLimits) -> DecodedAudio:
     if levels.peak > 1:
         samples /= levels.peak
     np.clip(samples, -1, 1, out=samples)  # the filter of the resampling may go beyond full scale
-    missing = 0.0 if stated == _UNKNOWN else stated / rate - seconds
-    unread = 1 - stream.tell() / len(data)
+    missing = max(
+        0.0 if stated == _UNKNOWN else stated / rate - seconds, seconds * audio_format.missing_share(name, data)
+    )
+    unread = 0.0 if name in audio_format.FOREIGN else 1 - source.tell() / len(data)
     warnings = [*_end_warnings(name, data, seconds, missing, unread), *_level_warnings(name, levels, channels)]
     return DecodedAudio(samples, len(samples) / RATE, tuple(warnings), rate, channels)
 
 
+def _opened(name: str, data: bytes, source: io.BytesIO, limits: AudioLimits) -> _Stream | ForeignStream:
+    """What decodes the `data`, block by block; `source` has them too."""
+    if name in audio_format.FOREIGN:
+        return ForeignStream(name, data, limits.max_seconds)
+    file = _Stream(source)
+    if file.format not in audio_format.CONTAINERS or file.subtype not in audio_format.CODECS:
+        raise audio_format.refusal(f"a {file.format} file that holds {file.subtype_info}")
+    return file
+
+
 def _end_warnings(name: str, data: bytes, seconds: float, missing: float, unread: float) -> Iterator[str]:
     """Where less was read than there should be: seconds that are missing, a share of the bytes that is unread."""
-    if audio_format.ends_early(name, data) or missing > max(0.1, seconds / 100):  # what an MP3 states is rounded
-        yield f"the {name} file is truncated: only its first {seconds:.1f} s could be read."
+    known = missing > max(0.1, seconds / 100)  # what an MP3 states is rounded
+    if known or audio_format.ends_early(name, data):
+        lost = f"{missing:.1f} s are missing" if known else "it does not state how much is missing"
+        yield f"the {name} file is truncated: only its first {seconds:.1f} s could be read, {lost}."
     if name == "Ogg" and (streams := audio_format.ogg_streams(data)) > 1:
         yield f"the Ogg file has {streams} streams, only the first was read: send the others as separate files."
     if name in ("FLAC", "MP3") and unread > 0.1:  # an MP3 of variable bit rate that doesn't say so, for instance
@@ -284,7 +311,7 @@ def _check_rate(rate: int, channels: int) -> None:
         raise MediaError(f"the audio has {channels} channels, at most {_MOST_CHANNELS} are read: mix it down to one.")
 
 
-def _mono(file: _Stream, levels: _Levels, limits: AudioLimits) -> Iterator[Array]:
+def _mono(file: _Stream | ForeignStream, levels: _Levels, limits: AudioLimits) -> Iterator[Array]:
     """The mean of the channels, block by block, until the end or a limit."""
     while True:
         block = file.read(_BLOCK // file.channels, dtype="float32", always_2d=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from kauli.models.bases.clip_import import CLIP_CONFIG
@@ -40,12 +41,23 @@ class ClipModel:
 
             self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.model: Any = model.float().eval()
-        self.preprocess: Any = preprocess
+        self._preprocess: Any = preprocess
+        size = model.visual.image_size
+        self._side = min(size) if isinstance(size, tuple) else int(size)
         self.preprocess_cfg: dict[str, Any] = content.get("preprocess_cfg", {})
         self.vision_cfg: dict[str, Any] = content["model_cfg"]["vision_cfg"]
         self.dim = int(content["model_cfg"]["embed_dim"])
         self._context = int(text_cfg.get("context_length", 77))
         self._prefix: str = content.get("kauli", {}).get("text_prefix", "")
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """(3, height, width) float32: the image tower's input."""
+        least = -(-max(image.size) // self._side)
+        if min(image.size) < least:  # a thinner image would be scaled to a side of 0, or the other to gigabytes
+            width, height = image.size
+            image = image.resize((max(width, least), max(height, least)))
+        pixels: Tensor = self._preprocess(image)
+        return pixels
 
     def tokens(self, texts: list[str]) -> Tensor:
         """(N, L) int64: the text tower's input; longer texts are truncated."""
@@ -57,6 +69,12 @@ class ClipModel:
             ).input_ids
             return torch.as_tensor(found)
         return torch.as_tensor(self._tokenizer(texts))
+
+    def truncates(self, text: str) -> bool:
+        """Whether `tokens` drops the end of a text."""
+        whole = getattr(self._tokenizer, "tokenizer", self._tokenizer).encode(self._prefix + text)
+        marks = 0 if self.hf_text or hasattr(self._tokenizer, "tokenizer") else 2  # open_clip adds start and end later
+        return len(whole) + marks > self._context
 
 
 def spatial(visual: nn.Module, pixels: Tensor) -> Tensor:

@@ -28,6 +28,18 @@ KINDS = [
     ("OGG", "VORBIS"),
     ("OGG", "OPUS"),
     ("MP3", "MPEG_LAYER_III"),
+    ("WAV", "ULAW"),
+    ("WAVEX", "ALAW"),
+    ("WAV", "IMA_ADPCM"),
+    ("WAV", "MS_ADPCM"),
+    ("RF64", "PCM_16"),
+    ("W64", "PCM_16"),
+    ("AIFF", "PCM_16"),
+    ("AIFF", "ULAW"),
+    ("AU", "PCM_24"),
+    ("CAF", "PCM_16"),
+    ("CAF", "ALAC_16"),
+    ("NIST", "PCM_16"),
 ]
 ALLOWED = "send WAV, FLAC, Ogg or MP3, for instance by: ffmpeg -i IN -ac 1 -ar 16000 OUT.wav"
 
@@ -119,11 +131,12 @@ def test_every_allowed_format_and_codec_becomes_one_channel_at_16_khz(kind: str,
     rate = 48_000 if codec == "OPUS" else 44_100
     stereo = np.stack([sine(1.3, rate), 0.5 * sine(1.3, rate)], 1)
     decoded = decode_audio(encoded(stereo, kind, codec, rate))
-    assert abs(len(decoded.samples) - 1.3 * RATE) <= 1
+    # ADPCM has blocks of some hundred samples, the last one filled up with silence
+    assert abs(len(decoded.samples) - 1.3 * RATE) <= (800 if "ADPCM" in codec else 1)
     assert decoded.seconds == len(decoded.samples) / RATE
     assert abs(loudest(decoded) - 440) < 1
     middle = decoded.samples[2000:-2000]
-    assert abs(np.abs(middle).max() - 0.375) < 0.02  # the mean of the channels
+    assert abs(np.abs(middle).max() - 0.375) < 0.03  # the mean of the channels
     assert decoded.warnings == ()
 
 
@@ -210,17 +223,10 @@ def test_resampling_never_leaves_full_scale() -> None:
 @pytest.mark.parametrize(
     ("data", "named"),
     [
-        (b"\0\0\0\x20ftypM4A \0\0\0\0", "an M4A"),
-        (b"\x1aE\xdf\xa3\x9fB\x86\x81\x01", "a WebM"),
         (b"0&\xb2u\x8ef\xcf\x11\xa6\xd9", "a WMA"),
-        (b"#!AMR\n<\x91", "an AMR"),
-        (b"caff\0\1\0\0", "a CAF"),
-        (b"FORM\0\0\0\x2eAIFFCOMM", "an AIFF"),
-        (b".snd\0\0\0\x18", "an AU"),
-        (b"RF64\xff\xff\xff\xffWAVE", "an RF64"),
+        (b"FORM\0\0\0\x2e8SVXVHDR", "an IFF"),
         (b"RIFF\x24\0\0\0AVI LIST", "an AVI"),
         (b"RIFF\x24\0\0\0WEBPVP8 ", "an image"),
-        (b"\xff\xf1\x50\x80\x02\x1f", "an AAC"),
         (b"\xff\xfd\xa4\x04", "layer I or II"),
         (b"\x89PNG\r\n\x1a\n", "an image"),
         (b"\xff\xd8\xff\xe0\0\x10JFIF", "an image"),
@@ -237,14 +243,19 @@ def test_what_is_no_allowed_audio_is_named_and_so_is_what_is_allowed(data: bytes
     assert message.endswith(ALLOWED)
 
 
-@pytest.mark.parametrize(
-    ("codec", "named"), [("ULAW", "mu-law"), ("ALAW", "A-law"), ("IMA_ADPCM", "ADPCM"), ("GSM610", "GSM 6.10")]
-)
-def test_other_codecs_of_a_wav_are_named(codec: str, named: str) -> None:
-    rate = 8000 if codec == "GSM610" else RATE
-    assert f"this is a WAV file that holds {named}" in refusal(encoded(sine(1, rate), "WAV", codec, rate))
-    if codec in ("ULAW", "ALAW"):
-        assert f"that holds {named}" in refusal(encoded(sine(), "WAVEX", codec))
+@pytest.mark.parametrize("codec", ["GSM610", "G721_32"])
+def test_a_wav_of_a_telephone_exchange_is_read(codec: str) -> None:
+    decoded = decode_audio(encoded(sine(1, 8000), "WAV", codec, 8000))
+    assert abs(decoded.seconds - 1) < 0.05
+    assert abs(loudest(decoded) - 440) < 1.5
+    assert decoded.warnings == ()
+
+
+def test_other_codecs_of_a_wav_are_named() -> None:
+    data = bytearray(encoded(sine()))
+    for tag, named in ((0x161, "WMA"), (0xFF, "AAC"), (0x1234, "the codec 0x1234")):
+        data[20:22] = struct.pack("<H", tag)
+        assert f"this is a WAV file that holds {named}" in refusal(bytes(data))
 
 
 @pytest.mark.parametrize(
@@ -274,14 +285,30 @@ def test_a_file_that_is_cut_off_is_its_beginning_with_a_warning_or_refused(kind:
     assert decode_audio(data).warnings == ()
     for share in (0.9, 0.5):
         cut = data[: int(len(data) * share)]
-        if kind == "FLAC":
-            assert "the FLAC audio is broken or truncated: send the whole file again" in refusal(cut)
+        if kind in ("FLAC", "CAF"):
+            assert f"the {kind} audio is broken or truncated: send the whole file again" in refusal(cut)
             continue
         decoded = decode_audio(cut)
         assert abs(decoded.seconds - 4 * share) < 1.5  # an Ogg is lost by the page
-        assert len(decoded.warnings) == 1
-        assert "is truncated: only its first" in decoded.warnings[0]
+        assert len(decoded.warnings) == (kind != "NIST")  # libsndfile does not tell what its header states
+        for warning in decoded.warnings:
+            assert "is truncated: only its first" in warning
+            lost = float(warning.rpartition(", ")[2].split()[0]) if kind != "OGG" else 4 - decoded.seconds
+            assert abs(lost + decoded.seconds - 4) < 0.16
     assert "broken or truncated" in refusal(data[:16])
+
+
+@pytest.mark.parametrize("order", ["RIFF", "RIFX"])
+def test_a_wav_whose_sizes_are_0_is_read_to_its_end(order: str) -> None:
+    data = encoded(sine(), "WAV", endian="BIG" if order == "RIFX" else "LITTLE")
+    assert data.startswith(order.encode())
+    at = data.index(b"data") + 4
+    unfinished = data[:4] + bytes(4) + data[8:at] + bytes(4) + data[at + 4 :]
+    decoded = decode_audio(unfinished)
+    assert (decoded.seconds, decoded.warnings) == (1.0, ())
+    assert np.allclose(decoded.samples, sine(), atol=1e-4)
+    empty = data[:at] + bytes(4) + b"LIST" + struct.pack("<I" if order == "RIFF" else ">I", 4) + b"INFO"
+    assert "lasts 0 s" in refusal(empty)
 
 
 @pytest.mark.parametrize("stated", [0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
