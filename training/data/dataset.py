@@ -19,8 +19,9 @@ from kauli.models.languages import check_tag, display_name
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 from kauli.training.data import starter
+from kauli.training.data.data_files import READABLE
 from kauli.training.data.groups import short_hash
-from kauli.training.data.imports import READABLE, import_data, read_places
+from kauli.training.data.imports import import_data, read_places
 from kauli.training.data.options import DataOptions
 from kauli.training.data.schema import MEDIA, PLAIN_COLUMNS, SCHEMA
 from kauli.training.data.synthetic_speech import ESPEAK, espeak_files

@@ -8,10 +8,14 @@ of a component names its group.
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import regex
+
+from kauli.training.data.options import Leaks
 
 UDHR_KEY = "udhr:"  # keys of the articles of the Universal Declaration, which are split by rank, not by chance
 _NUM_UDHR_TEST, _NUM_UDHR_VALIDATION = 6, 3
@@ -21,6 +25,9 @@ _UDHR_SALT = "rank-14"
 _TEST_SHARE, _VALIDATION_SHARE = 0.10, 0.08
 _APOSTROPHES = regex.compile("['`\u00b4\u02bc\u2018\u2019]")  # in words; others move splits: raise the data's FORMAT
 _NO_WORD = regex.compile(r"[\p{P}\p{S}\p{Z}\p{C}]+")
+_SHORT = 24  # bytes of a text that may be a class or a short answer
+_SEVERAL = 10  # images of one thing, which share a caption
+_LEAST_REPEATED = 3  # rows a text, on average, where the texts are classes
 STRONGEST_FIRST = ("test", "validation", "train")
 
 
@@ -54,6 +61,44 @@ def normalise(text: str) -> str:
     """
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     return _NO_WORD.sub(" ", _APOSTROPHES.sub("", folded)).strip() or " ".join(folded.split())
+
+
+def shared_keys(rows: Sequence[Mapping[str, Any]], leaks: Leaks) -> list[list[str]]:
+    """The keys of each row: rows with the same key belong in one split. `image` and `audio` are hashes of the files.
+
+    By `content` these are the prompt, the image, the audio, and the text, but not a prompt of many rows ("Describe the
+    image"), which is an instruction, nor a text that is a class or a short answer ("yes") to different inputs.
+    """
+    keys: list[list[str]] = [[f"group:{row['group']}"] if row["group"] else [] for row in rows]
+    if leaks == "group":
+        return keys
+    texts = [{name: normalise(row[name]) if row[name] else "" for name in ("prompt", "text")} for row in rows]
+    if leaks == "pair":
+        for own, row, text in zip(keys, rows, texts, strict=True):
+            own.append("pair:" + short_hash(text["prompt"], text["text"], row["image"] or "", row["audio"] or ""))
+        return keys
+    many = max(_SEVERAL, len(rows) // 20)
+    counts = {name: Counter(text[name] for text in texts) for name in ("prompt", "text")}
+    answers = Counter(
+        text["text"]
+        for row, text in zip(rows, texts, strict=True)
+        if _is_short(text["text"]) and (row["prompt"] or row["image"] or row["audio"])
+    )
+    classes = _LEAST_REPEATED * len(answers) <= answers.total()
+    for own, row, text in zip(keys, rows, texts, strict=True):
+        asked = bool(text["prompt"]) and counts["prompt"][text["prompt"]] <= many
+        media = [f"{name}:{row[name]}" for name in ("image", "audio") if row[name]]
+        count = counts["text"][text["text"]]
+        few = count <= many if not _is_short(text["text"]) else count <= (2 if asked else _SEVERAL) and not classes
+        own += [f"text:{text['prompt']}"] if asked else []
+        own += [f"text:{text['text']}"] if text["text"] and (few or not (row["prompt"] or media)) else []
+        own += media
+    return keys
+
+
+def _is_short(text: str) -> bool:
+    """Whether different inputs may well have the same answer: about four words, or eight letters of Ge'ez or Han."""
+    return 0 < len(text.encode()) < _SHORT
 
 
 def english_key(text: str) -> str:

@@ -5,35 +5,37 @@ images and audio are hashed while they are read, and copied only when the file i
 """
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import soundfile
 
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.files import sha256_file
 from kauli.models.languages import check_tag, nfc
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
-from kauli.training.data.formats.table import FORMATS
-from kauli.training.data.groups import STRONGEST_FIRST, Groups, normalise, short_hash, split_by_chance, strongest
+from kauli.training.data.columns import check_map, columns_taken, missing, rows_of, told
+from kauli.training.data.data_files import SPLIT_NAMES, data_files
+from kauli.training.data.findings import BESIDE, Findings
+from kauli.training.data.formats.table import FORMATS, format_of
+from kauli.training.data.groups import short_hash
 from kauli.training.data.options import DataOptions
 from kauli.training.data.schema import MEDIA, SCHEMA, write_parquet
+from kauli.training.data.splits import in_groups
 
 FORMAT = 3
 """Increase it when the same data gives other rows: imported files are then written again."""
-READABLE = f"{', '.join(FORMATS)} or a folder saved by `datasets`"
-_NUM_SHOWN = 10
-_SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing": "test"} | dict.fromkeys(
-    ("validation", "valid", "val", "dev", "eval"), "validation"
-)
-_ALIASES = {"license": "licence", "lang": "language"}
 _SHA256_OF_NOTHING = hashlib.sha256(b"").hexdigest()
 _TEXTS = ("id", "group", "language", "prompt", "text", "source", "licence", "split", "flags")
 
@@ -46,16 +48,37 @@ class _MediaFile:
     number: int
     """The number of its raw row in the order of reading, which holds the bytes if there is no path."""
     path: Path | None
+    column: str
+    """The column of the file that holds it."""
 
 
 @dataclass
 class _Reading:
-    """The state of reading one data set: rows of SCHEMA with their `place`, media as `_MediaFile`, and problems."""
+    """The state of reading one data set: rows of SCHEMA with their `place`, media as `_MediaFile`, and findings."""
 
-    language: str | None
+    options: DataOptions
     rows: list[dict[str, Any]] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    unknown_columns: set[str] = field(default_factory=set)
+    findings: Findings = field(default_factory=Findings)
+    told: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """What `columns.told` says -> the files of which it says so."""
+
+
+@dataclass(eq=False)
+class _File:
+    """One of the data files while it is read."""
+
+    path: Path
+    label: str
+    """Its path in the data set, as places name it."""
+    split: str | None
+    """What its name tells."""
+    columns: set[str] = field(default_factory=set)
+    taken: dict[tuple[str, ...], dict[str, str]] = field(default_factory=dict)
+    """By the columns of a row."""
+    blank: list[str] = field(default_factory=list)
+    """Places of rows that hold nothing to learn."""
+    beside: str = ""
+    """The folder where the last image or clip was found."""
 
 
 def import_data(path: Path, options: DataOptions) -> Path:
@@ -65,7 +88,7 @@ def import_data(path: Path, options: DataOptions) -> Path:
     the content, missing groups unite rows that share a prompt, text, image or audio, missing splits follow from the
     group. Raises `UsageError` with the number of problems and the first ten.
     """
-    rows = _checked_rows(path, options.language)
+    rows = _checked_rows(path, options)
     digest = hashlib.sha256(b"format %d" % FORMAT)
     for row in rows:
         for name in (*SCHEMA.names, "place"):
@@ -77,7 +100,7 @@ def import_data(path: Path, options: DataOptions) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table({name: [row[name] for row in rows] for name in ("id", "place")}), _places_file(target))
-        with _media_reader(path, rows, target.parent) as read:
+        with _media_reader(path, options, rows, target.parent) as read:
             write_parquet(({**row, **{name: row[name] and read(row[name]) for name in MEDIA}} for row in rows), target)
     except OSError as error:  # the disk is full, or the home not writable
         raise KauliError(f"could not write {target}: {error.strerror or error}.") from error
@@ -94,51 +117,75 @@ def read_places(imported: Path) -> dict[str, str]:
     return dict(zip(*pq.read_table(file).to_pydict().values(), strict=True)) if file.is_file() else {}
 
 
-def _checked_rows(path: Path, language: str | None) -> list[dict[str, Any]]:
-    reading = _Reading(language)
-    for number, (file, split, place, raw) in enumerate(_raw_rows(path)):
-        if isinstance(raw, str):
-            reading.problems.append(f"{place}: {raw}")
-        else:
-            _take(raw, place, number, file.parent, split, reading)
+def _checked_rows(path: Path, options: DataOptions) -> list[dict[str, Any]]:
+    check_map(options.map)
+    reading = _Reading(options)
+    for file, rows in groupby(enumerate(_raw_rows(path, options)), key=lambda item: item[1][0]):
+        for number, (_file, place, raw) in rows:
+            if isinstance(raw, str):
+                reading.findings.problem(file.label, place, raw)
+            else:
+                _take(raw, place, number, file, reading)
+        _finish(file, reading)
     _check_ids(reading)
-    _raise_problems(path, reading)
+    reading.findings.check(path)
+    for text, labels in reading.told.items():
+        more = f" and {len(labels) - 1} more files" if len(labels) > 1 else ""
+        note(f"{labels[0]}{more}: {text}")
+    reading.findings.tell(path)
     if not reading.rows:
         raise UsageError(f"{path} holds no rows.")
-    if reading.unknown_columns:
-        note(f"{path}: columns not used: {', '.join(sorted(reading.unknown_columns))}")
-    _fill_groups(reading, path)
-    return sorted(reading.rows, key=lambda row: str(row["id"]))
+    rows = in_groups(reading.rows, reading.options.leaks, path)
+    return sorted(rows, key=lambda row: str(row["id"]))
 
 
-def _raw_rows(path: Path) -> Iterator[tuple[Path, str | None, str, dict[str, Any] | str]]:
-    """(file, split that its name tells, place, values or what is wrong) of each row, always in the same order."""
-    for file, split in _files(path):
-        for place, raw in FORMATS[file.suffix](file):
-            yield file, split, place, raw
+def _raw_rows(path: Path, options: DataOptions) -> Iterator[tuple[_File, str, dict[str, Any] | str]]:
+    """(file, place in it, values or what is wrong) of each row, always in the same order."""
+    for file, split in data_files(path):
+        opened = _File(file, file.name if file == path else file.relative_to(path).as_posix(), split)
+        for place, raw in FORMATS[format_of(file) or ""](file, options):
+            yield opened, place, raw
+
+
+def _finish(file: _File, reading: _Reading) -> None:
+    """What can be said of a file when all its rows are known: its columns, and blank rows."""
+    for fault in missing(reading.options.map, file.columns) if file.columns else ():
+        reading.findings.problem(file.label, "", fault)
+    taken = {ours: name for one in file.taken.values() for ours, name in one.items()}
+    if file.columns and not set(taken) & {"text", "messages", "file", *MEDIA}:
+        found = ", ".join(sorted(file.columns))
+        reading.findings.problem(file.label, "", f"no column is known to hold a text, image or audio: it has {found}")
+        return
+    reading.findings.columns(file.label, told(taken, file.columns, whole=True))
+    if text := told(taken, file.columns):
+        reading.told[text].append(file.label)
+    for place in file.blank:
+        reading.findings.left_out("a row without text, image or audio, left out", place)
 
 
 @contextmanager
-def _media_reader(path: Path, rows: Sequence[dict[str, Any]], folder: Path) -> Iterator[Callable[[_MediaFile], bytes]]:
+def _media_reader(
+    path: Path, options: DataOptions, rows: Sequence[dict[str, Any]], folder: Path
+) -> Iterator[Callable[[_MediaFile], bytes]]:
     """A function that reads the bytes of any row's media; those within data files are copied to a temporary one."""
-    inline: dict[int, list[str]] = defaultdict(list)
+    inline: dict[int, dict[str, str]] = defaultdict(dict)
     for row in rows:
         for name in MEDIA:
             if row[name] and not row[name].path:
-                inline[row[name].number].append(name)
-    places: dict[str, tuple[int, int]] = {}
+                inline[row[name].number][name] = row[name].column
+    copied: dict[str, tuple[int, int]] = {}
     with TemporaryFile(dir=folder) as copies:
-        for number, (*_, raw) in enumerate(_raw_rows(path) if inline else ()):
-            for name in inline.get(number, ()):
-                content = _media_value(name, raw.get(name)) if isinstance(raw, dict) else None
-                if isinstance(content, bytes) and (key := hashlib.sha256(content).hexdigest()) not in places:
-                    places[key] = copies.tell(), copies.write(content)
+        for number, (*_, raw) in enumerate(_raw_rows(path, options) if inline else ()):
+            for name, column in inline.get(number, {}).items():
+                content = _media_value(name, raw.get(column)) if isinstance(raw, dict) else None
+                if isinstance(content, bytes) and (key := hashlib.sha256(content).hexdigest()) not in copied:
+                    copied[key] = copies.tell(), copies.write(content)
 
         def read(media: _MediaFile) -> bytes:
             if media.path:
                 content = media.path.read_bytes() if media.path.is_file() else b""
             else:
-                offset, size = places.get(media.sha256, (0, 0))
+                offset, size = copied.get(media.sha256, (0, 0))
                 copies.seek(offset)
                 content = copies.read(size)
             if hashlib.sha256(content).hexdigest() != media.sha256:
@@ -148,54 +195,51 @@ def _media_reader(path: Path, rows: Sequence[dict[str, Any]], folder: Path) -> I
         yield read
 
 
-def _files(path: Path) -> list[tuple[Path, str | None]]:
-    """Data files in order, each with the split that its name tells."""
-    if path.is_file():
-        if path.suffix not in FORMATS:
-            raise UsageError(f"can't read '{path}': give a file or folder of {READABLE}.")
-        return [(path, None)]
-    found: list[tuple[Path, str | None]] = []
-    for file in sorted(path.rglob("*")):
-        inner = file.relative_to(path)
-        if file.is_file() and not any(part.startswith(".") for part in inner.parts):
-            if file.suffix == ".arrow" and file.name.startswith("cache-"):  # results that `datasets` cached, not data
-                continue
-            if file.suffix in FORMATS:
-                found.append((file, _split_in(inner)))
-    if not found:
-        raise UsageError(f"no data in '{path}': it holds no file of {READABLE}.")
-    if {split for _file, split in found} == {"train"}:  # `datasets` calls unsplit data `train`
-        return [(file, None) for file, _split in found]
-    return found
-
-
-def _split_in(inner: Path) -> str | None:
-    """`train/data-00000.arrow`, `test-00000-of-00001.parquet` and `dev.jsonl` name a split."""
-    for part in (inner.stem.replace("_", "-").split("-")[0], *(folder.lower() for folder in inner.parts[:-1])):
-        if part.lower() in _SPLIT_NAMES:
-            return _SPLIT_NAMES[part.lower()]
-    return None
-
-
-def _take(raw: dict[str, Any], place: str, number: int, folder: Path, split: str | None, reading: _Reading) -> None:
-    """Convert one raw row to SCHEMA, or add to the problems."""
-    values = {_ALIASES.get(key, key): value for key, value in raw.items()}
-    reading.unknown_columns |= set(values) - set(SCHEMA.names)
+def _take(raw: dict[str, Any], place: str, number: int, file: _File, reading: _Reading) -> None:
+    """Convert one raw row to rows of SCHEMA, or add to the findings."""
+    keys = tuple(raw)
+    if keys not in file.taken:
+        file.taken[keys] = columns_taken(keys, reading.options.map)
+        file.columns.update(keys)
+    where = f"{file.label} {place}".rstrip()
     try:
-        row: dict[str, Any] = {name: _text(name, values.get(name)) for name in _TEXTS}
-        row["split"] = _split(row["split"]) if row["split"] else split
-        row["language"] = check_tag(row["language"] or reading.language or "")
-        row |= {name: _media(name, values.get(name), number, folder) for name in MEDIA}
-        row["synthetic"] = _truth(values.get("synthetic"))
-        if not (row["text"] or row["image"] or row["audio"]):
-            raise ValueError("empty: neither text nor image nor audio")
-    except UsageError as error:
-        named = "language" in values and values["language"]
-        reading.problems.append(f"{place}: {str(error).split(':')[0] if named else 'no language'}")
+        found = rows_of(raw, file.taken[keys])
     except ValueError as error:
-        reading.problems.append(f"{place}: {error}")
-    else:
-        reading.rows.append({**{name: row[name] for name in SCHEMA.names}, "place": place})
+        reading.findings.problem(file.label, place, str(error))
+        return
+    for values in found:
+        for what in values["left_out"]:
+            reading.findings.left_out(what, where)
+        try:
+            row = _row(values, where, number, file, reading)
+        except UsageError as error:
+            reading.findings.problem(file.label, place, str(error).removesuffix("."))
+        except ValueError as error:
+            reading.findings.problem(file.label, place, str(error))
+        else:
+            if row is None:
+                file.blank.append(where)
+            else:
+                reading.rows.append(row)
+
+
+def _row(values: dict[str, Any], where: str, number: int, file: _File, reading: _Reading) -> dict[str, Any] | None:
+    """The row of SCHEMA with its `place`; None where there is nothing to learn."""
+    row: dict[str, Any] = {name: _text(name, values.get(name)) for name in _TEXTS}
+    row |= {name: _media(name, values.get(name), number, file, values["columns"]) for name in MEDIA}
+    if not (row["text"] or row["image"] or row["audio"]):
+        return None
+    for name in ("prompt", "text"):
+        if "\0" in (row[name] or ""):
+            row[name] = " ".join(row[name].replace("\0", " ").split(" "))
+            reading.findings.left_out(f"a NUL in {name}, which became a blank", where)
+    row["split"] = _split(row["split"]) if row["split"] else file.split
+    if not (row["language"] or reading.options.language):
+        raise ValueError("no language")
+    row["language"] = check_tag(row["language"] or reading.options.language)
+    row["synthetic"] = _truth(values.get("synthetic"))
+    names = ", ".join(row[name].path.name for name in MEDIA if row[name] and row[name].path)
+    return {**{name: row[name] for name in SCHEMA.names}, "place": f"{where} ({names})" if names else where}
 
 
 def _text(name: str, value: Any) -> str | None:
@@ -212,9 +256,9 @@ def _text(name: str, value: Any) -> str | None:
 
 
 def _split(value: str) -> str:
-    if value.lower() not in _SPLIT_NAMES:
+    if value.lower() not in SPLIT_NAMES:
         raise ValueError(f"unknown split '{value}' (train, validation or test)")
-    return _SPLIT_NAMES[value.lower()]
+    return SPLIT_NAMES[value.lower()]
 
 
 def _truth(value: Any) -> bool:
@@ -226,7 +270,9 @@ def _truth(value: Any) -> bool:
 
 
 def _media_value(name: str, value: Any) -> bytes | str | None:
-    """The bytes of an encoded image or clip or its path, given as such or as `datasets`' {bytes, path}."""
+    """The bytes of an encoded image or clip or its path; `datasets` gives {bytes, path} or {array, sampling_rate}."""
+    if isinstance(value, dict) and set(value) >= {"array", "sampling_rate"}:
+        return _encoded(name, value["array"], value["sampling_rate"])
     if isinstance(value, dict) and set(value) >= {"bytes", "path"}:
         value = value["bytes"] or value["path"]
     if value is not None and not isinstance(value, bytes | str):
@@ -234,113 +280,60 @@ def _media_value(name: str, value: Any) -> bytes | str | None:
     return value or None
 
 
-def _media(name: str, given: Any, number: int, folder: Path) -> _MediaFile | None:
+def _encoded(name: str, samples: Any, rate: Any) -> bytes:
+    """Samples in [-1, 1] as a FLAC file of 24 bits, the same bytes each time."""
+    try:
+        # `datasets` has (channels, samples); integers are of 16 bits
+        array = np.atleast_2d(np.asarray(samples, dtype=None if samples else np.float64))
+        array = array / 32768 if array.dtype.kind in "iu" and np.abs(array).max(initial=0) > 1 else array
+        if not (array.ndim == 2 and array.size and np.isfinite(array).all()):
+            raise ValueError("they are not finite numbers in one row a channel")
+        content = BytesIO()
+        soundfile.write(content, array.T.astype(np.float64), int(rate), format="FLAC", subtype="PCM_24")
+    except (TypeError, ValueError, soundfile.LibsndfileError) as error:
+        raise ValueError(f"{name} has samples that can't be used: {error}") from error
+    return content.getvalue()
+
+
+def _media(name: str, given: Any, number: int, file: _File, columns: dict[str, str]) -> _MediaFile | None:
     value = _media_value(name, given)
     if value is None:
         return None
     if isinstance(value, bytes):
-        return _MediaFile(hashlib.sha256(value).hexdigest(), number, None)
-    file = (folder / value).resolve()
-    if not file.is_relative_to(folder.resolve()):
-        raise ValueError(f"{name} '{value}' is outside the data's folder")
-    if not file.is_file() or not file.stat().st_size:
-        raise ValueError(f"{name} '{value}' is missing or empty")
-    return _MediaFile(sha256_file(file), number, file)
+        return _MediaFile(hashlib.sha256(value).hexdigest(), number, None, columns[name])
+    folder = file.path.parent
+    stem = file.path.name.split(".")[0]
+    for beside in dict.fromkeys((file.beside, "", *(one.format(stem=stem) for one in BESIDE))):
+        found = (folder / beside / value).resolve()
+        if not found.is_relative_to(folder.resolve()):
+            raise ValueError(f"{name} '{value}' is outside the data's folder")
+        if found.is_file() and found.stat().st_size:
+            file.beside = beside
+            return _MediaFile(sha256_file(found), number, found, columns[name])
+    raise ValueError(f"{name} '{value}' is missing or empty")
 
 
 def _check_ids(reading: _Reading) -> None:
     """Fill missing ids and drop copies of rows without ids; repeated ids and groups in two splits are problems."""
     first: dict[str, str] = {}
     side: dict[str, tuple[str, str]] = {}
-    kept, repeated = [], 0
+    kept = []
     for row in reading.rows:
         place = row["place"]
         if row["id"] is None:
             media = [row[name].sha256 if row[name] else _SHA256_OF_NOTHING for name in MEDIA]
             row["id"] = short_hash(row["language"], row["prompt"] or "", row["text"] or "", row["group"] or "", *media)
             if row["id"] in first:
-                repeated += 1
+                reading.findings.left_out("an exact copy of an earlier row, left out", place)
                 continue
         elif row["id"] in first:
-            reading.problems.append(f"{place}: id '{row['id']}' is used in {first[row['id']]} already")
+            reading.findings.problem("", place, f"id '{row['id']}' is used in {first[row['id']]} already")
             continue
         first[row["id"]] = place
         if row["group"] and row["split"]:
             split, where = side.setdefault(row["group"], (row["split"], place))
             if split != row["split"]:
-                reading.problems.append(
-                    f"{place}: group '{row['group']}' is in {row['split']} here and in {split} in {where}"
-                )
+                text = f"group '{row['group']}' is in {row['split']} here and in {split} in {where}"
+                reading.findings.problem("", place, text)
         kept.append(row)
     reading.rows = kept
-    if repeated:
-        note(f"{repeated:,} rows are exact copies of others and were left out")
-
-
-def _raise_problems(path: Path, reading: _Reading) -> None:
-    if reading.problems:
-        shown = "\n".join(f"  {problem}" for problem in reading.problems[:_NUM_SHOWN])
-        count = len(reading.problems)
-        tail = f"\n  and {count - _NUM_SHOWN:,} more" if count > _NUM_SHOWN else ""
-        counted = f"{count:,} problem{'s' if count > 1 else ''}"
-        raise UsageError(f"{path} has {counted}; correct or remove these rows:\n{shown}{tail}")
-
-
-def _fill_groups(reading: _Reading, path: Path) -> None:
-    """Unite rows that share content in groups, and give each group one split."""
-    rows = reading.rows
-    prompts = Counter(normalise(row["prompt"]) for row in rows if row["prompt"])
-    # A prompt of many rows is an instruction ("Describe the image"), and unites nothing
-    instruction = max(10, len(rows) // 20)
-    # Neither does a text of many rows that all have an image or audio: it is a class label
-    with_media = Counter(normalise(row["text"]) for row in rows if row["text"] and (row["image"] or row["audio"]))
-    texts = Counter(normalise(row["text"]) for row in rows if row["text"])
-    labels = {text for text, count in texts.items() if count > instruction and with_media[text] == count}
-    groups = Groups()
-    for row in rows:
-        keys = [f"row:{row['id']}"]
-        keys += [f"group:{row['group']}"] if row["group"] else []
-        keys += [f"text:{text}"] if row["text"] and (text := normalise(row["text"])) not in labels else []
-        keys += [f"text:{text}"] if row["prompt"] and prompts[text := normalise(row["prompt"])] <= instruction else []
-        keys += [f"{name}:{row[name].sha256}" for name in MEDIA if row[name]]
-        groups.link(keys)
-    by_root = defaultdict(list)
-    for row in rows:
-        by_root[groups.find(f"row:{row['id']}")].append(row)
-    given = any(row["split"] for row in rows)
-    dropped = 0
-    reading.rows = []
-    for root, members in sorted(by_root.items()):
-        sides = {row["split"] for row in members if row["split"]}
-        split = strongest(sides) if sides else split_by_chance(root)
-        kept = [row for row in members if row["split"] in (None, split)]
-        dropped += len(members) - len(kept)
-        for row in kept:
-            row["group"], row["split"] = short_hash(root), split
-        reading.rows += kept
-    if dropped:
-        note(
-            f"{path}: {dropped:,} rows of train or validation share a text, image or audio "
-            "with validation or test rows and were left out"
-        )
-    if not given:
-        _fill_splits(reading.rows, path)
-
-
-def _fill_splits(rows: list[dict[str, Any]], path: Path) -> None:
-    """Give a split that chance left empty, as happens in small data sets, the groups with the smallest hashes."""
-    groups = sorted({row["group"] for row in rows}, key=lambda group: short_hash("fill", group))
-    if len(groups) < 3:
-        raise UsageError(
-            f"{path} can't be split: its {len(rows):,} rows fall into {len(groups)} group(s) that share texts or media."
-            " Give more different rows, or a `split` column."
-        )
-    share = max(1, len(groups) // 12)
-    for split in ("test", "validation", "train"):
-        if not any(row["split"] == split for row in rows):
-            by_group = {row["group"]: row["split"] for row in rows}
-            sizes = Counter(by_group.values())
-            largest = max(STRONGEST_FIRST[::-1], key=sizes.__getitem__)
-            moved = set([group for group in groups if by_group[group] == largest][:share])
-            for row in rows:
-                row["split"] = split if row["group"] in moved else row["split"]

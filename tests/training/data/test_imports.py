@@ -14,6 +14,7 @@ from kauli.models.errors import KauliError, UsageError
 from kauli.training.data import imports
 from kauli.training.data.dataset import load_data
 from kauli.training.data.formats.table import FORMATS
+from kauli.training.data.options import DataOptions
 
 
 @pytest.fixture(autouse=True)
@@ -49,29 +50,29 @@ def test_every_row_keeps_its_own_media(tmp_path: Path) -> None:
 
 
 def test_a_new_format_is_a_line_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    def read(file: Path, options: DataOptions) -> Iterator[tuple[str, dict[str, Any] | str]]:
         for number, line in enumerate(file.read_text().splitlines(), start=1):
-            yield f"{file.name} line {number}", {"text": line} if line != "bad" else "a bad line"
+            yield f"line {number}", {"text": line} if line != "bad" else "a bad line"
 
-    monkeypatch.setitem(FORMATS, ".txt", read)
-    (tmp_path / "good.txt").write_text("moja\nmbili\ntatu\n")
-    assert {row["text"] for row in load_data(str(tmp_path / "good.txt"), ["sw"]).rows()} == {"moja", "mbili", "tatu"}
-    (tmp_path / "bad.txt").write_text("moja\nbad\n")
-    with pytest.raises(UsageError, match=r"1 problem; .*\n  bad.txt line 2: a bad line"):
-        load_data(str(tmp_path / "bad.txt"), ["sw"])
+    monkeypatch.setitem(FORMATS, ".words", read)
+    (tmp_path / "good.words").write_text("moja\nmbili\ntatu\n")
+    assert {row["text"] for row in load_data(str(tmp_path / "good.words"), ["sw"]).rows()} == {"moja", "mbili", "tatu"}
+    (tmp_path / "bad.words").write_text("moja\nbad\n")
+    with pytest.raises(UsageError, match=r"1 problem; .*\n  bad.words line 2: a bad line"):
+        load_data(str(tmp_path / "bad.words"), ["sw"])
 
 
 def test_data_that_changes_while_it_is_imported_is_an_error(
     tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = clips(tmp_path / "mine.parquet", 5)
-    real = imports._fill_groups
+    real = imports.in_groups
 
-    def change(*args: Any) -> None:
-        real(*args)
+    def change(*args: Any) -> Any:
         clips(path, 4)
+        return real(*args)
 
-    monkeypatch.setattr(imports, "_fill_groups", change)
+    monkeypatch.setattr(imports, "in_groups", change)
     with pytest.raises(KauliError, match=r"mine.parquet changed while it was imported: start again"):
         load_data(str(path), ["sw"])
     assert not list(home.rglob("data.parquet"))

@@ -1,25 +1,41 @@
 """The file formats of user data, one file each; a new format is a file beside this one and a line in FORMATS."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kauli.training.data.formats.arrow import read_arrow
 from kauli.training.data.formats.delimited import read_delimited
-from kauli.training.data.formats.jsonl import read_jsonl
+from kauli.training.data.formats.json_objects import read_json
 from kauli.training.data.formats.parquet import read_parquet
+from kauli.training.data.formats.text import read_texts
+from kauli.training.data.options import DataOptions
 
-Reader = Callable[[Path], Iterator[tuple[str, dict[str, Any] | str]]]
-"""Streams a file: yields for each row its place ("mine.csv line 3") and its values by column, or what is wrong with it.
+Reader = Callable[[Path, DataOptions], Iterator[tuple[str, dict[str, Any] | str]]]
+"""Streams a file: yields for each row its place ("line 3") and its values by column, or what is wrong with it.
 
-An image or audio value is the encoded bytes, a dictionary {bytes, path}, or a path relative to the file's folder.
+An image or audio value is the encoded bytes, a dictionary {bytes, path}, samples as {array, sampling_rate}, or a path
+relative to the file's folder.
 """
 
 FORMATS: dict[str, Reader] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
-    ".jsonl": read_jsonl,
-    ".csv": partial(read_delimited, delimiter=","),
-    ".tsv": partial(read_delimited, delimiter="\t"),
+    ".jsonl": read_json,
+    ".ndjson": read_json,
+    ".csv": read_delimited,
+    ".tsv": read_delimited,
+    ".json": read_json,
+    ".txt": read_texts,
 }
+SECOND_CHOICE = (".json", ".txt")
+"""In a folder, these are data only where no file of another format is there: they often are about the data."""
+_GZIPPED = (".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".txt")
+
+
+def format_of(file: Path) -> str | None:
+    """The key in FORMATS for a file's name, in any case, with or without `.gz`; None for what is not read."""
+    *_, inner, last = ("", "", *(suffix.lower() for suffix in file.suffixes))
+    if last == ".gz":
+        return inner if inner in _GZIPPED else None
+    return last if last in FORMATS else None

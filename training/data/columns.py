@@ -1,0 +1,144 @@
+"""Which column of a user's file is taken as which of ours, and the rows that its values make."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from kauli.models.errors import UsageError, nearest
+from kauli.training.data.conversations import BREAK, answers, ends_open
+from kauli.training.data.groups import short_hash
+from kauli.training.data.schema import MEDIA, SCHEMA
+
+# First our own names, then in the order of preference those of other people: Common Voice (sentence, path, locale),
+# FLEURS (raw_transcription, file_name), NeMo (audio_filepath), Hugging Face's folders (file_name), Alpaca, TRL.
+_NAMES: dict[str, tuple[str, ...]] = {
+    "messages": ("messages", "conversations", "conversation"),
+    "prompt": ("prompt", "instruction", "question", "query", "input"),
+    "text": (
+        *("text", "sentence", "raw_transcription", "transcription", "transcript", "caption", "completion", "output"),
+        *("response", "answer", "target", "label"),
+    ),
+    "image": ("image", "image_path", "img", "picture", "photo"),
+    "audio": ("audio", "audio_path", "audio_filepath", "audio_file", "wav", "speech"),
+    "language": ("language", "lang", "locale"),
+    "licence": ("licence", "license"),
+    "system": ("system", "system_prompt"),
+    "input": ("input", "context"),
+    "file": ("file_name", "filename", "file", "path"),
+}
+"""`system` and `input` join the prompt; `file` is an image or audio by its suffix, where neither has a column."""
+_OURS = (*_NAMES, *(name for name in SCHEMA.names if name not in _NAMES))
+# Of Common Voice and FLEURS: about the speaker and the votes
+_SILENT = frozenset(
+    ("client_id", "sentence_id", "sentence_domain", "up_votes", "down_votes", "age", "gender", "accent", "accents")
+) | {"variant", "segment", "num_samples", "phonemes"}
+_IMAGES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif"))
+_AUDIO = frozenset(
+    (".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".webm", ".aac", ".aiff", ".aif", ".au", ".amr")
+)
+
+
+def check_map(given: Mapping[str, str]) -> None:
+    """Raise UsageError for a name that is none of our columns."""
+    for ours in given:
+        if ours not in _OURS:
+            raise UsageError(f"map: no column '{ours}'.{nearest(ours, _OURS)} Ours: {', '.join(_OURS)}.")
+
+
+def columns_taken(names: Iterable[str], given: Mapping[str, str]) -> dict[str, str]:
+    """Our column -> the file's, for a row with these columns; `given` goes before names that are known.
+
+    Case, blanks and hyphens in names don't count. `given` may take nothing as a column ("").
+    """
+    names = list(names)
+    normal = {_normal(name): name for name in reversed(names)} | {name: name for name in names}
+    taken = {ours: normal[key] for ours, theirs in given.items() if (key := _key(theirs, normal))}
+    for ours in _OURS:
+        free = (normal[one] for one in _NAMES.get(ours, (ours,)) if one in normal)
+        column = None if ours in given else next((one for one in free if one not in taken.values()), None)
+        if column is not None and not (ours == "file" and set(MEDIA) & set(taken)):
+            taken[ours] = column
+    if "messages" in taken:
+        taken = {ours: name for ours, name in taken.items() if ours not in ("prompt", "text", "input")}
+    return taken
+
+
+def _normal(name: str) -> str:
+    return "_".join(str(name).strip().casefold().replace("-", " ").split())
+
+
+def _key(name: str, normal: Mapping[str, str]) -> str | None:
+    return next((key for key in (name, _normal(name)) if key in normal), None)
+
+
+def missing(given: Mapping[str, str], names: Iterable[str]) -> list[str]:
+    """What is wrong with a map for a file that has these columns."""
+    names = sorted(names)
+    normal = {name: name for name in (*names, *map(_normal, names))}
+    return [
+        f"no column '{theirs}' for {ours}: it has {', '.join(names)}.{nearest(theirs, names)}"
+        for ours, theirs in given.items()
+        if theirs and _key(theirs, normal) is None
+    ]
+
+
+def told(taken: Mapping[str, str], names: Iterable[str], *, whole: bool = False) -> str:
+    """In one line which columns are taken, with `whole` also those of our own names, and which are not used."""
+    shown = {"image or audio" if ours == "file" else ours: theirs for ours, theirs in taken.items()}
+    others = [f"{ours} is {theirs}" for ours, theirs in shown.items() if whole or ours != theirs]
+    unused = sorted(name for name in {*names} - {*taken.values()} if whole or _normal(name) not in _SILENT)
+    return "; ".join([", ".join(others)] * bool(others) + [f"columns not used: {', '.join(unused)}"] * bool(unused))
+
+
+def rows_of(raw: Mapping[str, Any], taken: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows that a file's row makes, by our columns: one, or as many as a conversation has answers.
+
+    `columns` tells which of the file's columns an image or audio is in, `left_out` what the rows don't hold. Raises
+    ValueError for values that can't be.
+    """
+    values = {ours: raw.get(theirs) for ours, theirs in taken.items()}
+    columns = {name: taken[name] for name in MEDIA if name in taken}
+    values |= {"columns": columns, "left_out": []}
+    file = values.pop("file", None)
+    if isinstance(file, str) and file.strip():
+        kind = _kind_of(file)
+        if kind:
+            values[kind], columns[kind] = file, taken["file"]
+        elif _normal(taken["file"]) == "file_name":
+            raise ValueError(f"{taken['file']} '{file}' is neither an image nor audio by its suffix")
+        else:
+            values["left_out"].append(f"a {taken['file']} that is neither an image nor audio by its suffix")
+    system, context = values.pop("system", None), values.pop("input", None)
+    messages = values.pop("messages", None)
+    if isinstance(values.get("prompt"), list) or isinstance(values.get("text"), list):
+        messages = [*_messages(values.pop("prompt", None), "user"), *_messages(values.pop("text", None), "assistant")]
+    if not messages:
+        parts = [system, values.get("prompt"), context]
+        if system or context:
+            if not all(part is None or isinstance(part, str) for part in parts):
+                raise ValueError(f"{taken.get('prompt')} or what joins it holds something else than text")
+            values["prompt"] = BREAK.join(part.strip() for part in parts if part and part.strip())
+        return [values]
+    found = list(answers([*_messages(system, "system"), *messages]))
+    if ends_open(messages):
+        values["left_out"].append("what a conversation has after its last answer")
+    if len(found) == 1:
+        return [values | {"prompt": found[0][0], "text": found[0][1]}]
+    group = values.get("group") or f"conversation-{short_hash(*(text for _prompt, text in found), found[-1][0] or '')}"
+    rows = []
+    for number, (prompt, text) in enumerate(found, start=1):
+        left_out = values["left_out"] if number == len(found) else []
+        own = None if values.get("id") is None else f"{values['id']}-{number}"
+        rows.append(values | {"prompt": prompt, "text": text, "group": group, "id": own, "left_out": left_out})
+    return rows
+
+
+def _messages(value: Any, role: str) -> list[Any]:
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, list) else [{"role": role, "content": value}]
+
+
+def _kind_of(file: str) -> str | None:
+    suffix = PurePath(file).suffix.lower()
+    return "image" if suffix in _IMAGES else "audio" if suffix in _AUDIO else None
