@@ -46,7 +46,7 @@ class Objective(FrozenModel):
     """What is minimised beside the loss on the answers."""
 
     regulariser: Literal["none", "replay"] = "none"
-    """`replay` adds English training rows, so that the model forgets less English."""
+    """`replay` adds English training rows, so that the model forgets less English; data without any trains without."""
     weight: float = Field(default=0.0, ge=0, lt=1)
     """For `replay`: the share of each step's tokens that are English."""
 
@@ -60,8 +60,8 @@ class Objective(FrozenModel):
 class Train(FrozenModel):
     """Budget and optimiser."""
 
-    steps: int = Field(default=300, ge=1)
-    """The largest number of optimiser steps."""
+    steps: int | None = Field(default=300, ge=1)
+    """The largest number of optimiser steps; null: `minutes` alone limit the training."""
     minutes: float | None = Field(default=None, gt=0)
     """The longest wall-clock time in minutes, with validation, without start-up; the first limit reached counts."""
     batch_tokens: int = Field(default=1024, ge=32)
@@ -69,11 +69,12 @@ class Train(FrozenModel):
     micro_tokens: int = Field(default=2048, ge=32)
     """Tokens of one forward pass of a worker; larger steps accumulate gradients. It sets memory, not the result."""
     max_length: int = Field(default=512, ge=16)
-    """Tokens of one example; a longer answer is truncated, a longer audio clip is dropped, with a note."""
+    """Tokens of one example; a longer answer is truncated, a longer prompt or audio clip left out, with a note."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """The peak learning rate of AdamW."""
     source_weights: dict[str, Annotated[int, Field(ge=1)]] = Field(default={})
-    """Source -> how many times an epoch repeats its rows; sources that are not named have weight 1."""
+    """Source -> how many times an epoch repeats its rows; sources that are not named have weight 1. A name that is
+    not in the data is ignored with a note."""
     warmup: float = Field(default=0.05, ge=0, lt=1)
     """The share of the budget over which the learning rate rises; after it, a cosine down to zero."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -86,6 +87,12 @@ class Train(FrozenModel):
     """Training stops after this number of validations without a new best; null never stops early."""
     seed: int = Field(default=0, ge=0)
     """Of initial weights, order of examples, dropout and augmentation."""
+
+    @model_validator(mode="after")
+    def _an_end(self) -> Self:
+        if self.steps is None and self.minutes is None:
+            raise ValueError("train.steps and train.minutes are both null: a training without an end; set one of them")
+        return self
 
     @model_validator(mode="after")
     def _a_row_fits(self) -> Self:
@@ -143,7 +150,8 @@ class Recipe(FrozenModel):
     @field_validator("language", mode="before")
     @classmethod
     def _one_or_many(cls, language: object) -> object:
-        return [language] if isinstance(language, str) else language
+        tags = language if isinstance(language, list | tuple) else [language]
+        return ["no" if tag is False else tag for tag in tags]  # YAML 1.1 reads Norwegian's tag as false
 
     @field_validator("language")
     @classmethod

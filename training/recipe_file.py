@@ -73,8 +73,10 @@ def _override(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise UsageError(f"--set takes key=value, not '{override}'; for example --set train.steps=100.")
-    # YAML 1.1 reads 5e-4 as a string: numbers written so are meant as numbers.
+    # YAML 1.1 reads 5e-4 as a string and Norwegian's `no` as false: both are meant as they are written.
     parsed = float(value) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else yaml.safe_load(value)
+    if isinstance(parsed, bool) and value.strip().lower() not in ("true", "false"):
+        parsed = value.strip()
     *parents, last = key.split(".")
     for parent in parents:
         content = content.setdefault(parent, {})

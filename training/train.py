@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kauli.models.adapters.folder import check_base, write_card
@@ -14,7 +14,7 @@ from kauli.models.errors import UsageError
 from kauli.models.progress import note
 from kauli.training.card import draft_card
 from kauli.training.data.dataset import load_data
-from kauli.training.evaluation.request import GENERATED
+from kauli.training.evaluation.request import GENERATED, request_of
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.loop.progress import STAGE, watched
 from kauli.training.loop.session import Job, Outcome, check_precision, train_here
@@ -33,7 +33,7 @@ class TrainResult:
     metrics: Mapping[str, float | None]
     """On the untouched test split."""
     aliases: Sequence[str]
-    evaluation: EvalResult
+    evaluation: EvalResult = field(repr=False)
 
 
 def train(
@@ -62,8 +62,10 @@ def train(
     )
     dataset = load_data(recipe.data, recipe.language, recipe.data_options)
     registry, runs = Registry(storage), open_store(storage, "runs")
-    registry.check_free(draft_card(recipe, base))
-    examples = task_of_recipe(recipe).rows(recipe, dataset)
+    task, draft = task_of_recipe(recipe), draft_card(recipe, base)
+    registry.check_free(draft)
+    examples = task.rows(recipe, dataset, base)
+    task.check_measurable(request_of(draft, Path(), base, dataset))
     for text in examples.notes:
         note(text)
     folder = _run_folder(runs, recipe, examples, restart)

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from kauli.models.bases.find import Base
@@ -44,10 +44,7 @@ class LanguageModel:
         self.token_bytes = TokenBytes(tokenizer)
         self.model: Any = model
         model.train(False)
-        end = tokenizer.eos_token_id
-        if end is None:
-            raise UsageError(f"base '{base.name}' has no end token in its tokenizer: it can't be trained to stop.")
-        self.end = int(end)
+        self.end = _end(tokenizer, base)
         self.prompts = Prompts(tokenizer, base.template, self.end)
 
     @classmethod
@@ -59,8 +56,7 @@ class LanguageModel:
         where, precision = place(device, dtype)
         model = load_model(base.folder, precision).to(where)  # type: ignore[arg-type]  # transformers wraps `to`
         model.name_or_path = base.reference  # PEFT writes it into the adapter, and a path of this machine helps nobody
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
-        return cls(model, tokenizer, base, **options)
+        return cls(model, load_tokenizer(base.folder), base, **options)
 
     @property
     def device(self) -> torch.device:
@@ -71,7 +67,7 @@ class LanguageModel:
     @property
     def context(self) -> int:
         """The most tokens that a prompt and its answer may have together."""
-        return int(getattr(self.model.config, "max_position_embeddings", 2048))
+        return _context(self.model.config)
 
     def encode(self, rows: Sequence[Row], max_length: int | None = None) -> list[Document]:
         """The tokens of each row: prompt, answer, end token; truncated to `max_length` (default: the context)."""
@@ -118,6 +114,30 @@ def answer_losses(model: nn.Module, batch: Batch) -> Tensor:
     """The cross-entropy of each answer token of a pack in nats, (M,); logits are computed at no other position."""
     logits = model(**batch.model_inputs()).logits[0]
     return functional.cross_entropy(logits.float(), batch.answer_ids, reduction="none")
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, without a limit of its own: its callers know the context, and cut or refuse."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
+def load_prompts(base: Base) -> tuple[Prompts, int]:
+    """How a base renders prompts, and its context in tokens, without its weights."""
+    tokenizer = load_tokenizer(base.folder)
+    config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
+    return Prompts(tokenizer, base.template, _end(tokenizer, base)), _context(config)
+
+
+def _context(config: Any) -> int:
+    return int(getattr(config, "max_position_embeddings", 2048))
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, base: Base) -> int:
+    if tokenizer.eos_token_id is None:
+        raise UsageError(f"base '{base.name}' has no end token in its tokenizer: it can't be trained to stop.")
+    return int(tokenizer.eos_token_id)
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:

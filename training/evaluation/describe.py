@@ -6,14 +6,14 @@ adapter that does not beat them ignores its image.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from kauli.models.bases.find import find_base, local_bases
-from kauli.models.errors import KauliError, UsageError
+from kauli.models.errors import KauliError
 from kauli.models.media.decode import decode_image
 from kauli.models.metrics import NEW_PICTURES
 from kauli.models.requests import NO_REPEAT, TextRequest
@@ -26,6 +26,8 @@ from kauli.training.evaluation.rows import by_language, choose, some_groups
 from kauli.training.evaluation.scorers import Row, clean, tally
 from kauli.training.evaluation.systems import BASE, Answering, System, Systems
 from kauli.training.features.images import image_rows, load_tower, other_images, with_media, without_media
+from kauli.training.features.left_out import LeftOut
+from kauli.training.features.room import Room
 
 NO_IMAGE, WRONG_IMAGE, NEAREST, MOST_FREQUENT = "no_image", "wrong_image", "nearest", "most_frequent"
 NO_OTHER = f"all images are of one group, so that none is wrong for another: {WRONG_IMAGE} is left out"
@@ -54,10 +56,11 @@ def evaluate_describe(request: EvalRequest) -> EvalResult:
         UsageError: no images in the split.
         KauliError: the encoder here is not the one that the adapter was trained with.
     """
-    systems = Systems(request, ANSWERING)
     tower, grid = _tower(request)
     known = with_media(image_rows(request.dataset, "train", request.tags, request.instruction), tower, grid)
-    sets, systems.notes = _sets(request, tower, grid)
+    found, left_out = described_rows(request)
+    systems = Systems(request, ANSWERING, left_out)
+    sets, systems.notes = _sets(request, found, tower, grid)
     task, aligned = request.task("describe"), _aligned()
     for one in sets:
         texts = systems.compare(task, _systems(one, systems.notes), one.rows, one.chosen, one.prefix)
@@ -100,18 +103,30 @@ def _tower(request: EvalRequest) -> tuple[ImageTower, int]:
     return tower, settings.grid
 
 
-def _sets(request: EvalRequest, tower: ImageTower, grid: int) -> tuple[list[_Set], list[str]]:
+def described_rows(request: EvalRequest) -> tuple[dict[str, list[Row]], LeftOut]:
+    """The rows that are measured, by their set; UsageError where there is none."""
+    left_out, room = LeftOut(request.split, request.dataset.place), Room(request.base)
+    names = (request.split, NEW_PICTURES) if request.split == "test" else (request.split,)
+    found: dict[str, list[Row]] = {}
+    for name in names:
+        rows = image_rows(request.dataset, name, request.tags, request.instruction, left_out)
+        found[name] = list(room.fitting(rows, left_out))
+    if not any(found.values()):
+        raise request.nothing("image with a text", left_out)
+    return found, left_out
+
+
+def _sets(
+    request: EvalRequest, found: Mapping[str, Sequence[Row]], tower: ImageTower, grid: int
+) -> tuple[list[_Set], list[str]]:
     sets, notes = [], []
-    second = [(f"{NEW_PICTURES}_", NEW_PICTURES)] if request.split == "test" else []
-    for prefix, name in (("", request.split), *second):
-        found = image_rows(request.dataset, name, request.tags, request.instruction)
-        part, told = some_groups(found, request.scored, name)
+    for name, those in found.items():
+        part, told = some_groups(those, request.scored, name)
         rows: list[Row] = list(with_media(part, tower, grid))
         notes += told
         if rows:
+            prefix = f"{NEW_PICTURES}_" if name == NEW_PICTURES else ""
             sets.append(_Set(name, prefix, rows, choose(rows, request.limit)))
-    if not sets:
-        raise UsageError(f"the data has no captioned images in {request.where}.")
     if len(sets) == 1 and request.split == "test":
         notes.append("no concept of the training split has a second image: there are no new images of known concepts")
     return sets, notes

@@ -6,6 +6,7 @@ alone (`no_audio`), and the audio with another row's image (`wrong_image`).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kauli.models.errors import KauliError
@@ -16,9 +17,11 @@ from kauli.training.evaluation.request import ADAPTER, MAX_CHARS_PER_SECOND, Eva
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.scorers import Row, clean
 from kauli.training.evaluation.systems import BASE, Answering, System, Systems
-from kauli.training.evaluation.transcribe import rows_with_audio
-from kauli.training.features.fusion import audio_features, fused_rows, load_audio_encoder, show
+from kauli.training.evaluation.transcribe import measured_of
+from kauli.training.features.audio import AudioRows
+from kauli.training.features.fusion import PLACES, audio_features, fused_rows, load_audio_encoder, show
 from kauli.training.features.images import load_tower, with_media, without_media
+from kauli.training.features.room import Room
 
 NO_AUDIO = "no_audio"
 NOISE_SEEDS = 3
@@ -31,10 +34,9 @@ def evaluate_fusion(request: EvalRequest) -> EvalResult:
         UsageError: the split has no rows with an image, audio and a text.
         KauliError: an encoder here is not the one that the adapter was trained with.
     """
-    systems = Systems(request, ANSWERING)
-    fastest = request.max_chars_per_second or MAX_CHARS_PER_SECOND
-    found = fused_rows(request.dataset, request.split, request.tags, request.instruction, fastest)
-    rows, systems.notes = rows_with_audio(request, found, "images with audio")
+    found = rows_with_both(request)
+    systems = Systems(request, ANSWERING, found.left_out)
+    rows, systems.notes = measured_of(request, found)
     encoders = _Encoders(request.folder)
     described = with_media(rows, encoders.image, encoders.grid)
     task = request.task("describe")
@@ -61,6 +63,16 @@ def evaluate_fusion(request: EvalRequest) -> EvalResult:
         for level in NOISE_LEVELS:
             systems.add(name, same, noise_prefix(level))
     return systems.result(rows, len(rows))
+
+
+def rows_with_both(request: EvalRequest) -> AudioRows:
+    """The rows with an image, audio and a text; UsageError, with the reasons, where there is none."""
+    fastest = request.max_chars_per_second or MAX_CHARS_PER_SECOND
+    found = fused_rows(request.dataset, request.split, request.tags, request.instruction, fastest)
+    rows = Room(request.base, media=PLACES).fitting(found.rows, found.left_out)
+    if not rows:
+        raise request.nothing("images with audio", found.left_out)
+    return replace(found, rows=rows)
 
 
 class _Encoders:

@@ -1,6 +1,6 @@
 """Classification heads measured: macro-F1 and accuracy beside zero-shot, on the labelled images of a split."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.scorers import Row, Tally, tally
 from kauli.training.evaluation.systems import BASE, Answering, Systems
 from kauli.training.features.images import image_rows
+from kauli.training.features.left_out import LeftOut
 from kauli.training.features.pairs import image_features
 
 
@@ -36,16 +37,24 @@ def evaluate_head(request: EvalRequest) -> EvalResult:
     """
     head = Head.load(request.folder)
     task = request.base_task("align")
-    rows = image_rows(request.dataset, request.split, request.tags)
-    found = embedded(task, [row for row in rows if label_of(row) in head.classes], head.classes)
-    if not found.rows:
-        raise UsageError(f"the data has no images of {', '.join(head.classes)} in its '{request.split}' split.")
+    rows, left_out = labelled_rows(request, head.classes)
+    found = embedded(task, rows, head.classes)
     zero = zero_shot(head.classes, task.embed_texts(list(head.classes)), task.logit_scale)
-    systems = Systems(request, Answering("align"))
+    systems = Systems(request, Answering("align"), left_out)
     for name, one in ((ADAPTER, head), (BASE, zero)):
         systems.add(name, {request.tags[0]: score(one, found)})
     systems.notes.append(f"the base is zero-shot: the nearest of the {len(head.classes)} class names")
     return systems.result(found.rows)
+
+
+def labelled_rows(request: EvalRequest, classes: Collection[str]) -> tuple[list[Row], LeftOut]:
+    """The rows that are measured: with an image of one of the classes; UsageError where there is none."""
+    left_out = LeftOut(request.split, request.dataset.place)
+    found = image_rows(request.dataset, request.split, request.tags, left_out=left_out)
+    rows: list[Row] = [row for row in found if label_of(row) in classes]
+    if not rows:
+        raise request.nothing(f"images of {', '.join(sorted(classes))}", left_out)
+    return rows, left_out
 
 
 def embedded(task: Any, rows: Sequence[Any], classes: Sequence[str]) -> LabelledImages:

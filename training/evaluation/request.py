@@ -7,9 +7,11 @@ from typing import Any
 
 from kauli.models.adapters.card import Card
 from kauli.models.bases.find import Base
+from kauli.models.errors import UsageError
 from kauli.models.languages import check_tag
 from kauli.models.tasks import load_served
 from kauli.training.data.dataset import Dataset
+from kauli.training.features.left_out import LeftOut
 
 GENERATED = 48
 """Rows that are generated for the metrics of answers, where nobody asks for another number."""
@@ -37,7 +39,7 @@ class EvalRequest:
     instruction: str | None = None
     """The prompt of every row, with `{language}`; None: each row's own."""
     max_chars_per_second: float | None = None
-    """Rows with audio and more characters a second are dropped, as in training."""
+    """Rows with audio and more characters a second are left out, as in training."""
     base_languages: Mapping[str, str] = field(default_factory=dict)
     """A language that the base does not know -> the language to ask the base for."""
     served: Any = None
@@ -48,10 +50,11 @@ class EvalRequest:
         """The languages, checked; raises `UsageError` for a tag that is none."""
         return tuple(check_tag(tag) for tag in self.languages)
 
-    @property
-    def where(self) -> str:
-        """The languages and the split in words, for errors."""
-        return f"{', '.join(self.languages)} in its '{self.split}' split"
+    def nothing(self, what: str, left_out: LeftOut) -> UsageError:
+        """The error for a split in which there is nothing to measure."""
+        reasons = "".join(f"; {told}" for told in left_out.notes(0))
+        where = f"{', '.join(self.languages)} in its '{self.split}' split"
+        return UsageError(f"data '{self.dataset.name}' has no {what} in {where}: nothing can be measured{reasons}.")
 
     def base_task(self, name: str) -> Any:
         """The served task of this name, without the adapter."""

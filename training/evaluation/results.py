@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from typing import Any
 
 from kauli.models.languages import display_name
@@ -88,15 +89,17 @@ class EvalResult:
     examples: int
     groups: int
     generated: int
-    scores: Scores
-    base_scores: Scores
-    samples: tuple[Sample, ...] = ()
+    scores: Scores = field(repr=False)
+    base_scores: Scores = field(repr=False)
+    samples: tuple[Sample, ...] = field(default=(), repr=False)
     signatures: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)
     """`name` and `sha256` of the data set."""
+    left_out: int = 0
+    """Rows of the split that cannot be measured; the notes say why."""
     notes: tuple[str, ...] = ()
     task: str = "text"
-    baselines: Mapping[str, Scores] = field(default_factory=dict)
+    baselines: Mapping[str, Scores] = field(default_factory=dict, repr=False)
     """What is easier than the task, on the same rows: see `kauli.training.evaluation.describe`."""
 
     @property
@@ -159,6 +162,7 @@ class EvalResult:
             "seed": self.seed,
             "examples": self.examples,
             "groups": self.groups,
+            "left_out": self.left_out,
             "metrics": self.metrics,
             "base_metrics": self.base_metrics,
             **self._beside_baselines(),
@@ -185,16 +189,7 @@ class EvalResult:
 
     def summary(self) -> str:
         """A table for the terminal."""
-        names = ", ".join(display_name(tag) for tag in self.languages)
-        rows_of = f"{self.split} split, {self.examples} examples in {self.groups} groups"
-        lines = [f"{self.adapter} on {self.base}: {names}, {rows_of}", ""]
-        base, change = self.base_intervals, self.differences
-        rows = [["", "adapter", "95 % interval", "base", "difference", "95 % interval"]]
-        for name, one in self.adapter_intervals.items():
-            row = [name, format_value(name, one.value), bracket(name, one), format_value(name, base[name].value)]
-            row += [format_value(name, change[name].value, sign=True), bracket(name, change[name], sign=True)]
-            rows.append(row)
-        lines += columns(rows)
+        lines = [self._title(), "", *columns(self._metric_rows())]
         for tag in self.languages if self.baselines else ():
             lines += ["", f"{display_name(tag)} beside the baselines", *columns(self._baseline_rows(tag))]
             for name, one in self.wrong_image_gain([tag]).items():
@@ -203,6 +198,28 @@ class EvalResult:
         if len(self.scores.by_source) > 1 or self.scores.english:
             lines += ["", *columns(self._source_rows())]
         return "\n".join([*lines, *(f"note: {text}" for text in self.notes)])
+
+    def _repr_html_(self) -> str:
+        """A table for a notebook."""
+        rows = [[escape(cell) for cell in row] for row in self._metric_rows()]
+        head = "".join(f"<th>{cell}</th>" for cell in rows[0])
+        body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows[1:])
+        notes = "".join(f"<p>note: {escape(text)}</p>" for text in self.notes)
+        return f"<p>{escape(self._title())}</p><table><tr>{head}</tr>{body}</table>{notes}"
+
+    def _title(self) -> str:
+        names = ", ".join(display_name(tag) for tag in self.languages)
+        rows_of = f"{self.split} split, {self.examples} examples in {self.groups} groups"
+        return f"{self.adapter} on {self.base}: {names}, {rows_of}"
+
+    def _metric_rows(self) -> list[list[str]]:
+        base, change = self.base_intervals, self.differences
+        rows = [["", "adapter", "95 % interval", "base", "difference", "95 % interval"]]
+        for name, one in self.adapter_intervals.items():
+            row = [name, format_value(name, one.value), bracket(name, one), format_value(name, base[name].value)]
+            row += [format_value(name, change[name].value, sign=True), bracket(name, change[name], sign=True)]
+            rows.append(row)
+        return rows
 
     def _baseline_rows(self, tag: str) -> list[list[str]]:
         totals = {name: scores.total([tag]) for name, scores in {"adapter": self.scores, **self.baselines}.items()}

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kauli.models.errors import UsageError
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.scorers import RANKS, Row, Tally, tally
 from kauli.training.evaluation.systems import BASE, Answering, Systems
 from kauli.training.features.images import image_rows
+from kauli.training.features.left_out import LeftOut
 from kauli.training.features.pairs import image_features, text_features
 
 Ints = NDArray[np.int64]
@@ -33,17 +33,24 @@ def evaluate_align(request: EvalRequest) -> EvalResult:
         UsageError: the split holds no image with a text in these languages.
         KauliError: a damaged adapter, or one of another base.
     """
-    rows = image_rows(request.dataset, request.split, request.tags, None)
-    if not rows:
-        raise UsageError(f"the data has no image with a text in {request.where}: nothing can be measured.")
+    rows, left_out = paired_rows(request)
     task = request.task("align")
     images, texts = image_features(task, rows), text_features(task, rows)
-    systems = Systems(request, Answering("align"))
+    systems = Systems(request, Answering("align"), left_out)
     for name, key in ((ADAPTER, ADAPTER), (BASE, None)):
         systems.add(name, retrieval(rows, task.project_images(images, key), task.project_texts(texts, key)))
     sizes = {tag: len({row["group"] for row in rows if row["language"] == tag}) for tag in request.tags}
     systems.notes.append("groups in the gallery: " + ", ".join(f"{tag} {size}" for tag, size in sizes.items()))
     return systems.result(rows)
+
+
+def paired_rows(request: EvalRequest) -> tuple[list[dict[str, Any]], LeftOut]:
+    """The rows that are measured: with an image and a text; UsageError where there is none."""
+    left_out = LeftOut(request.split, request.dataset.place)
+    rows = image_rows(request.dataset, request.split, request.tags, left_out=left_out)
+    if not rows:
+        raise request.nothing("image with a text", left_out)
+    return rows, left_out
 
 
 def retrieval(rows: Sequence[Row], images: Tensor, texts: Tensor) -> dict[str, dict[str, Tally]]:

@@ -18,6 +18,7 @@ from kauli.training.evaluation.scorers import (
     score_bits,
     sentence_chrf,
 )
+from kauli.training.features.left_out import LeftOut
 
 BASE = "base"
 SCORED_AT_ONCE = 64
@@ -74,8 +75,9 @@ class Systems:
     order in which they come.
     """
 
-    def __init__(self, request: EvalRequest, how: Answering) -> None:
-        self.request, self.how = request, how
+    def __init__(self, request: EvalRequest, how: Answering, left_out: LeftOut) -> None:
+        """`left_out` are the rows of the split that cannot be measured."""
+        self.request, self.how, self.left_out = request, how, left_out
         self.tables: dict[str, dict[str, dict[str, Tally]]] = {}
         self.sources: dict[str, tuple[Mapping[str, Tally], Mapping[str, Tally]]] = {}
         """System -> bits per byte by source: on the evaluated languages, and on English rows."""
@@ -182,8 +184,8 @@ class Systems:
             seed=request.seed, examples=len(rows), groups=len({row["group"] for row in rows}), generated=generated,
             scores=scores[ADAPTER], base_scores=scores[BASE], baselines={name: scores[name] for name in others},
             samples=tuple(self.samples), signatures={"chrf": chrf_signature()} if "chrf" in metrics else {},
-            data={"name": request.dataset.name, "sha256": request.dataset.sha256}, notes=tuple(self.notes),
-            task=self.how.task,
+            data={"name": request.dataset.name, "sha256": request.dataset.sha256}, left_out=self.left_out.count,
+            notes=(*self.left_out.notes(len(rows)), *self.notes), task=self.how.task,
         )  # fmt: skip
 
 

@@ -7,13 +7,14 @@ rows of the same split show what the adapter forgot.
 import re
 from collections.abc import Mapping, Sequence
 
-from kauli.models.errors import UsageError
 from kauli.models.requests import Message, TextRequest
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import COLUMNS, choose, english_rows, some_groups, source_of, whole_groups
 from kauli.training.evaluation.scorers import Row, Tally, clean
 from kauli.training.evaluation.systems import BASE, Answering, Bits, System, Systems, bits_tally
+from kauli.training.features.left_out import LeftOut
+from kauli.training.features.room import Room
 
 MAX_TOKENS = 96
 
@@ -25,18 +26,17 @@ def evaluate_text(request: EvalRequest) -> EvalResult:
         UsageError: the split holds no text in these languages.
         KauliError: a damaged adapter, or one of another base.
     """
-    tags = request.tags
-    found = request.dataset.rows(split=request.split, languages=list(tags), columns=COLUMNS)
-    rows: Sequence[Row] = [row for row in found if clean(row["text"] or "")]
-    if not rows:
-        raise UsageError(f"the data has no text in {request.where}: nothing can be measured.")
-    english = [] if "en" in tags else english_rows(request.dataset, request.split)
+    found, left_out = text_rows(request)
+    room = Room(request.base)
+    english: list[Row] = []
+    if "en" not in request.tags:
+        english = list(room.fitting(english_rows(request.dataset, request.split), left_out))
     task = request.task("text")
-    systems = Systems(request, ANSWERING)
-    rows, systems.notes = some_groups(rows, request.scored, request.split)
+    systems = Systems(request, ANSWERING, left_out)
+    rows, systems.notes = some_groups(found, request.scored, request.split)
     if request.scored is not None and systems.notes:
         english = whole_groups(english, request.scored)
-    chosen = [row for kind in (False, True) for row in generated(rows, request.limit, synthetic=kind)]
+    chosen = [_short(row, room) for kind in (False, True) for row in generated(rows, request.limit, synthetic=kind)]
     real = [row for row in rows if not row["synthetic"]]
     compared = [System(name, [*rows, *english], key) for name, key in ((ADAPTER, ADAPTER), (BASE, None))]
     bits = {system.name: systems.bits(task, system) for system in compared}
@@ -47,6 +47,16 @@ def evaluate_text(request: EvalRequest) -> EvalResult:
         systems.sources[name] = (_by_source(real, bits[name]), _by_source(english, bits[name]))
     systems.show(chosen, texts, [row["prompt"] or request_for(row).prompt or "" for row in chosen])
     return systems.result(rows, len(chosen))
+
+
+def text_rows(request: EvalRequest) -> tuple[list[Row], LeftOut]:
+    """The rows that are measured: with a text, and a prompt that fits the context; UsageError where there is none."""
+    found = request.dataset.rows(split=request.split, languages=list(request.tags), columns=COLUMNS)
+    left_out = LeftOut(request.split, request.dataset.place)
+    rows = Room(request.base).fitting([row for row in found if clean(row["text"] or "")], left_out)
+    if not rows:
+        raise request.nothing("text", left_out)
+    return list(rows), left_out
 
 
 def generated(rows: Sequence[Row], limit: int, *, synthetic: bool) -> list[Row]:
@@ -66,6 +76,13 @@ def reference_for(row: Row) -> str:
     """What `request_for` should be answered with."""
     text = clean(row["text"])
     return text if row["prompt"] else text[_cut(row) :].strip()
+
+
+def _short(row: Row, room: Room) -> Row:
+    """The row, or, where half of its text does not fit the context, the beginning of it."""
+    if row["prompt"] or not room.fault({"prompt": clean(row["text"])[: _cut(row)], "text": ""}):
+        return row
+    return {**row, "text": clean(row["text"])[: room.limit // 6].rsplit(None, 1)[0]}  # a letter is four tokens at most
 
 
 def _length(row: Row) -> int:

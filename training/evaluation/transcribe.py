@@ -8,7 +8,6 @@ shorter input costs or gains.
 from collections.abc import Sequence
 from typing import Any
 
-from kauli.models.errors import UsageError
 from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.loops import collapsed
 from kauli.training.evaluation.error_rates import NORMALISATION
@@ -27,10 +26,9 @@ def evaluate_transcribe(request: EvalRequest) -> EvalResult:
         UsageError: no audio in the split, or a language that the base does not know and no other to ask it for.
         KauliError: a damaged adapter, or one of another base.
     """
-    fastest = request.max_chars_per_second or MAX_CHARS_PER_SECOND
-    found = audio_rows(request.dataset, request.split, request.tags, fastest)
-    systems = Systems(request, ANSWERING)
-    rows, systems.notes = rows_with_audio(request, found, "transcribed audio")
+    found = transcribed_rows(request)
+    systems = Systems(request, ANSWERING, found.left_out)
+    rows, systems.notes = measured_of(request, found)
     task = request.task("transcribe")
     known = task.languages()
     unknown = [tag for tag in request.tags if tag not in known and tag.split("-")[0] not in known]
@@ -47,16 +45,19 @@ def evaluate_transcribe(request: EvalRequest) -> EvalResult:
     return systems.result(rows, len(rows))
 
 
-def rows_with_audio(request: EvalRequest, found: AudioRows, what: str) -> tuple[list[Row], list[str]]:
-    """The rows that are measured, of those with audio, and the notes on them.
-
-    Raises UsageError, with the reasons, where there are none; `what` names them.
-    """
-    dropped = [told for told in [found.dropped_message()] if told]
+def transcribed_rows(request: EvalRequest) -> AudioRows:
+    """The rows with audio and a transcript; UsageError, with the reasons, where there is none."""
+    fastest = request.max_chars_per_second or MAX_CHARS_PER_SECOND
+    found = audio_rows(request.dataset, request.split, request.tags, fastest)
     if not found.rows:
-        raise UsageError("; ".join([f"the data has no {what} in {request.where}", *dropped]) + ".")
+        raise request.nothing("transcribed audio", found.left_out)
+    return found
+
+
+def measured_of(request: EvalRequest, found: AudioRows) -> tuple[list[Row], list[str]]:
+    """Those of the rows with audio that are measured, and the notes on them."""
     rows, cut = some_groups(found.rows, request.scored, request.split)
-    return rows, [NORMALISATION, *dropped, *cut]
+    return rows, [NORMALISATION, *cut]
 
 
 def transcribe(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,7 +34,7 @@ ENCODED_AT_ONCE = 16
 def fused_rows(dataset: Dataset, split: str, languages: Sequence[str], prompt: str | None, fastest: float) -> AudioRows:
     """The rows with an image, audio and a text; `prompt` as in `instructed`, the rest as in `audio_rows`."""
     found = audio_rows(dataset, split, languages, fastest, with_image=True)
-    return AudioRows(instructed(found.rows, prompt), found.dropped, found.letters)
+    return replace(found, rows=instructed(found.rows, prompt))
 
 
 def show(row: Mapping[str, Any], shown: Shown) -> Row:

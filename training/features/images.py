@@ -25,8 +25,10 @@ from kauli.training.augment.base import view_seed
 from kauli.training.augment.image import ImageAugmentation, at_risk, augmented
 from kauli.training.data.dataset import Dataset
 from kauli.training.data.groups import short_hash
+from kauli.training.data.media_check import media_faults
 from kauli.training.data.schema import PLAIN_COLUMNS
 from kauli.training.features.cache import cached_features
+from kauli.training.features.left_out import LeftOut
 from kauli.training.features.stored import StoredImage
 
 if TYPE_CHECKING:
@@ -37,18 +39,25 @@ ENCODED_AT_ONCE = 16
 AUGMENTED_SIDE = 320
 
 
-def image_rows(dataset: Dataset, split: str, languages: Sequence[str], prompt: str | None = None) -> list[Row]:
+def image_rows(
+    dataset: Dataset, split: str, languages: Sequence[str], prompt: str | None = None, left_out: LeftOut | None = None
+) -> list[Row]:
     """The rows with an image and a text of `train`, `validation`, `test` or `new_pictures`.
 
     Their `image` is read when it is used (`StoredImage`), their `image_key` is the SHA-256 of its bytes. `prompt` is
-    that of `instructed`.
+    that of `instructed`. Rows whose image cannot be decoded go to `left_out`.
     """
-    within = "train" if split == NEW_PICTURES else split
-    rows = []
+    within, rows = "train" if split == NEW_PICTURES else split, []
     # With English, so that the same images are held out in whatever languages a recipe has
-    for row in dataset.iter_rows(within, list({*languages, "en"}), [*PLAIN_COLUMNS, "image"]):
-        if row["image"] and (row["text"] or "").strip():
+    read = list({*languages, "en"})
+    faults = media_faults(dataset, "image", within, read)
+    for row in dataset.iter_rows(within, read, [*PLAIN_COLUMNS, "image"]):
+        if not row["image"] or not (row["text"] or "").strip():
+            continue
+        if row["id"] not in faults:
             rows.append({**row, "image_key": content_key(row["image"]), "image": StoredImage(dataset, row["id"])})
+        elif left_out is not None and row["language"] in languages:
+            left_out.add(row["id"], "that can't be read", faults[row["id"]])
     if within == "train":
         held_out = _held_out(rows)
         rows = [row for row in rows if (row["image_key"] in held_out) == (split == NEW_PICTURES)]

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
+from kauli.models.errors import UsageError
 from kauli.training.loop.checkpoint import Checkpoint, TrainState, copy_of, trainable, write
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.base import Learner
@@ -105,7 +106,7 @@ class Loop:
                     "tokens_per_second": progress.tokens / progress.seconds,
                     "seconds": progress.seconds,
                     "restarts": progress.restarts,
-                    "budget": max(done, progress.step / budget.steps),
+                    "budget": max(done, self._share_of_steps()),
                 }
             )
             if progress.step % budget.validate_every == 0:
@@ -126,11 +127,14 @@ class Loop:
 
         Rank 0's clock counts, so that all ranks have the same learning rate and stop at the same step.
         """
-        by_steps = self.progress.step / self.budget.steps
+        by_steps = self._share_of_steps()
         if self.budget.minutes is None:
             return by_steps
         share = torch.tensor([max(by_steps, seconds / (60 * self.budget.minutes))], device=self.learner.device)
         return float(broadcast(share)) if self.world > 1 else float(share)
+
+    def _share_of_steps(self) -> float:
+        return self.progress.step / self.budget.steps if self.budget.steps else 0.0
 
     def step(self, step: list[int]) -> float:
         """One optimiser step on these examples; returns the mean of its losses, over tokens in nats."""
@@ -168,6 +172,8 @@ class Loop:
         self.learner.trained.eval()
         sums = self.learner.validate(self.rank, self.world, bare)
         above, below = self.accelerator.reduce(sums.to(self.learner.device), "sum").tolist()
+        if not below:
+            raise UsageError(f"data '{self.recipe.data}': its 'validation' rows hold no text that the base can write.")
         return float(above / below)
 
     def _save(self) -> None:

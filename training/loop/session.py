@@ -112,14 +112,14 @@ def work(
     if threads and not recipe.scale.gpu:
         torch.set_num_threads(threads)
     dataset = load_reference(job.data)
+    base = find_base(recipe.base, allow_noncommercial=recipe.allow_noncommercial, task=recipe.task)
     if examples is None:
-        examples = task.rows(recipe, dataset)
+        examples = task.rows(recipe, dataset, base)
         if examples.digest != job.digest:
             raise KauliError(
                 f"data '{recipe.data}' gives other rows on this machine than where the run was started: "
                 "the same version of kauli has to run on all machines."
             )
-    base = find_base(recipe.base, allow_noncommercial=recipe.allow_noncommercial, task=recipe.task)
     store, device = open_store(job.storage, "runs"), "cuda" if recipe.scale.gpu else "cpu"
     log = MetricsLog(store, f"{job.folder}/{METRICS}")
     run = Run(recipe, base, examples, session, device, job.start, log.add)

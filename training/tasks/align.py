@@ -26,12 +26,11 @@ from kauli.training.augment.table import augmentations
 from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
-from kauli.training.evaluation.retrieval import distinct, evaluate_align, retrieval_ranks
-from kauli.training.features.images import image_rows
+from kauli.training.evaluation.retrieval import distinct, evaluate_align, paired_rows, retrieval_ranks
 from kauli.training.features.pairs import image_features, text_features
 from kauli.training.recipe import Recipe, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
-from kauli.training.tasks.rows import check_rows, made_up_rows
+from kauli.training.tasks.rows import check_rows, image_sides, made_up_rows
 from kauli.training.tasks.sampler import Plan
 
 SIDES = ("image", "text")
@@ -277,13 +276,14 @@ class AlignTraining(TrainingTask):
     name = "align"
     recipe = AlignRecipe
 
-    def rows(self, recipe: AlignRecipe, dataset: Dataset) -> Examples:
+    def rows(self, recipe: AlignRecipe, dataset: Dataset, base: Base) -> Examples:
         """Rows with an image and a text; validation takes all of them."""
-        train, validation = (image_rows(dataset, split, recipe.language) for split in ("train", "validation"))
-        check_rows(recipe, (train, validation), "image with a text")
-        warning = warn_of_risk(train, recipe.augment) if recipe.augment else None
-        notes = (warning,) if warning else ()
-        return Examples(train, sorted(validation, key=lambda row: str(row["id"])), (), dataset.sha256, notes)
+        found = image_sides(recipe, dataset)
+        notes = [*found.notes, *check_rows(recipe, (found.train, found.validation), "image with a text", found.notes)]
+        if recipe.augment and (warning := warn_of_risk(found.train, recipe.augment)):
+            notes.append(warning)
+        validation = sorted(found.validation, key=lambda row: str(row["id"]))
+        return replace(found, validation=validation, notes=tuple(notes))
 
     def dummy_rows(self) -> list[Row]:
         """A colour each."""
@@ -292,6 +292,10 @@ class AlignTraining(TrainingTask):
     def learner(self, recipe: AlignRecipe, base: Base, examples: Examples, device: str) -> Learner:
         """The projections and the cached features of the towers."""
         return AlignLearner(load_trainable(self.name, base, device=device, dtype=torch.float32), recipe, examples)
+
+    def check_measurable(self, request: EvalRequest) -> None:
+        """Images with a text."""
+        paired_rows(request)
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Retrieval in both directions."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +38,11 @@ class Examples:
     replay: Sequence[Row] = ()
     sha256: str = ""
     notes: tuple[str, ...] = ()
-    """For the user: what was dropped, and what may go wrong."""
+    """For the user: what was left out, and what may go wrong."""
+    left_out: int = 0
+    """Rows of the training split that cannot be used."""
+    place: Callable[[str], str] = str
+    """Where the row of an id was read: `Dataset.place`."""
 
     @cached_property
     def digest(self) -> str:
@@ -155,10 +159,11 @@ class TrainingTask(ABC):
         return TASKS[self.name].validation
 
     @abstractmethod
-    def rows(self, recipe: Any, dataset: "Dataset") -> Examples:
+    def rows(self, recipe: Any, dataset: "Dataset", base: "Base") -> Examples:
         """The rows to learn from and those to validate on, without their media: the same on every machine.
 
-        Raises UsageError where the data has no rows for the recipe.
+        Rows that cannot be used on the base are left out, and named in the notes. Raises UsageError where the data has
+        no rows for the recipe.
         """
 
     @abstractmethod
@@ -174,6 +179,10 @@ class TrainingTask(ABC):
         from kauli.training.loop.session import fit_by_loop  # the loop brings torch and accelerate
 
         return fit_by_loop(self, run, folder)
+
+    @abstractmethod
+    def check_measurable(self, request: "EvalRequest") -> None:
+        """Raise UsageError where `evaluate` would find no row to measure: asked before a training that ends with it."""
 
     @abstractmethod
     def evaluate(self, request: "EvalRequest") -> "EvalResult":

@@ -1,6 +1,7 @@
 """The task `describe` in training: a connector and an adapter learn to put images, or images with audio, into words."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,11 +23,12 @@ from kauli.training.augment.base import Augmentation
 from kauli.training.augment.image import ImageAugmentation, warn_of_risk
 from kauli.training.augment.table import augmentations
 from kauli.training.data.dataset import Dataset
-from kauli.training.evaluation.describe import evaluate_describe
-from kauli.training.evaluation.fusion import evaluate_fusion
+from kauli.training.evaluation.describe import described_rows, evaluate_describe
+from kauli.training.evaluation.fusion import evaluate_fusion, rows_with_both
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.features.fusion import (
+    PLACES,
     audio_features,
     audio_settings,
     augmented_audio,
@@ -36,6 +38,8 @@ from kauli.training.features.fusion import (
     shown_in,
 )
 from kauli.training.features.images import image_rows, instructed, load_tower, part_settings, with_media
+from kauli.training.features.left_out import LeftOut
+from kauli.training.features.room import Room
 from kauli.training.recipe import method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, made_up_rows, sample
@@ -58,7 +62,7 @@ class AudioInput(FrozenModel):
     drop_audio_prob: float = Field(default=0.1, ge=0, le=1)
     """The share of those views that have the image alone."""
     max_chars_per_second: float = Field(default=25.0, gt=0)
-    """Rows whose text is longer cannot be what the audio holds: they are dropped with a note."""
+    """Rows whose text is longer cannot be what the audio holds: they are left out with a note."""
 
     @model_validator(mode="after")
     def _shares(self) -> Self:
@@ -149,23 +153,29 @@ class DescribeTraining(TrainingTask):
     name = "describe"
     recipe = DescribeRecipe
 
-    def rows(self, recipe: DescribeRecipe, dataset: Dataset) -> Examples:
+    def rows(self, recipe: DescribeRecipe, dataset: Dataset, base: Base) -> Examples:
         """Rows with an image and a text, and with audio where the recipe takes it; English images for replay."""
-        notes: list[str] = []
-        audio = recipe.describe.audio
-        sides = []
+        section, audio, notes = recipe.describe, recipe.describe.audio, list[str]()
+        room = Room(base, recipe.train.max_length, media=1 + section.grid**2 + (PLACES if audio else 0))
+        sides, counts = list[list[Row]](), list[int]()
         for split in ("train", "validation"):
+            left_out = LeftOut(split, dataset.place)
             if audio is None:
-                sides.append(image_rows(dataset, split, recipe.language))
-                continue
-            found = fused_rows(dataset, split, recipe.language, None, audio.max_chars_per_second)
-            notes += [f"{split}: {told}" for told in [found.dropped_message()] if told]
-            sides.append(found.rows)
-        check_rows(recipe, sides, "image with a text" if audio is None else "image with audio and a text", notes)
-        replay = replayed(recipe, lambda: image_rows(dataset, "train", ["en"]))
+                found = image_rows(dataset, split, recipe.language, left_out=left_out)
+            else:
+                heard = fused_rows(dataset, split, recipe.language, None, audio.max_chars_per_second)
+                found, left_out = heard.rows, heard.left_out
+            fits = {row["id"] for row in room.fitting(instructed(found, section.prompt), left_out)}
+            sides.append([row for row in found if row["id"] in fits])
+            notes += left_out.notes(len(sides[-1]))
+            counts.append(left_out.count)
+        what = "image with a text" if audio is None else "image with audio and a text"
+        notes += check_rows(recipe, sides, what, notes)
+        replay, told = replayed(recipe, lambda: image_rows(dataset, "train", ["en"]))
+        notes += told
         if recipe.image_augment and (warning := warn_of_risk(sides[0], recipe.image_augment)):
             notes.append(warning)
-        return Examples(sides[0], sample(sides[1]), replay, dataset.sha256, tuple(notes))
+        return Examples(sides[0], sample(sides[1]), replay, dataset.sha256, tuple(notes), counts[0], dataset.place)
 
     def dummy_rows(self) -> list[Row]:
         """A colour and a tone."""
@@ -194,7 +204,15 @@ class DescribeTraining(TrainingTask):
             audio = audio_features(examples.validation, encoder, stack)
             validation = [_with(row, one) for row, one in zip(validation, audio, strict=True)]
         train, validation, replay = (instructed(rows, section.prompt) for rows in (train, validation, replay))
-        return DescribeLearner(task, recipe, Examples(train, validation, replay, examples.sha256), parts)
+        chosen = replace(examples, train=train, validation=validation, replay=replay)
+        return DescribeLearner(task, recipe, chosen, parts)
+
+    def check_measurable(self, request: EvalRequest) -> None:
+        """Images, with audio where the recipe takes it."""
+        if request.max_chars_per_second is None:
+            described_rows(request)
+        else:
+            rows_with_both(request)
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """New concepts and new images; with audio, the same in noise."""

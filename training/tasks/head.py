@@ -5,6 +5,7 @@ split; the rest of it is not used. The base beside it is zero-shot: the nearest 
 """
 
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,10 +14,20 @@ from pydantic import field_validator
 
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.head import FewShot
+from kauli.models.bases.find import Base
+from kauli.models.errors import UsageError
 from kauli.models.tasks import load_served
 from kauli.models.vision.heads import Head
 from kauli.training.data.dataset import Dataset
-from kauli.training.evaluation.head import draw_shots, embedded, evaluate_head, label_of, score, zero_shot
+from kauli.training.evaluation.head import (
+    draw_shots,
+    embedded,
+    evaluate_head,
+    label_of,
+    labelled_rows,
+    score,
+    zero_shot,
+)
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.features.images import image_rows
@@ -24,7 +35,7 @@ from kauli.training.loop.checkpoint import TrainState
 from kauli.training.loop.session import Run
 from kauli.training.recipe import Recipe, method_of
 from kauli.training.tasks.base import Examples, Fitted, Row, TrainingTask
-from kauli.training.tasks.rows import check_rows, made_up_rows
+from kauli.training.tasks.rows import check_rows, image_sides, made_up_rows
 
 
 class HeadRecipe(Recipe):
@@ -50,13 +61,20 @@ class HeadTraining(TrainingTask):
     recipe = HeadRecipe
     distributed = False
 
-    def rows(self, recipe: HeadRecipe, dataset: Dataset) -> Examples:
+    def rows(self, recipe: HeadRecipe, dataset: Dataset, base: Base) -> Examples:
         """Labelled images: of training all, of which some are drawn; of validation those of known classes."""
-        train, validation = (image_rows(dataset, split, recipe.language) for split in ("train", "validation"))
-        classes = {label_of(row) for row in train}
-        validation = [row for row in validation if label_of(row) in classes]
-        check_rows(recipe, (train, validation), "image with a class name")
-        return Examples(train, validation, (), dataset.sha256)
+        found = image_sides(recipe, dataset)
+        classes = {label_of(row) for row in found.train}
+        validation = [row for row in found.validation if label_of(row) in classes]
+        notes = check_rows(recipe, (found.train, validation), "image with a class name", found.notes)
+        method, counts = recipe.method, Counter(label_of(row) for row in found.train)
+        assert isinstance(method, FewShot)
+        if few := [f"{name} ({count})" for name, count in counts.items() if count < method.shots]:
+            raise UsageError(
+                f"method.shots {method.shots}: too few images in the 'train' split of {', '.join(few[:5])}"
+                f"{f' and {len(few) - 5} more classes' if len(few) > 5 else ''}: set --set method.shots=N lower."
+            )
+        return replace(found, validation=validation, notes=(*found.notes, *notes))
 
     def dummy_rows(self) -> list[Row]:
         """Two images of each of four classes."""
@@ -79,6 +97,11 @@ class HeadTraining(TrainingTask):
         state.seconds = time.monotonic() - began
         drawn = [train.rows[at] for at in shots.tolist()]
         return Fitted(state, task, replace(run.examples, train=drawn))
+
+    def check_measurable(self, request: EvalRequest) -> None:
+        """Images of the classes that the training split has."""
+        known = image_rows(request.dataset, "train", request.tags)
+        labelled_rows(request, {label_of(row) for row in known})
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Macro-F1 and accuracy beside zero-shot."""

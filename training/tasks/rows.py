@@ -10,11 +10,16 @@ from PIL import Image
 
 from kauli.models.errors import UsageError
 from kauli.models.media.decode import RATE
+from kauli.training.data.dataset import Dataset
+from kauli.training.features.images import image_rows
+from kauli.training.features.left_out import LeftOut
 from kauli.training.recipe import Recipe
-from kauli.training.tasks.base import Row
+from kauli.training.tasks.base import Examples, Row
 
 VALIDATION_BYTES = 4_000
 """Text that the validations during training score: enough to choose by, small beside the training itself."""
+CUT_BYTES = VALIDATION_BYTES // 4
+"""What is scored of a row where all are too long to be scored whole."""
 
 WORDS = ("moto", "maji", "mti", "jua", "mto", "bahari", "upepo", "mvua")
 
@@ -32,10 +37,19 @@ def made_up_rows(*media: Literal["image", "audio"], classes: int = len(WORDS)) -
     return rows
 
 
-def check_rows(recipe: Recipe, sides: Sequence[Sequence[Row]], what: str, notes: Sequence[str] = ()) -> None:
-    """Raise UsageError where a split is empty, or a source of `train.source_weights` has no rows to learn from.
+def image_sides(recipe: Recipe, dataset: Dataset) -> Examples:
+    """The rows with an image and a text, and notes on the images that cannot be read."""
+    sides, left_out = [], [LeftOut(split, dataset.place) for split in ("train", "validation")]
+    for one in left_out:
+        sides.append(image_rows(dataset, one.split, recipe.language, left_out=one))
+    notes = [told for one, rows in zip(left_out, sides, strict=True) for told in one.notes(len(rows))]
+    return Examples(sides[0], sides[1], (), dataset.sha256, tuple(notes), left_out[0].count, dataset.place)
 
-    `sides` are the training and the validation rows, `notes` tell why others were dropped.
+
+def check_rows(recipe: Recipe, sides: Sequence[Sequence[Row]], what: str, notes: Sequence[str] = ()) -> list[str]:
+    """Raise UsageError where a split is empty; returns a note where a source of `train.source_weights` has no rows.
+
+    `sides` are the training and the validation rows, `notes` tell why others were left out.
     """
     for split, rows in zip(("train", "validation"), sides, strict=True):
         if not rows:
@@ -44,13 +58,11 @@ def check_rows(recipe: Recipe, sides: Sequence[Sequence[Row]], what: str, notes:
                 + "".join(f"; {told}" for told in notes)
                 + ": see `kauli data check`."
             )
-    sources = {row["source"] for row in sides[0]}
-    for source in recipe.train.source_weights:
-        if source not in sources:
-            raise UsageError(
-                f"train.source_weights: data '{recipe.data}' has no source '{source}'. "
-                f"It has {', '.join(sorted(str(one) for one in sources))}."
-            )
+    sources = sorted({row["source"] for row in sides[0] if row["source"]})
+    if not (absent := [source for source in recipe.train.source_weights if source not in sources]):
+        return []
+    there = f"it has {', '.join(sources)}" if sources else "its rows name none"
+    return [f"train.source_weights: no source {', '.join(absent)} in '{recipe.data}' ({there}): ignored"]
 
 
 def weighted(rows: Sequence[Row], weights: Mapping[str, int]) -> list[Row]:
@@ -59,7 +71,10 @@ def weighted(rows: Sequence[Row], weights: Mapping[str, int]) -> list[Row]:
 
 
 def sample(rows: Sequence[Row]) -> list[Row]:
-    """Validation rows of about VALIDATION_BYTES, each source with the same share of its bytes as in the whole."""
+    """Validation rows of about VALIDATION_BYTES, each source with the same share of its bytes as in the whole.
+
+    Where all rows are so long that none would be taken, their first CUT_BYTES are.
+    """
     rows = sorted(rows, key=lambda row: str(row["id"]))
     total = sum(len(row["text"].encode()) for row in rows)
     if total <= VALIDATION_BYTES:
@@ -71,4 +86,4 @@ def sample(rows: Sequence[Row]) -> list[Row]:
         if taken + size / 2 <= passed * VALIDATION_BYTES / total:
             chosen.append(row)
             taken += size
-    return chosen
+    return chosen or sample([{**row, "text": row["text"].encode()[:CUT_BYTES].decode(errors="ignore")} for row in rows])

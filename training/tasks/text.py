@@ -1,6 +1,7 @@
 """The task `text` in training: a language model learns the tokens of answers, and of running text."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -11,7 +12,6 @@ from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import Base
 from kauli.models.engine.packing import Document, pack
-from kauli.models.errors import UsageError
 from kauli.models.frozen import FrozenModel
 from kauli.models.tasks import load_trainable
 from kauli.models.text.language_model import answer_losses
@@ -22,7 +22,9 @@ from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import english_rows
-from kauli.training.evaluation.text import evaluate_text
+from kauli.training.evaluation.text import evaluate_text, text_rows
+from kauli.training.features.left_out import LeftOut
+from kauli.training.features.room import Room
 from kauli.training.recipe import Objective, Recipe, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, made_up_rows, sample, weighted
@@ -101,14 +103,13 @@ class TextLearner(Learner):
         ]
 
 
-def replayed(recipe: AnswerRecipe, english: Callable[[], list[Row]]) -> list[Row]:
-    """The English rows for the regulariser `replay`, none without it. Raises UsageError where there are none."""
+def replayed(recipe: AnswerRecipe, english: Callable[[], list[Row]]) -> tuple[list[Row], list[str]]:
+    """The English rows for the regulariser `replay`, none without it; and a note where the data has none."""
     if recipe.objective.regulariser != "replay":
-        return []
+        return [], []
     rows = english()
-    if not rows:
-        raise UsageError(f"objective.regulariser replay: data '{recipe.data}' has no English rows to replay.")
-    return rows
+    told = f"objective.regulariser: no English rows in '{recipe.data}' to replay: trained without"
+    return rows, [] if rows else [told]
 
 
 class TextTraining(TrainingTask):
@@ -117,12 +118,19 @@ class TextTraining(TrainingTask):
     name = "text"
     recipe = TextRecipe
 
-    def rows(self, recipe: TextRecipe, dataset: Dataset) -> Examples:
-        """All rows with a text; English ones for replay."""
-        sides = [_texts(dataset.iter_rows(split, recipe.language)) for split in ("train", "validation")]
-        check_rows(recipe, sides, "text")
-        replay = replayed(recipe, lambda: english_rows(dataset, "train"))
-        return Examples(sides[0], sample(sides[1]), replay, dataset.sha256)
+    def rows(self, recipe: TextRecipe, dataset: Dataset, base: Base) -> Examples:
+        """All rows with a text whose prompt leaves room for it; English ones for replay."""
+        room, sides, notes = Room(base, recipe.train.max_length), list[list[Row]](), list[str]()
+        left_out = [LeftOut(split, dataset.place) for split in ("train", "validation")]
+        for one in left_out:
+            sides.append(room.fitting(_texts(dataset.iter_rows(one.split, recipe.language)), one))
+            notes += one.notes(len(sides[-1]))
+        notes += check_rows(recipe, sides, "text", notes)
+        replay, told = replayed(recipe, lambda: english_rows(dataset, "train"))
+        return Examples(
+            sides[0], sample(sides[1]), room.fitting(replay, LeftOut("train")), dataset.sha256,
+            (*notes, *told), left_out[0].count, dataset.place,
+        )  # fmt: skip
 
     def dummy_rows(self) -> list[Row]:
         """Prompts and answers."""
@@ -134,7 +142,11 @@ class TextTraining(TrainingTask):
         task = load_trainable(self.name, base, device=device, dtype=torch.float32)
         views = recipe.text.views if recipe.text else 1
         rows = [row for view in range(views) for row in augmented_rows(examples.train, recipe.augment, view)]
-        return TextLearner(task, recipe, Examples(rows, examples.validation, examples.replay, examples.sha256))
+        return TextLearner(task, recipe, replace(examples, train=rows))
+
+    def check_measurable(self, request: EvalRequest) -> None:
+        """Texts whose prompt fits the context."""
+        text_rows(request)
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Bits per byte on the split and on English rows, chrF of generated answers."""

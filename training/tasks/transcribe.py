@@ -23,8 +23,10 @@ from kauli.training.augment.table import augmentations
 from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
-from kauli.training.evaluation.transcribe import check_transcripts, evaluate_transcribe
+from kauli.training.evaluation.transcribe import check_transcripts, evaluate_transcribe, transcribed_rows
 from kauli.training.features.audio import audio_rows
+from kauli.training.features.left_out import LeftOut
+from kauli.training.features.stored import StoredAudio
 from kauli.training.loop.checkpoint import TrainState
 from kauli.training.recipe import Recipe, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
@@ -37,7 +39,7 @@ class TranscribeSection(FrozenModel):
     init_from_languages: dict[str, tuple[str, ...]] = Field(default={})
     """A language that the base has no token for -> languages that it knows, whose mean embedding initialises it."""
     max_chars_per_second: float = Field(default=25.0, gt=0)
-    """Rows whose transcript is longer cannot be what the audio holds: they are dropped with a note."""
+    """Rows whose transcript is longer cannot be what the audio holds: they are left out with a note."""
     concat_prob: float = Field(default=0.5, ge=0, lt=1)
     """The probability that a clip is concatenated with the next of its step and language, and their transcripts too.
     An adapter that was trained on single sentences alone stops after the first sentence."""
@@ -70,11 +72,14 @@ class TranscribeLearner(Learner):
         rows = weighted(examples.train, budget.source_weights)
         task.add_languages(recipe.language, recipe.transcribe.init_from_languages, [row["text"] for row in rows])
         clips = task.encode(rows)
+        left_out = LeftOut("train", examples.place)
         self.clips = [clip for clip in clips if self._weight(clip) <= budget.max_length]
+        for clip in clips:
+            if self._weight(clip) > budget.max_length and isinstance(clip.samples, StoredAudio):
+                left_out.add(clip.samples.id, "longer than train.max_length", f"{self._weight(clip)} frames and tokens")
         self.lengths = [self._weight(clip) for clip in self.clips]
         self._slowest = min([1.0, *(min(one.factors) for one in recipe.augment if isinstance(one, Speed))])
-        if cut := len(clips) - len(self.clips):
-            self.notes = (f"{cut} of {len(clips)} examples are longer than train.max_length and were left out",)
+        self.notes = tuple(left_out.notes(len(self.clips), "clips"))
         if not self.clips:
             raise UsageError(
                 f"train.max_length {budget.max_length}: all {len(clips)} examples are longer (the shortest has "
@@ -142,16 +147,15 @@ class TranscribeTraining(TrainingTask):
     name = "transcribe"
     recipe = TranscribeRecipe
 
-    def rows(self, recipe: TranscribeRecipe, dataset: Dataset) -> Examples:
-        """Rows with audio and a text; what is dropped is noted. Validation takes all of them."""
-        limit, notes, sides = recipe.transcribe.max_chars_per_second, list[str](), []
-        for split in ("train", "validation"):
-            found = audio_rows(dataset, split, recipe.language, limit)
-            notes += [f"{split}: {told}" for told in [found.dropped_message()] if told]
-            sides.append(found.rows)
-        check_rows(recipe, sides, "audio with a text", notes)
-        validation = sorted(sides[1], key=lambda row: str(row["id"]))
-        return Examples(sides[0], validation, (), dataset.sha256, tuple(notes))
+    def rows(self, recipe: TranscribeRecipe, dataset: Dataset, base: Base) -> Examples:
+        """Rows with audio and a text; what is left out is noted. Validation takes all of them."""
+        limit = recipe.transcribe.max_chars_per_second
+        train, other = (audio_rows(dataset, split, recipe.language, limit) for split in ("train", "validation"))
+        notes = [*train.notes(), *other.notes()]
+        notes += check_rows(recipe, (train.rows, other.rows), "audio with a text", notes)
+        validation = sorted(other.rows, key=lambda row: str(row["id"]))
+        left_out = train.left_out.count
+        return Examples(train.rows, validation, (), dataset.sha256, tuple(notes), left_out, dataset.place)
 
     def dummy_rows(self) -> list[Row]:
         """A tone and a word."""
@@ -160,6 +164,10 @@ class TranscribeTraining(TrainingTask):
     def learner(self, recipe: TranscribeRecipe, base: Base, examples: Examples, device: str) -> Learner:
         """A recogniser of the base's architecture."""
         return TranscribeLearner(load_trainable(self.name, base, device=device, dtype=torch.float32), recipe, examples)
+
+    def check_measurable(self, request: EvalRequest) -> None:
+        """Audio with a transcript."""
+        transcribed_rows(request)
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Character and word error rate."""

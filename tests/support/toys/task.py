@@ -24,6 +24,7 @@ from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.systems import ADAPTER, BASE, Answering, System, Systems
+from kauli.training.features.left_out import LeftOut
 from kauli.training.recipe import OneOf
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import made_up_rows
@@ -67,16 +68,21 @@ class ReverseTraining(TrainingTask):
     name = "reverse"
     recipe = ReverseRecipe
 
-    def rows(self, recipe: ReverseRecipe, dataset: Dataset) -> Examples:
+    def rows(self, recipe: ReverseRecipe, dataset: Dataset, base: Base) -> Examples:
         sides = [[backwards(one) for one in dataset.iter_rows(split)] for split in ("train", "validation")]
         return Examples(sides[0], sides[1], (), dataset.sha256)
 
     def learner(self, recipe: ReverseRecipe, base: Base, examples: Examples, device: str) -> Learner:
         return TextLearner(load_trainable(self.name, base, device=device), recipe, examples)
 
+    def check_measurable(self, request: EvalRequest) -> None:
+        if not request.dataset.rows(request.split):
+            raise request.nothing("row", LeftOut(request.split))
+
     def evaluate(self, request: EvalRequest) -> EvalResult:
         rows = [backwards(one) for one in request.dataset.iter_rows(request.split)]
-        systems = Systems(request, Answering("reverse", ("text",), lambda row: TextRequest.of_prompt(row["prompt"])))
+        how = Answering("reverse", ("text",), lambda row: TextRequest.of_prompt(row["prompt"]))
+        systems = Systems(request, how, LeftOut(request.split))
         compared = [System(BASE, rows), System(ADAPTER, rows, ADAPTER)]
         texts = systems.compare(request.task(self.name), compared, rows, rows)
         systems.show(rows, texts, [row["prompt"] for row in rows])

@@ -13,6 +13,7 @@ from kauli.training.evaluation.report import render_report
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.scorers import SCORERS, Scorer
 from kauli.training.evaluation.systems import BASE, Answering, System, Systems
+from kauli.training.features.left_out import LeftOut
 
 LM = Base("lm", Path("lm"), "0" * 64, "CC0-1.0", False, (), None, None, None, "text")
 
@@ -51,7 +52,8 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
 def systems(languages: tuple[str, ...] = ("sw",), **how: Any) -> Systems:
     data: Any = Data()
     request = EvalRequest(Path("x"), LM, data, languages)
-    return Systems(request, Answering("text", ("text",), lambda one: TextRequest(prompt=one["prompt"]), **how))
+    answering = Answering("text", ("text",), lambda one: TextRequest(prompt=one["prompt"]), **how)
+    return Systems(request, answering, LeftOut("test"))
 
 
 def test_bits_and_answers_become_metrics_by_language_and_kind() -> None:

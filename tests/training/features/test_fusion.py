@@ -119,7 +119,7 @@ def test_only_rows_with_an_image_are_read_and_counted(tmp_path: Path) -> None:
     rows += [row(place) for place in range(4, 8)] + [row(8, text="far too long for so short a clip")]
     found = fused_rows(written(rows, tmp_path), "test", ["en"], None, 25)
     assert {one["id"] for one in found.rows} == set(NAMES[4:8])
-    assert dict(found.dropped) == {"with more than 25 characters a second": 1}
+    assert dict(found.left_out.counts) == {"with more than 25 characters a second": 1}
 
 
 def test_features_are_those_of_the_bare_encoder_and_noise_changes_them(data: Path) -> None:
@@ -190,7 +190,7 @@ def test_images_of_one_group_are_not_wrong_for_each_other(tmp_path: Path) -> Non
 
 
 def test_where_all_were_dropped_the_error_says_why(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"no images with audio in en.*; 2 of 2 clips dropped .* than 1 "):
+    with pytest.raises(UsageError, match=r"no images with audio in en.*2 of 2 rows left out: .* than 1 "):
         measured([row(0), row(1)], tmp_path, fastest=1)
 
 

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from kauli.models.bases.find import find_base
 from kauli.models.errors import KauliError, UsageError
 from kauli.training.data.dataset import Dataset, load_data
 from kauli.training.loop.session import Job, LocalSession, work
@@ -45,7 +46,7 @@ def recipe(data: str, **changes: Any) -> Recipe:
 
 
 def job_of(one: Recipe, dataset: Dataset, storage: Path) -> Job:
-    examples = task_of_recipe(one).rows(one, dataset)
+    examples = task_of_recipe(one).rows(one, dataset, find_base("debug", task=one.task))
     return Job(one, dataset.reference, examples.digest, str(storage), "job-x/1")
 
 
@@ -61,13 +62,15 @@ def test_a_job_is_as_small_with_ten_times_the_data(tmp_path: Path) -> None:
 
 DRIVER = """
 import sys, tracemalloc
+from kauli.models.bases.find import find_base
 from kauli.training.data.dataset import load_data
 from kauli.training.recipe_file import load_recipe
 from kauli.training.tasks.table import task_of_recipe
 recipe = load_recipe(sys.argv[1])
 task, dataset = task_of_recipe(recipe), load_data(recipe.data, recipe.language)
+base = find_base("debug", task=recipe.task)
 tracemalloc.start()
-examples = task.rows(recipe, dataset)
+examples = task.rows(recipe, dataset, base)
 print(tracemalloc.get_traced_memory()[1], len(examples.train))
 """
 
@@ -154,7 +157,7 @@ def test_a_run_reads_the_weights_of_each_base_once(
 
 def test_where_all_clips_are_dropped_the_error_says_why(tmp_path: Path) -> None:
     data = clips(tmp_path / "data", 40, 0.2)
-    with pytest.raises(UsageError, match=r"no audio with a text .*; train: 3\d of 3\d clips dropped .*25 characters"):
+    with pytest.raises(UsageError, match=r"no audio with a text .*; train: 3\d of 3\d clips left out .*25 characters"):
         train(recipe(data), str(tmp_path / "store"), use_ray=False)
 
 

@@ -94,7 +94,8 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     assert len(rows) == 16
     write_parquet(rows, folder / "rows.parquet")
     dataset = Dataset("dummy", [folder / "rows.parquet"], ["be"])
-    examples, learners, lines = task.rows(recipe, dataset), list[Learner](), list[Mapping[str, Any]]()
+    base = find_base("debug", task=recipe.task)
+    examples, learners, lines = task.rows(recipe, dataset, base), list[Learner](), list[Mapping[str, Any]]()
     assert (len(examples.train), len(examples.validation)) == (8, 8)
     make = task.learner
 
@@ -103,7 +104,6 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return learners[-1]
 
     task.learner = kept
-    base = find_base("debug", task=recipe.task)
     fitted = task.fit(Run(recipe, base, examples, LocalSession(folder), "cpu", None, lines.append), folder)
     task.learner = make
     return Trained(task, recipe, dataset, examples, folder, fitted, learners, lines)

@@ -63,16 +63,15 @@ def recipe(data: str, **changes: Any) -> TranscribeRecipe:
 def test_audio_that_cannot_hold_its_text_is_dropped_with_a_message(data: str) -> None:
     found = audio_rows(load_data(data, ["be"]), None, ["be"], 25)
     assert len(found.rows) == 58
-    assert dict(found.dropped) == {"that can't be read": 1, "with more than 25 characters a second": 1}
-    message = found.dropped_message()
-    assert message is not None
-    assert message.startswith("2 of 60 clips dropped (")
+    assert dict(found.left_out.counts) == {"that can't be read": 1, "with more than 25 characters a second": 1}
+    [message] = found.notes()
+    assert message.startswith("all splits: 2 of 60 clips left out (")
     assert all(len(np.asarray(row["samples"])) == len(row["samples"]) and "audio" not in row for row in found.rows)
 
 
 def test_where_all_were_dropped_the_error_says_why(data: str) -> None:
     base = find_base("debug", task="transcribe")
-    with pytest.raises(UsageError, match=r"no transcribed audio in be.*dropped \(100 % .*: .* than 1 characters"):
+    with pytest.raises(UsageError, match=r"no transcribed audio in be.*3 of 3 rows left out: .* than 1 characters"):
         evaluate_transcribe(EvalRequest(Path(data), base, load_data(data, ["be"]), ("be",), max_chars_per_second=1))
 
 
