@@ -11,8 +11,9 @@ import regex
 from tokenizers import Tokenizer
 
 from kauli.models.languages import display_name, script_share, scripts
+from kauli.models.media.decode import content_key
 from kauli.training.data.dataset import SPLITS, Dataset
-from kauli.training.data.groups import media_key, normalise
+from kauli.training.data.groups import normalise, shared_keys
 from kauli.training.data.media_check import MediaFacts, check_media
 from kauli.training.data.problems import Problem, find_problems, told
 from kauli.training.data.schema import MEDIA
@@ -22,7 +23,6 @@ _BYTE_TOKEN = regex.compile(r"<0x[0-9A-F]{2}>")
 # English has about 1.2 tokens per word with every base here. With more, a context holds, and a second generates, as
 # many times less text.
 _HIGH_FERTILITY, _VERY_HIGH_FERTILITY = 3.0, 6.0
-_MOST_CAPTIONED = 10  # rows that a caption describes; a text of more is a class label
 _MEDIA_NAMES = {"image": "images", "audio": "clips"}
 _NUM_NAMED = 20  # unreadable files that are printed
 _LEAST_REPEATED = 3  # images that a text has on average, where it is the name of a class
@@ -139,28 +139,21 @@ def _classes(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def leaks(dataset: Dataset) -> dict[str, int]:
-    """How many groups, captions (per language), images and audio clips are in more than one split. All must be 0.
+    """How many groups, texts (of a language: captions and prompts), images and clips are in more than one split.
 
-    A text beside more than ten images or clips, a different one in each row, is a class label: it is in every split
-    by design, and not counted.
+    What counts as shared are the keys that tie rows together on an import, by the data set's option `leaks`.
     """
+    rows = [
+        {**row, **{kind: content_key(row[kind]) if row[kind] else None for kind in MEDIA}}
+        for row in dataset.iter_rows(columns=["group", "language", "prompt", "text", *MEDIA, "split"])
+    ]
     sides: dict[str, dict[str, set[str]]] = {kind: defaultdict(set) for kind in ("group", "caption", *MEDIA)}
-    rows_of: Counter[str] = Counter()
-    media_of: dict[str, set[str]] = defaultdict(set)
-    for row in dataset.iter_rows(columns=["group", "language", "text", *MEDIA, "split"]):
-        sides["group"][row["group"]].add(row["split"])
-        media = {kind: media_key(kind, row[kind]) for kind in MEDIA if row[kind]}
-        for kind, key in media.items():
-            sides[kind][key].add(row["split"])
-        if row["text"]:
-            caption = f"{row['language']} {normalise(row['text'])}"
-            sides["caption"][caption].add(row["split"])
-            rows_of[caption] += 1
-            media_of[caption].update(media.values())
-    for caption, count in rows_of.items():
-        if count > _MOST_CAPTIONED and len(media_of[caption]) >= count:
-            del sides["caption"][caption]
-    return {kind: sum(len(splits) > 1 for splits in keys.values()) for kind, keys in sides.items()}
+    for row, keys in zip(rows, shared_keys(rows, dataset.options.leaks), strict=True):
+        for key in keys:
+            kind, _, content = key.partition(":")
+            kind, content = ("caption", f"{row['language']} {content}") if kind in ("text", "pair") else (kind, content)
+            sides[kind][content].add(row["split"])
+    return {kind: sum(len(splits) > 1 for splits in shared.values()) for kind, shared in sides.items()}
 
 
 def fertility(texts: Iterable[str], tokenize: Tokenize) -> dict[str, Any]:
