@@ -142,6 +142,10 @@ class Reader:
         redirect = words.index(">") if ">" in words else len(words)
         result = run_command(*words[:redirect])
         assert result.exit_code == 0, f"{place}: kauli {shlex.join(words)}\n{result.stderr}\n{result.exception!r}"
+        for line in re.findall(r"(?m)^Next: (.+)$", result.stderr):  # what it advises must exist as well
+            for advised in re.split(r"; |, or ", line):
+                if advised.startswith("kauli "):
+                    check_kauli(shlex.split(advised)[1:], f"{place}: Next")
         if redirect < len(words):
             (self.folder / words[redirect + 1]).write_text(result.stdout, encoding="utf-8")
         self.done.add(key)
