@@ -192,7 +192,8 @@ def load(
     """
     local = Local(str(storage or default_storage()))
     try:
-        return Model(local, local.choose(task or local.task_of(str(model)), str(model), language, allow_base))
+        named, exact = (task, str(model)) if task else local.meant(str(model))
+        return Model(local, local.choose(named, exact, language, allow_base))
     except BaseException:
         local.close()
         raise

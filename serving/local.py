@@ -228,22 +228,22 @@ class Local(Backends):
         )
         return found
 
-    def task_of(self, model: str) -> str:
-        """The task by which `model` answers: its name, that of an adapter's card, or what a base is made for.
+    def meant(self, model: str) -> tuple[str, str]:
+        """The task by which `model` answers, and its exact name (`name@version` of an adapter).
 
         A base that has no entry in bases.yaml is one for text. Raises UsageError for an unknown adapter.
         """
         if model in TASKS:
-            return model
+            return model, model
         if _is_base(model):
             takes = known_bases()[model].tasks if model in known_bases() else ("text",)
             fitting = (name for name, row in TASKS.items() if row.bare and WORKERS[row.worker].base_task in takes)
-            return next(fitting)
+            return next(fitting), model
         card = self.registry.card(model)
         task = served_task(card)
         if task is None:
             raise UsageError(f"adapter '{card.spec}' is for the task '{card.task}', which answers no requests")
-        return task
+        return task, card.spec
 
     def _found(self, waiting: Coroutine[Any, Any, Any]) -> Any:
         """The result of a worker's call. Raises UsageError and KauliError."""

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from kauli.deploy.cli import adapters, answers, data, training
+from kauli.deploy.cli import adapters, answers, data, doctor, training
 from kauli.deploy.cli.terminal import AcceptTerms, Command, Json, Storage, hint, output, split_list
 from kauli.models.paths import default_storage
 from kauli.serving.tasks import DEFAULT_BASE, TASKS
@@ -51,6 +51,7 @@ app.command()(answers.generate)
 app.command()(answers.transcribe)
 app.command()(answers.describe)
 app.command()(answers.embed)
+app.command()(doctor.doctor)
 
 
 @app.command()

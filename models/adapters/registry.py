@@ -144,6 +144,14 @@ class Registry:
             ) from error
         return cached
 
+    def check_whole(self, name: str, version: int) -> None:
+        """Raise `KauliError` where a file of a version is missing; what the files hold is not read."""
+        missing = self._card(name, version).files.keys() - {
+            path.removeprefix(f"{name}/{version}/") for path in self._store.find(f"{name}/{version}")
+        }
+        if missing:
+            raise KauliError(f"{name}@{version} is not whole: {', '.join(sorted(missing))} missing")
+
     def aliases(self, name: str) -> dict[str, int]:
         """Alias to version, sorted by alias."""
         found = {}

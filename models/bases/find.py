@@ -76,6 +76,12 @@ def local_bases() -> list[str]:
     return [record.name for record in records if record is not None]
 
 
+def terms_accepted(name: str, card: BaseCard) -> bool:
+    """Whether the base has no terms, or they were accepted on this machine, word by word as they are now."""
+    accepted = _acceptance(name)
+    return card.terms is None or (accepted.is_file() and _digest(card.terms) in accepted.read_text())
+
+
 def find_base(
     name: str,
     *,
@@ -289,18 +295,24 @@ def _check_licence(name: str, licence: str, noncommercial: bool, allowed: bool) 
 
 def _check_terms(name: str, card: BaseCard, accept: bool) -> None:
     """Refuse until the terms, word by word as they are now, were accepted on this machine."""
-    if card.terms is None:
-        return
-    wanted = hashlib.sha256(card.terms.encode()).hexdigest()
-    accepted = kauli_home() / "terms" / f"{name}.accepted"
-    if accepted.is_file() and wanted in accepted.read_text():
+    if card.terms is None or terms_accepted(name, card):
         return
     if not accept:
         raise UsageError(
             f"'{name}' has terms to accept first: {card.terms} To accept them: kauli fetch {name} --accept-terms"
         )
+    accepted = _acceptance(name)
     accepted.parent.mkdir(parents=True, exist_ok=True)
-    accepted.write_text(f"{wanted}\naccepted {datetime.now(UTC).isoformat(timespec='seconds')}\n{card.terms}\n")
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    accepted.write_text(f"{_digest(card.terms)}\naccepted {when}\n{card.terms}\n")
+
+
+def _acceptance(name: str) -> Path:
+    return kauli_home() / "terms" / f"{name}.accepted"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_sizes(name: str, folder: Path, record: Record) -> None:
