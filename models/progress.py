@@ -8,9 +8,24 @@ from contextlib import contextmanager
 _NOTEBOOK_S, _NOTEBOOK_WIDTH = 0.2, 24  # between two drawings of a bar in a notebook; characters of a bar
 
 
+_kept: list[list[str]] = []
+
+
 def note(text: str) -> None:
     """Print one line to stderr."""
     print(text, file=sys.stderr, flush=True)
+    for notes in _kept:
+        notes.append(text)
+
+
+@contextmanager
+def kept_notes() -> Iterator[list[str]]:
+    """The notes of this process, which are printed as well: for a result that has them."""
+    _kept.append([])
+    try:
+        yield _kept[-1]
+    finally:
+        _kept.pop()
 
 
 _listeners: list[Callable[[str, float, float | None], None]] = []

@@ -53,6 +53,7 @@ def data_check(
     """Profile a data set: rows, groups, splits, images, audio, scripts, what looks wrong, leaks, a tokenizer's fit."""
     from kauli.models.bases.find import find_base, local_bases
     from kauli.models.languages import check_tag
+    from kauli.models.progress import kept_notes
     from kauli.training.data.dataset import load_data
     from kauli.training.data.options import DataOptions
     from kauli.training.data.profile import profile, render
@@ -63,7 +64,9 @@ def data_check(
     options = {name: value for name, value in given.items() if value is not None}
     base = base or (DEFAULT_BASE if DEFAULT_BASE in local_bases() else None)
     folder = find_base(base, allow_noncommercial=True).folder if base else None
-    result = profile(load_data(path, tags, DataOptions.model_validate(options)), folder)
+    with kept_notes() as notes:  # which columns were taken, and what was left out
+        dataset = load_data(path, tags, DataOptions.model_validate(options))
+    result = {"notes": notes} | profile(dataset, folder)
     result["next"] = training_command(path, result, options, storage)
     output(as_json, result, render(result))
     hint(result["next"] or "give each language rows in train, validation and test, then check again")
