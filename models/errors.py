@@ -20,9 +20,9 @@ class MediaError(UsageError):
     """Invalid bytes of an image or audio, and what to send instead."""
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
+def nearest(name: str, allowed: Iterable[str], cutoff: float = 0.5) -> str:
     """A hint `" Did you mean 'x'?"` for a mistyped `name`, or an empty string when nothing is close."""
-    close = get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    close = get_close_matches(name, list(allowed), n=1, cutoff=cutoff)
     return f" Did you mean '{close[0]}'?" if close else ""
 
 

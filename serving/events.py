@@ -3,6 +3,7 @@
 No torch in here: the HTTP side has none.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from kauli.models.requests import Progress
+from kauli.serving.settings import ServeArgs, is_loopback
 from kauli.serving.tasks import WORKERS
 
 
@@ -46,6 +48,14 @@ class Refused(Exception):
 
 
 Event = Started | Piece | Failed
+
+
+def internal_error(what: str, args: ServeArgs) -> Failed:
+    """The error of a bug or a broken machine, whose reason the caller logs; on loopback it names the log's file."""
+    log = os.path.realpath("/proc/self/fd/2")  # Ray writes what a process logs into a file of its own
+    shown = f" {log}" if is_loopback(args.host) and os.path.isfile(log) else ""
+    return Failed(500, f"{what}; the service's log{shown} has the reason", "internal_error")
+
 
 TOO_MANY = Failed(429, "Too many requests are waiting; retry later", "queue_full")
 
@@ -86,6 +96,8 @@ class Vectors:
     """(N, dim) float32, each of length 1."""
     tokens: int
     """Of the texts together; an image has none."""
+    truncated: tuple[int, ...] = ()
+    """The inputs whose end the text encoder did not read."""
 
 
 Ranked = list[tuple[str, float]]

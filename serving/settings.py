@@ -3,6 +3,7 @@
 import hashlib
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +90,8 @@ class ServeArgs(FrozenModel):
     """SHA-256 of each API key; `KAULI_API_KEYS` holds the keys themselves."""
     admin_key_hashes: tuple[str, ...] = ()
     """SHA-256 of each key that may load and unload adapters too; `KAULI_ADMIN_KEYS` holds such keys themselves."""
+    cors_origins: tuple[str, ...] = ()
+    """The web pages that may send requests: origins such as `https://app.example`, or `*` for all."""
     proxy: Literal["python", "haproxy"] = "python"
     """What accepts the HTTP connections: Ray Serve's own proxy, or HAProxy, which is faster."""
     text: WorkerArgs = WorkerArgs()
@@ -105,6 +108,21 @@ class ServeArgs(FrozenModel):
     """Adapters that a replica holds; the least recently used one is evicted."""
     max_tokens: int = Field(default=1024, ge=1)
     """The most new tokens that a request may ask for."""
+    max_messages: int = Field(default=256, ge=1)
+    """The most messages of a conversation."""
+    max_prompts: int = Field(default=16, ge=1)
+    """The most prompts of a request for completions."""
+    max_inputs: int = Field(default=64, ge=1)
+    """The most inputs of a request for embeddings or classes."""
+    max_classes: int = Field(default=256, ge=2)
+    """The most classes that a request may name to choose from."""
+    max_stops: int = Field(default=8, ge=1)
+    """The most stop strings, each of at most `max_stop_characters`."""
+    max_stop_characters: int = Field(default=128, ge=1)
+    max_logprobs: int = Field(default=20, ge=0)
+    """The most alternatives to a token whose log probabilities may be asked for."""
+    max_logit_biases: int = Field(default=300, ge=0)
+    """The most tokens whose scores a request may change."""
     max_images: int = Field(default=4, ge=1)
     """The most images in one conversation."""
     max_audio_clips: int = Field(default=4, ge=1)
@@ -134,6 +152,14 @@ class ServeArgs(FrozenModel):
         for name in value:
             if name not in TASKS:
                 raise ValueError(f"task '{name}' can't be served: use {', '.join(TASKS)}.{nearest(name, TASKS)}")
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if one != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\s]+", one):
+                raise ValueError(f"'{one}' is no origin: write SCHEME://HOST or SCHEME://HOST:PORT, without a path")
         return value
 
     @field_validator("key_hashes", "admin_key_hashes")

@@ -36,6 +36,7 @@ def serve_until_stopped(args: "ServeArgs", address: str | None) -> None:
     try:
         print(service.url, flush=True)
         note(f"Ready in {time.monotonic() - began:.0f} s. Models: {service.url}/v1/models  Stop with Ctrl-C.")
+        note(f"Log: {service.logs} (worker-*.err)")
         wait_for_stop()
     finally:
         note("Stopping...")

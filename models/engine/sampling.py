@@ -26,6 +26,19 @@ class Sampling:
     ignore_eos: bool = False
     no_repeat: int = 0
     """Length of token runs that may not occur twice in an answer (Paulus et al. 2017, arXiv 1705.04304); 0: any."""
+    min_p: float = 0.0
+    """Only tokens whose probability is this share of the likeliest one's (Nguyen et al. 2024, arXiv 2407.01082)."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's score for each time that it is in the answer so far."""
+    presence_penalty: float = 0.0
+    """Taken once from the score of each token that is in the answer so far."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens, and what is added to their scores."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether only some of the likeliest tokens are drawn from."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
 class Draw:
@@ -44,6 +57,9 @@ class Draw:
         self.earlier = sorted(set(prompt)) if sampling.repetition_penalty != 1.0 else []
         self._answer: list[int] = []
         self._followed: dict[tuple[int, ...], list[int]] = {}
+        self.added: dict[int, float] = dict(sampling.logit_bias)
+        """What is added to the scores of tokens now."""
+        self._present: set[int] = set()
 
     def forbidden(self) -> list[int]:
         """The tokens that may not come next."""
@@ -68,6 +84,10 @@ class Draw:
             self._answer.append(token)
         if self.sampling.repetition_penalty != 1.0 and token not in self.earlier:
             self.earlier.append(token)
+        if self.sampling.frequency_penalty or self.sampling.presence_penalty:
+            first = self.sampling.presence_penalty * (token not in self._present)
+            self.added[token] = self.added.get(token, 0.0) - self.sampling.frequency_penalty - first
+            self._present.add(token)
 
 
 def choose(logits: Tensor, rows: Sequence[Draw]) -> list[int]:
@@ -78,7 +98,7 @@ def choose(logits: Tensor, rows: Sequence[Draw]) -> list[int]:
     if warm:
         # Rows that are restricted to a mass or a number are drawn in order of likelihood, the others in that of the
         # vocabulary: which of the two depends on the row alone, so that a batch doesn't change its answer.
-        cut = [place for place in warm if rows[place].sampling.top_p < 1 or rows[place].sampling.top_k]
+        cut = [place for place in warm if rows[place].sampling.cut]
         plain = [place for place in warm if place not in cut]
         for places, draw in ((cut, _draw_cut), (plain, _draw_plain)):
             if places:
@@ -92,7 +112,7 @@ def choose(logits: Tensor, rows: Sequence[Draw]) -> list[int]:
 
 
 def _restrict(logits: Tensor, rows: Sequence[Draw]) -> None:
-    """Repetition penalties, and end tokens that may not come yet."""
+    """Repetition penalties, what is added to scores, and tokens that may not come."""
     places = [place for place, row in enumerate(rows) for _ in row.earlier]
     if places:
         tokens = [token for row in rows for token in row.earlier]
@@ -100,6 +120,10 @@ def _restrict(logits: Tensor, rows: Sequence[Draw]) -> None:
         scores = logits[places, tokens]
         # A positive score is divided, a negative one multiplied: both make the token less likely.
         logits[places, tokens] = torch.where(scores > 0, scores / penalty, scores * penalty)
+    added = [(place, token, value) for place, row in enumerate(rows) for token, value in row.added.items()]
+    if added:
+        at, tokens, values = (list(column) for column in zip(*added, strict=True))
+        logits[at, tokens] += torch.tensor(values, device=logits.device)
     forbidden = [(place, token) for place, row in enumerate(rows) for token in row.forbidden()]
     if forbidden:
         logits[[place for place, _ in forbidden], [token for _, token in forbidden]] = float("-inf")
@@ -114,17 +138,19 @@ def _draw_cut(scores: Tensor, uniform: Tensor, settings: Sequence[Sampling]) -> 
     probabilities = torch.softmax(scores, dim=-1)
     top_k = _column(scores, [float(min(one.top_k or vocabulary, vocabulary)) for one in settings])
     top_p = _column(scores, [one.top_p for one in settings])
+    min_p = _column(scores, [one.min_p for one in settings])
     kept = min(_LIKELIEST, vocabulary)
-    chosen, settled = _draw_likeliest(probabilities, uniform, top_k, top_p, kept)
+    chosen, settled = _draw_likeliest(probabilities, uniform, top_k, top_p, min_p, kept)
     if kept < vocabulary and not bool(settled.all()):
         # Those rows alone: among equally likely tokens the order depends on how many are sorted.
         left = ~settled
-        chosen[left] = _draw_likeliest(probabilities[left], uniform[left], top_k[left], top_p[left], vocabulary)[0]
+        cuts = top_k[left], top_p[left], min_p[left]
+        chosen[left] = _draw_likeliest(probabilities[left], uniform[left], *cuts, vocabulary)[0]
     return chosen
 
 
 def _draw_likeliest(
-    probabilities: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, kept: int
+    probabilities: Tensor, uniform: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, kept: int
 ) -> tuple[Tensor, Tensor]:
     """(rows,) tokens drawn among the `kept` likeliest, and whether that is all which a row's cuts leave."""
     vocabulary = probabilities.shape[1]
@@ -134,7 +160,9 @@ def _draw_likeliest(
     whole = torch.where(top_k < vocabulary, likeliest.double().sum(-1, keepdim=True), 1.0)
     mass = likeliest.double().cumsum(-1)
     settled = (top_k <= kept) | ((top_k == vocabulary) & (mass[:, -1:] >= top_p * whole))
-    likeliest = likeliest * (mass - likeliest < top_p * whole)
+    least = min_p * likeliest[:, :1]
+    settled |= likeliest[:, -1:] < least
+    likeliest = likeliest * (mass - likeliest < top_p * whole) * (likeliest >= least)
     return order.gather(1, _at_mass(likeliest, uniform)[:, None])[:, 0], settled[:, 0]
 
 

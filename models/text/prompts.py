@@ -28,12 +28,13 @@ class Prompts:
     def tokens(self, request: TextRequest) -> list[int]:
         """The tokens before the answer, `FEATURE` where those of media belong; never empty.
 
-        Raises UsageError where the marks in the text are not as many as the media.
+        Raises UsageError where the marks in the text are not as many as the media, and for tokens that are none of
+        this model's.
         """
+        if request.logit_bias:
+            self._check([token for token, _ in request.logit_bias])
         if isinstance(request.prompt, tuple):
-            size = len(self._tokenizer)
-            if unknown := [token for token in request.prompt if not 0 <= token < size]:
-                raise UsageError(f"token {unknown[0]} is unknown: the tokens of this model are 0 to {size - 1}.")
+            self._check(request.prompt)
             return list(request.prompt)
         if request.messages is None:
             tokens = self._marked_tokens(request.prompt or "", request.media)
@@ -86,6 +87,11 @@ class Prompts:
         for one, piece in zip(media, others, strict=True):
             tokens += [FEATURE] * len(one.features) + self._plain_tokens(piece)
         return tokens
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        size = len(self._tokenizer)
+        if unknown := [token for token in tokens if not 0 <= token < size]:
+            raise UsageError(f"token {unknown[0]} is unknown: the tokens of this model are 0 to {size - 1}.")
 
     def _separator(self) -> int:
         """The token between documents in pretraining, for a text without a prompt and a tokenizer without a start."""

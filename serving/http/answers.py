@@ -1,6 +1,7 @@
 """Answers to the client, whole or as server-sent events, in OpenAI's shapes."""
 
 import json
+import math
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -8,7 +9,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from kauli.models.requests import TokenLogprob
+from kauli.models.requests import TextRequest, TokenLogprob
 from kauli.serving.events import Event, Failed, Piece, Refused
 from kauli.serving.routing import Route
 
@@ -40,10 +41,11 @@ def error_response(failed: Failed) -> JSONResponse:
 
 
 class AnswerFormat:
-    """The form of an endpoint's answers: `chat` or plain completions, of a model, `n` answers a request."""
+    """The form of an endpoint's answers to `requests`, which differ in nothing but the prompt: chat or completions."""
 
-    def __init__(self, chat: bool, model: str, n: int, logprobs: bool) -> None:
-        self._chat, self._n, self._logprobs = chat, n, logprobs
+    def __init__(self, chat: bool, model: str, requests: Sequence[TextRequest]) -> None:
+        self._chat, self._requests = chat, requests
+        self._n, self._logprobs = requests[0].n, requests[0].logprobs is not None
         name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._head = {"id": name, "created": int(time.time()), "model": model}
 
@@ -57,6 +59,9 @@ class AnswerFormat:
                 raise Refused(event)
             if isinstance(event, Piece):
                 place = request * self._n + event.index
+                for echoing in self._echoing(request, event):
+                    texts[echoing] = self._echo(request, event)
+                    logprobs[echoing] += event.echo
                 texts[place] += event.text
                 logprobs[place] += event.logprobs
                 tokens += event.tokens
@@ -90,6 +95,10 @@ class AnswerFormat:
                 continue
             tokens += event.tokens
             place = request * self._n + event.index
+            for echoing in self._echoing(request, event):
+                text = self._echo(request, event)
+                data += self._event(echoing, {"text": text}, event.echo, None, 0)
+                offsets[echoing] += len(text)
             if event.text or event.logprobs:
                 delta = {"content": event.text} if self._chat else {"text": event.text}
                 data += self._event(place, delta, event.logprobs, None, offsets[place])
@@ -102,6 +111,16 @@ class AnswerFormat:
         if with_usage:
             data += sse({**self._stream_head(), "choices": [], "usage": _usage(prompt_tokens, tokens)})
         yield data + sse("[DONE]")
+
+    def _echoing(self, request: int, event: Piece) -> Sequence[int]:
+        """The places of the answers that begin with the prompt which the first of them has brought."""
+        return range(request * self._n, (request + 1) * self._n) if event.echo else ()
+
+    def _echo(self, request: int, event: Piece) -> str:
+        prompt = self._requests[request].prompt
+        return (
+            prompt if isinstance(prompt, str) else b"".join(one.bytes for one in event.echo).decode("utf-8", "ignore")
+        )
 
     def _event(
         self, place: int, delta: dict[str, str], logprobs: Sequence[TokenLogprob], finish: str | None, offset: int
@@ -126,8 +145,11 @@ class AnswerFormat:
             data += one.bytes
         return {
             "tokens": [_shown(one.bytes) for one in tokens],
-            "token_logprobs": [one.logprob for one in tokens],
-            "top_logprobs": [{_shown(other.bytes): other.logprob for other in one.top} for one in tokens],
+            "token_logprobs": [None if math.isnan(one.logprob) else one.logprob for one in tokens],
+            "top_logprobs": [
+                None if math.isnan(one.logprob) else {_shown(other.bytes): other.logprob for other in one.top}
+                for one in tokens
+            ],
             "text_offset": offsets,
         }
 

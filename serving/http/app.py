@@ -11,15 +11,17 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.tasks import resolve
 from kauli.serving.backends import Backends
-from kauli.serving.events import Failed, Refused
+from kauli.serving.events import Failed, Refused, internal_error
 from kauli.serving.http import pages
 from kauli.serving.http.answers import error_response
 from kauli.serving.http.auth import Access
-from kauli.serving.http.schemas import AdapterRequest, ApiError, ChatRequest, invalid_body
+from kauli.serving.http.bodies import ApiError, invalid_body
+from kauli.serving.http.schemas import AdapterRequest
 from kauli.serving.routing import Adapter, Catalogue, UnknownLanguage, UnknownModel
 from kauli.serving.settings import ServeArgs
 from kauli.serving.tasks import TASKS, WORKERS
@@ -35,8 +37,13 @@ def create_app(workers: Mapping[str, Mapping[str, Any]], catalogue: Catalogue, a
     # The stock /docs page loads its scripts from another site.
     app = FastAPI(title="Kauli", version=version("kauli"), docs_url=None, redoc_url=None)
     app.add_middleware(Access, args=args, workers=tuple(workers))
+    if args.cors_origins:  # around `Access`: a browser asks first, without a key, and reads what is refused, too
+        app.add_middleware(
+            CORSMiddleware, allow_origins=args.cors_origins, allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("*",), allow_private_network=True, expose_headers=("*",),
+        )  # fmt: skip
     backends = Backends(workers, catalogue, args)
-    _add_error_handlers(app)
+    _add_error_handlers(app, args)
     _add_pages(app)
     _add_adapters(app, backends)
     _add_models(app, catalogue)
@@ -148,13 +155,13 @@ def _models(catalogue: Catalogue, started: int) -> list[dict[str, Any]]:
 def _adapter_model(adapter: Adapter) -> dict[str, Any]:
     card = adapter.card
     return {
-        "id": adapter.name, "object": "model", "created": adapter.created, "owned_by": "kauli",
+        "id": adapter.public, "object": "model", "created": adapter.created, "owned_by": "kauli",
         "parent": card.base.name, "root": card.spec, "task": card.task, "language": card.language,
         "licence": card.licence, "versions": list(adapter.versions), "aliases": adapter.aliases,
     }  # fmt: skip
 
 
-def _add_error_handlers(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI, args: ServeArgs) -> None:
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
         return error_response(error.failed)
@@ -171,8 +178,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        known = [*ChatRequest.model_fields, "prompt", "input", "classes", "encoding_format", "dimensions"]
-        return error_response(invalid_body(error.errors(), known).failed)
+        return error_response(invalid_body(error.errors()).failed)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -184,4 +190,4 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(Failed(500, "internal error; the service's log has the reason", "internal_error"))
+        return error_response(internal_error("internal error", args))

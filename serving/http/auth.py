@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kauli.serving.http.answers import error_response
-from kauli.serving.http.schemas import ApiError
+from kauli.serving.http.bodies import ApiError
 from kauli.serving.settings import ServeArgs, hash_key, is_loopback
 from kauli.serving.tasks import media_paths
 
@@ -24,14 +24,15 @@ class Access:
     """Refuses a request before the application sees it.
 
     Bound to loopback, the `Host` must be this machine: else a web page could reach the service through a name that
-    resolves to 127.0.0.1. A POST with an `Origin` of another site is refused: it is sent by a web page.
+    resolves to 127.0.0.1. A POST with an `Origin` of another site is refused: it is sent by a web page, and the setting
+    `cors_origins` doesn't name it.
     With keys, every path but `OPEN_PATHS` needs one, and what changes the service needs an admin's. Bodies that may
     hold audio are larger only where one of `workers` takes it.
     """
 
     def __init__(self, app: ASGIApp, args: ServeArgs, workers: Collection[str] = ()) -> None:
         self._app = app
-        self._loopback = is_loopback(args.host)
+        self._loopback, self._origins = is_loopback(args.host), args.cors_origins
         self._admins = [key.encode() for key in args.admin_key_hashes]
         self._keys = [*(key.encode() for key in args.key_hashes), *self._admins]
         self._max_body = args.max_body_bytes
@@ -58,8 +59,9 @@ class Access:
         if self._loopback and not is_loopback(_host_name(f"//{host}")):
             raise ApiError(403, f"host '{host}' is not served: use 127.0.0.1 or localhost", "wrong_host")
         origin = headers.get("origin")
-        if self._loopback and origin and scope["method"] not in ("GET", "HEAD") and not is_loopback(_host_name(origin)):
-            raise ApiError(403, f"requests from the web page '{origin}' are not served", "wrong_origin")
+        if self._loopback and origin and scope["method"] not in ("GET", "HEAD") and not self._welcome(origin):
+            text = f"requests from the web page '{origin}' are not served (setting cors_origins)"
+            raise ApiError(403, text, "wrong_origin")
         if self._keys and scope["path"] not in OPEN_PATHS:
             scheme, _, key = headers.get("authorization", "").partition(" ")
             given = hash_key(key.strip()).encode() if scheme.lower() == "bearer" and key.strip() else b""
@@ -70,9 +72,14 @@ class Access:
             if changes and not sum(hmac.compare_digest(given, known) for known in self._admins):
                 text = "this needs one of the keys of KAULI_ADMIN_KEYS"
                 raise ApiError(403, text, "admin_key_needed")
+        if (coding := headers.get("content-encoding", "identity")) != "identity":
+            raise ApiError(415, f"bodies in {coding} are not read: send it uncompressed", "unsupported_media_type")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._most(scope):
             raise ApiError(413, _too_large(self._most(scope)), "body_too_large")
+
+    def _welcome(self, origin: str) -> bool:
+        return is_loopback(_host_name(origin)) or origin in self._origins or "*" in self._origins
 
     def _most(self, scope: Scope) -> int:
         """The bytes that a body may have."""

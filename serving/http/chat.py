@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from kauli.serving.backends import Backends
 from kauli.serving.events import Event, Failed, Refused, Started
 from kauli.serving.http.answers import AnswerFormat, Pieces, route_headers
+from kauli.serving.http.bodies import ignored_header
 from kauli.serving.http.media import encode, rerank
 from kauli.serving.http.schemas import ChatRequest, CompletionRequest
 
@@ -31,7 +32,7 @@ def add_chat(app: FastAPI, backends: Backends) -> None:
 async def _answer(body: ChatRequest | CompletionRequest, backends: Backends) -> JSONResponse | StreamingResponse:
     requests = body.requests(backends.args)
     route = await backends.route("text", body.model, body.language, body.allow_base)
-    headers = route_headers(route)
+    headers = route_headers(route) | ignored_header(body)
     if isinstance(body, ChatRequest):
         if body.rerank:
             backends.aligned()
@@ -44,8 +45,7 @@ async def _answer(body: ChatRequest | CompletionRequest, backends: Backends) -> 
     except BaseException:
         await _close(streams)
         raise
-    chat, logprobs = isinstance(body, ChatRequest), requests[0].logprobs is not None
-    answers = AnswerFormat(chat, route.model, requests[0].n, logprobs)
+    answers = AnswerFormat(isinstance(body, ChatRequest), route.model, requests)
     pieces = _together(streams)
     if body.stream:
         with_usage = body.stream_options is not None and body.stream_options.include_usage

@@ -12,8 +12,10 @@ from fastapi.responses import JSONResponse
 
 from kauli.serving.backends import Backends
 from kauli.serving.events import Failed, Ranked, Refused
+from kauli.serving.http.bodies import ApiError, ignored_header
 from kauli.serving.http.media import read
-from kauli.serving.http.schemas import ApiError, ClassifyRequest, EmbeddingRequest, MediaInput
+from kauli.serving.http.messages import MediaInput
+from kauli.serving.http.schemas import ClassifyRequest, EmbeddingRequest
 
 
 def add_shared_space(app: FastAPI, backends: Backends) -> None:
@@ -40,7 +42,11 @@ def add_shared_space(app: FastAPI, backends: Backends) -> None:
             for place, vector in enumerate(found.values)
         ]
         usage = {"prompt_tokens": found.tokens, "total_tokens": found.tokens}
-        return JSONResponse({"object": "list", "data": data, "model": route.model, "usage": usage})
+        headers = ignored_header(body)
+        if found.truncated:  # the encoder read their beginning alone
+            headers["X-Kauli-Truncated"] = ", ".join(f"input.{place}" for place in found.truncated)
+        answer = {"object": "list", "data": data, "model": route.model, "usage": usage}
+        return JSONResponse(answer, headers=headers)
 
     @app.post("/v1/classify")
     async def classify(body: ClassifyRequest) -> JSONResponse:
@@ -63,7 +69,7 @@ def add_shared_space(app: FastAPI, backends: Backends) -> None:
             raise ApiError(400, text, "invalid_value", "classes")
         if isinstance(found, Failed):
             raise _refused(found, body)
-        headers = {"X-Kauli-Adapter": route.adapter} if route.adapter else {}
+        headers = ignored_header(body) | ({"X-Kauli-Adapter": route.adapter} if route.adapter else {})
         if route.language:
             headers["X-Kauli-Language"] = route.language
         data = [_classified(place, ranked) for place, ranked in enumerate(found)]

@@ -8,8 +8,10 @@ from typing import Any
 from kauli.models.errors import MediaError
 from kauli.models.requests import NO_REPEAT, TextRequest
 from kauli.serving.backends import Attachment, Backends
+from kauli.serving.http.bodies import ApiError
+from kauli.serving.http.messages import MediaInput
 from kauli.serving.http.payloads import read_data_uri, read_input_audio
-from kauli.serving.http.schemas import ApiError, ChatRequest, MediaInput
+from kauli.serving.http.schemas import ChatRequest
 from kauli.serving.routing import Route
 
 
@@ -29,7 +31,8 @@ async def encode(
     found, cached = await backends.encode(forms, attached)
     # In the form that browsers show (W3C Server Timing)
     timing = f"encoder;desc={'hit' if cached else 'miss'};dur={1000 * (time.monotonic() - began):.1f}"
-    return replace(request, media=found, no_repeat=NO_REPEAT), timing
+    own = NO_REPEAT if request.no_repeat is None else request.no_repeat
+    return replace(request, media=found, no_repeat=own), timing
 
 
 async def rerank(backends: Backends, answer: dict[str, Any], body: ChatRequest) -> dict[str, Any]:
@@ -43,7 +46,7 @@ async def rerank(backends: Backends, answer: dict[str, Any], body: ChatRequest) 
 def read(one: MediaInput) -> Attachment:
     """The file of an image or an audio clip; raises ApiError where there is none, or only a remote address."""
     try:
-        content = read_data_uri(one.data) if one.kind == "image" else read_input_audio(one.data, one.format)
+        content = read_data_uri(one.data) if one.kind == "image" else read_input_audio(one.data)
     except MediaError as error:
         raise ApiError(400, str(error), f"invalid_{one.kind}", one.param) from None
     return Attachment(one.kind, content, one.param)

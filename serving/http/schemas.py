@@ -1,219 +1,121 @@
-"""The HTTP requests and errors, by OpenAI's names and shapes."""
+"""The HTTP requests, by OpenAI's names and shapes."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from kauli.models.errors import nearest
 from kauli.models.languages import nfc
-from kauli.models.requests import MARK, Message, TextRequest
+from kauli.models.requests import MARK, TextRequest
 from kauli.serving.backends import RERANK_TEMPERATURE
-from kauli.serving.events import Failed, Refused
+from kauli.serving.http.bodies import NO_EFFECT, NOT_SERVED, ApiError, JsonBody, Lenient, check_limits
+from kauli.serving.http.messages import ChatMessage, ImagePart, MediaInput, conversation
+from kauli.serving.http.payloads import is_data_uri
 from kauli.serving.settings import ServeArgs
 
-MOST_STOPS, MOST_PROMPTS, MOST_INPUTS, MOST_CLASSES, MOST_RERANKED = 8, 16, 64, 256, 8
-IMAGE = "data:image/"
-"""The beginning of an input that is an image and not a text."""
+_INPUTS = "a text or a list of texts, where an image is a data: URI"
 
 
-class ApiError(Refused):
-    """A request that the HTTP side itself refuses, before a worker has it."""
-
-    def __init__(self, status: int, message: str, code: str, param: str | None = None) -> None:
-        super().__init__(Failed(status, message, code, param))
-
-
-def invalid_body(errors: Sequence[Any], known: Iterable[str]) -> ApiError:
-    """The error that pydantic's `errors` of a body stand for; `known` are the fields that it may have."""
-    first = errors[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON: {first['ctx']['error']}", "invalid_json")
-    param = ".".join(place) or None
-    if first["type"] == "extra_forbidden" and len(place) == 1:
-        return ApiError(400, f"unknown field '{place[0]}'.{nearest(place[0], known)}", "unknown_field", param)
-    message = first["msg"].removeprefix("Value error, ")
-    return ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param)
-
-
-class Body(BaseModel):
-    """A body, or a part of one: an unknown field is an error."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class TextPart(Body):
-    """A piece of text in a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ImageUrl(Body):
-    """An image as a data: URI; remote addresses are not fetched."""
-
-    url: str
-    detail: Literal["auto", "low", "high"] | None = None
-    """Changes nothing: the encoder has one resolution."""
-
-
-class ImagePart(Body):
-    """An image in a message's content."""
-
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
-class InputAudio(Body):
-    """Audio: the base64 of a whole file, and its format."""
-
-    data: str
-    format: str
-    """wav, flac, ogg, opus or mp3."""
-
-
-class AudioPart(Body):
-    """Audio in a message's content."""
-
-    type: Literal["input_audio"]
-    input_audio: InputAudio
-
-
-ContentPart = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
-
-
-@dataclass(frozen=True)
-class MediaInput:
-    """An image or an audio clip of a request; `kind` is the worker that encodes it."""
-
-    kind: str
-    data: str
-    """Of an image its data: URI, of audio the base64 of the file."""
-    param: str
-    """Its place in the request, for errors."""
-    format: str = ""
-    """Of audio, as the request says."""
-
-
-class ChatMessage(Body):
-    """One turn of the conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[ContentPart], Field(min_length=1)]
-    name: str | None = None
-    refusal: None = None  # in answers that a client sends back
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def _served_parts(cls, value: Any) -> Any:
-        for part in value if isinstance(value, list) else []:
-            if isinstance(part, dict) and part.get("type") not in ("text", "image_url", "input_audio"):
-                text = f"content part {part.get('type')!r} is not served: text, image_url and input_audio are"
-                raise ValueError(text)
-        return value
-
-    @model_validator(mode="after")
-    def _only_users_send_media(self) -> "ChatMessage":
-        if self.role != "user" and self.media_parts():
-            text = f"images and audio must be in a user's message, not in one of the role '{self.role}'"
-            raise ValueError(text)
-        return self
-
-    def media_parts(self) -> list[tuple[int, ImagePart | AudioPart]]:
-        """The images and audio clips with their places in the content."""
-        parts = [] if isinstance(self.content, str) else self.content
-        return [(place, part) for place, part in enumerate(parts) if not isinstance(part, TextPart)]
-
-    def text(self) -> str:
-        """The content as one string in NFC, with `MARK` in the place of media; adjacent texts are lines."""
-        if isinstance(self.content, str):
-            return nfc(self.content.replace(MARK, ""))
-        out, line = "", False
-        for part in self.content:
-            if isinstance(part, TextPart):
-                out, line = out + "\n" * line + part.text.replace(MARK, ""), True
-            else:
-                out, line = out + MARK, False
-        return nfc(out)
-
-
-class StreamOptions(Body):
+class StreamOptions(Lenient):
     """Whether the last chunk of a stream carries the usage."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class _Generation(Body):
+class _Generation(JsonBody):
     """The fields of both chat and completions. Decoding is greedy unless `temperature` is given."""
 
+    no_effect = NO_EFFECT
+    not_served = NOT_SERVED
+
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=5)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """-1 and 0: all tokens."""
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    """-1: none."""
     n: Annotated[int, Field(ge=1)] | None = None
-    stop: str | list[str] | None = None
+    stop: list[str] = Field(default=[])
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
-    stream: bool | None = False
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: dict[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]] = Field(default={})
+    """Tokens of the model, which an OpenAI tokenizer doesn't know, and what is added to their scores."""
+    stream: bool = False
     stream_options: StreamOptions | None = None
-    # Of OpenAI's fields, only the value that changes nothing
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
     # Ours
     language: Annotated[str, Field(max_length=64)] | None = None
     """A BCP-47 tag; with a task as the model it chooses the adapter."""
     allow_base: bool = False
     """Let the base answer without an adapter when none serves the language."""
     min_tokens: Annotated[int, Field(ge=0)] = 0
+    no_repeat: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Length of token runs that may not occur twice in an answer; 0: any may; by default the adapter's own."""
     ignore_eos: bool = False
-    # Accepted, and not used
-    user: str | None = None
 
-    @field_validator("stop")
+    @field_validator("stop", mode="before", json_schema_input_type=str | list[str] | None)
     @classmethod
-    def _few_short_stops(cls, value: str | list[str] | None) -> list[str]:
-        stops = [value] if isinstance(value, str) else value or []
-        if len(stops) > MOST_STOPS or any(not 1 <= len(stop) <= 128 for stop in stops):
-            raise ValueError(f"give at most {MOST_STOPS} strings of 1 to 128 characters")
-        return [nfc(stop) for stop in stops]
+    def _stops(cls, value: Any) -> list[str]:
+        stops = [value] if isinstance(value, str) else value
+        if not isinstance(stops, list) or any(not isinstance(stop, str) for stop in stops):
+            raise ValueError("give a text or a list of texts")
+        return [nfc(stop) for stop in stops if stop]
+
+    def ignored(self) -> Iterator[str]:
+        """Of the stream's options, too."""
+        yield from super().ignored()
+        yield from self.stream_options.ignored("stream_options") if self.stream_options else ()
 
     def _options(self, args: ServeArgs, wanted: int | None, logprobs: int | None, reranked: int = 1) -> dict[str, Any]:
         """The fields of `TextRequest` but its prompt; raises ApiError for values over the service's limits."""
-        limits = (
-            ("max_tokens", wanted or 0, args.max_tokens), ("min_tokens", self.min_tokens, args.max_tokens),
-            ("n", self.n or 1, args.max_answers), ("rerank", reranked, args.max_answers),
+        check_limits(
+            ("max_tokens", wanted or 0, "max_tokens", args.max_tokens),
+            ("min_tokens", self.min_tokens, "max_tokens", args.max_tokens),
+            ("n", self.n or 1, "max_answers", args.max_answers),
+            ("rerank", reranked, "max_answers", args.max_answers),
+            ("stop", len(self.stop), "max_stops", args.max_stops),
+            ("logit_bias", len(self.logit_bias), "max_logit_biases", args.max_logit_biases),
+            ("top_logprobs" if isinstance(self, ChatRequest) else "logprobs", logprobs or 0, "max_logprobs",
+             args.max_logprobs),
         )  # fmt: skip
-        for name, value, most in limits:
-            if value > most:
-                raise ApiError(400, f"{name} is {value}; this service allows {most}", "value_too_large", name)
-        if wanted and self.min_tokens > wanted:
+        if any(len(stop) > args.max_stop_characters for stop in self.stop):
+            text = f"this service allows {args.max_stop_characters} characters of each (setting max_stop_characters)"
+            raise ApiError(400, f"stop: {text}", "value_too_large", "stop")
+        if wanted is not None and self.min_tokens > wanted:
             text = f"min_tokens {self.min_tokens} is above max_tokens {wanted}"
             raise ApiError(400, text, "invalid_value", "min_tokens")
         return {
-            "max_tokens": wanted, "temperature": self.temperature or 0.0, "seed": self.seed,
-            "top_p": 1.0 if self.top_p is None else self.top_p, "top_k": self.top_k or 0, "n": self.n or 1,
-            "stop": tuple(self.stop or ()), "min_tokens": self.min_tokens, "ignore_eos": self.ignore_eos,
-            "repetition_penalty": self.repetition_penalty, "logprobs": logprobs,
+            "max_tokens": wanted, "temperature": self.temperature or 0.0,
+            "seed": None if self.seed in (None, -1) else self.seed % 2**63,
+            "top_p": 1.0 if self.top_p is None else self.top_p, "top_k": max(0, self.top_k or 0), "min_p": self.min_p,
+            "n": self.n or 1, "stop": tuple(self.stop), "min_tokens": self.min_tokens, "ignore_eos": self.ignore_eos,
+            "repetition_penalty": self.repetition_penalty, "frequency_penalty": self.frequency_penalty,
+            "presence_penalty": self.presence_penalty, "logit_bias": tuple(sorted(self.logit_bias.items())),
+            "logprobs": logprobs, "no_repeat": self.no_repeat,
         }  # fmt: skip
 
 
 class ChatRequest(_Generation):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    metadata: dict[str, str] | None = None
-    store: Literal[False] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0)] | None = None
     # Ours
-    rerank: Annotated[int, Field(ge=1, le=MOST_RERANKED)] | None = None
+    rerank: Annotated[int, Field(ge=1)] | None = None
     """Generate N candidates and return the one most similar to the image."""
+
+    def ignored(self) -> Iterator[str]:
+        """Of the messages, too."""
+        yield from super().ignored()
+        for number, message in enumerate(self.messages):
+            yield from message.ignored(f"messages.{number}")
 
     def media(self) -> list[MediaInput]:
         """The images and audio clips in their order."""
@@ -224,7 +126,7 @@ class ChatRequest(_Generation):
                 if isinstance(part, ImagePart):
                     found.append(MediaInput("image", part.image_url.url, param))
                 else:
-                    found.append(MediaInput("audio", part.input_audio.data, param, part.input_audio.format))
+                    found.append(MediaInput("audio", part.input_audio.data, param))
         return found
 
     def images(self) -> list[MediaInput]:
@@ -236,6 +138,7 @@ class ChatRequest(_Generation):
 
         Raises ApiError for values over the service's limits, or that contradict each other.
         """
+        check_limits(("messages", len(self.messages), "max_messages", args.max_messages))
         images = self.images()
         clips = len(self.media()) - len(images)
         if len(images) > args.max_images:
@@ -246,8 +149,7 @@ class ChatRequest(_Generation):
             raise ApiError(400, text, "too_many_recordings", "messages")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "invalid_value", "top_logprobs")
-        roles = {"developer": "system"}
-        messages = tuple(Message(roles.get(one.role, one.role), one.text()) for one in self.messages)
+        messages = conversation(self.messages)
         check_texts([one.content for one in messages], args, "messages")
         wanted = self.max_completion_tokens or self.max_tokens
         top = (self.top_logprobs or 0) if self.logprobs else None
@@ -264,48 +166,78 @@ class ChatRequest(_Generation):
 class CompletionRequest(_Generation):
     """The body of POST /v1/completions: raw text to continue, without a chat template."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=MOST_PROMPTS)]
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    # Only the value that changes nothing
-    echo: Literal[False] | None = None
-    suffix: Literal[""] | None = None
-    best_of: Literal[1] | None = None
+    prompt: list[str | tuple[int, ...]]
+    """Texts, or tokens of the model, which are taken as they are."""
+    logprobs: Annotated[int, Field(ge=0)] | None = None
+    echo: bool = False
+    """Whether an answer begins with its prompt; with `logprobs` the prompt's tokens are scored."""
+    best_of: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("prompt", mode="before", json_schema_input_type=str | list[str] | list[int] | list[list[int]])
+    @classmethod
+    def _prompts(cls, value: Any) -> Any:
+        prompts = [value] if isinstance(value, str) or _are_tokens(value) else value
+        if not isinstance(prompts, list) or not prompts:
+            raise ValueError("give a text, a list of tokens, or a list of texts or of lists of tokens")
+        for place, prompt in enumerate(prompts):
+            if not isinstance(prompt, str) and not _are_tokens(prompt):
+                raise ValueError(f"prompt {place} is neither a text nor a list of one token (an integer) or more")
+        return [nfc(one.replace(MARK, "")) if isinstance(one, str) else tuple(one) for one in prompts]
 
     def requests(self, args: ServeArgs) -> list[TextRequest]:
         """The requests for the worker, one for each prompt; raises ApiError for values over the service's limits."""
+        check_limits(("prompt", len(self.prompt), "max_prompts", args.max_prompts))
+        if self.best_of not in (None, self.n or 1):
+            text = f"best_of {self.best_of} is not served: leave it out, and ask for n answers"
+            raise ApiError(400, text, "unsupported_parameter", "best_of")
+        if self.max_tokens == 0 and not self.echo:
+            raise ApiError(400, "max_tokens 0 asks for nothing without echo: true", "invalid_value", "max_tokens")
         options = self._options(args, self.max_tokens, self.logprobs)
-        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        return [TextRequest(prompt=nfc(prompt.replace(MARK, "")), **options) for prompt in prompts]
+        return [TextRequest(prompt=prompt, echo=self.echo, **options) for prompt in self.prompt]
 
 
-class _Inputs(Body):
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(one) is int for one in value)
+
+
+class _Inputs(JsonBody):
     """The fields of both embeddings and classification."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    input: str | Annotated[list[str], Field(min_length=1, max_length=MOST_INPUTS)]
+    input: str | list[str]
     """Texts, and images as data: URIs."""
-    user: str | None = None
 
-    @field_validator("input")
+    @field_validator("input", mode="before", json_schema_input_type=str | list[str])
     @classmethod
-    def _not_empty(cls, value: Any) -> Any:
-        if any(not one.strip() for one in ([value] if isinstance(value, str) else value)):
-            raise ValueError("an input is empty: give a text, or an image as a data: URI")
+    def _texts(cls, value: Any) -> Any:
+        values = value if isinstance(value, list) else [value]
+        if values and all(type(one) is int or _are_tokens(one) for one in values):
+            text = "tokens are not served here, since each model has a tokenizer of its own: send texts"
+            raise ValueError(f"{text} (LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))")
+        if not values or any(not isinstance(one, str) for one in values):
+            raise ValueError(f"give {_INPUTS}")
+        if any(not one.strip() for one in values):
+            raise ValueError(f"an input is empty: give {_INPUTS}")
         return value
 
     def inputs(self, args: ServeArgs) -> list[str | MediaInput]:
-        """The texts and images in their order; raises ApiError where the texts are too long."""
+        """The texts and images in their order; raises ApiError where they are too many, or the texts too long."""
         values = [self.input] if isinstance(self.input, str) else self.input
-        check_texts([value for value in values if not value.startswith(IMAGE)], args, "input")
+        check_limits(("input", len(values), "max_inputs", args.max_inputs))
+        check_texts([value for value in values if not _is_image(value)], args, "input")
         one = isinstance(self.input, str)
         return [
-            MediaInput("image", value, "input" if one else f"input.{place}") if value.startswith(IMAGE) else value
+            MediaInput("image", value, "input" if one else f"input.{place}") if _is_image(value) else value
             for place, value in enumerate(values)
         ]
 
 
+def _is_image(value: str) -> bool:
+    return value.startswith("data:image/") or is_data_uri(value)
+
+
 class EmbeddingRequest(_Inputs):
-    """The body of POST /v1/embeddings; an input that begins with `data:image/` is an image."""
+    """The body of POST /v1/embeddings; an input that is a data: URI is an image."""
 
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
@@ -313,7 +245,7 @@ class EmbeddingRequest(_Inputs):
 
 
 class ClassifyRequest(_Inputs):
-    """The body of POST /v1/classify; an input that begins with `data:image/` is an image."""
+    """The body of POST /v1/classify; an input that is a data: URI is an image."""
 
     language: Annotated[str, Field(max_length=64)] | None = None
     """A BCP-47 tag; with model "classify" it chooses the adapter."""
@@ -323,9 +255,14 @@ class ClassifyRequest(_Inputs):
     @field_validator("classes")
     @classmethod
     def _distinct(cls, value: list[str] | None) -> list[str] | None:
-        if value is not None and (len(set(value)) < len(value) or len(value) > MOST_CLASSES):
-            raise ValueError(f"give 2 to {MOST_CLASSES} classes with different names")
+        if value is not None and len(set(value)) < len(value):
+            raise ValueError("give classes with different names")
         return value
+
+    def inputs(self, args: ServeArgs) -> list[str | MediaInput]:
+        """As for embeddings; raises ApiError for too many classes, too."""
+        check_limits(("classes", len(self.classes or ()), "max_classes", args.max_classes))
+        return super().inputs(args)
 
 
 def check_texts(texts: Sequence[str], args: ServeArgs, param: str) -> None:
@@ -336,7 +273,7 @@ def check_texts(texts: Sequence[str], args: ServeArgs, param: str) -> None:
         raise ApiError(413, text, "body_too_large", param)
 
 
-class AdapterRequest(Body):
+class AdapterRequest(JsonBody):
     """The body of POST /v1/adapters."""
 
     adapter: Annotated[str, Field(min_length=1, max_length=256)]

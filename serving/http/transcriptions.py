@@ -21,8 +21,7 @@ from kauli.models.speech.subtitles import as_srt, as_vtt, cues
 from kauli.serving.backends import Backends
 from kauli.serving.events import Refused
 from kauli.serving.http.answers import error_body, route_headers, sse
-from kauli.serving.http.payloads import check_audio_type
-from kauli.serving.http.schemas import ApiError, Body, invalid_body
+from kauli.serving.http.bodies import ApiError, Body, invalid_body
 from kauli.serving.routing import Route
 from kauli.serving.transcript import Transcript
 
@@ -136,10 +135,6 @@ async def _read_form(request: Request) -> tuple[TranscriptionForm, UploadFile]:
     if upload is None:
         text = "the field file is missing: send the audio file in it (curl -F file=@clip.wav)"
         raise ApiError(400, text, "invalid_value", "file")
-    try:
-        check_audio_type(upload.content_type)
-    except MediaError as error:
-        raise ApiError(400, str(error), "invalid_audio", "file") from None
     return form, upload
 
 

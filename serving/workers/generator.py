@@ -13,7 +13,7 @@ from kauli.models.engine.engine import Ticket
 from kauli.models.engine.generative import Generative
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import Progress, TextRequest, TranscriptionRequest
-from kauli.serving.events import Event, Failed, Piece, Refused, Started
+from kauli.serving.events import Event, Failed, Piece, Refused, Started, internal_error
 from kauli.serving.settings import ServeArgs
 from kauli.serving.workers.adapter_cache import AdapterCache
 from kauli.serving.workers.worker import Worker, refusable, unloadable
@@ -46,7 +46,7 @@ class Generator(Worker, Generic[R]):
     """The field of a body that a task's UsageError is about."""
 
     def __init__(self, task: Generative, args: ServeArgs) -> None:
-        super().__init__("generator", args.deadline_s)
+        super().__init__("generator", args)
         task.prepare()
         self._task = task
         self._registry = Registry(args.storage)
@@ -235,7 +235,7 @@ class Generator(Worker, Generic[R]):
             job.deliver(Failed(400, str(error), "invalid_value", self.param))
             return
         except Exception:
-            job.deliver(Failed(500, "the request could not begin; the service's log has the reason", "internal_error"))
+            job.deliver(internal_error("the request could not begin", self._args))
             raise
         job.tickets.update((ticket, index) for index, ticket in enumerate(tickets))
         self._jobs.update((ticket, job) for ticket in tickets)

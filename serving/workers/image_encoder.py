@@ -8,7 +8,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class ImageEncoder(Worker):
     """
 
     def __init__(self, args: ServeArgs, base: Base, answers: bool) -> None:
-        super().__init__("image encoder", args.deadline_s)
+        super().__init__("image encoder", args)
         self._base, self._registry, self._batch = base, Registry(args.storage), args.image.batch
         device, _ = place()
         self._clip = ClipModel(Path(base.folder))
@@ -140,14 +140,15 @@ class ImageEncoder(Worker):
     async def _vectors(self, inputs: Sequence[str | bytes]) -> Vectors:
         if self._task is None:
             raise Refused(not_served("image"))
-        texts = [nfc(one) for one in inputs if isinstance(one, str)]
         wanted = [(_TEXT, nfc(one)) if isinstance(one, str) else (_IMAGE, one) for one in inputs]
         found = await self._all(wanted)
-        return Vectors(np.stack([values for values, _ in found]), await asyncio.to_thread(self._tokens, texts))
+        texts = {place: nfc(one) for place, one in enumerate(inputs) if isinstance(one, str)}
+        return Vectors(np.stack([values for values, _ in found]), *await asyncio.to_thread(self._tokens, texts))
 
-    def _tokens(self, texts: Sequence[str]) -> int:
+    def _tokens(self, texts: Mapping[int, str]) -> tuple[int, tuple[int, ...]]:
         with self._reading:
-            return sum(_length(self._clip.tokens([text])[0].tolist()) for text in texts)
+            count = sum(_length(self._clip.tokens([text])[0].tolist()) for text in texts.values())
+            return count, tuple(place for place, text in texts.items() if self._clip.truncates(text))
 
     async def _all(self, wanted: Sequence[tuple[int | str, bytes | str]]) -> list[tuple[np.ndarray, bool]]:
         """Each one's array, and whether it was cached. Raises Refused."""

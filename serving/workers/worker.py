@@ -17,7 +17,7 @@ from kauli.models.bases.find import Base
 from kauli.models.engine.precision import choose_precision, place
 from kauli.models.progress import note
 from kauli.models.tasks import load_served
-from kauli.serving.events import Failed, MediaForm, Refused
+from kauli.serving.events import Failed, MediaForm, Refused, internal_error
 from kauli.serving.settings import ServeArgs
 from kauli.serving.workers.feature_cache import FeatureCache, Key
 
@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 class Worker:
     """A thread of its own that runs posted calls and `_pass`; its other methods are called from any event loop."""
 
-    def __init__(self, name: str, deadline_s: float) -> None:
-        self._name, self._deadline_s = name, deadline_s
+    def __init__(self, name: str, args: ServeArgs) -> None:
+        self._name, self._args, self._deadline_s = name, args, args.deadline_s
         self._calls: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._stopping = False
@@ -122,7 +122,7 @@ class Worker:
             except Exception:
                 # One bad pass must not end the service: its requests fail, the log has the reason.
                 _log.exception("a pass of the %s failed", self._name)
-                self._fail(Failed(500, f"the {self._name} failed; the service's log has the reason", "internal_error"))
+                self._fail(internal_error(f"the {self._name} failed", self._args))
             for call in calls:
                 self._began = time.monotonic()
                 try:
@@ -276,5 +276,4 @@ class EncodingQueue:
         except Exception:
             # One bad batch must not end the service: its requests fail, the log has the reason.
             _log.exception("encoding %d %s failed", len(jobs), self._what)
-            text = "the encoding failed; the service's log has the reason"
-            self.fail(jobs, Refused(Failed(500, text, "internal_error")))
+            self.fail(jobs, Refused(internal_error("the encoding failed", self._worker._args)))

@@ -1,6 +1,7 @@
 """The FastAPI application: answers, shapes, errors, who may ask."""
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
@@ -135,10 +136,10 @@ def test_system_prompt_parts_and_sampling(client: TestClient) -> None:
         ({"n": 9}, 400, "value_too_large", "n"),
         ({"n": 0}, 400, "invalid_value", "n"),
         ({"temperature": -1}, 400, "invalid_value", "temperature"),
-        ({"stop": ["a"] * 9}, 400, "invalid_value", "stop"),
+        ({"stop": ["a"] * 9}, 400, "value_too_large", "stop"),
         ({"top_logprobs": 2}, 400, "invalid_value", "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "top_logprobs"),
-        ({"stop": ["x" * 200]}, 400, "invalid_value", "stop"),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "value_too_large", "top_logprobs"),
+        ({"stop": ["x" * 200]}, 400, "value_too_large", "stop"),
         ({"temperature": "warm"}, 400, "invalid_value", "temperature"),
         ({"min_token": 3}, 400, "unknown_field", "min_token"),
         ({"messages": [{"role": "user", "content": "word " * 3000}]}, 400, "context_length_exceeded", "messages"),
@@ -164,7 +165,16 @@ def test_other_parts_are_refused(client: TestClient) -> None:
 def test_broken_bodies_and_paths(client: TestClient) -> None:
     post = client.post("/v1/chat/completions", content=b'{"model": ', headers={"content-type": "application/json"})
     assert (post.status_code, post.json()["error"]["code"]) == (400, "invalid_json")
-    assert client.post("/v1/chat/completions", content=b"\xff").status_code == 400
+    unmarked = client.post("/v1/chat/completions", content=json.dumps(HELLO))
+    assert (unmarked.status_code, "Content-Type: application/json" in unmarked.text) == (415, True)
+    packed = client.post("/v1/completions", content=gzip.compress(b"{}"), headers={"Content-Encoding": "gzip"})
+    assert (packed.status_code, packed.json()["error"]["message"]) == (
+        415,
+        "bodies in gzip are not read: send it uncompressed",
+    )
+    for body, message in ((b"", "the body is empty"), (b"[]", "must be a JSON object"), (b'"x"', "must be a JSON")):
+        broken = client.post("/v1/embeddings", content=body, headers={"content-type": "application/json"})
+        assert (broken.status_code, message in broken.json()["error"]["message"]) == (400, True)
     large = ask(client, messages=[{"role": "user", "content": "a" * 1_100_000}])
     assert (large.status_code, large.json()["error"]["code"]) == (413, "body_too_large")
 
