@@ -29,7 +29,10 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
     if name_or_path in recipe_names():
         text = (_shipped() / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     elif path.suffix in (".yaml", ".yml") and path.is_file():
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"recipe {path} is not UTF-8 (byte {error.start + 1}): save it as UTF-8.") from None
     else:
         names = recipe_names()
         raise UsageError(
@@ -74,7 +77,10 @@ def _override(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UsageError(f"--set takes key=value, not '{override}'; for example --set train.steps=100.")
     # YAML 1.1 reads 5e-4 as a string and Norwegian's `no` as false: both are meant as they are written.
-    parsed = float(value) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else yaml.safe_load(value)
+    try:
+        parsed = float(value) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UsageError(f"--set {override}: the value is not YAML ({' '.join(str(error).split())}).") from None
     if isinstance(parsed, bool) and value.strip().lower() not in ("true", "false"):
         parsed = value.strip()
     *parents, last = key.split(".")

@@ -4,6 +4,8 @@ The commands of a kind are in a file beside this one, shared options and output 
 Heavy imports are inside the functions, so that `kauli --help` answers at once.
 """
 
+import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +27,8 @@ app.add_typer(adapters.app, name="adapters")
 
 def main() -> None:
     """Entry point of the `kauli` script."""
+    if isinstance(sys.stdout, TextIOWrapper):  # a file's name or a terminal that is not UTF-8 ends no command
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="kauli")
 
 
