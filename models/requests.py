@@ -7,7 +7,8 @@ DEFAULT_TOKENS = 128
 """New tokens of a request that does not set a number."""
 
 NO_REPEAT = 6
-"""Length of token runs that may not occur twice in a description: in evaluation, on the command line, when served."""
+"""Length of token runs that may not occur twice in a description, and in an answer of an adapter whose card does not
+say."""
 
 MARK = "\ufffc"
 """Marks the position of an image or of audio in a text (Unicode's object replacement character)."""
@@ -39,7 +40,7 @@ class TextRequest:
     prompt: str | tuple[int, ...] | None = None
     """Its tokens are taken as they are; a text gets in front what stands before a document."""
     max_tokens: int | None = None
-    """New tokens at most, 0 with `echo` alone; None: `DEFAULT_TOKENS`, or what the context leaves."""
+    """New tokens at most, 0 with `echo` alone; None: the adapter's own number, else `DEFAULT_TOKENS`."""
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -47,9 +48,14 @@ class TextRequest:
     stop: tuple[str, ...] = ()
     min_tokens: int = 0
     ignore_eos: bool = False
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
-    no_repeat: int = 0
-    """Length of token runs that may not occur twice in an answer; 0: no limit."""
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Tokens, and what is added to their scores."""
+    no_repeat: int | None = None
+    """Length of token runs that may not occur twice in an answer; 0: no limit; None: the adapter's own."""
     n: int = 1
     """Number of answers."""
     logprobs: int | None = None
@@ -107,6 +113,8 @@ class Progress:
     """Of the last progress of a transcript whose words were asked for."""
     language: str | None = None
     """Of a transcript: its language's BCP-47 tag, as asked for or as detected; None: unknown."""
+    no_speech_prob: float | None = None
+    """Of a transcript: the probability that nothing is spoken in the clip; None: the model has none."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,9 @@ def generated(task: Any, requests: Sequence[Any]) -> list[str]:
 def answers_of_text(folder: Path, base: Any) -> dict[str, Any]:
     task = load_served("text", base, device="cpu")
     task.add_adapter("a", folder)
-    requests = [TextRequest.of_prompt(one, max_tokens=16, ignore_eos=True) for one in ("sema 3", None, "say")]
+    requests = [
+        TextRequest.of_prompt(one, max_tokens=16, ignore_eos=True, no_repeat=0) for one in ("sema 3", None, "say")
+    ]
     rows = [{"prompt": "sema 3", "text": "moto 3 maji"}, {"prompt": None, "text": "Bahari na upepo."}]
     return {"texts": generated(task, requests), "bits": task.bits(rows, "a")}
 
@@ -87,7 +89,7 @@ def answers_with_media(folder: Path, base: Any, audio: bool) -> dict[str, Any]:
     task = load_served("describe", base, device="cpu")
     task.add_adapter("a", folder)
     prompt = "Describe in Swahili."
-    requests = [TextRequest.of_prompt(prompt, media=one, max_tokens=16, ignore_eos=True) for one in media]
+    requests = [TextRequest.of_prompt(prompt, media=one, max_tokens=16, ignore_eos=True, no_repeat=0) for one in media]
     rows = [{"prompt": prompt, "text": "nyekundu 1", "media": one} for one in media]
     return {"texts": generated(task, requests), "bits": task.bits(rows, "a")}
 

@@ -1,6 +1,7 @@
 """The card of an adapter (`card.json`): what it is, on which base, from which data, how good, under which licences."""
 
 import json
+import math
 import re
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 CARD_FILE = "card.json"
 README_FILE = "README.md"
 SUFFIXES = (".safetensors", ".json", ".md")
+FEWEST_TOKENS = 16
+"""What an answer may always have, however short its prompt is."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -59,6 +62,8 @@ class DataReference(_Part):
     groups: int
     languages: list[str]
     synthetic_rows: int = 0
+    left_out: int = 0
+    """Further rows of the training split that cannot be used."""
     sources: list[str] | dict[str, int] = Field(default_factory=list)
 
 
@@ -85,6 +90,26 @@ class EvaluationSettings(_Part):
     """Characters a second; rows with audio whose text is longer are left out."""
     base_languages: dict[str, str] = Field(default_factory=dict)
     """A language that the base does not know -> the language that the base is asked for in its place."""
+
+
+class Decoding(_Part):
+    """Guards against loops and answers without end, for requests that do not say otherwise.
+
+    They are measured on the answers that the adapter was trained with, in tokens of its base.
+    """
+
+    no_repeat: int = Field(default=0, ge=0)
+    """Length of token runs that may not occur twice in an answer; 0: any may."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """New tokens of an answer to a message; None: as of the bare base."""
+    tokens_per_prompt_token: float | None = Field(default=None, gt=0)
+    """New tokens for each token of the prompt, where that is fewer."""
+
+    def limit(self, prompt: int, default: int) -> int:
+        """The new tokens of an answer to a message of `prompt` tokens; `default` are those of the bare base."""
+        if self.max_tokens is None or self.tokens_per_prompt_token is None:
+            return self.max_tokens or default
+        return max(FEWEST_TOKENS, min(self.max_tokens, math.ceil(self.tokens_per_prompt_token * prompt)))
 
 
 class Validation(_Part):
@@ -131,6 +156,7 @@ class Card(_Part):
     """Kind of media, "image" or "audio" -> the base whose encoder the connector takes."""
     prompt: PromptReference = Field(default_factory=PromptReference)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    decoding: Decoding = Field(default_factory=Decoding)
     metrics: dict[str, float | None] = Field(default_factory=dict)
     """The adapter on the test split."""
     base_metrics: dict[str, float | None] | None = None
@@ -145,6 +171,8 @@ class Card(_Part):
     """Path inside the folder to SHA-256, for every file but `card.json`."""
     exceptions: list[str] = Field(default_factory=list)
     """Checks that were overridden by hand, such as a base that could not be verified."""
+    notes: list[str] = Field(default_factory=list)
+    """What its training told: rows that were left out, a base or a budget that does not suffice."""
 
     @field_validator("name")
     @classmethod

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from kauli.models.requests import NO_REPEAT
+
 RENAMED: dict[str, str] = {
     "fusion": "describe",
     "fusion.inner": "describe.hidden_dim",
@@ -49,10 +51,13 @@ def rename_keys(recipe: Mapping[str, Any], names: Mapping[str, str] = RENAMED) -
 
 
 def upgrade_card(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a card.json of any schema as one of schema 2; what is neither is returned as it is."""
+    """The content of a card.json of any schema as one of today's schema 2; what is neither is returned as it is."""
+    new = dict(card)
+    if card.get("training") and "decoding" not in card:  # trained before its answers were measured
+        new["decoding"] = {"no_repeat": NO_REPEAT}
     if card.get("schema") != 1:
-        return dict(card)
-    new = {**card, "schema": 2}
+        return new
+    new["schema"] = 2
     kind = _section(card, "method").get("kind")
     if isinstance(card.get("validation"), dict):
         metric = {"projection": "one_minus_mrr", "head": "one_minus_macro_f1"}.get(str(kind), "bits_per_byte")

@@ -4,13 +4,14 @@ An adapter with a connector takes images and audio in its prompts as well. Train
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from kauli.models.adapters.card import CARD_FILE, Decoding, read_card
 from kauli.models.bases.find import Base
 from kauli.models.engine.engine import Engine, Generation, Part, Ticket
 from kauli.models.engine.generative import SLOTS, Generative, LoadedAdapter
@@ -38,9 +39,10 @@ class _Runner:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedTextAdapter(LoadedAdapter):
-    """With its connector, if it has one."""
+    """With its connector, if it has one, and how it answers a request that does not say."""
 
     connector: Connector | None = None
+    decoding: Decoding = field(default_factory=Decoding)
 
 
 class TextTask(LanguageModel, Generative):
@@ -76,6 +78,7 @@ class TextTask(LanguageModel, Generative):
 
     def read_adapter(self, folder: Path) -> LoadedTextAdapter:
         connector = Connector.load(folder)
+        decoding = read_card(folder).decoding if (folder / CARD_FILE).exists() else Decoding()
         if connector is not None:
             wanted = self.model.get_input_embeddings().embedding_dim
             if connector.hidden != wanted:
@@ -87,9 +90,9 @@ class TextTask(LanguageModel, Generative):
         if (folder / "model.safetensors").exists():
             model: PreTrainedModel = load_model(folder, self.model.dtype).to(self.device)  # type: ignore[arg-type]
             model.train(False)
-            return LoadedTextAdapter(model=model, connector=connector)
+            return LoadedTextAdapter(model=model, connector=connector, decoding=decoding)
         [lora] = self._shared().batches
-        return LoadedTextAdapter(deltas=lora.read(folder), connector=connector)
+        return LoadedTextAdapter(deltas=lora.read(folder), connector=connector, decoding=decoding)
 
     def _connector(self, adapter: str | None) -> Connector | None:
         loaded: LoadedTextAdapter | None = self._loaded.get(adapter or "")
@@ -117,6 +120,21 @@ class TextTask(LanguageModel, Generative):
             model, rows, name, lambda tokens, scored: lora.apply([(adapter, tokens)], kept=[(adapter, scored)])
         )
 
+    def guarded(self, request: TextRequest, adapter: str | None, tokens: list[int] | None = None) -> TextRequest:
+        """The request with `no_repeat` and `max_tokens` where it has none: those of the adapter's card."""
+        loaded: LoadedTextAdapter | None = self._loaded.get(adapter or "")
+        own = loaded.decoding if loaded else Decoding()
+        by_source = (
+            DEFAULT_TOKENS
+            if request.messages is None
+            else own.limit(len(tokens or self.prompt_tokens(request)), DEFAULT_TOKENS)
+        )
+        return replace(
+            request,
+            no_repeat=own.no_repeat if request.no_repeat is None else request.no_repeat,
+            max_tokens=by_source if request.max_tokens is None else request.max_tokens,
+        )
+
     def submit(self, request: TextRequest, adapter: str | None, tokens: list[int] | None = None) -> list[Ticket]:
         """Queue a request, which has `n` answers; UsageError for a prompt that leaves no room in the context."""
         prompt = tokens or self.prompt_tokens(request)
@@ -125,12 +143,14 @@ class TextTask(LanguageModel, Generative):
                 f"the prompt has {len(prompt)} tokens; the context of {self.base.name} holds {self.window} here."
             )
         runner, key = self._runner_of(adapter)
+        request = self.guarded(request, adapter, prompt)
         sampling = Sampling(
             request.temperature, request.top_p, request.top_k, request.seed, request.repetition_penalty,
-            request.min_tokens, request.ignore_eos, request.no_repeat,
+            request.min_tokens, request.ignore_eos, request.no_repeat or 0, request.min_p, request.frequency_penalty,
+            request.presence_penalty, request.logit_bias,
         )  # fmt: skip
         parts = self._parts(prompt, request.media, adapter)
-        limit = DEFAULT_TOKENS if request.max_tokens is None else request.max_tokens
+        limit = request.max_tokens or 0
         echo = len(prompt) - self.prompts.before(request) if request.echo else 0
         first = Generation(parts, key, limit, sampling, request.stop, request.logprobs, echo)
         others = [replace(first, index=index, echo=0) for index in range(1, request.n)]

@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from dataclasses import replace
 
 from jinja2 import TemplateError
 
 from kauli.models.bases.find import Base
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.requests import DEFAULT_TOKENS, TextRequest
+from kauli.models.requests import TextRequest
 from kauli.models.text.connector import Connector
 from kauli.serving.events import Failed, MediaForm, Refused
 from kauli.serving.settings import ServeArgs
@@ -50,8 +49,7 @@ class TextGenerator(Generator[TextRequest]):
             asked = f" and {request.max_tokens} new ones" if request.max_tokens else ""
             text = f"the prompt has {len(tokens)} tokens{asked}; the context holds {self._task.window}"
             raise Refused(Failed(400, text, "context_length_exceeded", _param(request)))
-        limit = min(DEFAULT_TOKENS, room) if request.max_tokens is None else request.max_tokens
-        return replace(request, max_tokens=limit)
+        return request
 
 
 def _param(request: TextRequest) -> str:

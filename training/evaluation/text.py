@@ -6,6 +6,7 @@ rows of the same split show what the adapter forgot.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from kauli.models.requests import Message, TextRequest
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
@@ -17,6 +18,7 @@ from kauli.training.features.left_out import LeftOut
 from kauli.training.features.room import Room
 
 MAX_TOKENS = 96
+"""New tokens of an answer, where the adapter's own limit is not lower."""
 
 
 def evaluate_text(request: EvalRequest) -> EvalResult:
@@ -32,7 +34,13 @@ def evaluate_text(request: EvalRequest) -> EvalResult:
     if "en" not in request.tags:
         english = list(room.fitting(english_rows(request.dataset, request.split), left_out))
     task = request.task("text")
-    systems = Systems(request, ANSWERING, left_out)
+
+    def ask(row: Row) -> TextRequest:
+        """As a user would, with the guards of the adapter's card: for both systems, so that weights alone differ."""
+        found = task.guarded(request_for(row), ADAPTER)
+        return replace(found, max_tokens=min(MAX_TOKENS, found.max_tokens))
+
+    systems = Systems(request, replace(ANSWERING, ask=ask), left_out)
     rows, systems.notes = some_groups(found, request.scored, request.split)
     if request.scored is not None and systems.notes:
         english = whole_groups(english, request.scored)
@@ -68,8 +76,8 @@ def generated(rows: Sequence[Row], limit: int, *, synthetic: bool) -> list[Row]:
 def request_for(row: Row) -> TextRequest:
     """The greedy request that a row makes: its prompt as a user's message, or half of its text to be continued."""
     if row["prompt"]:
-        return TextRequest(messages=(Message("user", row["prompt"]),), max_tokens=MAX_TOKENS)
-    return TextRequest(prompt=clean(row["text"])[: _cut(row)], max_tokens=MAX_TOKENS)
+        return TextRequest(messages=(Message("user", row["prompt"]),))
+    return TextRequest(prompt=clean(row["text"])[: _cut(row)])
 
 
 def reference_for(row: Row) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import distributed
 
 from kauli.models.adapters.card import Card
+from kauli.models.adapters.folder import write_card
 from kauli.models.adapters.store import open_store
 from kauli.models.bases.find import Base, find_base
 from kauli.models.engine.precision import choose_precision, cpu_flags
@@ -129,7 +130,8 @@ def work(
         fitted = task.fit(run, adapter)
         if fitted is None:
             return None
-        draft = draft_card(recipe, base)
+        draft = draft_card(recipe, base).model_copy(update={"decoding": fitted.decoding})
+        write_card(adapter, draft)  # the evaluation asks as a user would: with what the card says of decoding
         request = request_of(draft, adapter, base, dataset)
         result = task.evaluate(replace(request, limit=job.generated, scored=job.scored, served=fitted.served))
         fault = task.fault(fitted.served, fitted.state, fitted.examples)
@@ -145,7 +147,8 @@ def fit_by_loop(task: TrainingTask, run: Run, folder: Path) -> Fitted | None:
     if loop.rank != 0:
         return None
     learner.save(folder)
-    return Fitted(state, learner.served(), run.examples, (*learner.notes, f"Precision: {state.precision or precision}"))
+    notes = (*learner.notes, f"Precision: {state.precision or precision}")
+    return Fitted(state, learner.served(), run.examples, notes, learner.decoding())
 
 
 def _precision(run: Run) -> str:

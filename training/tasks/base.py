@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from kauli.models.adapters.card import Decoding
 from kauli.models.metrics import label
 from kauli.models.tasks import TASKS
 from kauli.training.tasks.merged_lora import merge_while_training
@@ -126,6 +127,10 @@ class Learner(ABC):
         """Write the adapter."""
         self.task.save(folder)
 
+    def decoding(self) -> Decoding:
+        """Guards for the answers of the adapter."""
+        return Decoding()
+
     def served(self) -> Any:
         """The served task on the same base weights, without the adapter; the learner is not used after it."""
         return self.task.served()
@@ -143,6 +148,8 @@ class Fitted:
     """What was trained on."""
     notes: tuple[str, ...] = ()
     """For the user."""
+    decoding: Decoding = field(default_factory=Decoding)
+    """Guards for its answers."""
 
 
 class TrainingTask(ABC):

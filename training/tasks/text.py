@@ -8,6 +8,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from kauli.models.adapters.card import Decoding
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import Base
@@ -27,6 +28,7 @@ from kauli.training.features.left_out import LeftOut
 from kauli.training.features.room import Room
 from kauli.training.recipe import Objective, Recipe, method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
+from kauli.training.tasks.decoding import decoding_of
 from kauli.training.tasks.rows import check_rows, made_up_rows, sample, weighted
 from kauli.training.tasks.sampler import Plan
 
@@ -85,6 +87,9 @@ class TextLearner(Learner):
         if cut := sum(not document.ended for document in self.documents):
             text = f"{cut} of {len(self.documents)} examples are longer than train.max_length and were truncated"
             self.notes = (text,)
+
+    def decoding(self) -> Decoding:
+        return decoding_of(self.documents[: self._count])
 
     def objective(self) -> nn.Module:
         return _Packed(self.task.trained)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,12 @@ class MadeUp:
         sizes = [len(one["text"].encode()) for one in rows]
         return [((2.0 if adapter else 8.0) * size, size) for size in sizes]
 
+    def guarded(self, request: TextRequest, adapter: str | None) -> TextRequest:
+        return replace(request, max_tokens=4, no_repeat=3 if adapter else 0)
+
     def generate(self, requests: Sequence[TextRequest], adapters: Sequence[str | None]) -> Iterator[list[Chunk]]:
-        assert all(request.temperature == 0 for request in requests)
+        # Both systems with the guards of the adapter
+        assert all((request.temperature, request.max_tokens, request.no_repeat) == (0, 4, 3) for request in requests)
         answers = ["abcd" if adapter else "xy" for adapter in adapters]
         for letter in range(4):
             yield [Chunk(text[letter : letter + 1], 1, row=n) for n, text in enumerate(answers) if letter < len(text)]
