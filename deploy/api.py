@@ -42,7 +42,9 @@ class Sampling(TypedDict, total=False):
     """How text is generated; what is left out has the command's default."""
 
     max_tokens: Annotated[int, Field(ge=1)]
-    """New tokens at most."""
+    """New tokens at most; by default the adapter's own number, else 128."""
+    no_repeat: Annotated[int, Field(ge=0, le=64)]
+    """Length of token runs that may not occur twice, 0: no limit; by default the adapter's own."""
     temperature: Annotated[float, Field(ge=0, le=5)]
     """0 is greedy."""
     top_p: Annotated[float, Field(ge=0, le=1)]
@@ -271,6 +273,4 @@ def _request(prompt: str | Sequence[Mapping[str, str]], options: Mapping[str, An
 
 def _transcription(found: "Transcript") -> Transcription:
     segments = tuple(found.segments)
-    cut_off = (f"the text from {one.start:.1f} to {one.end:.1f} s is truncated" for one in found.cut_off)
-    warnings = (*found.clip.warnings, *cut_off)
-    return Transcription(as_text(segments), segments, found.language, round(found.clip.seconds, 3), warnings)
+    return Transcription(as_text(segments), segments, found.language, round(found.clip.seconds, 3), found.warnings)

@@ -16,6 +16,7 @@ from kauli.models.languages import check_tag, display_name, fallback_chain
 from kauli.models.media.decode import DecodedAudio
 from kauli.models.progress import bar
 from kauli.models.requests import NO_REPEAT, TextRequest, TranscriptionRequest
+from kauli.models.speech.guards import Guards
 from kauli.models.tasks import resolve
 from kauli.serving.backends import RERANK_TEMPERATURE, Attachment, Backends
 from kauli.serving.events import Event, Failed, MediaForm, Piece, Ranked, Refused, Started
@@ -153,7 +154,8 @@ class Local(Backends):
 
     def describe(
         self, route: Route, attached: Sequence[Attachment], prompt: str | None, *,
-        rerank: int = 1, temperature: float | None = None, **options: Any,
+        rerank: int = 1, temperature: float | None = None, no_repeat: int | None = None, max_tokens: int = 64,
+        **options: Any,
     ) -> Answer:  # fmt: skip
         """The answer about an image, audio or both; `prompt` None is the instruction that the adapter was trained with.
 
@@ -170,7 +172,10 @@ class Local(Backends):
         async def answer() -> Answer:
             media, _ = await self.encode(await self.forms(route, [one.kind for one in attached]), attached)
             warmth = temperature if temperature is not None else RERANK_TEMPERATURE if rerank > 1 else 0.0
-            request = TextRequest.of_prompt(prompt, media, temperature=warmth, n=rerank, no_repeat=NO_REPEAT, **options)
+            own = NO_REPEAT if no_repeat is None else no_repeat
+            request = TextRequest.of_prompt(
+                prompt, media, temperature=warmth, n=rerank, no_repeat=own, max_tokens=max_tokens, **options
+            )
             texts, found = await self.answer(route, request)
             best = 0
             if rerank > 1:
@@ -181,8 +186,9 @@ class Local(Backends):
         return self.run(answer())
 
     def transcribe(
-        self, route: Route, clips: Sequence[DecodedAudio], prompt: str | None = None, words: bool = False
-    ) -> list[Transcript]:
+        self, route: Route, clips: Sequence[DecodedAudio], prompt: str | None = None, words: bool = False,
+        guards: Guards | None = None,
+    ) -> list[Transcript]:  # fmt: skip
         """The transcripts of audio files, computed together. Raises UsageError and KauliError."""
         self._check(route, "transcribe")
         request = TranscriptionRequest(None, route.language, prompt, words=words)
@@ -195,8 +201,12 @@ class Local(Backends):
         async def answer() -> list[Transcript]:
             at_once = 4 * self.args.audio.batch
             transcripts = [
-                Transcript(self.of(route), request, route.adapter, _UNLIMITED, at_once=at_once) for _ in clips
-            ]
+                Transcript(
+                    self.of(route), request, route.adapter, _UNLIMITED, at_once=at_once,
+                    guards=guards or self.args.audio.guards,
+                )
+                for _ in clips
+            ]  # fmt: skip
             for transcript, clip in zip(transcripts, clips, strict=True):
                 await transcript.cut(clip)
             with bar("Transcribing", sum(len(one.spans) for one in transcripts)) as advance:

@@ -14,12 +14,26 @@ from kauli.models.errors import UsageError, whole
 from kauli.models.paths import default_storage
 from kauli.models.progress import note
 
+NoRepeat = Annotated[
+    int | None,
+    typer.Option(
+        "--no-repeat",
+        min=0,
+        max=64,
+        help="Length of token runs that may not repeat; 0: no limit [the adapter's own].",
+    ),
+]
+
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads stdin.")],
     model: Annotated[str, typer.Option("--model", help="text, an adapter (text-sw@1) or a base.")] = "text",
     language: Annotated[str | None, typer.Option("--language", help="Choose the adapter by language.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="At most this many new tokens.")] = 128,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", min=1, help="Most new tokens [the adapter's own, else 128]."),
+    ] = None,
+    no_repeat: NoRepeat = None,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, max=5.0, help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0)] = 1.0,
     seed: Annotated[int | None, typer.Option("--seed", help="For temperatures above 0.")] = None,
@@ -31,7 +45,9 @@ def generate(
     from kauli.serving.local import Local, in_language
 
     asked = whole(_stdin() if prompt == "-" else prompt, "the prompt")
-    request = TextRequest.of_prompt(asked, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    request = TextRequest.of_prompt(
+        asked, max_tokens=max_tokens, no_repeat=no_repeat, temperature=temperature, top_p=top_p, seed=seed
+    )
     with Local(storage or default_storage()) as local:
         route = local.choose("text", model, language)
         note(f"{route.model} answers{in_language(route)}")
@@ -92,6 +108,7 @@ def describe(
     model: Annotated[str, typer.Option("--model", help="describe, or an adapter (describe-multi@1).")] = "describe",
     language: Annotated[str | None, typer.Option("--language", help="The language of the description.")] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="At most this many new tokens.")] = 64,
+    no_repeat: NoRepeat = None,
     temperature: Annotated[
         float | None, typer.Option("--temperature", min=0.0, max=5.0, help="0 is greedy [0; 0.8 with --rerank].")
     ] = None,
@@ -118,8 +135,9 @@ def describe(
         route = local.choose("describe", model, language)
         note(f"{route.model} answers{in_language(route)}")
         answer = local.describe(
-            route, attached, asked, rerank=rerank, temperature=temperature, max_tokens=max_tokens, seed=seed
-        )
+            route, attached, asked, rerank=rerank, temperature=temperature, no_repeat=no_repeat, max_tokens=max_tokens,
+            seed=seed,
+        )  # fmt: skip
     more = {"prompt": answer.prompt, "reranked": rerank if rerank > 1 else None}
     output(as_json, answer_fields(answer) | more, answer.text)
 
