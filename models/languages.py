@@ -104,12 +104,15 @@ _LETTER = regex.compile(r"\p{L}")
 
 
 @cache
-def _letter_of(tag: str) -> "regex.Pattern[str]":
+def _foreign_of(tag: str) -> "regex.Pattern[str]":
     own = "".join(rf"\p{{Script={name}}}" for name in sorted(scripts(tag)))
-    return regex.compile(rf"(?=\p{{L}})[{own}]")
+    return regex.compile(rf"[\p{{L}}--[{own}]]", regex.V1)
 
 
 def script_share(text: str, tag: str) -> float:
     """The share of the text's letters that belong to the scripts of its language; 1.0 for a text without letters."""
+    num_foreign = len(_foreign_of(tag).findall(text))
+    if not num_foreign:  # so it nearly always is, and needs no count of letters
+        return 1.0
     num_letters = len(_LETTER.findall(text))
-    return len(_letter_of(tag).findall(text)) / num_letters if num_letters else 1.0
+    return (num_letters - num_foreign) / num_letters

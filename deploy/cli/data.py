@@ -57,7 +57,7 @@ def data_check(
     from kauli.training.data.dataset import load_data
     from kauli.training.data.options import DataOptions
     from kauli.training.data.profile import profile, render
-    from kauli.training.data.training_command import training_command
+    from kauli.training.data.training_command import missing, training_command
 
     tags = [check_tag(tag) for tag in split_list(languages, "--languages")] if languages is not None else None
     given = {"map": columns, "language": language, "encoding": encoding, "delimiter": delimiter, "leaks": leaks}
@@ -69,4 +69,4 @@ def data_check(
     result = {"notes": notes} | profile(dataset, folder)
     result["next"] = training_command(path, result, options, storage)
     output(as_json, result, render(result))
-    hint(result["next"] or "give each language rows in train, validation and test, then check again")
+    hint(result["next"] or missing(result))

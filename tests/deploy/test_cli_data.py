@@ -155,4 +155,4 @@ def test_without_a_split_there_is_nothing_to_train_by(folder: Path) -> None:
     result = run("data", "check", "train.jsonl", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["next"] is None
-    assert "Next: give each language rows in train, validation and test" in result.stderr
+    assert "Next: sw has no text in validation and test: add or repair rows, or let `split` be chosen" in result.stderr

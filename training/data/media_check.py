@@ -80,7 +80,7 @@ def media_facts(
                 continue
             if advance is None:  # data without media draw no bar
                 total = sum(1 for _ in dataset.iter_rows(split, languages, ["id"]))
-                advance = stack.enter_context(bar(f"Opening {column}", total))
+                advance = stack.enter_context(bar(f"Opening {column} files", total))
                 advance(number)
             key = keys[row["id"]] = content_key(row[column])
             if key in found or key in waiting:

@@ -69,23 +69,20 @@ def excerpt(value: str, at: int = 0) -> str:
     return repr(f"{'…' * (start > 0)}{value[start:end]}{'…' * (end < len(value))}")
 
 
-def _garbled(value: str, tag: str) -> str | None:
-    meant = repaired(value, tag)
-    if meant == value:
-        return None
+def _garbled(value: str, meant: str) -> str:
     at = next((place for place, pair in enumerate(zip(value, meant, strict=False)) if pair[0] != pair[1]), 0)
     return f"{excerpt(value, at)}, meant is {excerpt(meant, at)}"
 
 
-def _matched(pattern: "regex.Pattern[str]") -> Callable[[str, str], str | None]:
-    def shown(value: str, tag: str) -> str | None:
+def _matched(pattern: "regex.Pattern[str]") -> Callable[[str], str | None]:
+    def shown(value: str) -> str | None:
         found = pattern.search(value)
         return excerpt(value, found.start()) if found else None
 
     return shown
 
 
-def _markup(value: str, tag: str) -> str | None:
+def _markup(value: str) -> str | None:
     found = _HTML.search(value)
     return (
         excerpt(value, found.start()) if found and (found[0][0] == "<" or html.unescape(found[0]) != found[0]) else None
@@ -96,12 +93,11 @@ def _foreign(value: str, tag: str) -> str | None:
     return excerpt(value) if script_share(value, tag) < 0.5 else None
 
 
-_KINDS: dict[str, tuple[str, Callable[[str, str], str | None]]] = {
-    "garbled": ("with garbled letters: their UTF-8 was once read in another encoding", _garbled),
+_KINDS: dict[str, tuple[str, Callable[[str], str | None]]] = {
     "control": ("with control characters", _matched(_CONTROL)),
     "nothing": (
         "where a whole cell is a word for an empty one, and would be learned",
-        lambda value, tag: excerpt(value) if value.lower() in _NOTHING else None,
+        lambda value: excerpt(value) if value.lower() in _NOTHING else None,
     ),
     "html": ("with HTML", _markup),
     "mixed_script": ("with words that mix letters of two scripts, which look alike", _matched(_MIXED)),
@@ -127,19 +123,24 @@ def find_problems(
     rows = list(rows)
     first: dict[Any, str] = {}
     for row in rows:
-        tag, text, values = row["language"], row["text"] or "", [one for one in (row["text"], row["prompt"]) if one]
+        tag, values = row["language"], [row["text"] or "", row["prompt"] or ""]
+        meant = [repaired(value, tag) for value in values]
+        if garbled := [pair for pair in zip(values, meant, strict=True) if pair[0] != pair[1]]:
+            what = "with garbled letters: their UTF-8 was once read in another encoding"
+            add("garbled", what, row, _garbled(*garbled[0]))
         for kind, (what, check) in _KINDS.items():
-            if shown := next((shown for value in values if (shown := check(value, tag))), None):
+            if shown := next((shown for value in meant if (shown := check(value))), None):
                 add(kind, what, row, shown)
+        text = meant[0]
         if text and (shown := _foreign(text, tag)):
             names = " or ".join(sorted(scripts(tag)))
-            add(f"script_{tag}", f"of {tag} that are mostly in another script than {names}", row, shown)
+            add(f"script_{tag}", f"of {tag}, mostly in another script than {names}", row, shown)
         if sum(len(one.encode()) for one in values) > LONG_TOKENS * bytes_per_token.get(tag, _USUAL_BYTES):
             what = f"longer than about {LONG_TOKENS} tokens (train.max_length): training truncates them"
             add("long", what, row, f"{len(text):,} characters, {excerpt(text)}")
         same = (tag, normalise(text), normalise(row["prompt"] or ""), row["media"])
         if any(same[1:]) and first.setdefault(same, row["id"]) != row["id"]:
-            add("copy", "that repeat an earlier row", row, f"{excerpt(text)}, as {place(first[same])}")
+            add("copy", "repeating an earlier row", row, f"{excerpt(text)}, as {place(first[same])}")
     for name in ("text", "prompt"):
         blank = [row for row in rows if not row[name]]
         for row in blank if len(blank) < len(rows) / 2 else ():

@@ -53,6 +53,22 @@ def training_command(
     return shlex.join(["kauli", "train", recipe, *words, *(["--storage", storage] if storage else [])])
 
 
+def missing(result: Mapping[str, Any]) -> str:
+    """What to do about data for which there is no `training_command`."""
+    found = [
+        (sum(rows.values()), tag, use, [split for split, number in rows.items() if not number])
+        for tag, part in result["languages"].items()
+        for use, rows in part["uses"].items()
+    ]
+    if not found:
+        return "give the rows texts, or repair their files, then check again"
+    _, tag, use, splits = max(found)
+    what = use if use == "text" else f"{use} that can be used, with a text,"
+    return (
+        f"{tag} has no {what} in {' and '.join(splits)}: add or repair rows, or let `split` be chosen; then check again"
+    )
+
+
 def _languages(result: Mapping[str, Any], use: str) -> dict[str, int]:
     """Language -> rows of this use, where each split has some."""
     counts = {tag: part["uses"].get(use, {}) for tag, part in result["languages"].items()}

@@ -56,6 +56,7 @@ def found(*rows: dict[str, Any]) -> dict[str, tuple[int, list[str]]]:
 
 def test_each_kind_is_named_with_its_row() -> None:
     assert found(row(2, "CoraÃ§Ã£o"))["garbled"] == (1, ["mine.csv line 2: 'CoraÃ§Ã£o', meant is 'Coração'"])
+    assert set(found(row(2, "Ð¿Ñ€Ð¸Ð\x92ÐµÑ‚", language="be"))) == {"garbled"}  # no control character, no Latin letter
     assert found(row(2, "Leo\0mvua"), row(3, "a\x07"))["control"] == (
         2,
         [r"mine.csv line 2: 'Leo\x00mvua'", r"mine.csv line 3: 'a\x07'"],

@@ -10,7 +10,7 @@ from kauli.training.data.dataset import Dataset, load_data
 from kauli.training.data.options import DataOptions
 from kauli.training.data.profile import fertility, leaks, profile, render
 from kauli.training.data.schema import SCHEMA, write_parquet
-from kauli.training.data.training_command import training_command
+from kauli.training.data.training_command import missing, training_command
 
 
 @pytest.fixture(autouse=True)
@@ -83,8 +83,8 @@ def test_the_profile_tells_what_the_data_hold(tmp_path: Path) -> None:
     assert (
         "1 row with garbled letters: their UTF-8 was once read in another encoding, e.g. mine.jsonl line 40: " in text
     )
-    assert "1 row that repeat an earlier row, e.g. mine.jsonl line 2: 'Neno a hapa.', as mine.jsonl line 1" in text
-    assert "1 row of am that are mostly in another script than Ethiopic, e.g. mine.jsonl line 42: 'hello there'" in text
+    assert "1 row repeating an earlier row, e.g. mine.jsonl line 2: 'Neno a hapa.', as mine.jsonl line 1" in text
+    assert "1 row of am, mostly in another script than Ethiopic, e.g. mine.jsonl line 42: 'hello there'" in text
     json.dumps(result)
 
 
@@ -124,7 +124,8 @@ def languages(**uses: dict[str, Any]) -> dict[str, Any]:
             tag.replace("_", "-"): {
                 "classes": found.pop("classes", {}),
                 "uses": {
-                    use: {"train": rows - 2, "validation": rows > 1, "test": rows > 2} for use, rows in found.items()
+                    use: {"train": max(0, rows - 2), "validation": rows > 1, "test": rows > 2}
+                    for use, rows in found.items()
                 },
             }
             for tag, found in uses.items()
@@ -169,7 +170,20 @@ def test_the_command_is_for_a_shell_and_for_yaml() -> None:
         "data_options.encoding=cp1252 --storage 'my store'",
     ]
     assert training_command("መረጃ.csv", result, {}, None).endswith("--set name=mine-sw")
-    assert training_command("d.csv", languages(sw={"text": 2}), {}, None) is None
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({"sw": {"text": 2}, "am": {}}, "sw has no text in train and test"),
+        ({"sw": {"image": 1}}, "sw has no image that can be used, with a text, in train and validation and test"),
+        ({"sw": {}}, "give the rows texts, or repair their files"),
+    ],
+)
+def test_what_is_missing_is_told_where_nothing_can_be_trained(found: dict[str, Any], told: str) -> None:
+    result = languages(**found)
+    assert training_command("d.csv", result, {}, None) is None
+    assert missing(result).startswith(told)
 
 
 def test_the_name_in_the_command_is_free(tmp_path: Path) -> None:
