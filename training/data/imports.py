@@ -5,6 +5,7 @@ images and audio are hashed while they are read, and copied only when the file i
 """
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ from kauli.training.data.splits import in_groups
 FORMAT = 3
 """Increase it when the same data gives other rows: imported files are then written again."""
 _SHA256_OF_NOTHING = hashlib.sha256(b"").hexdigest()
+_BROKEN = re.compile("[\ufffd\ud800-\udfff]")
 _TEXTS = ("id", "group", "language", "prompt", "text", "source", "licence", "split", "flags")
 
 
@@ -91,9 +93,8 @@ def import_data(path: Path, options: DataOptions) -> Path:
     rows = _checked_rows(path, options)
     digest = hashlib.sha256(b"format %d" % FORMAT)
     for row in rows:
-        for name in (*SCHEMA.names, "place"):
-            value = row[name].sha256 if isinstance(row[name], _MediaFile) else row[name]
-            digest.update(f"\0{name}={value!r}".encode())
+        content = {**row, **{name: row[name] and row[name].sha256 for name in MEDIA}}
+        digest.update(b"\0" + repr(list(content.items())).encode())
     target = kauli_home() / "data" / "imported" / digest.hexdigest()[:16] / "data.parquet"
     if target.is_file():
         return target
@@ -250,7 +251,7 @@ def _text(name: str, value: Any) -> str | None:
         value = str(value)
     if not isinstance(value, str):
         raise ValueError(f"{name} is {type(value).__name__}, not text")
-    if "\ufffd" in value or any("\ud800" <= char <= "\udfff" for char in value):
+    if _BROKEN.search(value):
         raise ValueError(f"{name} was decoded wrongly when the file was made (it holds U+FFFD or a lone surrogate)")
     return nfc(value).strip() or None
 

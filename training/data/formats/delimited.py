@@ -77,18 +77,21 @@ def read_delimited(file: Path, options: DataOptions) -> Iterator[tuple[str, dict
     while (line := lines.look()) is not None:
         number, text, fault = line
         if fault is None and text.strip("\r\n"):
-            yield f"line {number}", _row(lines, delimiter, header, literal)
+            yield f"line {number}", _row(lines, delimiter, header, literal, bool(quoted))
             continue
         lines.take()
         if fault is not None:
             yield f"line {number}", fault
 
 
-def _row(lines: _Lines, delimiter: str, header: list[str], literal: bool) -> dict[str, Any] | str:
-    """The values of the next record, which is taken, or what is wrong with it."""
+def _row(lines: _Lines, delimiter: str, header: list[str], literal: bool, all_quoted: bool) -> dict[str, Any] | str:
+    """The values of the next record, which is taken, or what is wrong with it.
+
+    In a `literal` file quotes are text; where they are around the header, too, they enclose fields for sure.
+    """
     text, count = lines.next_text(), 1
     loose = '"' in text and not literal
-    if loose and (found := _quoted(lines, delimiter, len(header))):
+    if loose and (found := _quoted(lines, delimiter, 0 if all_quoted else len(header))):
         loose, fields, count = False, found[0], found[1]
     else:
         fields = _loose(text, delimiter) if loose else _split(text, delimiter)
@@ -146,7 +149,8 @@ def _patterns(delimiter: str, escaped: bool) -> tuple["re.Pattern[str]", "re.Pat
 def _quoted(lines: _Lines, delimiter: str, num_columns: int) -> tuple[list[str], int, list[str]] | None:
     """The next record as RFC 4180 has it: its fields, its number of lines, and the fields in quotes.
 
-    None if it isn't so, or if the lines of a quoted field are whole rows themselves: two stray quotes enclose them.
+    None if it isn't so, or if the lines of a quoted field are whole rows of `num_columns` themselves: two stray quotes
+    enclose them.
     """
     first = lines.next_text()
     for escaped in (False, True) if '\\"' in first else (False,):
