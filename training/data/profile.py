@@ -269,9 +269,7 @@ def _audio_line(found: Mapping[str, Any] | None) -> str:
         return line
     hours, seconds = found["hours"], found["seconds"]
     length = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-    rates = ", ".join(f"{rate} Hz {count:,}" for rate, count in found["rates"].items())
-    channels = ", ".join(f"{number} {count:,}" for number, count in found["channels"].items())
-    return (
-        f"{line}; {length}, {seconds['median']} s (median), {seconds['longest']} s (longest); "
-        f"rates: {rates}; channels: {channels}"
-    )
+    rates = [f"{count:,} at {rate} Hz" for rate, count in found["rates"].items()]
+    channels = [f"{count:,} of {number} channel{'s' * (number != '1')}" for number, count in found["channels"].items()]
+    times = f"{length}, {seconds['median']} s (median), {seconds['longest']} s (longest)"
+    return f"{line}; {times}; {', '.join(rates)}; {', '.join(channels)}"

@@ -124,6 +124,9 @@ def test_what_clips_are_and_which_look_wrong(tmp_path: Path) -> None:
         "audio_too_fast": ["r6"],
         "audio_too_long": ["r7"],
     }
+    text = render(profile(dataset))
+    assert "; 0.6 minutes, 1.5 s (median), 31.0 s (longest); 2 at 16000 Hz, 1 at 44100 Hz, 1 at 8000 Hz, 1 at " in text
+    assert "; 4 of 1 channel, 1 of 2 channels\n" in text
     reasons = [one["shown"] for one in problems[0]["examples"]]
     assert all(word in reason for word, reason in zip(("silent", "not finite", "M4A"), reasons, strict=True))
 
