@@ -74,7 +74,7 @@ def test_help_is_instant_and_names_every_command() -> None:
         ).stdout  # fmt: skip
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime)
-    for command in ("fetch", "train", "eval", "compare", "generate", "serve", "demo", "data", "adapters"):
+    for command in ("fetch", "train", "eval", "compare", "generate", "serve", "demo", "doctor", "data", "adapters"):
         assert f"\n  {command} " in shown
     assert min(times) < 0.4
 
@@ -117,6 +117,30 @@ def test_help_imports_nothing_heavy() -> None:
 )
 def test_wrong_use(words: list[str], said: str) -> None:
     fails(2, said, *words)
+
+
+def test_text_that_is_not_utf8_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"name: caf\xe9\n")
+    fails(2, "mine.yaml is not UTF-8 (byte 10)", "train", str(tmp_path / "mine.yaml"))
+    fails(2, "the prompt is not valid Unicode (character 4)", "generate", "caf\udce9", "--model", "debug")
+    fails(2, "the text is not valid Unicode (character 4)", "embed", "caf\udce9", "--model", "debug")
+    fails(2, "the value is not YAML", "train", "text-sw", "--set", "name=caf\udce9")
+    result = run("generate", "-", "--model", "debug", input=b"caf\xe9")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: stdin is not UTF-8 (byte 4): convert it, for example with: iconv -f WINDOWS-1252 -t UTF-8\n"
+    )
+
+
+def test_names_of_bases_and_tasks_are_refused_before_a_training(plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text("\n".join(f'{{"prompt": "swali {n}", "text": "jibu {n}"}}' for n in range(20)))
+    keys = (f"data={tmp_path / 'mine.jsonl'}", "language=sw", "base=debug", "train.steps=1", "train.minutes=null")
+    for name in ("debug-text", "text"):
+        said = f"an adapter can't be called '{name}'"
+        sets = [word for key in (*keys, f"name={name}") for word in ("--set", key)]
+        result = run("train", "text-sw", *sets, "--no-ray", "--storage", str(tmp_path / "store"))
+        assert (result.exit_code, said in result.stderr, result.stdout) == (2, True, "")
+        fails(2, said, *add(plain, name=name), "--storage", str(tmp_path / "store"))
 
 
 def test_a_taken_port_is_said_before_anything_starts() -> None:
