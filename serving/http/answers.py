@@ -147,7 +147,7 @@ class AnswerFormat:
             "tokens": [_shown(one.bytes) for one in tokens],
             "token_logprobs": [None if math.isnan(one.logprob) else one.logprob for one in tokens],
             "top_logprobs": [
-                None if math.isnan(one.logprob) else {_shown(other.bytes): other.logprob for other in one.top}
+                None if math.isnan(one.logprob) else {_shown(other.bytes): other.logprob for other in (one, *one.top)}
                 for one in tokens
             ],
             "text_offset": offsets,

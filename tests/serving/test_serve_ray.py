@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 from openai import DefaultHttpxClient, OpenAI
+from transformers import AutoTokenizer
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
@@ -69,7 +70,11 @@ def storage(publish: Publish, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def service(storage: Path) -> Iterator[Service]:
-    running = start(ServeArgs(storage=str(storage), port=free_port(), threads=1, max_tokens=1000))
+    running = start(
+        ServeArgs(
+            storage=str(storage), port=free_port(), threads=1, max_tokens=1000, cors_origins=["https://app.example"]
+        )
+    )
     yield running
     running.stop()
 
@@ -191,6 +196,41 @@ def test_errors_reach_the_client(client: OpenAI, service: Service) -> None:
     with pytest.raises(openai.PermissionDeniedError):
         complete(client, "text", extra_headers={"Host": "evil.example"})
     assert httpx.get(f"{service.url}/health", trust_env=False).json()["status"] == "ok"
+
+
+def test_histories_and_scored_prompts_of_the_client(client: OpenAI) -> None:
+    """What the client's own objects write comes back; a prompt is scored alike as text, as tokens and in a stream."""
+    answer = complete(client, "text-sw").choices[0].message
+    history = [*QUESTION, answer.model_dump(), *QUESTION]
+    plain = [*QUESTION, {"role": "assistant", "content": answer.content}, *QUESTION]
+    found = client.chat.completions.with_raw_response.create(
+        model="text-sw", messages=history, max_tokens=6, store=True, response_format={"type": "text"}, tools=[]
+    )
+    assert found.headers["X-Kauli-Ignored"] == "store"
+    assert (
+        found.parse().choices == client.chat.completions.create(model="text-sw", messages=plain, max_tokens=6).choices
+    )
+    ids = AutoTokenizer.from_pretrained(find_base("debug").folder)("Habari", add_special_tokens=False).input_ids
+    options: dict[str, Any] = {"model": "text-sw", "echo": True, "logprobs": 1}
+    whole = client.completions.create(prompt=[ids, ids], max_tokens=0, **options)
+    assert [choice.text for choice in whole.choices] == ["Habari"] * 2
+    scores = whole.choices[0].logprobs.token_logprobs  # type: ignore[union-attr]
+    assert (scores[0], len(scores)) == (None, len(ids))  # type: ignore[index, arg-type]
+    streamed = list(client.completions.create(prompt=ids, max_tokens=3, stream=True, **options))
+    assert streamed[0].choices[0].logprobs.token_logprobs == pytest.approx(scores, abs=1e-4)  # type: ignore[union-attr]
+
+
+def test_a_web_page_asks_through_the_proxy(service: Service) -> None:
+    asks = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
+    first = httpx.options(f"{service.url}/v1/chat/completions", headers=asks, trust_env=False)
+    assert (first.status_code, first.headers["Access-Control-Allow-Origin"]) == (200, "https://app.example")
+
+
+def test_the_service_says_where_its_log_is(service: Service) -> None:
+    logs = {str(path) for path in Path(service.logs).glob("worker-*.err")}
+    replicas = [one for one in psutil.process_iter(["name"]) if "ServeReplica" in (one.info["name"] or "")]
+    assert replicas
+    assert {os.path.realpath(f"/proc/{one.pid}/fd/2") for one in replicas} & logs
 
 
 def test_many_at_once(client: OpenAI) -> None:
