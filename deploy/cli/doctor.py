@@ -27,6 +27,7 @@ _LEAST_DISK, _FEW_DISK = _GIB, 5 * _GIB  # kauli's own bases and data are about 
 _LEAST_SHARED = 512 * 2**20  # Ray's object store takes 256 MiB of it
 _FEW_FILES = 4096  # open files; each of Ray's workers has some dozens
 _STORAGE_S = 2.0  # that a remote storage may take for an answer
+_JOIN = "to join a cluster: RAY_ADDRESS for kauli train, --address for kauli serve"
 _SHOWN = ("torch", "transformers", "peft", "ray", "pydantic", "safetensors")
 
 
@@ -264,11 +265,11 @@ def _ray(storage: str) -> Iterator[Finding]:
     address = _text("/tmp/ray/ray_current_cluster").strip()
     if running:
         found = f"a cluster runs on this machine{f' ({address})' if address else ''}"
-        yield Finding("ray", "ok", found, "kauli starts its own beside it; to join: kauli serve --address ADDRESS")
+        yield Finding("ray", "ok", found, f"kauli starts its own beside it; {_JOIN}")
     else:
         yield Finding("ray", "ok", "no cluster runs here: kauli starts one where it needs one")
     if names := sorted(name for name in os.environ if name.startswith("RAY_")):
-        yield Finding("ray variables", "warning", ", ".join(names), "they change how Ray starts: unset those unknown")
+        yield Finding("ray variables", "warning", ", ".join(names), f"unset those that you did not choose; {_JOIN}")
     if Path("/dev/shm").is_dir():
         size = shutil.disk_usage("/dev/shm").free
         advice = "Ray would use the disk in its place: docker run --shm-size=1g" if size < _LEAST_SHARED else None
