@@ -11,7 +11,7 @@ _DETAIL = re.compile(r"'[^']*'|\d+")
 BESIDE = ("clips", "audio", "wavs", "images", "{stem}", "audio/{stem}")
 """Folders in which media of a file are looked for: Common Voice, FLEURS and LJ Speech name the file alone."""
 _LOOKED = (
-    f"images and audio are looked for beside the file, and there in {', '.join(BESIDE[:4])} and a folder of its name"
+    f"files are looked for beside the data's, there in {', '.join(BESIDE[:4])} and in a folder called as the data's"
 )
 _WAYS_OUT = {
     "not UTF-8": "the encoding can be named: --encoding cp1252 (Western Europe), cp1250, cp1251, ...; in a recipe "

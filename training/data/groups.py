@@ -82,7 +82,7 @@ def shared_keys(rows: Sequence[Mapping[str, Any]], leaks: Leaks) -> list[list[st
     answers = Counter(
         text["text"]
         for row, text in zip(rows, texts, strict=True)
-        if _is_short(text["text"]) and (row["prompt"] or row["image"] or row["audio"])
+        if text["text"] and (row["prompt"] or row["image"] or row["audio"])
     )
     classes = _LEAST_REPEATED * len(answers) <= answers.total()
     for own, row, text in zip(keys, rows, texts, strict=True):

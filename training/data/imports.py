@@ -228,12 +228,12 @@ def _row(values: dict[str, Any], where: str, number: int, file: _File, reading: 
     """The row of SCHEMA with its `place`; None where there is nothing to learn."""
     row: dict[str, Any] = {name: _text(name, values.get(name)) for name in _TEXTS}
     row |= {name: _media(name, values.get(name), number, file, values["columns"]) for name in MEDIA}
-    if not (row["text"] or row["image"] or row["audio"]):
-        return None
     for name in ("prompt", "text"):
         if "\0" in (row[name] or ""):
-            row[name] = " ".join(row[name].replace("\0", " ").split(" "))
+            row[name] = row[name].replace("\0", " ").strip() or None
             reading.findings.left_out(f"a NUL in {name}, which became a blank", where)
+    if not (row["text"] or row["image"] or row["audio"]):
+        return None
     row["split"] = _split(row["split"]) if row["split"] else file.split
     if not (row["language"] or reading.options.language):
         raise ValueError("no language")
@@ -305,7 +305,7 @@ def _media(name: str, given: Any, number: int, file: _File, columns: dict[str, s
     folder = file.path.parent
     stem = file.path.name.split(".")[0]
     for beside in dict.fromkeys((file.beside, "", *(one.format(stem=stem) for one in BESIDE))):
-        found = (folder / beside / value).resolve()
+        found = (folder / beside / value.replace("\\", "/")).resolve()
         if not found.is_relative_to(folder.resolve()):
             raise ValueError(f"{name} '{value}' is outside the data's folder")
         if found.is_file() and found.stat().st_size:

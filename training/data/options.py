@@ -16,7 +16,8 @@ class DataOptions(FrozenModel):
     """What the files themselves do not tell. Built data sets ignore all of it."""
 
     map: dict[str, str] = Field(default={})
-    """Column -> the file's name of it, as `{text: sentence, language: locale}` or `text=sentence,language=locale`."""
+    """Our column -> the file's, as `{text: sentence, language: locale}` or `text=sentence,language=locale`; an empty
+    name takes none."""
     language: str | None = None
     """BCP-47 tag of rows that name no language."""
     encoding: str | None = None
@@ -33,7 +34,7 @@ class DataOptions(FrozenModel):
         if not isinstance(given, str):
             return given
         pairs = [pair.partition("=") for pair in given.split(",")]
-        if not all(ours.strip() and theirs.strip() for ours, _equals, theirs in pairs):
+        if not all(ours.strip() and equals for ours, equals, _theirs in pairs):
             raise UsageError(f"map '{given}': write COLUMN=NAME, such as text=sentence,language=locale.")
         return {ours.strip(): theirs.strip() for ours, _equals, theirs in pairs}
 
