@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from kauli.models.errors import UsageError, nearest
 from kauli.models.frozen import FrozenModel
 from kauli.models.paths import default_storage
+from kauli.models.speech.guards import Guards
 from kauli.serving.tasks import TASKS
 
 RENAMED = {
@@ -68,6 +69,8 @@ class AudioArgs(EncoderArgs):
     """The settings of the speech recogniser."""
 
     base: str = "whisper-base"
+    guards: Guards = Guards()
+    """Of transcripts, against text out of nothing."""
 
 
 class ServeArgs(FrozenModel):

@@ -57,12 +57,12 @@ def generate(
 
 
 def transcribe(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Audio: WAV, FLAC, Ogg or MP3.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Audio: WAV, FLAC, Ogg, MP3, ...")],
     model: Annotated[str, typer.Option("--model", help="transcribe, an adapter (transcribe-be@1) or a base.")] = (
         "transcribe"
     ),
     language: Annotated[
-        str | None, typer.Option("--language", help="The language of the audio [detected by the base].")
+        str | None, typer.Option("--language", help="The language of the audio; auto: detected [auto].")
     ] = None,
     form: Annotated[
         str | None,
@@ -74,11 +74,26 @@ def transcribe(
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="The text before the audio, or names and words that may occur.")
     ] = None,
+    no_speech_threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--no-speech-threshold", min=0.0, max=1.0,
+            help="Leave out unlikely text and loops where the probability of no speech is higher; 1: never [0.6].",
+        ),
+    ] = None,
+    logprob_threshold: Annotated[
+        float | None,
+        typer.Option("--logprob-threshold", help="Text of a lower mean log probability is unlikely [-1]."),
+    ] = None,
+    compression_ratio_threshold: Annotated[
+        float | None,
+        typer.Option("--compression-ratio-threshold", min=1.0, help="Text that zlib shortens more is a loop [2.4]."),
+    ] = None,
     storage: Storage = None,
     as_json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Transcribe audio files, without a service. Use --json for full details."""
-    from kauli.deploy.cli.media import read_audio
+    from kauli.deploy.cli.media import read_each
     from kauli.deploy.cli.transcripts import as_result, check_format, rendered
 
     if as_json and form:
@@ -87,16 +102,30 @@ def transcribe(
     if words and not as_json and form != "verbose_json":
         raise UsageError(f"--words does not apply to {form or 'text'}: add --json or --format verbose_json")
     words = words or form in ("srt", "vtt")
-    clips = [read_audio(path)[1] for path in files]
+    clips, errors = read_each(files)
     from kauli.serving.local import Local, in_language
 
     asked = whole(prompt, "--prompt") if prompt is not None else None
     with Local(storage or default_storage()) as local:
-        route = local.choose("transcribe", model, language, allow_base=True)
-        note(f"{route.model} transcribes {sum(clip.seconds for clip in clips):.1f} s{in_language(route)}")
-        found = local.transcribe(route, clips, asked, words)
-    results = [as_result(path, one, route, words) for path, one in zip(files, found, strict=True)]
+        route = local.choose("transcribe", model, None if language == "auto" else language, allow_base=True)
+        note(f"{route.model} transcribes {sum(clip.seconds for clip in clips.values()):.1f} s{in_language(route)}")
+        thresholds = {
+            "no_speech_threshold": no_speech_threshold, "logprob_threshold": logprob_threshold,
+            "compression_ratio_threshold": compression_ratio_threshold,
+        }  # fmt: skip
+        guards = local.args.audio.guards.model_copy(
+            update={key: value for key, value in thresholds.items() if value is not None}
+        )
+        found = dict(zip(clips, local.transcribe(route, list(clips.values()), asked, words, guards), strict=True))
+    results = [
+        {"file": str(path), "error": errors[path]} if path in errors else as_result(path, found[path], route, words)
+        for path in files
+    ]
     output(as_json, results if len(results) > 1 else results[0], rendered(results, form or "text").rstrip("\n"))
+    if errors:
+        for error in errors.values():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise typer.Exit(1)
 
 
 def describe(

@@ -44,6 +44,22 @@ def read_audio(source: Path | bytes) -> tuple[bytes, "DecodedAudio"]:
     return content, audio
 
 
+def read_each(paths: Sequence[Path]) -> tuple[dict[Path, "DecodedAudio"], dict[Path, str]]:
+    """The audio of each file that can be read, and what is wrong with each other.
+
+    Raises UsageError where none can be read.
+    """
+    clips, errors = {}, {}
+    for path in dict.fromkeys(paths):
+        try:
+            clips[path] = read_audio(path)[1]
+        except UsageError as error:
+            errors[path] = str(error)
+    if not clips:
+        raise UsageError("\n       ".join(errors.values()))
+    return clips, errors
+
+
 @contextmanager
 def _reading(kind: str, source: Path | bytes, formats: str) -> Iterator[None]:
     """A file that can't be read or decoded is a UsageError that names it."""

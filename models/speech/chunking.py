@@ -69,6 +69,14 @@ class Segment:
     text: str
     words: tuple[Word, ...] = ()
     """The words of the text in order, timed in seconds of the whole audio, if their times were requested."""
+    avg_logprob: float | None = None
+    """The mean log probability of the tokens of the span that it comes from."""
+    compression_ratio: float | None = None
+    """See `kauli.models.speech.guards.compression_ratio`."""
+    no_speech_prob: float | None = None
+    """The probability that nothing is spoken in the span; None: the model has none."""
+    tokens: tuple[int, ...] = ()
+    """Of the span."""
 
 
 def cut(samples: Any, longest: float, overlap: float = 2.0) -> list[AudioSpan]:

@@ -15,8 +15,9 @@ MOST_LOOPS = 0.1
 """The largest acceptable share of loops in a set of transcripts."""
 ENOUGH = 8
 """Fewer transcripts may well be mostly the same."""
+ZLIB_RATIO = 2.4
+"""Whisper's own limit (Radford et al. 2022, arXiv 2212.04356, section 4.5)."""
 _PIECE = 500  # characters: about 30 s of speech, the unit that Whisper judges
-_ZLIB_RATIO = 2.4  # Whisper's own limit (Radford et al. 2022, arXiv 2212.04356, section 4.5)
 _ZLIB_LENGTH = 100  # characters below which headers and tables outweigh the text
 _STRETCH = 10  # letters of the shortest loop: "Аааа!" is none
 _TIMES = 5  # consecutive repeats of a unit that make a loop: "ха-ха-ха" is none
@@ -24,16 +25,16 @@ _PHRASE = 10  # letters that make a unit a phrase, for which
 _PHRASE_TIMES = 3  # repeats are enough
 
 
-def looped(text: str) -> bool:
+def looped(text: str, ratio: float = ZLIB_RATIO) -> bool:
     """Whether a transcript is a loop, in any script: of letters, syllables, words or phrases.
 
     A loop is a unit that repeats five times or more in a row (a phrase of ten letters three times) and so fills more
-    than half of the text, white space, punctuation and case aside; or a text that compresses as only loops do. A text
-    of more than 500 characters is judged in pieces of 500, of which one loop is enough.
+    than half of the text, white space, punctuation and case aside; or a text that zlib shortens by more than `ratio`.
+    A text of more than 500 characters is judged in pieces of 500, of which one loop is enough.
     """
     last = max(len(text) - _PIECE, 0)
     pieces = [text[start : start + _PIECE] for start in (*range(0, last, _PIECE), last)]
-    return any(_repeats(_letters(piece)) or _compresses(piece) for piece in pieces)
+    return any(_repeats(_letters(piece)) or _compresses(piece, ratio) for piece in pieces)
 
 
 def collapsed(texts: Sequence[str], references: Sequence[str]) -> str | None:
@@ -86,9 +87,9 @@ def _longest_run(equal: NDArray[np.bool_]) -> int:
     return int(np.diff(breaks).max()) - 1
 
 
-def _compresses(text: str) -> bool:
+def _compresses(text: str, ratio: float) -> bool:
     # One byte for each character: in UTF-8 the lead bytes of other scripts repeat, and any Georgian has a ratio of 3.
     numbers = {letter: number for number, letter in enumerate(dict.fromkeys(text))}
     if len(text) < _ZLIB_LENGTH or len(numbers) > 256:
         return False
-    return len(text) / len(zlib.compress(bytes(numbers[letter] for letter in text))) > _ZLIB_RATIO
+    return len(text) / len(zlib.compress(bytes(numbers[letter] for letter in text))) > ratio

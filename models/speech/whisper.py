@@ -62,6 +62,7 @@ class WhisperBase(SpeechModel):
         self._transcribe = tasks.get("transcribe", names.get("<|transcribe|>"))
         self._no_timestamps = getattr(settings, "no_timestamps_token_id", None) or names.get("<|notimestamps|>")
         self._before_prompt = names.get("<|startofprev|>")
+        self._no_speech: int | None = names.get("<|nospeech|>", names.get("<|nocaptions|>"))
 
     @classmethod
     def read(cls, base: Base, device: torch.device, dtype: torch.dtype, **options: Any) -> Self:
@@ -176,7 +177,9 @@ class WhisperTask(WhisperBase, Recogniser):
         return read_adapter(folder, self.model, self._layers())
 
     def _new_runner(self, model: Any) -> WhisperRunner:
-        return WhisperRunner(model, self.token_bytes, self._suppressed, self.slots, self._start, self._language_tokens)
+        return WhisperRunner(
+            model, self.token_bytes, self._suppressed, self.slots, self._start, self._language_tokens, self._no_speech
+        )
 
     def bits(
         self, rows: Sequence[Row], adapter: str | None, full_window: bool | None = None

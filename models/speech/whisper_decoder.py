@@ -53,6 +53,7 @@ class ClipState:
     pauses: Sequence[tuple[float, float]] | None = None
     """Those in the clip, in seconds, if the times of its words are requested."""
     layers: Memory | None = None
+    no_speech_prob: float | None = None
 
     @property
     def ready(self) -> bool:
@@ -71,8 +72,11 @@ class WhisperRunner:
         slots: int,
         start: int,
         languages: Mapping[str, int],
+        no_speech: int | None,
     ) -> None:
         """`suppressed` are tokens that are never generated; `languages` the tokens that may follow `start`.
+
+        `no_speech` is the one that follows it where nothing is spoken, None for a model without.
 
         The `memory` of what is submitted to the `engine` is the clip's `ClipState`.
         """
@@ -80,7 +84,7 @@ class WhisperRunner:
         self.encoding = LoraBatch(model, slots, encoder_side)
         self.decoding = LoraBatch(model, slots, lambda name: not encoder_side(name))
         self.batches = (self.encoding, self.decoding)
-        self._start, self._languages, self._token_bytes = start, languages, token_bytes
+        self._start, self._languages, self._no_speech, self._token_bytes = start, languages, no_speech, token_bytes
         self._heads = alignment_heads(model)
         self._device = next(model.parameters()).device
         self.engine = Engine(
@@ -115,7 +119,8 @@ class WhisperRunner:
         """The progress with the clip's language, and once it is finished with its words if they are requested."""
         clip = ticket.generation.memory
         timed = clip.pauses is not None and progress.finish in ("stop", "length")
-        return replace(progress, language=clip.language, words=self._words(ticket) if timed else ())
+        words = self._words(ticket) if timed else ()
+        return replace(progress, language=clip.language, words=words, no_speech_prob=clip.no_speech_prob)
 
     def frames(self, mels: Sequence[Tensor]) -> list[Tensor]:
         """The bare encoder's frames (F, W) of each spectrogram."""
@@ -132,27 +137,34 @@ class WhisperRunner:
         with self.encoding.apply(list(zip(keys, counts, strict=True))):
             frames = encode(self.model.get_encoder(), mels)
             layers = memories(self.model.get_decoder(), frames, counts)
-        for ticket, clip, memory in zip(tickets, clips, layers, strict=True):
+        logits = self._first_logits(layers, keys)
+        names, places = list(self._languages), torch.tensor(list(self._languages.values()), device=self._device)
+        for ticket, clip, memory, row in zip(tickets, clips, layers, logits, strict=True):
             clip.mel, clip.layers = None, memory
-            if clip.language is None and self._languages:
-                clip.language = self._detected_language(memory, ticket.generation.adapter)
+            if self._no_speech is not None:
+                clip.no_speech_prob = float(row.softmax(-1)[self._no_speech])
+            if clip.language is None and names:  # section 2.3 of the paper
+                clip.language = names[int(row[places].argmax())]
                 ticket.tokens[ticket.tokens.index(LANGUAGE)] = self._languages[clip.language]
 
-    def _detected_language(self, memory: Memory, adapter: str | None) -> str:
-        """The language token that the decoder predicts after its start token (section 2.3 of the paper)."""
+    def _first_logits(self, clips: Sequence[Memory], adapters: Sequence[str | None]) -> Tensor:
+        """(N, vocabulary) float32 of the token after the start token: a language, or that nothing is spoken."""
         decoder = self.model.get_decoder()
-        embedded = decoder.embed_tokens(torch.tensor([[self._start]], device=self._device))
+        embedded = decoder.embed_tokens(torch.tensor([[self._start] * len(clips)], device=self._device))
 
         def look(layer: int, query: Tensor) -> Tensor:
-            keys, values = (one[None].transpose(1, 2) for one in memory[layer])
-            return functional.scaled_dot_product_attention(query.transpose(1, 2), keys, values).transpose(1, 2)
+            found = []
+            for place, memory in enumerate(clips):
+                q = query[:, place : place + 1].transpose(1, 2)
+                keys, values = (one[None].transpose(1, 2) for one in memory[layer])
+                found.append(functional.scaled_dot_product_attention(q, keys, values))
+            return torch.cat(found, dim=2).transpose(1, 2)
 
-        first = torch.zeros(1, dtype=torch.long, device=self._device)
-        with self.decoding.apply([(adapter, 1)]):
+        first = torch.zeros(len(clips), dtype=torch.long, device=self._device)
+        with self.decoding.apply([(adapter, 1) for adapter in adapters]):
             hidden = decode(decoder, embedded, first, lambda layer, query, key, value: value, look)
-            logits = self.model.proj_out(hidden[0, 0])
-        names = list(self._languages)
-        return names[int(logits[torch.tensor(list(self._languages.values()), device=self._device)].argmax())]
+            logits: Tensor = self.model.proj_out(hidden[0])
+        return logits.float()
 
     def _words(self, ticket: Ticket) -> tuple[Word, ...]:
         """The words of a finished transcript, timed by the decoder's attention in one pass over the transcript."""

@@ -1,7 +1,6 @@
 """The endpoint /v1/audio/transcriptions: a form with an audio file in, its transcript out, in OpenAI's shapes."""
 
 import asyncio
-import zlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -11,23 +10,26 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import Field, ValidationError, field_validator, model_validator
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from kauli.models.errors import MediaError
 from kauli.models.media.decode import AudioLimits, DecodedAudio, decode_audio
 from kauli.models.requests import TranscriptionRequest
-from kauli.models.speech.chunking import Segment, as_text
+from kauli.models.speech.chunking import as_text
+from kauli.models.speech.guards import Guards
 from kauli.models.speech.subtitles import as_srt, as_vtt, cues
 from kauli.serving.backends import Backends
 from kauli.serving.events import Refused
 from kauli.serving.http.answers import error_body, route_headers, sse
 from kauli.serving.http.bodies import ApiError, Body, invalid_body
 from kauli.serving.routing import Route
-from kauli.serving.transcript import Transcript
+from kauli.serving.transcript import Transcript, usage, verbose_json
 
 _FORM = "multipart/form-data"
 _MOST_FIELDS, _MOST_FIELD_BYTES = 32, 65_536
-_LISTS = {"timestamp_granularities[]": "timestamp_granularities"}
+_LISTS = {"timestamp_granularities[]": "timestamp_granularities", "include[]": "include"}
+"""Fields that may be given several times. Clients write them with and without the brackets."""
 
 
 class TranscriptionForm(Body):
@@ -35,7 +37,7 @@ class TranscriptionForm(Body):
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     language: Annotated[str, Field(max_length=64)] | None = None
-    """A BCP-47 tag; with "transcribe" as the model it chooses the adapter. None: the adapter's, or what is detected."""
+    """A BCP-47 tag; with "transcribe" as the model it chooses the adapter. None, auto: the adapter's, or detected."""
     prompt: Annotated[str, Field(max_length=8192)] | None = None
     """The text before the audio, or words that may occur in it."""
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
@@ -45,10 +47,23 @@ class TranscriptionForm(Body):
     """Of verbose_json: segment (a part that was transcribed in one window), word, or both; none: segment."""
     chunking_strategy: Literal["auto"] | None = None
     """Changes nothing: long audio is always cut at pauses."""
+    include: tuple[Literal["logprobs"], ...] = ()
+    """logprobs: those of the tokens, with response_format json."""
+    user: str | None = None
+    """Changes nothing."""
     # Ours
+    no_speech_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
+    """For this and the next two see `Guards`; None: the setting of the service."""
+    logprob_threshold: float | None = None
+    compression_ratio_threshold: Annotated[float, Field(gt=0)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     allow_base: bool = False
     """Let the bare base transcribe when no adapter serves the language."""
+
+    @field_validator("language")
+    @classmethod
+    def _detected(cls, value: str | None) -> str | None:
+        return None if value == "auto" else value
 
     @field_validator("timestamp_granularities")
     @classmethod
@@ -86,15 +101,16 @@ def add_transcriptions(app: FastAPI, backends: Backends) -> None:
         try:
             route = await backends.route("transcribe", form.model, form.language, form.allow_base)
             asked = TranscriptionRequest(
-                None, route.language, form.prompt, temperature=form.temperature, seed=form.seed,
-                logprobs=0 if form.response_format == "verbose_json" else None, words=form.words,
-            )  # fmt: skip
-            transcript = Transcript(backends.of(route), asked, route.adapter, args.deadline_s)
+                None, route.language, form.prompt, temperature=form.temperature, seed=form.seed, words=form.words
+            )
+            own = form.model_dump(include=set(Guards.model_fields), exclude_none=True)
+            guards = args.audio.guards.model_copy(update=own)
+            transcript = Transcript(backends.of(route), asked, route.adapter, args.deadline_s, guards=guards)
             pieces = _held(in_progress, upload, transcript, limits, form.stream)
             if form.stream:
                 first = await anext(pieces)  # decides the status, which a stream has to send before its text
                 headers = _headers(route, transcript) | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-                events = _streamed(first, pieces, transcript)
+                events = _streamed(first, pieces, transcript, bool(form.include))
                 return StreamingResponse(events, media_type="text/event-stream", headers=headers)
             async with aclosing(pieces):
                 async for _ in pieces:
@@ -116,7 +132,16 @@ async def _read_form(request: Request) -> tuple[TranscriptionForm, UploadFile]:
         found = await request.form(max_files=1, max_fields=_MOST_FIELDS, max_part_size=_MOST_FIELD_BYTES)
     except ClientDisconnect:
         raise ApiError(400, "the body ended early", "body_incomplete") from None
+    except HTTPException as error:
+        if "maximum size" not in error.detail:
+            raise
+        text = (
+            f"a part without a file name has more than {_MOST_FIELD_BYTES:,} bytes: give the part file one, as curl -F "
+            "file=@clip.wav does (not file=<clip.wav)"
+        )
+        raise ApiError(400, text, "invalid_value", "file") from None
     for name, value in found.multi_items():
+        name = {ours: field for field, ours in _LISTS.items()}.get(name, name)
         if name == "file" and isinstance(value, UploadFile):
             upload = value
         elif name == "file" or isinstance(value, UploadFile):
@@ -160,7 +185,9 @@ def _decoded(content: bytes, limits: AudioLimits) -> DecodedAudio:
         raise ApiError(status, str(error), code, "file") from None
 
 
-async def _streamed(first: str, pieces: AsyncGenerator[str], transcript: Transcript) -> AsyncGenerator[bytes]:
+async def _streamed(
+    first: str, pieces: AsyncGenerator[str], transcript: Transcript, logprobs: bool
+) -> AsyncGenerator[bytes]:
     """Server-sent events, the last one [DONE]; or an error event as the last one."""
     async with aclosing(pieces):
         if first:
@@ -175,7 +202,9 @@ async def _streamed(first: str, pieces: AsyncGenerator[str], transcript: Transcr
     done: dict[str, Any] = {"type": "transcript.text.done", "text": as_text(transcript.segments)}
     if transcript.language:
         done["languages"] = [{"code": transcript.language}]
-    yield sse(done | {"usage": _usage(transcript)}) + sse("[DONE]")
+    done |= {"warnings": list(transcript.warnings)} if transcript.warnings else {}
+    done |= {"logprobs": _logprobs(transcript)} if logprobs else {}
+    yield sse(done | {"usage": usage(transcript.clip.seconds)}) + sse("[DONE]")
 
 
 def _headers(route: Route, transcript: Transcript) -> dict[str, str]:
@@ -191,38 +220,28 @@ def _answer(transcript: Transcript, form: TranscriptionForm, headers: dict[str, 
             return PlainTextResponse(as_srt(cues(segments)), headers=headers, media_type="application/x-subrip")
         case "vtt":
             return PlainTextResponse(as_vtt(cues(segments)), headers=headers, media_type="text/vtt")
-    content: dict[str, Any] = {"text": as_text(segments), "usage": _usage(transcript)}
+    seconds, warnings = transcript.clip.seconds, transcript.warnings
     if form.response_format == "verbose_json":
-        content |= {
-            "task": "transcribe", "language": transcript.language, "duration": round(transcript.clip.seconds, 3),
-            "warnings": list(transcript.clip.warnings),
-        }  # fmt: skip
         asked = form.timestamp_granularities or ("segment",)
-        if "segment" in asked:
-            content["segments"] = [_segment(at, one, transcript, form.temperature) for at, one in enumerate(segments)]
-        if "word" in asked:
-            content["words"] = [
-                {"word": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
-                for segment in segments
-                for word in segment.words
-            ]
+        words = "word" in asked
+        content = verbose_json(
+            segments, transcript.language, seconds, warnings, words=words, temperature=form.temperature
+        )
+        if "segment" not in asked:
+            del content["segments"]
+    else:
+        content = {"text": as_text(segments), "usage": usage(seconds)}
+        content |= {"warnings": list(warnings)} if warnings else {}
+        content |= {"logprobs": _logprobs(transcript)} if form.include else {}
     return JSONResponse(content, headers=headers)
 
 
-def _segment(number: int, segment: Segment, transcript: Transcript, temperature: float) -> dict[str, Any]:
-    """Whisper's fields of a segment; the probability of no speech is not known here."""
-    tokens = transcript.tokens(segment)
-    data = segment.text.encode()
-    return {
-        "id": number, "seek": int(100 * segment.start), "start": round(segment.start, 3), "end": round(segment.end, 3),
-        "text": segment.text, "tokens": [one.token for one in tokens if one.bytes], "temperature": temperature,
-        "avg_logprob": sum(one.logprob for one in tokens) / len(tokens) if tokens else None,
-        "compression_ratio": len(data) / len(zlib.compress(data)), "no_speech_prob": None,
-    }  # fmt: skip
-
-
-def _usage(transcript: Transcript) -> dict[str, Any]:
-    return {"type": "duration", "seconds": round(transcript.clip.seconds, 3)}
+def _logprobs(transcript: Transcript) -> list[dict[str, Any]]:
+    """Of the tokens of the text, as OpenAI has them; those in the overlap of two spans stand twice."""
+    return [
+        {"token": one.bytes.decode(errors="replace"), "logprob": one.logprob, "bytes": list(one.bytes)}
+        for one in transcript.tokens
+    ]
 
 
 def _body() -> dict[str, Any]:

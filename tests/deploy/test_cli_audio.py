@@ -246,7 +246,7 @@ def test_wrong_use_of_transcribe_is_one_clear_error(store: Path, clips: dict[str
     fails(2, "none.wav", "transcribe", str(tmp_path / "none.wav"))
     fails(2, f"audio {tmp_path}", "transcribe", str(tmp_path))
     (tmp_path / "page.wav").write_text("<html>no sound</html>")
-    fails(2, "page.wav", "transcribe", one, str(tmp_path / "page.wav"), "--language", "be")
+    fails(2, "page.wav", "transcribe", str(tmp_path / "page.wav"), str(tmp_path / "none.wav"), "--language", "be")
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
     fails(2, "silent", "transcribe", str(tmp_path / "silent.wav"), "--language", "be")
     fails(2, "Did you mean 'vtt'", "transcribe", one, "--format", "vt")
@@ -257,6 +257,41 @@ def test_wrong_use_of_transcribe_is_one_clear_error(store: Path, clips: dict[str
     fails(2, "transcribe-bee", "transcribe", one, "--model", "transcribe-bee")
     fails(2, "Model 'fused-be@1' cannot transcribe; use model 'transcribe'", "transcribe", one, "--model", "fused-be")
     fails(2, "nonsense-language", "transcribe", one, "--language", "nonsense-language")
+
+
+def test_files_that_cannot_be_read_do_not_cost_the_others_their_transcripts(
+    store: Path, clips: dict[str, Path], tmp_path: Path
+) -> None:
+    silent = tmp_path / "silent.wav"
+    soundfile.write(silent, np.zeros(RATE), RATE)
+    words = ["transcribe", str(clips["one"]), str(silent), str(clips["two"]), "--language", "be"]
+    done = run(*words)
+    assert done.exit_code == 1
+    assert f"error: audio {silent}: the audio is silent" in done.stderr
+    assert [line.partition("\t")[0] for line in done.stdout.splitlines()] == [str(clips["one"]), str(clips["two"])]
+    for form in (["--json"], ["--format", "verbose_json"]):
+        done = run(*words, *form)
+        assert done.exit_code == 1
+        first, failed, last = json.loads(done.stdout)
+        assert failed["file"] == str(silent)
+        assert "the audio is silent" in failed["error"]
+        assert first["text"] != last["text"]
+
+
+def test_hum_is_not_transcribed_unless_that_is_wanted(store: Path, tmp_path: Path) -> None:
+    hum = tmp_path / "hum.wav"
+    soundfile.write(hum, 0.02 * np.sin(2 * np.pi * 50 * np.arange(2 * RATE) / RATE), RATE)
+    words = [str(hum), "--model", "debug", "--language", "auto", "--format", "verbose_json"]
+    found = json.loads(result(*words))
+    assert (found["text"], found["segments"]) == ("", [])
+    assert found["warnings"] == ["the transcript from 0.0 to 2.0 s is empty: steady noise near silence"]
+    found = json.loads(result(*words, "--no-speech-threshold", "1"))
+    assert set(found["segments"][0]) == {
+        "id", "seek", "start", "end", "text", "tokens", "temperature", "avg_logprob", "compression_ratio",
+        "no_speech_prob",
+    }  # fmt: skip
+    lost = json.loads(result(*words, "--no-speech-threshold", "0", "--logprob-threshold", "0"))
+    assert lost["text"] == ""
 
 
 def described(store: Path, media: list[Media], prompt: str | None) -> str:
