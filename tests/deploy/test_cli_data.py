@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from kauli.training.recipe_file import load_recipe
 from support.cli import fails, run
 
 WORDS = ["moto", "maji", "mti", "jua", "mto", "bahari", "upepo", "mvua", "nyumba", "kiti", "mlango", "mkate"]
@@ -156,3 +157,17 @@ def test_without_a_split_there_is_nothing_to_train_by(folder: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["next"] is None
     assert "Next: sw has no text in validation and test: add or repair rows, or let `split` be chosen" in result.stderr
+
+
+def test_several_languages_and_tags_that_yaml_misreads_are_one_recipe(folder: Path) -> None:
+    rows = [
+        {"text": f"neno {word} {tag}", "language": tag, "split": ("train", "dev", "test")[at % 3]}
+        for at, word in enumerate(WORDS)
+        for tag in ("no", "sw")
+    ]
+    (folder / "no.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    _, command = check("no.jsonl")
+    overrides = [word for word in command[3:] if word != "--set"]
+    assert sorted(load_recipe(command[2], overrides).language) == ["no", "sw"]
+    _, command = check("no.jsonl", "--languages", "no")
+    assert load_recipe(command[2], [word for word in command[3:] if word != "--set"]).language == ("no",)
