@@ -73,8 +73,8 @@ def make_home(patch: pytest.MonkeyPatch, home: Path) -> None:
 
 
 def _shorten(patch: pytest.MonkeyPatch) -> None:
-    """Recipes get `SHORT`, and training does without Ray, from the command and from Python."""
-    parse, run = recipe_file.parse_recipe, train.train
+    """Recipes get `SHORT`, a comparison one seed, and training no Ray, from the command and from Python."""
+    parse, run, compare_all = recipe_file.parse_recipe, train.train, compare.compare
 
     def parse_short(content: dict[str, Any], *origin: Any) -> Any:
         parse(content, *origin)  # as it is written
@@ -86,7 +86,11 @@ def _shorten(patch: pytest.MonkeyPatch) -> None:
     def run_here(*values: Any, **options: Any) -> Any:
         return run(*values, **{**options, "use_ray": False, "generated": 2, "scored": 8})
 
+    def compare_once(recipes: Any, _seeds: int, storage: str) -> Any:
+        return compare_all(recipes, 1, storage)
+
     patch.setattr(recipe_file, "parse_recipe", parse_short)
+    patch.setattr(compare, "compare", compare_once)
     patch.setattr(train, "train", run_here)
     patch.setattr(compare, "train", run_here)
 
