@@ -59,6 +59,8 @@ class MediaFacts:
     channels: int | None = None
     peak: float | None = None
     """The highest sample, of full scale."""
+    warning: str | None = None
+    """What its decoder says of a clip that can be used: cut off, clipped."""
 
 
 def media_facts(
@@ -151,7 +153,7 @@ def _audio_facts(key: str, content: bytes) -> MediaFacts:
     return MediaFacts(
         key, seconds=audio.seconds, num_samples=len(audio.samples),
         samples_sha256=hashlib.sha256(audio.samples.tobytes()).hexdigest(), rate=audio.rate, channels=audio.channels,
-        peak=float(np.abs(audio.samples).max()),
+        peak=float(np.abs(audio.samples).max()), warning=" ".join(audio.warnings) or None,
     )  # fmt: skip
 
 
@@ -193,6 +195,7 @@ _PROBLEMS: dict[str, list[tuple[str, str, Callable[[MediaFacts, str], str]]]] = 
     "image": [("image", "with an image that can't be used, left out of training", lambda one, text: one.reason or "")],
     "audio": [
         ("audio", "with a clip that can't be used, left out of training", lambda one, text: one.reason or ""),
+        ("audio_doubtful", "with a clip that is used, but listen to it", lambda one, text: one.warning or ""),
         ("audio_quiet", "with a nearly silent clip", _quiet),
         (
             "audio_too_fast",

@@ -104,6 +104,7 @@ def test_what_clips_are_and_which_look_wrong(tmp_path: Path) -> None:
             {"audio": b"\x00\x00\x00\x20ftypM4A "},
             {"audio": clip(1.0, rate=8_000), "text": "a" * 26},
             {"audio": clip(31.0, rate=4_000)},
+            {"audio": clip(2.0, form="WAV")[:32_044]},
         ],
     )
     facts = media_facts(dataset, "audio")
@@ -114,19 +115,20 @@ def test_what_clips_are_and_which_look_wrong(tmp_path: Path) -> None:
     assert facts["r0"].peak == pytest.approx(0.3, abs=1e-3)
     found, problems, _ = check_media(dataset, dataset.rows())
     audio = found["sw"]["audio"]
-    assert (audio["files"], audio["unreadable"], audio["hours"]) == (8, 3, round(36.5 / 3600, 4))
+    assert (audio["files"], audio["unreadable"], audio["hours"]) == (9, 3, round(37.5 / 3600, 4))
     assert audio["seconds"] == {"median": 1.5, "longest": 31.0}
-    assert audio["rates"] == {"16000": 2, "44100": 1, "8000": 1, "4000": 1}
-    assert audio["channels"] == {"1": 4, "2": 1}
+    assert audio["rates"] == {"16000": 3, "44100": 1, "8000": 1, "4000": 1}
+    assert audio["channels"] == {"1": 5, "2": 1}
     assert {problem["kind"]: [one["place"] for one in problem["examples"]] for problem in problems} == {
         "audio": ["r3", "r4", "r5"],
+        "audio_doubtful": ["r8"],
         "audio_quiet": ["r2"],
         "audio_too_fast": ["r6"],
         "audio_too_long": ["r7"],
     }
     text = render(profile(dataset))
-    assert "; 0.6 minutes, 1.5 s (median), 31.0 s (longest); 2 at 16000 Hz, 1 at 44100 Hz, 1 at 8000 Hz, 1 at " in text
-    assert "; 4 of 1 channel, 1 of 2 channels\n" in text
+    assert "; 0.6 minutes, 1.5 s (median), 31.0 s (longest); 3 at 16000 Hz, 1 at 44100 Hz, 1 at 8000 Hz, 1 at " in text
+    assert "; 5 of 1 channel, 1 of 2 channels\n" in text
     reasons = [one["shown"] for one in problems[0]["examples"]]
     assert all(word in reason for word, reason in zip(("silent", "not finite", "M4A"), reasons, strict=True))
 
