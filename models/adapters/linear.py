@@ -27,7 +27,7 @@ _OTHER_FORMS = (
 )  # fmt: skip
 MERGE = (
     "To use it as it is, make it a base of its own: `model.merge_and_unload().save_pretrained(FOLDER)` and "
-    "`tokenizer.save_pretrained(FOLDER)`, then `kauli generate --model FOLDER` and `kauli serve --base FOLDER`."
+    "`tokenizer.save_pretrained(FOLDER)`, then `kauli generate --model ./FOLDER` and `kauli serve --base FOLDER`."
 )
 """The way out for an adapter that can't be mixed with others."""
 
