@@ -96,7 +96,7 @@ def rows_of(raw: Mapping[str, Any], taken: Mapping[str, str]) -> list[dict[str, 
     `columns` tells which of the file's columns an image or audio is in, `left_out` what the rows don't hold. Raises
     ValueError for values that can't be.
     """
-    values = {ours: raw.get(theirs) for ours, theirs in taken.items()}
+    values: dict[str, Any] = {ours: raw.get(theirs) for ours, theirs in taken.items()}
     columns = {name: taken[name] for name in MEDIA if name in taken}
     values |= {"columns": columns, "left_out": []}
     file = values.pop("file", None)
@@ -110,7 +110,7 @@ def rows_of(raw: Mapping[str, Any], taken: Mapping[str, str]) -> list[dict[str, 
             values["left_out"].append(f"a {taken['file']} that is neither an image nor audio by its suffix")
     system, context = values.pop("system", None), values.pop("input", None)
     messages = values.pop("messages", None)
-    if isinstance(values.get("prompt"), list) or isinstance(values.get("text"), list):
+    if _is_conversation(values.get("prompt")) or _is_conversation(values.get("text")):
         messages = [*_messages(values.pop("prompt", None), "user"), *_messages(values.pop("text", None), "assistant")]
     if not messages:
         parts = [system, values.get("prompt"), context]
@@ -131,6 +131,10 @@ def rows_of(raw: Mapping[str, Any], taken: Mapping[str, str]) -> list[dict[str, 
         own = None if values.get("id") is None else f"{values['id']}-{number}"
         rows.append(values | {"prompt": prompt, "text": text, "group": group, "id": own, "left_out": left_out})
     return rows
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(message, dict) for message in value)
 
 
 def _messages(value: Any, role: str) -> list[Any]:

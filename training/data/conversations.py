@@ -42,7 +42,7 @@ def _turns(messages: Any) -> Iterator[tuple[str, str]]:
         if not isinstance(message, dict):
             raise ValueError(f"a message is {type(message).__name__}, not an object with role and content")
         name = message.get("role", message.get("from"))
-        if name not in _KNOWN:
+        if not isinstance(name, str) or name not in _KNOWN:
             raise ValueError(f"unknown role '{name}' in a conversation (system, user, assistant or tool)")
         yield _KNOWN[name], _content(message.get("content", message.get("value"))).strip()
 
@@ -50,8 +50,9 @@ def _turns(messages: Any) -> Iterator[tuple[str, str]]:
 def _content(content: Any) -> str:
     if content is None:  # of a message that calls a tool
         return ""
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        return "".join(part["text"] or "" for part in content)
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        parts = [part.get("text") if part.get("type") == "text" else None for part in content]
+        content = "".join(parts) if all(isinstance(part, str) for part in parts) else parts
     if not isinstance(content, str):
         raise ValueError("a message holds something else than text")
     return content

@@ -22,7 +22,8 @@ _WAYS_OUT = {
     "id '": "a column `id` that isn't one a row can be left out: --map id=",
     "image '": _LOOKED,
     "audio '": _LOOKED,
-    "no column": "name the columns: --map text=COLUMN,prompt=COLUMN,...; in a recipe data_options.map.text",
+    "no column": "name the columns: --map text=COLUMN,prompt=COLUMN,...; in a recipe data_options.map.text. A file of "
+    "fields needs a header line",
 }
 """Start of a problem -> what to do about it."""
 

@@ -38,6 +38,7 @@ from kauli.training.data.splits import in_groups
 FORMAT = 3
 """Increase it when the same data gives other rows: imported files are then written again."""
 _SHA256_OF_NOTHING = hashlib.sha256(b"").hexdigest()
+_SHOWN = 100  # characters of a path
 _BROKEN = re.compile("[\ufffd\ud800-\udfff]")
 _TEXTS = ("id", "group", "language", "prompt", "text", "source", "licence", "split", "flags")
 
@@ -136,8 +137,8 @@ def _checked_rows(path: Path, options: DataOptions) -> list[dict[str, Any]]:
     reading.findings.tell(path)
     if not reading.rows:
         raise UsageError(f"{path} holds no rows.")
-    rows = in_groups(reading.rows, reading.options.leaks, path)
-    return sorted(rows, key=lambda row: str(row["id"]))
+    united = in_groups(reading.rows, options.leaks, path)
+    return sorted(united, key=lambda row: str(row["id"]))
 
 
 def _raw_rows(path: Path, options: DataOptions) -> Iterator[tuple[_File, str, dict[str, Any] | str]]:
@@ -287,11 +288,13 @@ def _encoded(name: str, samples: Any, rate: Any) -> bytes:
         # `datasets` has (channels, samples); integers are of 16 bits
         array = np.atleast_2d(np.asarray(samples, dtype=None if samples else np.float64))
         array = array / 32768 if array.dtype.kind in "iu" and np.abs(array).max(initial=0) > 1 else array
-        if not (array.ndim == 2 and array.size and np.isfinite(array).all()):
+        if not (array.ndim == 2 and array.size and array.dtype.kind in "iuf" and np.isfinite(array).all()):
             raise ValueError("they are not finite numbers in one row a channel")
         content = BytesIO()
         soundfile.write(content, array.T.astype(np.float64), int(rate), format="FLAC", subtype="PCM_24")
-    except (TypeError, ValueError, soundfile.LibsndfileError) as error:
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{name} has samples that can't be used, at a rate of {rate}: {error.error_string}") from error
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name} has samples that can't be used: {error}") from error
     return content.getvalue()
 
@@ -305,13 +308,17 @@ def _media(name: str, given: Any, number: int, file: _File, columns: dict[str, s
     folder = file.path.parent
     stem = file.path.name.split(".")[0]
     for beside in dict.fromkeys((file.beside, "", *(one.format(stem=stem) for one in BESIDE))):
-        found = (folder / beside / value.replace("\\", "/")).resolve()
+        try:
+            found = (folder / beside / value.replace("\\", "/")).resolve()
+            there = found.is_file() and found.stat().st_size > 0
+        except (OSError, ValueError):  # no name that a file could have
+            break
         if not found.is_relative_to(folder.resolve()):
-            raise ValueError(f"{name} '{value}' is outside the data's folder")
-        if found.is_file() and found.stat().st_size:
+            raise ValueError(f"{name} '{value[:_SHOWN]}' is outside the data's folder")
+        if there:
             file.beside = beside
             return _MediaFile(sha256_file(found), number, found, columns[name])
-    raise ValueError(f"{name} '{value}' is missing or empty")
+    raise ValueError(f"{name} '{value[:_SHOWN]}' is missing or empty")
 
 
 def _check_ids(reading: _Reading) -> None:

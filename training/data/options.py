@@ -47,6 +47,7 @@ class DataOptions(FrozenModel):
     @classmethod
     def _known_encoding(cls, given: str | None) -> str | None:
         try:
+            "".encode(given or "utf-8")  # there are codecs of other things than text
             return given and codecs.lookup(given).name
         except LookupError:
             raise UsageError(f"unknown encoding '{given}': such as utf-8, utf-16, cp1252 or iso8859-15.") from None

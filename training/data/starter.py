@@ -209,7 +209,7 @@ def _stamp(path: Path) -> dict[str, Any]:
         return {}
     try:
         stamp: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {}).get(STAMP, b"{}"))
-    except ArrowInvalid:
+    except (ArrowInvalid, OSError):  # pyarrow raises either for a damaged file
         return {}
     return stamp
 

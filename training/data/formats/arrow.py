@@ -1,4 +1,4 @@
-"""Arrow's streaming format, which folders saved by Hugging Face `datasets` consist of."""
+"""Arrow: its streaming format, which folders saved by Hugging Face `datasets` consist of, and its file format."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -13,10 +13,17 @@ from kauli.training.data.options import DataOptions
 def read_arrow(file: Path, options: DataOptions) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """Stream the rows; see `table.Reader`."""
     try:
-        with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as batches:
-            yield from rows_of_batches(file, batches.schema, batches)
+        with pa.memory_map(str(file)) as source:
+            if source.read(6) == b"ARROW1":
+                whole = pa.ipc.open_file(source)
+                batches = map(whole.get_batch, range(whole.num_record_batches))
+                yield from rows_of_batches(file, whole.schema, batches)
+            else:
+                source.seek(0)
+                stream = pa.ipc.open_stream(source)
+                yield from rows_of_batches(file, stream.schema, stream)
     except (pa.ArrowInvalid, OSError) as error:
-        yield "", f"not an Arrow stream, or damaged ({error})"
+        yield "", f"not an Arrow file, or damaged ({error})"
 
 
 def rows_of_batches(

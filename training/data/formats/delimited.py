@@ -55,10 +55,17 @@ def read_delimited(file: Path, options: DataOptions) -> Iterator[tuple[str, dict
     lines = _Lines(file, options)
     while (first := lines.look()) is not None and first[2] is None and not first[1].strip():
         lines.take()
+    if first is not None and (told := re.fullmatch(r"sep=(.)\s*", first[1])):  # to Excel
+        options = options if options.delimiter else options.model_copy(update={"delimiter": told[1]})
+        lines.take()
+        first = lines.look()
     if first is None:
         return
     if first[2] is not None:
         yield f"line {first[0]}", first[2]
+        return
+    if "\0" in first[1]:
+        yield f"line {first[0]}", "no text file: its header holds NUL characters"
         return
     tabs = file.name.lower().removesuffix(".gz").endswith(".tsv")
     delimiter = options.delimiter or _delimiter(first[1], "\t" if tabs else ",")
@@ -101,7 +108,7 @@ def _row(lines: _Lines, delimiter: str, header: list[str], literal: bool, all_qu
     if loose and len(fields) != len(header):
         return f"its quotes don't match: {len(fields)} fields, and the header has {len(header)} columns"
     if len(fields) > len(header):
-        return "more fields than the header has columns"
+        return f"more fields than the header has columns ({', '.join(header)})"
     return {name: value or None for name, value in zip(header, fields, strict=False)}
 
 

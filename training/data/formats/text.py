@@ -25,14 +25,15 @@ Line = tuple[int, str, str | None]
 
 
 def read_lines(file: Path, options: DataOptions) -> Iterator[Line]:
-    """Stream the lines of a text file, whose name may end in `.gz`; they end in LF, CR LF or CR.
+    """Stream the lines of a text file, which may be gzipped; they end in LF, CR LF or CR.
 
     What can't be decoded is a line with a fault; in UTF-16, UTF-32 and a damaged `.gz` it is the last one.
     """
     number = 0
     try:
-        with gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb") as handle:
-            stream = io.BufferedReader(handle)  # type: ignore[type-var]  # both can be read into a buffer
+        with file.open("rb") as handle:
+            packed = handle.peek(2).startswith(b"\x1f\x8b")  # some names don't tell
+            stream = io.BufferedReader(gzip.GzipFile(fileobj=handle)) if packed else handle
             encoding = options.encoding or _encoding(stream.peek(4)[:4])
             if encoding.startswith(_WIDE):
                 text = io.TextIOWrapper(stream, encoding, newline="")
@@ -58,8 +59,9 @@ def _encoding(start: bytes) -> str:
     for mark, encoding in _MARKS.items():
         if start.startswith(mark):
             return encoding
-    zeros = [byte == 0 for byte in start]
-    return {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}.get(tuple(zeros), "utf-8")
+    if len(start) == 4 and bool(start[0]) == bool(start[2]) != bool(start[1]) == bool(start[3]):
+        return "utf-16-le" if start[0] else "utf-16-be"
+    return "utf-8"
 
 
 def read_texts(file: Path, options: DataOptions) -> Iterator[tuple[str, dict[str, Any] | str]]:

@@ -48,8 +48,7 @@ def test_damage_is_the_last_line(tmp_path: Path) -> None:
     assert (text, number > 1000) == ("", True)
     assert "the gzip file is damaged or cut off" in str(fault)
     path.write_bytes(b"no gzip")
-    ((_, _, fault),) = read_lines(path, DataOptions())
-    assert "damaged" in str(fault)
+    assert list(read_lines(path, DataOptions())) == [(1, "no gzip", None)]
     path = tmp_path / "mine.txt"
     path.write_bytes("moja\nmbili\n".encode("utf-16")[:-1])
     assert list(read_lines(path, DataOptions()))[-1][2] is not None
