@@ -179,7 +179,8 @@ class Service:
 
     def __init__(self, args: ServeArgs, connected: bool, joined: bool) -> None:
         self.url = args.url
-        self.logs = str(ray._private.worker._global_node.get_logs_dir_path())
+        node: Any = ray._private.worker._global_node
+        self.logs = str(node.get_logs_dir_path())
         """The folder of Ray's logs on this machine, a file for each process."""
         self._connected = connected
         self._joined = joined

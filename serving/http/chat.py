@@ -48,7 +48,7 @@ async def _answer(body: ChatRequest | CompletionRequest, backends: Backends) -> 
     answers = AnswerFormat(isinstance(body, ChatRequest), route.model, requests)
     pieces = _together(streams)
     if body.stream:
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        with_usage = bool(body.stream_options and body.stream_options.include_usage)
         headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         answer = _closing(pieces, answers.streamed(pieces, prompt_tokens, with_usage))
         return StreamingResponse(answer, media_type="text/event-stream", headers=headers)
