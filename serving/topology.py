@@ -38,11 +38,11 @@ def choose_topology(registry: Registry, args: ServeArgs) -> Topology:
     found = {worker: base for worker, row in WORKERS.items() if not row.several
              if (base := _choose(worker, cards, args)) is not None}  # fmt: skip
     for name in args.tasks:
-        if fault := _fault(name, found, args):
+        if fault := _fault(name, found, args, heads=bool(TASKS[name].answers)):
             raise UsageError(fault)
     present = {served_task(card) for card in cards}
     offered = (name for name, row in TASKS.items() if row.alone or name in present)
-    tasks = args.tasks or tuple(name for name in offered if _fault(name, found, args) is None)
+    tasks = args.tasks or tuple(name for name in offered if _fault(name, found, args, heads=name in present) is None)
     used = {worker for name in tasks for worker in workers_of(name)}
     bases = {}
     for worker, row in WORKERS.items():
@@ -77,8 +77,8 @@ def adapter_base(worker: str, card: Card) -> str | None:
     return reference.base if reference else None
 
 
-def _fault(name: str, found: Mapping[str, Base], args: ServeArgs) -> str | None:
-    """Why a task can't be served by the bases that were found; None: it can."""
+def _fault(name: str, found: Mapping[str, Base], args: ServeArgs, heads: bool) -> str | None:
+    """Why a task can't be served by the bases that were found; None: it can. `heads` need no trained projections."""
     task = TASKS[name]
     for worker in (task.worker, *task.needs):
         if not WORKERS[worker].several and worker not in found:
@@ -87,7 +87,7 @@ def _fault(name: str, found: Mapping[str, Base], args: ServeArgs) -> str | None:
                 f"the task '{name}' needs {WORKERS[worker].noun}, and '{chosen}' is not on this machine: run "
                 f"`kauli fetch {chosen}`, or choose another with the setting {worker}.base"
             )
-    if task.aligned and not is_aligned(found[task.worker]):
+    if task.aligned and not heads and not is_aligned(found[task.worker]):
         default = ServeArgs.model_fields[task.worker].default.base
         return (
             f"the task '{name}' needs trained projections, and those of '{found[task.worker].name}' are random: run "

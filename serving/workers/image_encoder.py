@@ -30,6 +30,7 @@ from kauli.models.vision.image_tower import ImageTower
 from kauli.serving.events import EncodedMedia, Failed, MediaForm, Ranked, Refused, Vectors, not_served
 from kauli.serving.routing import public_name
 from kauli.serving.settings import ServeArgs
+from kauli.serving.topology import is_aligned
 from kauli.serving.workers.worker import Encoding, EncodingQueue, Worker, refusable, unloadable, wrong_encoder
 
 _WAIT_S = 0.003  # how long an image waits for others to be computed with
@@ -51,7 +52,8 @@ class ImageEncoder(Worker):
         self._clip = ClipModel(Path(base.folder))
         self._tower = ImageTower(self._clip, public_name(base), str(device))
         self._task = AlignTask.of(base, self._clip, device) if answers else None
-        if self._task is None and hasattr(self._clip.model, "text"):
+        self._aligned = answers and is_aligned(base)
+        if not self._aligned and hasattr(self._clip.model, "text"):
             del self._clip.model.text  # nearly all of the weights
         self._encodings = EncodingQueue(
             self, self._together, self._compute, "images or texts",
@@ -79,14 +81,13 @@ class ImageEncoder(Worker):
     async def classify(self, adapter: str, inputs: Sequence[str | bytes]) -> list[Ranked]:
         """The classes of each input by the head of an adapter (`name@version`)."""
         head = await asyncio.to_thread(self._head, adapter)
-        return await self._ranked(head, await self._vectors(inputs))
+        return await self._ranked(head, await self._vectors(inputs, head=True))
 
     @refusable
     async def classify_as(self, classes: Sequence[str], inputs: Sequence[str | bytes]) -> list[Ranked]:
         """The similarity of each input to the texts of `classes`, without any training."""
-        if self._task is None:
-            raise Refused(not_served("image"))
         vectors = await self._vectors([*inputs, *classes])
+        assert self._task is not None
         text = torch.from_numpy(vectors.values[len(inputs) :])
         none = torch.zeros(0, text.shape[1]), torch.zeros(0, dtype=torch.int64)
         head = Head.fit("zero_shot", *none, list(classes), text, scale=float(self._task.logit_scale))
@@ -137,9 +138,15 @@ class ImageEncoder(Worker):
 
     # Requests
 
-    async def _vectors(self, inputs: Sequence[str | bytes]) -> Vectors:
+    async def _vectors(self, inputs: Sequence[str | bytes], head: bool = False) -> Vectors:
         if self._task is None:
             raise Refused(not_served("image"))
+        if not self._aligned and (not head or any(isinstance(one, str) for one in inputs)):
+            text = (
+                f"'{public_name(self._base)}' has no trained space of images and texts: it serves heads alone, and "
+                "images alone to them. Run `kauli fetch kauli-clip` and serve it as image.base"
+            )
+            raise Refused(Failed(400, text, "invalid_value", "input" if head else "model"))
         wanted = [(_TEXT, nfc(one)) if isinstance(one, str) else (_IMAGE, one) for one in inputs]
         found = await self._all(wanted)
         texts = {place: nfc(one) for place, one in enumerate(inputs) if isinstance(one, str)}

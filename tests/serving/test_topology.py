@@ -70,6 +70,9 @@ def test_towers_that_were_only_joined_describe_and_do_not_embed(storage: Path, m
     assert names(chosen(storage)) == (("text", "describe"), ["debug-text"], "debug-clip", None)
     with pytest.raises(UsageError, match="kauli fetch kauli-clip"):
         chosen(storage, tasks=["text", "embed"])
+    publish_head(storage, "topic-sw", "sw", torch.eye(2, 32), torch.tensor([0, 1]))
+    assert names(chosen(storage)) == (("text", "describe", "classify"), ["debug-text"], "debug-clip", "debug-clip")
+    assert names(chosen(storage, tasks=["classify"])) == (("classify",), [], "debug-clip", "debug-clip")
 
 
 def test_transcribe_adapters_bring_their_base(storage: Path, publish: Callable[..., str]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from pydantic import field_validator
 
 from kauli.models.adapters.kinds.base import AdapterKind
@@ -88,14 +89,14 @@ class HeadTraining(TrainingTask):
         task = load_served(self.name, run.base, device=run.device)
         classes = tuple(sorted({label_of(row) for row in run.examples.train}))
         text, scale, seed = task.embed_texts(list(classes)), task.logit_scale, recipe.train.seed
-        train, validation = (embedded(task, rows, classes) for rows in (run.examples.train, run.examples.validation))
-        shots = draw_shots(train.labels, len(classes), method.shots, seed)
-        head = Head.fit(method.head, train.features[shots], train.labels[shots], classes, text, seed, scale)
+        labels = torch.tensor([classes.index(label_of(row)) for row in run.examples.train])
+        drawn = [run.examples.train[at] for at in draw_shots(labels, len(classes), method.shots, seed).tolist()]
+        train, validation = (embedded(task, rows, classes) for rows in (drawn, run.examples.validation))
+        head = Head.fit(method.head, train.features, train.labels, classes, text, seed, scale)
         errors = [1 - score(one, validation)["macro_f1"].value() for one in (head, zero_shot(classes, text, scale))]
         head.save(folder)
         state = TrainState(base_validation=errors[1], best_validation=errors[0], finished=True)
         state.seconds = time.monotonic() - began
-        drawn = [train.rows[at] for at in shots.tolist()]
         return Fitted(state, task, replace(run.examples, train=drawn))
 
     def check_measurable(self, request: EvalRequest) -> None:

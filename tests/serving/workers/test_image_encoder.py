@@ -210,6 +210,24 @@ def test_heads_classify_pictures_and_texts(base: Base, store: Path, encoder: Ima
     assert (failed.status, failed.code) == (503, "adapter_failed")
 
 
+def test_towers_without_a_trained_space_serve_heads_on_images(
+    base: Base, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kauli.serving.workers.image_encoder.is_aligned", lambda base: False)
+    shots = AlignTask.load(base).embed_images([decode_image(png(colour)) for colour in ("red", "blue")])
+    spec = publish_head(store, "colour-sw", "sw", shots, torch.tensor([0, 1]))
+    encoder = ImageEncoder(worker_args(store), base, True)
+    found = asyncio.run(encoder.classify(spec, [png("blue"), png("red")]))
+    assert isinstance(found, list)
+    assert [ranked[0][0] for ranked in found] == [CLASSES[1], CLASSES[0]]
+    for refused in (encoder.classify(spec, ["neno"]), encoder.classify_as(["a", "b"], [png("red")]),
+                    encoder.embed([png("red")])):  # fmt: skip
+        failed = asyncio.run(refused)
+        assert isinstance(failed, Failed)
+        assert (failed.status, "kauli fetch kauli-clip" in failed.message) == (400, True)
+    encoder.close()
+
+
 def test_classes_by_name_are_the_cosines_of_the_space(base: Base, encoder: ImageEncoder) -> None:
     found = asyncio.run(encoder.classify_as(["gari", "nyumba", "ndege"], [png("red")]))
     assert isinstance(found, list)
