@@ -43,9 +43,10 @@ def finished_card(draft: Card, recipe: Recipe, fitted: Fitted, result: EvalResul
                 for (source, licence), count in sorted(licences.items())
             ],
             "data": DataReference(
+                options=recipe.data_options.model_dump(exclude_defaults=True),
                 name=recipe.data, sha256=fitted.examples.sha256, rows=len(rows),
                 groups=len({row["group"] for row in rows}), languages=list(recipe.language),
-                synthetic_rows=sum(bool(row["synthetic"]) for row in rows),
+                synthetic_rows=sum(bool(row["synthetic"]) for row in rows), left_out=fitted.examples.left_out,
                 sources=dict(Counter(row["source"] or "unnamed" for row in rows)),
             ),
             "metrics": metrics,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kauli.models.adapters.card import check_new_name
 from kauli.models.adapters.folder import check_base, write_card
 from kauli.models.adapters.registry import Registry
 from kauli.models.adapters.store import Store, open_store
@@ -15,8 +16,8 @@ from kauli.models.progress import note
 from kauli.training.card import draft_card
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.request import GENERATED, request_of
-from kauli.training.evaluation.results import EvalResult
-from kauli.training.loop.progress import STAGE, watched
+from kauli.training.evaluation.results import EvalResult, Verdict
+from kauli.training.loop.progress import NOTES, STAGE, watched
 from kauli.training.loop.session import Job, Outcome, check_precision, train_here
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.base import Examples
@@ -34,6 +35,11 @@ class TrainResult:
     """On the untouched test split."""
     aliases: Sequence[str]
     evaluation: EvalResult = field(repr=False)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it is better than its base, in words."""
+        return self.evaluation.verdict
 
 
 def train(
@@ -57,6 +63,7 @@ def train(
     fails.
     """
     check_precision(recipe)
+    check_new_name(recipe.name)
     base = find_base(
         recipe.base, accept_terms=accept_terms, allow_noncommercial=recipe.allow_noncommercial, task=recipe.task
     )
@@ -66,7 +73,8 @@ def train(
     registry.check_free(draft)
     examples = task.rows(recipe, dataset, base)
     task.check_measurable(request_of(draft, Path(), base, dataset))
-    for text in examples.notes:
+    notes = [*examples.notes, *task.warnings(recipe, base, examples)]
+    for text in notes:
         note(text)
     folder = _run_folder(runs, recipe, examples, restart)
     start = _start(registry, recipe, base)
@@ -74,10 +82,8 @@ def train(
     note(f"Training {recipe.name}: {len(examples.train)} examples, base {base.name}, run {folder}")
     with tempfile.TemporaryDirectory(prefix="kauli-run-") as scratch, watched(runs, folder):
         adapter, outcome = _fit(job, runs, use_ray, examples, Path(scratch))
-        card = write_card(adapter, outcome.card)
-        published = registry.publish(adapter, card)
-    for text in outcome.notes:
-        note(text)
+        card = outcome.card.model_copy(update={"notes": [*notes, *outcome.notes]})
+        published = registry.publish(adapter, write_card(adapter, card))
     aliases = []
     if promote and outcome.fault is None:
         registry.set_alias(recipe.name, published.version, "latest")
@@ -86,7 +92,7 @@ def train(
         note(f"{published.spec} is published, but does not become 'latest': {outcome.fault}.")
     runs.write(f"{folder}/published.json", json.dumps({"adapter": published.spec}).encode())
     for path in runs.find(folder):
-        if path.removeprefix(f"{folder}/").startswith(("checkpoint", "adapter", STAGE)):
+        if path.removeprefix(f"{folder}/").startswith(("checkpoint", "adapter", STAGE, NOTES)):
             runs.delete(path)
     result = replace(outcome.result, adapter=published.spec)
     return TrainResult(published.spec, published.uri, result.metrics, tuple(aliases), result)

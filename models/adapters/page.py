@@ -20,7 +20,7 @@ _HUB_LICENCES = {
 
 def render_readme(card: Card) -> str:
     """Markdown with the Hugging Face metadata block in front."""
-    parts = (_metadata, _summary, _usage, _data, _results, _training, _limits, _exceptions)
+    parts = (_metadata, _summary, _usage, _data, _results, _training, _notes, _limits, _exceptions)
     return "\n\n".join(text for part in parts if (text := part(card))) + "\n"
 
 
@@ -114,6 +114,10 @@ def _limits(card: Card) -> str:
         "- The figures above hold for text like that of the test split, not for every kind of text.",
     ]
     return "## Limits\n\n" + "\n".join(lines)
+
+
+def _notes(card: Card) -> str:
+    return "## Notes on the training\n\n" + "\n".join(f"- {text}" for text in card.notes) if card.notes else ""
 
 
 def _exceptions(card: Card) -> str:

@@ -8,10 +8,11 @@ from html import escape
 from typing import Any
 
 from kauli.models.languages import display_name
-from kauli.models.metrics import METRICS, metric_of
+from kauli.models.metrics import METRICS, SYNTHETIC, metric_of
 from kauli.training.evaluation.intervals import Interval, difference, interval, relative
 from kauli.training.evaluation.scorers import Tally, merge, tally_from_json
 
+BITS = "bits_per_byte"
 FEW_GROUPS = 20
 Tallies = Mapping[str, Tally]
 
@@ -78,6 +79,16 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """Whether an adapter is better than its base, in words."""
+
+    better: bool
+    """By its answers: some figure of them is better, beyond chance, and none is worse."""
+    text: str
+    """One sentence."""
+
+
+@dataclass(frozen=True)
 class EvalResult:
     """The evaluation of an adapter beside its base."""
 
@@ -133,6 +144,30 @@ class EvalResult:
         base = self.base_scores.total()
         return {name: paired(one, base[name], self.seed) for name, one in self.scores.total().items()}
 
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The adapter against its base, by the headline metrics; the answers' own decide, where there are any."""
+        total = [name for name in self.adapter_intervals if metric_of(name).headline]
+        names = [name for name in total if name in METRICS] or [n for n in total if n.startswith(SYNTHETIC)]
+        sides = {name: self._side(name) for name in names}
+        deciding = {side for name, side in sides.items() if metric_of(name).name != BITS} or set(sides.values())
+        better = "better" in deciding and "worse" not in deciding
+        word = "better" if better else "worse" if deciding == {"worse"} else "not better"
+        figures = []
+        for name in sorted(names, key=lambda name: metric_of(name).name == BITS):
+            aside = "" if sides[name] == word else f" ({sides[name]})"
+            ours, base = (_told(name, one[name]) for one in (self.metrics, self.base_metrics))
+            figures.append(f"{_unit(name)} {ours}, base {base}{aside}")
+        return Verdict(better, f"{self.adapter} is {word} than its base {self.base}: {'; '.join(figures)}.")
+
+    def _side(self, name: str) -> str:
+        """Where the adapter is beside its base, by the whole interval of the difference."""
+        one = self.differences[name]
+        low, high = (-one.high, -one.low) if metric_of(name).better == "lower" else (one.low, one.high)
+        if not one.known or low <= 0 <= high:
+            return "no clear difference"
+        return "better" if low > 0 else "worse"
+
     def against_baselines(self, languages: list[str] | None = None) -> dict[str, dict[str, Interval]]:
         """Baseline -> metric -> adapter minus baseline, paired by group."""
         ours = self.scores.total(languages)
@@ -163,6 +198,7 @@ class EvalResult:
             "examples": self.examples,
             "groups": self.groups,
             "left_out": self.left_out,
+            "verdict": {"better": self.verdict.better, "text": self.verdict.text},
             "metrics": self.metrics,
             "base_metrics": self.base_metrics,
             **self._beside_baselines(),
@@ -189,7 +225,7 @@ class EvalResult:
 
     def summary(self) -> str:
         """A table for the terminal."""
-        lines = [self._title(), "", *columns(self._metric_rows())]
+        lines = [self._title(), self.verdict.text, "", *columns(self._metric_rows())]
         for tag in self.languages if self.baselines else ():
             lines += ["", f"{display_name(tag)} beside the baselines", *columns(self._baseline_rows(tag))]
             for name, one in self.wrong_image_gain([tag]).items():
@@ -205,7 +241,8 @@ class EvalResult:
         head = "".join(f"<th>{cell}</th>" for cell in rows[0])
         body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows[1:])
         notes = "".join(f"<p>note: {escape(text)}</p>" for text in self.notes)
-        return f"<p>{escape(self._title())}</p><table><tr>{head}</tr>{body}</table>{notes}"
+        title = f"<p>{escape(self._title())}<br>{escape(self.verdict.text)}</p>"
+        return f"{title}<table><tr>{head}</tr>{body}</table>{notes}"
 
     def _title(self) -> str:
         names = ", ".join(display_name(tag) for tag in self.languages)
@@ -260,6 +297,17 @@ class EvalResult:
 
     def _beside(self, ours: Tallies, theirs: Tallies) -> dict[str, Any]:
         return {source: _pair(one, theirs[source], self.seed) for source, one in ours.items()}
+
+
+def _told(metric: str, value: float | None) -> str:
+    """A figure in a sentence: "38.1", "7.4 %"."""
+    percent = metric_of(metric).percent and value is not None
+    return f"{100 * value:.1f} %" if percent else format_value(metric, value)
+
+
+def _unit(metric: str) -> str:
+    row = metric_of(metric)
+    return row.unit or row.label[0].lower() + row.label[1:]
 
 
 def paired(ours: Tally, theirs: Tally, seed: int = 0) -> Interval:

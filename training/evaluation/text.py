@@ -48,7 +48,7 @@ def evaluate_text(request: EvalRequest) -> EvalResult:
     real = [row for row in rows if not row["synthetic"]]
     compared = [System(name, [*rows, *english], key) for name, key in ((ADAPTER, ADAPTER), (BASE, None))]
     bits = {system.name: systems.bits(task, system) for system in compared}
-    texts = systems.answers(task, compared, chosen)
+    texts = systems.answers(task, [replace(one, rows=chosen) for one in compared], chosen)
     for name in bits:
         systems.add_bits(name, rows, bits[name])
         systems.add_texts(name, chosen, texts[name])

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kauli.models.errors import UsageError
 from kauli.training.loop.checkpoint import Checkpoint, TrainState, copy_of, trainable, write
+from kauli.training.loop.pace import Pace
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.base import Learner
 
@@ -45,17 +46,23 @@ class Loop:
         start: Path | None = None,
         log: Callable[[dict[str, Any]], None] | None = None,
         precision: str = "fp32",
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         """`learner` holds the bare base; `start` is the folder of the adapter that training starts from.
 
         `data` is the hash of the data. `log` gets a line of figures after each step and each validation, on rank 0
-        alone. `precision` is "fp32" or "bf16" (autocast), with the reason behind a colon.
+        alone. `precision` is "fp32" or "bf16" (autocast), with the reason behind a colon. `tell` gets a sentence
+        for the user where the budget does not suffice.
         """
         self.recipe, self.budget, self.session, self.learner = recipe, recipe.train, session, learner
         mixed = "bf16" if precision.startswith("bf16") else "no"
         self.accelerator = Accelerator(mixed_precision=mixed, cpu=learner.device.type != "cuda")
         self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
         self.log = log if log is not None and self.rank == 0 else lambda line: None
+        self.plan = learner.plan()
+        self.pace, self.tell = Pace(self.budget, len(self.plan.epoch(0))), tell
+        if warning := self.pace.by_steps():
+            tell(warning)
         self.identity = {"recipe": recipe.sha256(), "data": data}
 
         self.progress, self.best = TrainState(precision=precision), dict[str, Tensor]()
@@ -69,7 +76,6 @@ class Loop:
             learner.groups(self.parameters), lr=self.budget.learning_rate, weight_decay=self.budget.weight_decay
         )
         self.model = self.accelerator.prepare(learner.objective())
-        self.plan = learner.plan()
 
     def run(self) -> TrainState:
         """Train to the end of the budget or the early stop; the best weights are in the model then."""
@@ -109,6 +115,8 @@ class Loop:
                     "budget": max(done, self._share_of_steps()),
                 }
             )
+            if warning := self.pace.by_speed(progress.step, progress.seconds):
+                self.tell(warning)
             if progress.step % budget.validate_every == 0:
                 self._validate(losses)
                 losses.clear()

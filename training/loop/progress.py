@@ -9,12 +9,14 @@ from typing import Any
 
 from kauli.models.adapters.store import Store
 from kauli.models.errors import KauliError
-from kauli.models.progress import bar, forwarded
+from kauli.models.progress import bar, forwarded, note
 
 METRICS = "metrics.jsonl"
 """A line for each step and each validation."""
 STAGE = "stage.json"
 """What is done beside the steps: features, evaluation."""
+NOTES = "notes.json"
+"""What a worker tells the user while it works: a list of sentences."""
 _WRITE_EVERY = 1.0  # seconds between two writes; a step may take milliseconds
 
 
@@ -41,6 +43,19 @@ class MetricsLog:
             self._written = time.monotonic()
 
 
+class NoteLog:
+    """`notes.json` of a run."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        self._store, self._path = store, path
+        self.told: list[str] = []
+
+    def add(self, text: str) -> None:
+        """Tell the user a sentence."""
+        self.told.append(text)
+        self._store.write(self._path, json.dumps(self.told).encode())
+
+
 @contextmanager
 def stages_written(store: Store, folder: str) -> Iterator[None]:
     """The bars of what is done inside are written to the run's folder instead of being drawn here."""
@@ -58,14 +73,22 @@ def stages_written(store: Store, folder: str) -> Iterator[None]:
 
 @contextmanager
 def watched(runs: Store, folder: str) -> Iterator[None]:
-    """A bar with the progress of the run in `folder`."""
+    """A bar with the progress of the run in `folder`, and the notes of its workers as they come."""
     stop = threading.Event()
+    told: list[str] = []
+
+    def tell() -> None:
+        for text in json.loads(runs.read(f"{folder}/{NOTES}") or b"[]"):
+            if text not in told:
+                told.append(text)
+                note(text)
 
     def watch() -> None:
         shown = 0.0
         with bar("Training", 100) as advance:
             while not stop.wait(1):
                 try:
+                    tell()
                     lines = (runs.read(f"{folder}/{METRICS}") or b"").decode().splitlines()
                     stage = json.loads(runs.read(f"{folder}/{STAGE}") or b"null")
                 except KauliError:
@@ -88,3 +111,4 @@ def watched(runs: Store, folder: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        tell()

@@ -23,7 +23,7 @@ from kauli.training.evaluation.request import GENERATED, request_of
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.loop.checkpoint import Checkpoint
 from kauli.training.loop.loop import Loop, Session
-from kauli.training.loop.progress import METRICS, MetricsLog, stages_written
+from kauli.training.loop.progress import METRICS, NOTES, MetricsLog, NoteLog, stages_written
 from kauli.training.recipe import Recipe
 from kauli.training.tasks.base import Examples, Fitted, TrainingTask
 from kauli.training.tasks.table import task_of_recipe
@@ -59,6 +59,8 @@ class Run:
     device: str
     start: Path | None
     log: Callable[[dict[str, Any]], None]
+    tell: Callable[[str], None] = lambda text: None
+    """Tells the user a sentence at once; on rank 0 alone."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Outcome:
     fault: str | None
     """Why the adapter must not become `latest`, as the end of a sentence."""
     notes: tuple[str, ...]
+    """What the worker told while it worked."""
 
 
 class LocalSession:
@@ -123,8 +126,9 @@ def work(
             )
     store, device = open_store(job.storage, "runs"), "cuda" if recipe.scale.gpu else "cpu"
     log = MetricsLog(store, f"{job.folder}/{METRICS}")
-    run = Run(recipe, base, examples, session, device, job.start, log.add)
     first = not distributed.is_initialized() or distributed.get_rank() == 0
+    notes = NoteLog(store, f"{job.folder}/{NOTES}")
+    run = Run(recipe, base, examples, session, device, job.start, log.add, notes.add if first else lambda text: None)
     with stages_written(store, job.folder) if first else nullcontext():
         adapter.mkdir(parents=True)
         fitted = task.fit(run, adapter)
@@ -135,20 +139,21 @@ def work(
         request = request_of(draft, adapter, base, dataset)
         result = task.evaluate(replace(request, limit=job.generated, scored=job.scored, served=fitted.served))
         fault = task.fault(fitted.served, fitted.state, fitted.examples)
-    return Outcome(finished_card(draft, recipe, fitted, result), result, fault, fitted.notes)
+    return Outcome(finished_card(draft, recipe, fitted, result), result, fault, tuple(notes.told))
 
 
 def fit_by_loop(task: TrainingTask, run: Run, folder: Path) -> Fitted | None:
     """Train by the loop, then write the adapter with the best weights to `folder`; None on other ranks than 0."""
     learner = task.learner(run.recipe, run.base, run.examples, run.device)
     precision = _precision(run)
-    loop = Loop(learner, run.recipe, run.examples.sha256, run.session, run.start, run.log, precision)
+    for text in (*learner.notes, f"Precision: {precision}"):
+        run.tell(text)
+    loop = Loop(learner, run.recipe, run.examples.sha256, run.session, run.start, run.log, precision, run.tell)
     state = loop.run()
     if loop.rank != 0:
         return None
     learner.save(folder)
-    notes = (*learner.notes, f"Precision: {state.precision or precision}")
-    return Fitted(state, learner.served(), run.examples, notes, learner.decoding())
+    return Fitted(state, learner.served(), run.examples, learner.decoding())
 
 
 def _precision(run: Run) -> str:

@@ -146,8 +146,6 @@ class Fitted:
     """The served task on the same base weights, for the evaluation."""
     examples: Examples
     """What was trained on."""
-    notes: tuple[str, ...] = ()
-    """For the user."""
     decoding: Decoding = field(default_factory=Decoding)
     """Guards for its answers."""
 
@@ -186,6 +184,10 @@ class TrainingTask(ABC):
         from kauli.training.loop.session import fit_by_loop  # the loop brings torch and accelerate
 
         return fit_by_loop(self, run, folder)
+
+    def warnings(self, recipe: Any, base: "Base", examples: Examples) -> list[str]:
+        """What the user should know before the training: that the base does not suit the data."""
+        return []
 
     @abstractmethod
     def check_measurable(self, request: "EvalRequest") -> None:

@@ -43,6 +43,7 @@ from kauli.training.features.room import Room
 from kauli.training.recipe import method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, made_up_rows, sample
+from kauli.training.tasks.spelling import spelling_warnings
 from kauli.training.tasks.text import AnswerRecipe, TextLearner, replayed
 
 CONNECTOR = "connector."  # what its parameters' names begin with, in `TrainableDescribe.trained`
@@ -206,6 +207,10 @@ class DescribeTraining(TrainingTask):
         train, validation, replay = (instructed(rows, section.prompt) for rows in (train, validation, replay))
         chosen = replace(examples, train=train, validation=validation, replay=replay)
         return DescribeLearner(task, recipe, chosen, parts)
+
+    def warnings(self, recipe: DescribeRecipe, base: Base, examples: Examples) -> list[str]:
+        """Where the base cannot spell a language."""
+        return spelling_warnings(base, examples.train)
 
     def check_measurable(self, request: EvalRequest) -> None:
         """Images, with audio where the recipe takes it."""

@@ -31,6 +31,7 @@ from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.decoding import decoding_of
 from kauli.training.tasks.rows import check_rows, made_up_rows, sample, weighted
 from kauli.training.tasks.sampler import Plan
+from kauli.training.tasks.spelling import spelling_warnings
 
 
 class TextSection(FrozenModel):
@@ -148,6 +149,10 @@ class TextTraining(TrainingTask):
         views = recipe.text.views if recipe.text else 1
         rows = [row for view in range(views) for row in augmented_rows(examples.train, recipe.augment, view)]
         return TextLearner(task, recipe, replace(examples, train=rows))
+
+    def warnings(self, recipe: TextRecipe, base: Base, examples: Examples) -> list[str]:
+        """Where the base cannot spell a language."""
+        return spelling_warnings(base, examples.train)
 
     def check_measurable(self, request: EvalRequest) -> None:
         """Texts whose prompt fits the context."""
