@@ -65,6 +65,8 @@ class DataReference(_Part):
     left_out: int = 0
     """Further rows of the training split that cannot be used."""
     sources: list[str] | dict[str, int] = Field(default_factory=list)
+    options: dict[str, Any] = Field(default_factory=dict)
+    """How its files were read, where the recipe says so: `data_options`."""
 
 
 class EncoderReference(_Part):

@@ -85,9 +85,14 @@ def missing(given: Mapping[str, str], names: Iterable[str]) -> list[str]:
 def told(taken: Mapping[str, str], names: Iterable[str], *, whole: bool = False) -> str:
     """In one line which columns are taken, with `whole` also those of our own names, and which are not used."""
     shown = {"image or audio" if ours == "file" else ours: theirs for ours, theirs in taken.items()}
-    others = [f"{ours} is {theirs}" for ours, theirs in shown.items() if whole or ours != theirs]
+    others = [
+        ours if ours == theirs else f"{ours} is {theirs}" for ours, theirs in shown.items() if whole or ours != theirs
+    ]
     unused = sorted(name for name in {*names} - {*taken.values()} if whole or _normal(name) not in _SILENT)
-    return "; ".join([", ".join(others)] * bool(others) + [f"columns not used: {', '.join(unused)}"] * bool(unused))
+    start = "columns taken: " if whole else ""
+    return "; ".join(
+        [start + ", ".join(others)] * bool(others) + [f"columns not used: {', '.join(unused)}"] * bool(unused)
+    )
 
 
 def rows_of(raw: Mapping[str, Any], taken: Mapping[str, str]) -> list[dict[str, Any]]:

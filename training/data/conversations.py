@@ -51,8 +51,8 @@ def _content(content: Any) -> str:
     if content is None:  # of a message that calls a tool
         return ""
     if isinstance(content, list) and all(isinstance(part, dict) for part in content):
-        parts = [part.get("text") if part.get("type") == "text" else None for part in content]
-        content = "".join(parts) if all(isinstance(part, str) for part in parts) else parts
+        texts = [part["text"] for part in content if part.get("type") == "text" and isinstance(part.get("text"), str)]
+        content = "".join(texts) if len(texts) == len(content) else content
     if not isinstance(content, str):
         raise ValueError("a message holds something else than text")
     return content

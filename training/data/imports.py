@@ -55,6 +55,10 @@ class _MediaFile:
     """The column of the file that holds it."""
 
 
+class _MissingError(ValueError):
+    """An image or a clip is not where its row says."""
+
+
 @dataclass
 class _Reading:
     """The state of reading one data set: rows of SCHEMA with their `place`, media as `_MediaFile`, and findings."""
@@ -80,6 +84,10 @@ class _File:
     """By the columns of a row."""
     blank: list[str] = field(default_factory=list)
     """Places of rows that hold nothing to learn."""
+    lost: list[tuple[str, str]] = field(default_factory=list)
+    """(place, message) of rows whose image or clip is missing."""
+    num_media: int = 0
+    """Images and clips that are there, in files of their own."""
     beside: str = ""
     """The folder where the last image or clip was found."""
 
@@ -161,6 +169,12 @@ def _finish(file: _File, reading: _Reading) -> None:
     reading.findings.columns(file.label, told(taken, file.columns, whole=True))
     if text := told(taken, file.columns):
         reading.told[text].append(file.label)
+    for place, message in file.lost:
+        if len(file.lost) <= file.num_media:
+            what = "a row whose image or audio is missing or empty, left out"
+            reading.findings.left_out(what, f"{file.label} {place}, {message.removesuffix(' is missing or empty')}")
+        else:  # the folder isn't the right one
+            reading.findings.problem(file.label, place, message)
     for place in file.blank:
         reading.findings.left_out("a row without text, image or audio, left out", place)
 
@@ -216,6 +230,8 @@ def _take(raw: dict[str, Any], place: str, number: int, file: _File, reading: _R
             row = _row(values, where, number, file, reading)
         except UsageError as error:
             reading.findings.problem(file.label, place, str(error).removesuffix("."))
+        except _MissingError as error:
+            file.lost.append((place, str(error)))
         except ValueError as error:
             reading.findings.problem(file.label, place, str(error))
         else:
@@ -316,9 +332,9 @@ def _media(name: str, given: Any, number: int, file: _File, columns: dict[str, s
         if not found.is_relative_to(folder.resolve()):
             raise ValueError(f"{name} '{value[:_SHOWN]}' is outside the data's folder")
         if there:
-            file.beside = beside
+            file.beside, file.num_media = beside, file.num_media + 1
             return _MediaFile(sha256_file(found), number, found, columns[name])
-    raise ValueError(f"{name} '{value[:_SHOWN]}' is missing or empty")
+    raise _MissingError(f"{name} '{value[:_SHOWN]}' is missing or empty")
 
 
 def _check_ids(reading: _Reading) -> None:

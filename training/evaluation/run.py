@@ -51,7 +51,7 @@ def evaluate(
     source = data or (card.data.name if card.data else None)
     if source is None:
         raise UsageError(f"The card of {exact} names no training data: name a data set with --data.")
-    options = (card.recipe or {}).get("data_options", {}) if data is None else {}
+    options = card.data.options if card.data and data is None else {}
     dataset = load_data(source, card.language, DataOptions.model_validate(options))
     notes = []
     if data is None and card.data and card.data.sha256 != dataset.sha256:

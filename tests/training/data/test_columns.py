@@ -200,7 +200,7 @@ def test_a_missing_language_is_asked_for_once(tmp_path: Path) -> None:
     assert text.count("no language") == 1
     assert "so in 49 more (line 3, line 4, line 5, ...)" in text
     assert "--language TAG" in text
-    assert "mine.csv: text is Text; columns not used: note" in text
+    assert "mine.csv: columns taken: text is Text; columns not used: note" in text
     text = error(write(tmp_path / "mine.csv", "text,language\n" + "Neno,Swahili\n" * 9))
     assert (
         "unknown language 'Swahili': give a BCP-47 tag such as sw, am or be. Did you mean 'sw'?; so in 8 more" in text
@@ -208,13 +208,21 @@ def test_a_missing_language_is_asked_for_once(tmp_path: Path) -> None:
     assert "--map language= --language TAG" in text
 
 
-def test_a_missing_clip_is_named_once_with_the_places_looked_at(tmp_path: Path) -> None:
-    text = error(
-        write(tmp_path / "mine.tsv", "path\tsentence\tlocale\n" + "".join(f"{one}.mp3\ta\tsw\n" for one in range(9)))
+def test_missing_clips_are_left_out_where_most_are_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(
+        tmp_path / "mine.tsv", "path\tsentence\tlocale\n" + "".join(f"{one}.mp3\ta {one}\tsw\n" for one in range(9))
     )
+    text = error(path)
     assert "mine.tsv line 2: audio '0.mp3' is missing or empty; so in 8 more (line 3, line 4, line 5, ...)" in text
-    assert "text is sentence, language is locale, image or audio is path" in text
+    assert "columns taken: text is sentence, language is locale, image or audio is path" in text
     assert "there in clips, audio, wavs, images and" in text
+    for number in range(8):
+        write(tmp_path / f"{number}.mp3", b"%d" % number if number else b"")
+    assert [row[0] for row in found(path, "text")] == [f"a {number}" for number in range(1, 8)]
+    told = capsys.readouterr().err
+    assert (
+        "2 x a row whose image or audio is missing or empty, left out (mine.tsv line 2, audio '0.mp3', mine.tsv" in told
+    )
 
 
 def test_what_is_left_out_is_told_with_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
