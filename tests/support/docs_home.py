@@ -124,6 +124,14 @@ def fill_folder(folder: Path) -> None:
     table = ["sentence;locale", *(f"{text};sw" for text in texts)]
     (folder / "mine.csv").write_text("\n".join(table) + "\n", encoding="cp1252")
     write_parquet([dict.fromkeys(SCHEMA.names) | row for row in _described_rows()], folder / "mine.parquet")
+    clips = folder / "cv-be" / "clips"
+    clips.mkdir(parents=True)
+    for place, split in enumerate(("train", "dev", "test")):
+        lines = ["client_id\tpath\tsentence\tup_votes\tlocale"]
+        for number in range(4 * place, 4 * place + 4):
+            (clips / f"{number}.wav").write_bytes(_speech(number))
+            lines.append(f"{number}\t{number}.wav\tжывёла {WORDS['be'][: number % 5]}{number}\t2\tbe")
+        (clips.parent / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _plain_adapter(folder / "my-adapter")
 
 
