@@ -20,7 +20,7 @@ NOT_SERVED: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }  # fmt: skip
 """Fields of OpenAI's for what is not served, and the values that ask for nothing."""
-_INNER = re.compile(r"(?<=content\.\d)\.\w+|\.\[key\]$")
+_INNER = re.compile(r"(content\.\d+)\.\w+|\.\[key\]$")
 
 
 class ApiError(Refused):
@@ -52,7 +52,7 @@ def invalid_body(errors: Sequence[Any], known: Iterable[str] = ()) -> ApiError:
     if not place and first["type"] == "missing":
         return ApiError(400, "the body is empty: send a JSON object", "invalid_json")
     # A part of a message has its type in its place, too
-    param = _INNER.sub("", ".".join(place)) or None
+    param = _INNER.sub(r"\1", ".".join(place)) or None
     if first["type"] == "extra_forbidden" and len(place) == 1:
         return unknown_field(place[0], known)
     message = first["msg"].removeprefix("Value error, ")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
 from kauli.models.engine.sampling import Draw, Sampling, choose
 
@@ -89,6 +89,29 @@ def test_top_k_and_top_p_are_those_of_transformers(top_k: int, top_p: float, tem
     cut = TopPLogitsWarper(top_p)(None, cut) if top_p < 1 else cut
     counts = drawn(logits[0], 4000, temperature=temperature, top_k=top_k, top_p=top_p)
     check_frequencies(counts, torch.softmax(cut[0], -1))
+
+
+@pytest.mark.parametrize(("min_p", "top_k", "top_p"), [(0.1, 0, 1.0), (0.3, 12, 1.0), (0.05, 0, 0.7), (1.0, 0, 1.0)])
+@pytest.mark.parametrize("vocabulary", [50, 3000])
+def test_min_p_is_that_of_transformers(min_p: float, top_k: int, top_p: float, vocabulary: int) -> None:
+    logits = some_logits(1, vocabulary)
+    cut = TopKLogitsWarper(top_k)(None, logits) if top_k else logits
+    cut = TopPLogitsWarper(top_p)(None, cut) if top_p < 1 else cut
+    counts = drawn(logits[0], 2000, temperature=1.0, min_p=min_p, top_k=top_k, top_p=top_p)
+    check_frequencies(counts, torch.softmax(MinPLogitsWarper(min_p)(None, cut)[0], -1))
+
+
+def test_what_is_added_to_scores_by_hand() -> None:
+    """OpenAI's formula: bias - count x frequency penalty - (count > 0) x presence penalty, of the answer alone."""
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    row = draw(prompt=(0, 0), frequency_penalty=0.5, presence_penalty=0.75, logit_bias=((3, 2.6),))
+    plain = draw()
+    found = [choose(logits.expand(2, -1).clone(), [row, plain]) for _ in range(5)]
+    # 3, 2, 1, 2.6 -> 1.75, 2, 1, 2.6 -> 1.75, 2, 1, 1.35 -> 1.75, 0.75, 1, 1.35 -> 1.25, 0.75, 1, 1.35
+    assert [one[0] for one in found] == [0, 3, 1, 0, 3]
+    assert [one[1] for one in found] == [0] * 5
+    forbidden = draw(logit_bias=((0, -100.0),))
+    assert choose(logits.clone(), [forbidden]) == [1]
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.9), (1500, 1.0), (2500, 0.95)])

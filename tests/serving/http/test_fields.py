@@ -105,7 +105,7 @@ def test_what_changes_nothing_is_taken(client: TestClient, changes: dict[str, An
         ({"modalities": ["text", "audio"]}, "modalities", 'modalities are not served: leave it out, or send ["text"]'),
         ({"web_search_options": {}}, "web_search_options", "web_search_options are not served: leave it out"),
         ({"logit_bias": {"999999": 1}}, "messages", "token 999999 is unknown: the tokens of this model are 0 to"),
-        ({"logit_bias": {"a": 1}}, "logit_bias.a.[key]", "valid integer"),
+        ({"logit_bias": {"a": 1}}, "logit_bias.a", "valid integer"),
         ({"stop": 5}, "stop", "stop: give a text or a list of texts"),
         ({"encoding_format": "float"}, "encoding_format", "unknown field 'encoding_format'."),
         ({"max_token": 3}, "max_token", "Did you mean 'max_tokens'?"),
