@@ -148,7 +148,7 @@ class Model:
         """(N, dim) float32: texts, then images, as vectors of length 1: their products are similarities."""
         if isinstance(texts, str):
             raise UsageError('texts is one text: give a list, texts=["..."]')
-        inputs = [*(whole(text, "a text") for text in texts), *map(image_bytes, images)]
+        inputs: list[str | bytes] = [*(whole(text, "a text") for text in texts), *map(image_bytes, images)]
         if not inputs:
             raise UsageError("nothing to embed: give texts=[...] or images=[...]")
         return self._local.embed(self._route, inputs)
@@ -160,9 +160,12 @@ class Model:
 
         They are those of the adapter's head; a base takes the names in `classes`.
         """
-        if (text is None) == (image is None):
+        if text is not None and image is None:
+            one: str | bytes = whole(text, "the text")
+        elif image is not None and text is None:
+            one = image_bytes(image)
+        else:
             raise UsageError("give either a text or image= to classify")
-        one = whole(text, "the text") if text is not None else image_bytes(image)
         return self._local.classify(self._route, [one], classes)[0]
 
     def close(self) -> None:

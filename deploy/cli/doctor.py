@@ -251,7 +251,7 @@ def _owner(port: int) -> str:
 
     try:
         for one in psutil.net_connections("tcp"):
-            if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid:
+            if one.status == psutil.CONN_LISTEN and getattr(one.laddr, "port", None) == port and one.pid:
                 return f"by process {one.pid} ({psutil.Process(one.pid).name()})"
     except psutil.Error:
         pass

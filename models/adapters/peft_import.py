@@ -242,13 +242,14 @@ def _base_tensor(base: "Base", name: str) -> Tensor | None:
         for path in sorted(base.folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:
                 if wanted in file.keys():  # noqa: SIM118 - no mapping
-                    return file.get_tensor(wanted)
+                    return _tensor(path, wanted)
     return None
 
 
 def _tensor(path: Path, key: str) -> Tensor:
     with safe_open(path, framework="pt") as file:
-        return file.get_tensor(key)
+        tensor: Tensor = file.get_tensor(key)
+        return tensor
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
