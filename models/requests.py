@@ -114,7 +114,7 @@ class Progress:
     language: str | None = None
     """Of a transcript: its language's BCP-47 tag, as asked for or as detected; None: unknown."""
     no_speech_prob: float | None = None
-    """Of a transcript: the probability that nothing is spoken in the clip; None: the model has none."""
+    """Of a transcript with `logprobs`: the probability that nothing is spoken; None: the model has none."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ class TranscriptionRequest:
     temperature: float = 0.0
     seed: int | None = None
     full_window: bool | None = None
-    """Whether the clip is padded with silence to the base's whole window; None: not for adapters that were trained on
-    unpadded clips, else it is."""
+    """Whether the clip is padded with silence to the base's whole window; None: as its adapter says, and for the base
+    it is."""
     logprobs: int | None = None
     """None: none; k: the log probabilities of the chosen tokens and of the k likeliest at each place."""
     words: bool = False

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isabstract
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -114,6 +115,14 @@ class Recogniser(SpeechModel, Generative):
     def languages(self, adapter: str | None = None) -> tuple[str, ...]:
         """The language tags that the base knows, or those that a loaded adapter was trained on."""
         return self._known if adapter is None else tuple(self._loaded[adapter].languages)
+
+    def window_of(self, adapter: str) -> float:
+        """Seconds that shorter clips are padded to for a loaded adapter; 0: they are taken at their own length."""
+        return 0.0
+
+    def set_window(self, folder: Path, seconds: float) -> None:
+        """Write such a window into an adapter's folder, where the architecture `pads`."""
+        raise NotImplementedError(f"{type(self).__name__} takes clips at their own length")
 
     def _language_of(self, request: TranscriptionRequest, adapter: str | None) -> str | None:
         """The language that is requested, or the only one of the adapter."""

@@ -29,7 +29,7 @@ from kauli.models.media.decode import RATE
 from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.chunking import pauses
 from kauli.models.speech.task import Recogniser, Row, SpeechModel
-from kauli.models.speech.whisper_adapter import LoadedWhisperAdapter, load_model, read_adapter
+from kauli.models.speech.whisper_adapter import LoadedWhisperAdapter, load_model, read_adapter, set_window
 from kauli.models.speech.whisper_decoder import ClipState, WhisperRunner
 from kauli.models.speech.whisper_model import LANGUAGE, WhisperBatch, WhisperExample, frame_count, packed_losses
 
@@ -138,7 +138,7 @@ class WhisperBase(SpeechModel):
 
     @torch.inference_mode()
     def _bits(
-        self, rows: Sequence[Row], losses: Callable[[WhisperBatch], Tensor], full_window: bool, at_once: int
+        self, rows: Sequence[Row], losses: Callable[[WhisperBatch], Tensor], window: float, at_once: int
     ) -> list[tuple[float, int]]:
         examples = self.encode(rows)
         bits = [0.0] * len(rows)
@@ -146,7 +146,7 @@ class WhisperBase(SpeechModel):
         for start in range(0, len(order), at_once):
             part = order[start : start + at_once]
             chosen = [examples[index] for index in part]
-            inputs = [self.model_input(example.samples, self.seconds * full_window) for example in chosen]
+            inputs = [self.model_input(example.samples, window) for example in chosen]
             batch = self.collate(chosen, inputs).to(self.device)
             found = losses(batch)[~batch.answer_ends].double() / math.log(2)
             owners = batch.answer_document[~batch.answer_ends]
@@ -194,11 +194,18 @@ class WhisperTask(WhisperBase, Recogniser):
                 stack.enter_context(runner.decoding.apply([(key, tokens)], kept=[(key, len(batch.answer_positions))]))
                 return packed_losses(runner.model, batch, lambda tag: self._embedding(tag, adapter))
 
-        return self._bits(rows, losses, self._padded(adapter, full_window), self.slots)
+        return self._bits(rows, losses, self._padding(adapter, full_window), self.slots)
 
-    def _padded(self, adapter: str | None, wanted: bool | None) -> bool:
-        """Whether clips are padded to the whole window: for the base and plain PEFT adapters, which learned so."""
-        return (adapter is None or not self._loaded[adapter].languages) if wanted is None else wanted
+    def _padding(self, adapter: str | None, full_window: bool | None) -> float:
+        """Seconds that shorter clips are padded to; where nothing is asked for, the base's or the adapter's own."""
+        own = self.seconds if adapter is None else min(self.seconds, self._loaded[adapter].window)
+        return own if full_window is None else self.seconds * full_window
+
+    def window_of(self, adapter: str) -> float:
+        return self._padding(adapter, None)
+
+    def set_window(self, folder: Path, seconds: float) -> None:
+        set_window(folder, seconds)
 
     def submit(
         self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None
@@ -215,7 +222,7 @@ class WhisperTask(WhisperBase, Recogniser):
             parts = [prompt[:at], self._embedding(language, adapter)[None], prompt[at + 1 :]]
         seconds = len(request.samples) / RATE
         room = _TOKENS_AT_REST + int(_TOKENS_A_SECOND * seconds)
-        spectrogram = self.model_input(request.samples, self.seconds * self._padded(adapter, request.full_window))
+        spectrogram = self.model_input(request.samples, self._padding(adapter, request.full_window))
         sampling = Sampling(
             temperature=request.temperature, seed=request.seed, ignore_eos=request.ignore_eos, no_repeat=NO_REPEAT
         )

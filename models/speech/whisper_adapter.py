@@ -1,9 +1,12 @@
 """The files of a Whisper adapter: reading, with all checks.
 
 An adapter folder has a PEFT adapter or, after full fine-tuning, `model.safetensors`; in `speech.json` the languages
-that it was trained on, and in `languages.safetensors` the embeddings of those that the base has no token for.
+that it was trained on and the window that its clips are padded to, and in `languages.safetensors` the
+embeddings of those languages that the base has no token for.
 """
 
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,14 @@ class LoadedWhisperAdapter(LoadedRecogniserAdapter):
     """With the embeddings (W,) of its languages that the base has no token for."""
 
     language_embeddings: dict[str, Tensor]
+    window: float
+    """Seconds that shorter clips are padded to; infinite for plain PEFT's, which learned with the whole window."""
+
+
+def set_window(folder: Path, seconds: float) -> None:
+    """Write the window into the folder of an adapter that was trained here."""
+    settings = read_json(folder / SETTINGS) | {"window": seconds}
+    (folder / SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> Any:
@@ -37,10 +48,12 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
 
 def read_adapter(folder: Path, base: Any, linears: dict[str, nn.Linear]) -> LoadedWhisperAdapter:
     """An adapter folder for the model `base`, with adaptable layers `linears`; KauliError where it does not fit."""
-    languages: tuple[str, ...] = ()
     embeddings: dict[str, Tensor] = {}
-    if (folder / SETTINGS).is_file():
-        languages = tuple(read_json(folder / SETTINGS).get("languages", ()))
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    languages = tuple(settings.get("languages", ()))
+    window = float(settings.get("window", 0.0 if languages else math.inf))
+    if not window >= 0:
+        raise KauliError(f"the window in {folder / SETTINGS} is {window}: seconds of 0 or more are allowed.")
     if (folder / LANGUAGES).is_file():
         embeddings = load_file(folder / LANGUAGES, device=str(base.device))
         width = base.config.d_model
@@ -50,6 +63,9 @@ def read_adapter(folder: Path, base: Any, linears: dict[str, nn.Linear]) -> Load
     if (folder / "model.safetensors").exists():
         model = load_model(folder, base.dtype).to(base.device)
         model.train(False)
-        return LoadedWhisperAdapter(languages=languages, model=model, language_embeddings=embeddings)
-    deltas = read_deltas(folder, linears, torch.float32)
-    return LoadedWhisperAdapter(languages=languages, deltas=deltas, language_embeddings=embeddings)
+        deltas = None
+    else:
+        model, deltas = None, read_deltas(folder, linears, torch.float32)
+    return LoadedWhisperAdapter(
+        languages=languages, deltas=deltas, model=model, language_embeddings=embeddings, window=window
+    )

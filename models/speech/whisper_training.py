@@ -98,7 +98,7 @@ class TrainableWhisper(WhisperBase, TrainableRecogniser):
 
         Clips are padded to the whole window, for which the base was made, until an adapter is attached.
         """
-        return self._bits(rows, self.trained, not self._attached, SLOTS)
+        return self._bits(rows, self.trained, 0.0 if self._attached else self.seconds, SLOTS)
 
     def served(self) -> WhisperTask:
         """The base as a `WhisperTask` on the same weights; read anew after full fine-tuning, which changed them."""

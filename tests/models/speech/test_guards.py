@@ -78,3 +78,29 @@ def test_a_text_in_another_script_is_no_loop_though_its_bytes_repeat() -> None:
     )
     assert compression_ratio(text) > 2.4
     assert GUARDS.judge(text, 0.9, -0.5) == (False, "")
+
+
+@pytest.mark.weights
+def test_a_real_base_writes_nothing_into_noise_without_a_word_and_speech_stays() -> None:
+    from kauli.models.bases.find import fetch_base
+    from kauli.models.media.decode import decode_audio
+    from kauli.models.requests import TranscriptionRequest
+    from kauli.models.speech.whisper import WhisperTask
+    from kauli.training.data.dataset import load_data
+
+    rows = load_data("starter", ["be"]).rows("test", ["be"], ["text", "audio"])
+    clips = [next(decode_audio(row["audio"]).samples for row in rows if row["text"] == "Цацарка."), noise(0.1)]
+    task = WhisperTask.load(fetch_base("whisper-base"), device="cpu")
+    texts, logprobs, no_speech = [""] * len(clips), [list[float]() for _ in clips], [0.0] * len(clips)
+    requests = [TranscriptionRequest(samples, "be", logprobs=0) for samples in clips]
+    for chunks in task.generate(requests, [None] * len(clips)):
+        for chunk in chunks:
+            texts[chunk.row] += chunk.text
+            logprobs[chunk.row] += [one.logprob for one in chunk.logprobs]
+            no_speech[chunk.row] = chunk.no_speech_prob or 0.0
+    speech, hiss = (
+        GUARDS.judge(text, probability, float(np.mean(values)))
+        for text, values, probability in zip(texts, logprobs, no_speech, strict=True)
+    )
+    assert (GUARDS.silent(clips[0]), speech) == (False, (False, ""))
+    assert hiss[1], texts[1]

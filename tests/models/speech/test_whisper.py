@@ -310,3 +310,19 @@ def test_training_does_not_start_from_an_adapter_of_fewer_layers(tmp_path: Path)
     task.attach(Lora(rank=4, alpha=8, targets="all-linear"))
     with pytest.raises(KauliError, match="has no counterpart"):
         task.start_from(folder)
+
+
+def test_the_probability_of_no_speech_is_that_of_transformers() -> None:
+    task, model = whisper(), reference()
+    token = task.tokenizer.convert_tokens_to_ids("<|nospeech|>")
+    clips = [row["samples"] for row in rows()[:3]]
+    mels = torch.stack([task.model_input(samples, task.seconds) for samples in clips])
+    with torch.no_grad():
+        start = torch.full((3, 1), model.config.decoder_start_token_id)
+        logits = model(input_features=mels, decoder_input_ids=start).logits[:, 0]
+    found: dict[int, float | None] = {}
+    for chunks in task.generate(
+        [TranscriptionRequest(one, "be", max_tokens=2, logprobs=0) for one in clips], [None] * 3
+    ):
+        found |= {chunk.row: chunk.no_speech_prob for chunk in chunks}
+    assert [found[row] for row in range(3)] == pytest.approx(logits.softmax(-1)[:, token].tolist(), rel=1e-3)

@@ -51,6 +51,12 @@ def test_embeddings_have_length_one_and_do_not_depend_on_their_batch(task: Align
     assert task.embed_images([]).shape == (0, task.dim)
 
 
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (4, 9000), (1, 1)])
+def test_a_picture_of_any_shape_is_embedded(task: AlignTask, size: tuple[int, int]) -> None:
+    found = task.embed_images([Image.new("RGB", size, "red")])
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(1))
+
+
 def test_texts_are_composed_before_they_are_read(task: AlignTask) -> None:
     assert torch.equal(task.embed_texts(["caf\u00e9"]), task.embed_texts(["cafe\u0301"]))
 
