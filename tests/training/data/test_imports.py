@@ -1,5 +1,9 @@
 """Imports of user data: media are streamed, formats are a table, and what changes in between is noticed."""
 
+import csv
+import gzip
+import io
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +51,55 @@ def test_every_row_keeps_its_own_media(tmp_path: Path) -> None:
         **{f"Neno {number}": (clip(number), None) for number in range(30)},
         **{f"Picha {number}": (None, b"\x89PNGx") for number in range(9)},
     }
+
+
+ENDS = ("mwisho.", "na; \\'hapa\\'", "| ሰላም", "mstari\nwa pili", "\u200d!")
+TEXTS = [f'Neno "{number}", {end}' for number in range(20) for end in ENDS]
+
+
+def written(path: Path, texts: list[str]) -> None:
+    rows = [{"text": text, "language": "sw"} for text in texts]
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind in ("parquet", "arrow"):
+        table = pa.Table.from_pylist(rows)
+        if kind == "parquet":
+            pq.write_table(table, path)
+        elif path.stem == "file":
+            with pa.ipc.new_file(path, table.schema) as whole:
+                whole.write_table(table, 7)
+        else:
+            with pa.ipc.new_stream(path, table.schema) as stream:
+                stream.write_table(table, 7)
+        return
+    if kind in ("csv", "tsv"):
+        content = io.StringIO()
+        csv.DictWriter(content, ["text", "language"], delimiter=",\t"[kind == "tsv"]).writerows(
+            [{"text": "text", "language": "language"}, *rows]
+        )
+        encoded = content.getvalue().encode()
+    elif kind == "txt":
+        encoded = "\n".join(texts).encode()
+    else:
+        encoded = (json.dumps(rows) if kind == "json" else "\n".join(map(json.dumps, rows))).encode()
+    path.write_bytes(gzip.compress(encoded) if path.suffix == ".gz" else encoded)
+
+
+NAMES = [f"mine{suffix}" for suffix in FORMATS] + ["file.arrow", "mine.csv.gz", "mine.jsonl.gz", "mine.TSV.GZ"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_format_gives_every_row(tmp_path: Path, name: str) -> None:
+    texts = [text.replace("\n", " ") for text in TEXTS] if name == "mine.txt" else TEXTS
+    written(tmp_path / name.lower(), texts)
+    (tmp_path / name.lower()).rename(tmp_path / name)
+    dataset = load_data(str(tmp_path / name), ["sw"])
+    assert sorted(row["text"] for row in dataset.rows()) == sorted(texts)
+    assert len({dataset.place(row["id"]) for row in dataset.rows()}) == len(texts)
+    cut = (tmp_path / name).read_bytes()[:-40]
+    if name.endswith((".parquet", "file.arrow", ".gz", ".GZ", ".json")):
+        (tmp_path / name).write_bytes(cut)
+        with pytest.raises(UsageError, match=r"damaged|cut off|not JSON"):
+            load_data(str(tmp_path / name), ["sw"])
 
 
 def test_a_new_format_is_a_line_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def read_json(file: Path, options: DataOptions) -> Iterator[tuple[str, dict[str,
 
 def _document(text: str, line: int) -> Iterator[tuple[str, dict[str, Any] | str]]:
     """The objects of a text in which they stand behind each other or in arrays, each with the line it begins in."""
-    at = depth = 0
+    at = depth = entry = 0
     while True:
         between = _BETWEEN.match(text, at)
         assert between is not None
@@ -53,7 +53,8 @@ def _document(text: str, line: int) -> Iterator[tuple[str, dict[str, Any] | str]
             message = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             yield f"line {line}", f"not JSON ({message}), and the rest of the file was not read"
             return
-        yield from _rows(value, f"line {line}")
+        entry += 1
+        yield from _rows(value, f"line {line} entry {entry}" if depth else f"line {line}")
         line, at = line + _line_ends(text[at:end]), end
     if depth:
         yield f"line {line}", "the array is never closed: the file is cut off"

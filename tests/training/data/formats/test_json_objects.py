@@ -36,7 +36,8 @@ def test_all_forms_give_the_rows(tmp_path: Path, form: str, suffix: str) -> None
 def test_rows_have_the_line_they_begin_in(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     path.write_text('[\n  {"a": 1},\r\n  {\n   "a": 2\n  }, {"a": 3}\n]\n')
-    assert [place for place, _raw in read_json(path, DataOptions())] == ["line 2", "line 3", "line 5"]
+    places = [place for place, _raw in read_json(path, DataOptions())]
+    assert places == ["line 2 entry 1", "line 3 entry 2", "line 5 entry 3"]
 
 
 @pytest.mark.parametrize(
