@@ -3,6 +3,8 @@
 Heavy imports are inside the functions, so that `kauli --help` answers at once.
 """
 
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +30,10 @@ def train(
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Train an adapter by a recipe, evaluate it on held-out data and publish it; an interrupted run is resumed."""
+    """Train an adapter by a recipe, evaluate it on held-out data and publish it; an interrupted run is resumed.
+
+    The second line of the result says whether the adapter is better than its base.
+    """
     from kauli.training.recipe_file import load_recipe
     from kauli.training.train import train as run_training
 
@@ -38,8 +43,8 @@ def train(
     )  # fmt: skip
     aliases = f" ({', '.join(result.aliases)})" if result.aliases else ""
     fields: dict[str, Any] = {"adapter": result.adapter, "path": str(result.path)}
-    fields |= {"metrics": dict(result.metrics), "aliases": list(result.aliases)}
-    output(as_json, fields, f"{result.adapter}{aliases}  {result.path}")
+    fields |= {"metrics": dict(result.metrics), "aliases": list(result.aliases), "verdict": asdict(result.verdict)}
+    output(as_json, fields, f"{result.adapter}{aliases}  {result.path}\n{result.verdict.text}")
     hint(f"kauli eval {result.adapter} --out report.html")
 
 
@@ -57,9 +62,11 @@ def evaluate(
         raise UsageError(f"split '{split}' is unknown: use train, validation or test")
     from kauli.training.evaluation.run import evaluate as run_evaluation
 
+    again = f"kauli eval {adapter}{f' --data {shlex.quote(data)}' if data else ''} --split {split}"
     result = run_evaluation(adapter, storage or default_storage(), data=data, split=split, out=out, limit=limit)
     output(as_json, result.to_json(), result.summary())
-    hint(f"open {out}" if out else f"kauli adapters promote {adapter.split('@')[0]}@VERSION prod; kauli serve")
+    better = f"kauli adapters promote {result.adapter} prod"
+    hint(f"open {shlex.quote(str(out))}" if out else better if result.verdict.better else f"{again} --out report.html")
 
 
 def compare(

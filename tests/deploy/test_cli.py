@@ -279,21 +279,29 @@ def test_storage_flag_beats_variable(store: str, tmp_path: Path, monkeypatch: py
 
 
 def test_train_prints_the_contract(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from kauli.training.evaluation.results import Verdict
+
     seen: dict[str, Any] = {}
 
     def train(recipe: Any, storage: str, **options: Any) -> Any:
         seen.update(recipe=recipe, storage=storage, **options)
-        return SimpleNamespace(adapter="text-ka@1", path=tmp_path, metrics={"bits_per_byte": 2.5}, aliases=["latest"])
+        verdict = Verdict(True, "text-ka@1 is better.")
+        return SimpleNamespace(
+            adapter="text-ka@1", path=tmp_path, metrics={"bits_per_byte": 2.5}, aliases=["latest"], verdict=verdict
+        )
 
     monkeypatch.setattr("kauli.training.train.train", train)
     words = ["train", "text-sw", "--set", "language=ka", "--set", "name=text-ka", "--storage", str(tmp_path)]
     result = run(*words, "--json")
     assert json.loads(result.stdout) == {
-        "adapter": "text-ka@1", "path": str(tmp_path), "metrics": {"bits_per_byte": 2.5}, "aliases": ["latest"]
+        "adapter": "text-ka@1", "path": str(tmp_path), "metrics": {"bits_per_byte": 2.5}, "aliases": ["latest"],
+        "verdict": {"better": True, "text": "text-ka@1 is better."},
     }  # fmt: skip
     assert (list(seen["recipe"].language), seen["recipe"].name) == (["ka"], "text-ka")
     assert seen["storage"] == str(tmp_path)
-    assert run(*words).stdout.startswith("text-ka@1 (latest)")
+    first, second = run(*words).stdout.splitlines()
+    assert first.startswith("text-ka@1 (latest)")
+    assert second == "text-ka@1 is better."
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device", "/a"), PermissionError(13, "Denied", "/x")])

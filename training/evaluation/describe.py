@@ -109,8 +109,9 @@ def described_rows(request: EvalRequest) -> tuple[dict[str, list[Row]], LeftOut]
     names = (request.split, NEW_PICTURES) if request.split == "test" else (request.split,)
     found: dict[str, list[Row]] = {}
     for name in names:
-        rows = image_rows(request.dataset, name, request.tags, request.instruction, left_out)
-        found[name] = list(room.fitting(rows, left_out))
+        mine = left_out if name == request.split else LeftOut(name)  # of training rows the training told
+        rows = image_rows(request.dataset, name, request.tags, request.instruction, mine)
+        found[name] = list(room.fitting(rows, mine))
     if not any(found.values()):
         raise request.nothing("image with a text", left_out)
     return found, left_out

@@ -47,6 +47,7 @@ def render_report(result: EvalResult, card: Card | None = None, profile: str = "
     return template.render(
         title=f"{result.adapter}: {_listed([display_name(tag) for tag in result.languages])}",
         lead=_lead(result),
+        verdict=result.verdict.text,
         facts=_facts(result, card),
         tiles=_tiles(result),
         groups=f"{result.groups:,}",

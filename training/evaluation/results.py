@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from html import escape
 from typing import Any
@@ -198,7 +198,7 @@ class EvalResult:
             "examples": self.examples,
             "groups": self.groups,
             "left_out": self.left_out,
-            "verdict": {"better": self.verdict.better, "text": self.verdict.text},
+            "verdict": asdict(self.verdict),
             "metrics": self.metrics,
             "base_metrics": self.base_metrics,
             **self._beside_baselines(),

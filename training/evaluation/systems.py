@@ -175,7 +175,8 @@ class Systems:
 
     def result(self, rows: Sequence[Row], generated: int = 0) -> EvalResult:
         """The evaluation on `rows`, `generated` of which were answered."""
-        request = self.request
+        request, split = self.request, self.left_out.split
+        kept = sum(row.get("split", split) == split for row in rows)
         scores = {name: Scores(tables, *self.sources.get(name, ())) for name, tables in self.tables.items()}
         others = [name for name in scores if name not in (ADAPTER, BASE) and any(self.tables[name].values())]
         metrics = {metric_of(one).name for tables in self.tables.values() for mine in tables.values() for one in mine}
@@ -185,7 +186,7 @@ class Systems:
             scores=scores[ADAPTER], base_scores=scores[BASE], baselines={name: scores[name] for name in others},
             samples=tuple(self.samples), signatures={"chrf": chrf_signature()} if "chrf" in metrics else {},
             data={"name": request.dataset.name, "sha256": request.dataset.sha256}, left_out=self.left_out.count,
-            notes=(*self.left_out.notes(len(rows)), *self.notes), task=self.how.task,
+            notes=(*self.left_out.notes(kept), *self.notes), task=self.how.task,
         )  # fmt: skip
 
 
