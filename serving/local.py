@@ -22,7 +22,7 @@ from kauli.serving.backends import RERANK_TEMPERATURE, Attachment, Backends
 from kauli.serving.events import Event, Failed, MediaForm, Piece, Ranked, Refused, Started
 from kauli.serving.routing import Catalogue, Route, choose_bases, newest_cards, public_name, served_task
 from kauli.serving.settings import load_settings
-from kauli.serving.tasks import TASKS, WORKERS
+from kauli.serving.tasks import TASKS, WORKERS, task_of_base
 from kauli.serving.transcript import Transcript
 
 _UNLIMITED = 1_000_000  # of seconds, tokens and queued requests: nobody else waits
@@ -247,8 +247,7 @@ class Local(Backends):
             return model, model
         if _is_base(model):
             takes = known_bases()[model].tasks if model in known_bases() else ("text",)
-            fitting = (name for name, row in TASKS.items() if row.bare and WORKERS[row.worker].base_task in takes)
-            return next(fitting), model
+            return task_of_base(takes), model
         card = self.registry.card(model)
         task = served_task(card)
         if task is None:
@@ -282,7 +281,8 @@ class Local(Backends):
                 raise UsageError(f"no adapter in {self.args.storage} can {TASKS[model].verb}. {advice}")
             if row.several:
                 return choose_bases(self.registry, tasks=(model,))
-            fitting = (card.base.name for one in fallback_chain(tag or "und") for card in cards if one in card.language)
+            tags = fallback_chain(tag) if tag else ()
+            fitting = (card.base.name for one in tags for card in cards if one in card.language)
             return [self._find(worker, next(fitting, self.args.worker(worker).base))]
         if model not in TASKS and _is_base(model):
             return [self._find(worker, model)]
