@@ -4,7 +4,7 @@ A task is what a request names as its model ("text", "classify"); a worker is wh
 file of the service and of the command reaches tasks through this table. Nothing heavy is imported here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 DEFAULT_BASE = "smollm2-135m-q4"
@@ -114,6 +114,11 @@ TASKS: Mapping[str, ServedTask] = {
 def workers_of(name: str) -> tuple[str, ...]:
     """All workers that a task may use: the one that answers, and those that encode its media."""
     return (TASKS[name].worker, *TASKS[name].encoders)
+
+
+def task_of_base(takes: Collection[str]) -> str:
+    """The task that a bare base answers; `takes` are those that it is made for."""
+    return next(name for name, row in TASKS.items() if row.bare and WORKERS[row.worker].base_task in takes)
 
 
 def media_paths(worker: str) -> frozenset[str]:
