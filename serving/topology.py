@@ -6,7 +6,7 @@ from typing import Any
 
 from kauli.models.adapters.card import Card
 from kauli.models.adapters.registry import Registry
-from kauli.models.bases.find import Base, find_base, known_bases
+from kauli.models.bases.find import Base, find_base, is_aligned
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import note
 from kauli.serving.routing import choose_bases, newest_cards, public_name, served_task
@@ -58,12 +58,6 @@ def choose_topology(registry: Registry, args: ServeArgs) -> Topology:
         if card.name in taken:
             note(f"The adapter {card.name} has the name of a task or a base: requests reach it as {card.spec} only.")
     return Topology(tasks, bases)
-
-
-def is_aligned(base: Base) -> bool:
-    """Whether the base's projections are trained: those of towers that were only joined are random."""
-    card = known_bases().get(base.name)
-    return card is None or card.towers is None
 
 
 def adapter_base(worker: str, card: Card) -> str | None:

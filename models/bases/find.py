@@ -70,6 +70,12 @@ def known_bases() -> dict[str, BaseCard]:
     return {name: BaseCard.model_validate(entry) for name, entry in entries.items()}
 
 
+def is_aligned(base: Base) -> bool:
+    """Whether the base's projections are trained: those of towers that were only joined are random."""
+    card = known_bases().get(base.name)
+    return card is None or card.towers is None
+
+
 def local_bases() -> list[str]:
     """Names of the bases that are on this machine, ready to use."""
     records = map(read_record, sorted((kauli_home() / "bases").glob("[!.]*/")))

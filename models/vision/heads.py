@@ -159,6 +159,11 @@ class Head:
         return cls(card.kind, card.classes, tensors, dict(card.scalars))
 
 
+def needs_text(kind: HeadKind) -> bool:
+    """Whether a head of this kind takes the names of its classes, in one space with the images."""
+    return "text" in _PARTS[kind][0]
+
+
 def _check_shots(kind: HeadKind, features: Tensor, labels: Tensor, classes: Sequence[str], text: Tensor | None) -> None:
     if len(classes) < 2 or len(set(classes)) != len(classes):
         raise UsageError(f"a head needs two or more classes with different names, not {list(classes)!r}.")
@@ -167,7 +172,7 @@ def _check_shots(kind: HeadKind, features: Tensor, labels: Tensor, classes: Sequ
             f"features must be (N, D) and labels (N,), not {tuple(features.shape)} and {tuple(labels.shape)}."
         )
     _check_features(features, features.shape[1])
-    if text is None and "text" in _PARTS[kind][0]:
+    if text is None and needs_text(kind):
         raise UsageError(
             f"a {kind} head needs `text`, an embedding of each class's prompt; prototype and linear do without."
         )

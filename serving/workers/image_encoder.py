@@ -18,7 +18,7 @@ from PIL.Image import Image
 
 from kauli.models.adapters.folder import check_base
 from kauli.models.adapters.registry import Registry
-from kauli.models.bases.find import Base
+from kauli.models.bases.find import Base, is_aligned
 from kauli.models.engine.precision import place
 from kauli.models.errors import KauliError, MediaError
 from kauli.models.languages import nfc
@@ -30,7 +30,6 @@ from kauli.models.vision.image_tower import ImageTower
 from kauli.serving.events import EncodedMedia, Failed, MediaForm, Ranked, Refused, Vectors, not_served
 from kauli.serving.routing import public_name
 from kauli.serving.settings import ServeArgs
-from kauli.serving.topology import is_aligned
 from kauli.serving.workers.worker import Encoding, EncodingQueue, Worker, refusable, unloadable, wrong_encoder
 
 _WAIT_S = 0.003  # how long an image waits for others to be computed with

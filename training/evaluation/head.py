@@ -1,12 +1,13 @@
 """Classification heads measured: macro-F1 and accuracy beside zero-shot, on the labelled images of a split."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kauli.models.bases.find import is_aligned
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
 from kauli.models.vision.heads import Head
@@ -44,7 +45,8 @@ def evaluate_head(request: EvalRequest) -> EvalResult:
     for name, one in ((ADAPTER, head), (BASE, zero)):
         systems.add(name, {request.tags[0]: score(one, found)})
     systems.notes.append(f"the base is zero-shot: the nearest of the {len(head.classes)} class names")
-    return systems.result(found.rows)
+    result = systems.result(found.rows)
+    return result if is_aligned(request.base) else replace(result, base=f"{result.base} (untrained: by chance)")
 
 
 def labelled_rows(request: EvalRequest, classes: Collection[str]) -> tuple[list[Row], LeftOut]:

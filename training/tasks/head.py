@@ -15,10 +15,10 @@ from pydantic import field_validator
 
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.head import FewShot
-from kauli.models.bases.find import Base
+from kauli.models.bases.find import Base, is_aligned
 from kauli.models.errors import UsageError
 from kauli.models.tasks import load_served
-from kauli.models.vision.heads import Head
+from kauli.models.vision.heads import Head, needs_text
 from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.head import (
     draw_shots,
@@ -70,6 +70,11 @@ class HeadTraining(TrainingTask):
         notes = check_rows(recipe, (found.train, validation), "image with a class name", found.notes)
         method, counts = recipe.method, Counter(label_of(row) for row in found.train)
         assert isinstance(method, FewShot)
+        if needs_text(method.head) and not is_aligned(base):
+            raise UsageError(
+                f"method.head {method.head} compares images with class names, and {base.name} has no trained space for "
+                "both: use --set base=kauli-clip, or --set method.head=linear."
+            )
         if few := [f"{name} ({count})" for name, count in counts.items() if count < method.shots]:
             raise UsageError(
                 f"method.shots {method.shots}: too few images in the 'train' split of {', '.join(few[:5])}"
