@@ -89,12 +89,16 @@ def serve(
 
 @app.command()
 def demo(
-    once: Annotated[bool, typer.Option("--once", help="Exit after the answers instead of serving on.")] = False,
-    minutes: Annotated[float, typer.Option("--minutes", min=0.05, help="Time of each training.")] = 3.0,
+    once: Annotated[bool, typer.Option("--once", help="Exit after the first round instead of serving on.")] = False,
+    minutes: Annotated[float, typer.Option("--minutes", min=0.05, help="Time of each training.")] = 2.0,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Some of transcribe, head, text, describe [all, in this order].")
+    ] = None,
     port: Annotated[int, typer.Option("--port", help="Port of the service.", min=1, max=65535)] = 8000,
     storage: Storage = None,
 ) -> None:
-    """Fetch bases, train adapters of every task, evaluate them, serve them and send requests."""
+    """Train an adapter of each task, serve it and ask it beside its base; further ones follow, until Ctrl-C."""
     from kauli.deploy.cli.demo import run_demo
 
-    run_demo(storage or default_storage(), minutes=minutes, port=port, once=once)
+    chosen = split_list(tasks, "--tasks") if tasks is not None else []
+    run_demo(storage or default_storage(), tasks=chosen, minutes=minutes, port=port, once=once)
