@@ -1,22 +1,26 @@
 """Transcripts measured: adapter beside base, on held-out audio, by character and word error rate.
 
-A Whisper base is measured as it was trained, with the clip padded to its whole window; the adapter on clips of their
-own length, as it was trained. The baseline `whole_window` is the adapter with the padded clip: it shows what the
-shorter input costs or gains.
+A Whisper base is measured as it was trained, with the clip padded to its whole window; the adapter as it is served,
+with the window that `choose_window` found. The baselines `whole_window` and `own_length` are the adapter with other
+windows: they show what the shorter or longer input costs or gains.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.loops import collapsed
 from kauli.training.evaluation.error_rates import NORMALISATION
 from kauli.training.evaluation.request import ADAPTER, MAX_CHARS_PER_SECOND, EvalRequest
-from kauli.training.evaluation.results import EvalResult
+from kauli.training.evaluation.results import EvalResult, paired
 from kauli.training.evaluation.rows import some_groups
-from kauli.training.evaluation.scorers import Row, clean
+from kauli.training.evaluation.scorers import Row, Tally, clean, score_answers
 from kauli.training.evaluation.systems import BASE, Answering, System, Systems, generate
 from kauli.training.features.audio import AudioRows, audio_rows
+
+WINDOW_CLIPS = 48
+"""Validation clips, about, by which an adapter's window is chosen."""
 
 
 def evaluate_transcribe(request: EvalRequest) -> EvalResult:
@@ -37,7 +41,11 @@ def evaluate_transcribe(request: EvalRequest) -> EvalResult:
     for_base: list[Row] = [{**row, "language": instead.get(row["language"], row["language"])} for row in rows]
     compared = [System(ADAPTER, rows, ADAPTER), System(BASE, for_base)]
     if task.pads:
-        compared.append(System("whole_window", rows, ADAPTER, {"full_window": True}))
+        others = [("whole_window", True, task.seconds), ("own_length", False, 0.0)]
+        compared += [
+            System(name, rows, ADAPTER, {"full_window": full})
+            for name, full, seconds in others if seconds != task.window_of(ADAPTER)
+        ]  # fmt: skip
     texts = systems.compare(task, compared, rows, rows)
     if fault := collapsed([clean(text) for text in texts[ADAPTER]], [str(row["text"]) for row in rows]):
         systems.notes.append(f"NOT SOUND: {fault}")
@@ -71,6 +79,36 @@ def transcribe(
 def check_transcripts(served: Any, rows: Sequence[Row], adapter: str = ADAPTER) -> str | None:
     """What is wrong with a loaded adapter's transcripts of these rows (loops, one text for all); None: nothing."""
     return collapsed(transcribe(served, rows, adapter), [str(row["text"]) for row in rows])
+
+
+def choose_window(served: Any, rows: Sequence[Row], folder: Path) -> str:
+    """Write to an adapter's folder the window that its clips are padded to; returns a sentence about it.
+
+    An adapter learns clips of their own length, and a young one has not learned them yet: its base knows long windows
+    alone. It gets the shortest window on which the next longer one does not improve beyond chance (CER, 95 % interval
+    of the difference over groups), of none, a quarter and the whole. Mature adapters get none: clips at their own
+    length are many times as fast.
+    """
+    rows, _ = some_groups(rows, WINDOW_CLIPS, "validation")
+    references = [str(row["text"]) for row in rows]
+    found: dict[float, Tally] = {}
+    chosen = 0.0
+    for window in (0.0, served.seconds / 4, served.seconds):
+        served.set_window(folder, window)
+        served.add_adapter(ADAPTER, folder)
+        texts = transcribe(served, rows, ADAPTER)
+        served.remove_adapter(ADAPTER)
+        found[window] = score_answers(texts, references, rows, ("transcript",))["cer"]
+        if window and not paired(found[window], found[chosen]).high < 0:
+            break
+        chosen = window
+    served.set_window(folder, chosen)
+    figures = ", ".join(f"{tally.value():.3f} {_window_name(window)}" for window, tally in found.items())
+    return f"Clips are taken {_window_name(chosen)}: character error rate on {len(rows)} validation clips {figures}"
+
+
+def _window_name(seconds: float) -> str:
+    return f"filled up to {seconds:g} s" if seconds else "at their own length"
 
 
 def request_for(row: Row, full_window: bool | None = None) -> TranscriptionRequest:

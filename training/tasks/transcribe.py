@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,15 +22,21 @@ from kauli.models.tasks import load_trainable
 from kauli.training.augment.audio import AudioAugmentation, SpecAugment, Speed, augmented_mel, augmented_wave
 from kauli.training.augment.table import augmentations
 from kauli.training.data.dataset import Dataset
-from kauli.training.evaluation.request import EvalRequest
+from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
-from kauli.training.evaluation.transcribe import check_transcripts, evaluate_transcribe, transcribed_rows
+from kauli.training.evaluation.transcribe import (
+    check_transcripts,
+    choose_window,
+    evaluate_transcribe,
+    transcribed_rows,
+)
 from kauli.training.features.audio import audio_rows
 from kauli.training.features.left_out import LeftOut
 from kauli.training.features.stored import StoredAudio
 from kauli.training.loop.checkpoint import TrainState
+from kauli.training.loop.session import Run
 from kauli.training.recipe import Recipe, method_of
-from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
+from kauli.training.tasks.base import Examples, Fitted, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, made_up_rows, weighted
 
 
@@ -164,6 +171,20 @@ class TranscribeTraining(TrainingTask):
     def learner(self, recipe: TranscribeRecipe, base: Base, examples: Examples, device: str) -> Learner:
         """A recogniser of the base's architecture."""
         return TranscribeLearner(load_trainable(self.name, base, device=device, dtype=torch.float32), recipe, examples)
+
+    def fit(self, run: Run, folder: Path) -> Fitted | None:
+        """Train; then choose the window that the adapter's clips are padded to, where the base pads."""
+        fitted = super().fit(run, folder)
+        if fitted is None or not fitted.served.pads:
+            return fitted
+        served, rows = fitted.served, fitted.examples.validation
+        run.tell(choose_window(served, rows, folder))
+        served.add_adapter(ADAPTER, folder)
+        if served.window_of(ADAPTER):  # the training's own figure is that of clips at their own length
+            bits, sizes = zip(*served.bits(rows, ADAPTER), strict=True)
+            fitted.state.best_validation = sum(bits) / sum(sizes)
+        served.remove_adapter(ADAPTER)
+        return fitted
 
     def check_measurable(self, request: EvalRequest) -> None:
         """Audio with a transcript."""

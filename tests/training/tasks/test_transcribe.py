@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from kauli.models.tasks import load_trainable
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.run import evaluate
-from kauli.training.evaluation.transcribe import evaluate_transcribe
+from kauli.training.evaluation.transcribe import choose_window, evaluate_transcribe
 from kauli.training.features.audio import audio_rows
 from kauli.training.recipe_file import parse_recipe
 from kauli.training.tasks.base import Examples
@@ -86,12 +87,42 @@ def test_a_run_is_published_and_measured_again_alike(data: str, tmp_path: Path) 
     card = Registry(str(tmp_path)).card("transcribe-x@1")
     assert (card.task, card.language) == ("transcribe", ["be"])
     folder = Registry(str(tmp_path)).fetch("transcribe-x@1")
-    assert json.loads((folder / "speech.json").read_text()) == {"languages": ["be"]}
+    assert json.loads((folder / "speech.json").read_text()) == {"languages": ["be"], "window": 0.0}
+    assert any(note.startswith("Clips are taken at their own length: character error rate") for note in card.notes)
     again = evaluate("transcribe-x@1", str(tmp_path), out=tmp_path / "report.html")
     assert again.metrics == pytest.approx(result.metrics)
     page = (tmp_path / "report.html").read_text()
     assert "Character error rate" in page
     assert "graphemes" in page
+
+
+@pytest.mark.parametrize(
+    ("right_from", "window", "name"),
+    [(0.0, 0.0, "at their own length"), (1.0, 1.0, "filled up to 1 s"), (4.0, 0.0, "at their own length")],
+)
+def test_an_adapter_gets_the_shortest_window_that_the_next_one_does_not_improve(
+    right_from: float, window: float, name: str, tmp_path: Path
+) -> None:
+    class Young:
+        """Transcribes right in windows of `right_from` seconds and more."""
+
+        seconds = 4.0
+
+        def set_window(self, folder: Path, seconds: float) -> None:
+            self.window = seconds
+
+        def add_adapter(self, key: str, folder: Path) -> None: ...
+
+        def remove_adapter(self, key: str) -> None: ...
+
+        def generate(self, requests: Any, adapters: Any) -> Any:
+            texts = ["кот" if self.window >= right_from else "хом" for _ in requests]
+            yield [SimpleNamespace(row=row, text=text, finish="stop") for row, text in enumerate(texts)]
+
+    rows = [{"id": str(n), "group": str(n), "language": "be", "samples": [], "text": "кот"} for n in range(12)]
+    young = Young()
+    assert choose_window(young, rows, tmp_path).startswith(f"Clips are taken {name}: character error rate on 12")
+    assert young.window == window
 
 
 def test_an_adapter_that_says_nothing_does_not_become_latest(
