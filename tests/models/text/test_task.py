@@ -11,6 +11,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from kauli.models.adapters.card import BaseReference, Card, Decoding
+from kauli.models.adapters.folder import write_card
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import find_base
 from kauli.models.engine.detokenize import TextStream
@@ -213,3 +215,31 @@ def test_a_stop_string_across_tokens_is_never_shown(task: TextTask) -> None:
 def test_system_messages_are_rendered(task: TextTask) -> None:
     request = TextRequest(messages=(Message("system", "be brief"), Message("user", "hi")))
     assert "be brief" in task.tokenizer.decode(task.prompt_tokens(request))
+
+
+def test_an_adapter_s_own_guards_hold_where_a_request_does_not_say(task: TextTask, tmp_path: Path) -> None:
+    folder = adapter_folder(tmp_path / "guarded", 5)
+    decoding = Decoding(no_repeat=1, max_tokens=40, tokens_per_prompt_token=0.5)
+    base = BaseReference.of(task.base)
+    card = Card(
+        name="guarded", task="text", language=["sw"], base=base, method={}, licence="CC0-1.0", decoding=decoding
+    )
+    write_card(folder, card)
+    task.add_adapter("guarded", folder)
+
+    def answered(adapter: str | None = "guarded", **options: Any) -> list[int]:
+        request = TextRequest.of_prompt("x" * 50, ignore_eos=True, logprobs=0, **options)
+        chunks = [chunk for step in task.generate([request], [adapter]) for chunk in step]
+        return [one.token for chunk in chunks for one in chunk.logprobs]
+
+    size = len(task.prompt_tokens(TextRequest.of_prompt("x" * 50)))
+    own = answered()
+    assert len(own) == min(40, math.ceil(size / 2))
+    assert len(set(own)) == len(own)  # no token twice
+    free = answered(no_repeat=0, max_tokens=60)
+    assert len(free) == 60
+    assert len(set(free)) < 60
+    assert own[0] == free[0]
+    assert len(answered(None)) == 128  # the base has none
+    raw = TextRequest(prompt="x", max_tokens=None)
+    assert task.guarded(raw, "guarded").max_tokens == 128  # a text to continue has no length of its own

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kauli.training.evaluation.results import EvalResult, Scores, format_value
+from kauli.training.evaluation.results import EvalResult, Scores, Verdict, format_value
 from kauli.training.evaluation.scorers import Tally, tally
 
 
@@ -72,3 +72,49 @@ def test_the_terminal_shows_both() -> None:
 )
 def test_a_metric_has_its_own_digits(metric: str, value: float | None, text: str) -> None:
     assert format_value(metric, value) == text
+
+
+def judged(**figures: tuple[Tally, Tally]) -> Verdict:
+    ours, base = ({"sw": {name: both[at] for name, both in figures.items()}} for at in (0, 1))
+    return EvalResult("x@1", "debug", ("sw",), "test", 0, 3, 3, 3, Scores(ours), Scores(base)).verdict
+
+
+def rate(metric: str, *values: float) -> Tally:
+    return tally(metric, [f"g{n}" for n in range(len(values))], [[value, 1.0] for value in values])
+
+
+@pytest.mark.parametrize(
+    ("figures", "better", "text"),
+    [
+        ({"bits_per_byte": (bits(1, 2), bits(2, 3))}, True, "x@1 is better than its base debug: "
+         "bits per byte 1.500, base 2.500."),
+        ({"bits_per_byte": (bits(2, 3), bits(1, 2))}, False, "x@1 is worse than its base debug: "
+         "bits per byte 2.500, base 1.500."),
+        ({"bits_per_byte": (bits(2, 2), bits(1, 3))}, False, "x@1 is not better than its base debug: "
+         "bits per byte 2.000, base 2.000 (no clear difference)."),
+        ({"bits_per_byte": (bits(1), bits(2))}, False, "x@1 is not better than its base debug: "
+         "bits per byte 1.000, base 2.000 (no clear difference)."),  # of one group
+        # The answers decide, and other figures are said
+        ({"bits_per_byte": (bits(1, 2), bits(2, 3)), "accuracy": (rate("accuracy", 1, 0), rate("accuracy", 0, 1))}, False,
+         "x@1 is not better than its base debug: accuracy 50.0 %, base 50.0 % (no clear difference); "
+         "bits per byte 1.500, base 2.500 (better)."),
+        ({"cer": (rate("cer", 0.1, 0.3), rate("cer", 0.5, 0.5)), "wer": (rate("wer", 0.2, 0.6), rate("wer", 0.4, 0.4))},
+         True, "x@1 is better than its base debug: character error rate 20.0 %, base 50.0 %; "
+         "word error rate 40.0 %, base 40.0 % (no clear difference)."),
+        ({"cer": (rate("cer", 0.1, 0.3), rate("cer", 0.5, 0.5)), "wer": (rate("wer", 0.5, 0.6), rate("wer", 0.4, 0.4))},
+         False, "x@1 is not better than its base debug: character error rate 20.0 %, base 50.0 % (better); "
+         "word error rate 55.0 %, base 40.0 % (worse)."),
+        ({"synthetic_cer": (rate("cer", 0.1, 0.3), rate("cer", 0.5, 0.5))}, True,
+         "x@1 is better than its base debug: character error rate 20.0 %, base 50.0 %."),
+    ],
+)  # fmt: skip
+def test_whether_it_is_better_is_said_in_words(
+    figures: dict[str, tuple[Tally, Tally]], better: bool, text: str
+) -> None:
+    assert judged(**figures) == Verdict(better, text)
+
+
+def test_the_verdict_stands_in_summary_and_json() -> None:
+    one = evaluation()
+    assert one.verdict.text in one.summary()
+    assert one.to_json()["verdict"] == {"better": one.verdict.better, "text": one.verdict.text}

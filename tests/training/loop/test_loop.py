@@ -175,6 +175,30 @@ def test_a_minutes_budget_ends_in_time(tmp_path: Path, monkeypatch: pytest.Monke
     assert (progress.step, progress.seconds, progress.finished) == (4, 10.0, True)
 
 
+def test_minutes_alone_limit_a_run_which_can_be_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(monotonic=map(float, itertools.count()).__next__)  # each look at it takes a second
+    monkeypatch.setattr("kauli.training.loop.loop.time", clock)
+    one, lines = recipe(steps=None, minutes=0.4, validate_every=2), list[dict[str, Any]]()
+    broken = loop_of(one, tmp_path, log=lines.append)
+    step = broken.step
+
+    def killed(examples: list[int]) -> float:
+        if broken.progress.step == 5:
+            raise KeyboardInterrupt
+        return step(examples)
+
+    monkeypatch.setattr(broken, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    progress = loop_of(one, tmp_path, log=lines.append).run()
+    assert (progress.restarts, progress.finished) == (1, True)
+    assert progress.step > 5
+    assert 24 <= progress.seconds < 28
+    steps = [(line["step"], line["budget"]) for line in lines if "loss" in line]
+    assert [number for number, _ in steps[:6]] == [1, 2, 3, 4, 5, 5]
+    assert 0 < steps[0][1] < steps[-1][1] <= 1
+
+
 def test_replayed_rows_are_learned_too(tmp_path: Path) -> None:
     content = recipe(steps=30, batch_tokens=300).model_dump()
     content["objective"] = {"regulariser": "replay", "weight": 0.3}
