@@ -95,8 +95,8 @@ def rate(metric: str, *values: float) -> Tally:
         ({"bits_per_byte": (bits(1), bits(2))}, False, "x@1 is not better than its base debug: "
          "bits per byte 1.000, base 2.000 (no clear difference)."),  # of one group
         # The answers decide, and other figures are said
-        ({"bits_per_byte": (bits(1, 2), bits(2, 3)), "accuracy": (rate("accuracy", 1, 0), rate("accuracy", 0, 1))}, False,
-         "x@1 is not better than its base debug: accuracy 50.0 %, base 50.0 % (no clear difference); "
+        ({"bits_per_byte": (bits(1, 2), bits(2, 3)), "accuracy": (rate("accuracy", 1, 0), rate("accuracy", 0, 1))},
+         False, "x@1 is not better than its base debug: accuracy 50.0 %, base 50.0 % (no clear difference); "
          "bits per byte 1.500, base 2.500 (better)."),
         ({"cer": (rate("cer", 0.1, 0.3), rate("cer", 0.5, 0.5)), "wer": (rate("wer", 0.2, 0.6), rate("wer", 0.4, 0.4))},
          True, "x@1 is better than its base debug: character error rate 20.0 %, base 50.0 %; "
