@@ -76,7 +76,7 @@ def read_delimited(file: Path, options: DataOptions) -> Iterator[tuple[str, dict
         lines.take()
     repeated = [name for name in header if header.count(name) > 1]
     if repeated:
-        yield f"line {first[0]}", f"the header has the column '{repeated[0]}' twice"
+        yield f"line {first[0]}", f"the header has the column '{repeated[0]}' twice: rename one, or add a header line"
         return
     literal = delimiter == "\t" and not quoted
     unquoted = {name.lower() for name in header} >= _COMMON_VOICE  # at once, since its files are large
@@ -101,7 +101,7 @@ def _row(lines: _Lines, delimiter: str, header: list[str], literal: bool, all_qu
     if loose and (found := _quoted(lines, delimiter, 0 if all_quoted else len(header))):
         loose, fields, count = False, found[0], found[1]
     else:
-        fields = _loose(text, delimiter) if loose else _split(text, delimiter)
+        fields = _loose(text, delimiter) if loose else [_enclosed(field) for field in _split(text, delimiter)]
     for _ in range(count):
         lines.take()
     fields = _filled(fields, len(header))
@@ -132,6 +132,13 @@ def _names(fields: list[str]) -> list[str]:
 
 def _split(text: str, delimiter: str) -> list[str]:
     return text.rstrip("\r\n").split(delimiter)
+
+
+def _enclosed(text: str) -> str:
+    """A field without the quotes around it, if those within are doubled: nobody writes a text so."""
+    within = text[1:-1].replace('""', "")
+    doubled = len(within) < len(text) - 2 and '"' not in within and text.startswith('"') and text.endswith('"')
+    return _unquoted(text[1:-1], escaped=False) if doubled else text
 
 
 def _loose(text: str, delimiter: str) -> list[str]:

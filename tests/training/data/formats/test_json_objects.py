@@ -44,7 +44,7 @@ def test_rows_have_the_line_they_begin_in(tmp_path: Path) -> None:
     ("content", "place", "message"),
     [
         ('{"a": 1}\n{"a": 1,\n{"a": 2}', "line 2", "not JSON (Expecting property name"),
-        ('{"a": 1}\n[1]\n', "line 2", "not an object {...}"),
+        ('{"a": 1}\n[1]\n', "line 2 entry 1", "not an object {...}"),
         ('{"a": 1, "a": 2}', "line 1", "not JSON (the key 'a' is there twice)"),
         ('[{"a": 1},\n{"a": 2}', "line 2", "the array is never closed: the file is cut off"),
         ('[{"a": 1},\n{"a": ', "line 2", "and the rest of the file was not read"),
