@@ -125,7 +125,8 @@ def test_a_line_whose_quotes_do_not_match_is_named(tmp_path: Path) -> None:
         ("a.csv", "language,text\nsw,moja,x\n", {}, [["more fields than the header has columns (language, text)"]]),
         ("a.csv", "sep=;\nlanguage;text\nsw;moja\n", {}, [["sw", "moja"]]),
         ("a.csv", "PK\x03\x04\0\0\n\0\n", {}, [["no text file: its header holds NUL characters"]]),
-        ("a.csv", "text,text\nsw,moja\n", {}, [["the header has the column 'text' twice: rename one, or add a header line"]]),
+        ("a.csv", "text,text\nsw,moja\n", {},
+         [["the header has the column 'text' twice: rename one, or add a header line"]]),
         ("a.csv", "", {}, []),
     ],
 )  # fmt: skip
