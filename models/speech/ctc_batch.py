@@ -129,7 +129,8 @@ def answer(ticket: ClipTicket, logits: Tensor) -> Progress:
                 for (place, _), (first, end) in zip(cut, frames, strict=False)
             ]
         )
-    return Progress(text, len(cut), "stop" if len(cut) == len(path) else "length", logprobs, words, ticket.language)
+    finish = "stop" if len(cut) == len(path) else "length"
+    return Progress(text, len(cut), finish, logprobs, words=words, language=ticket.language)
 
 
 def letter_frames(logits: Tensor, blank: int) -> list[tuple[int, int]]:
