@@ -49,6 +49,7 @@ _OTHER_MARKS = (
     (b"PK\3\4", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip archive"),
     (b"%PDF", "a PDF"),
+    (b"version https://git-lfs", "a pointer of Git LFS (git lfs pull fetches the file)"),
     (b"\x89PNG", "an image"),
     (b"\xff\xd8\xff", "an image"),
     (b"GIF8", "an image"),

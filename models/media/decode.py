@@ -209,6 +209,8 @@ def decode_audio(data: bytes, limits: AudioLimits = AudioLimits()) -> DecodedAud
         raise audio_format.refusal(audio_format.FOREIGN[name], " without the extra av (pip install 'kauli[av]')")
     if name == "WAV":
         data = audio_format.with_sizes(data)
+    if name == "FLAC" and data[-128:-125] == b"TAG":  # ID3v1 behind the audio, which libFLAC takes for a broken frame
+        data = data[:-128]
     try:
         return _decoded(name, data, limits)
     except MediaError:

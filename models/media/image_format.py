@@ -12,6 +12,7 @@ ALLOWED = "PNG, JPEG, WEBP, GIF or BMP"
 _MARKS = ((b"\x89PNG\r\n\x1a\n", "PNG"), (b"\xff\xd8\xff", "JPEG"), (b"GIF8", "GIF"), (b"BM", "BMP"))
 _REFUSED = (
     (b"%PDF", "a PDF"),
+    (b"version https://git-lfs", "a pointer of Git LFS (git lfs pull fetches the file)"),
     (b"II*\0", "a TIFF"),
     (b"MM\0*", "a TIFF"),
     (b"\x1f\x8b", "a compressed file (an .svgz?)"),
@@ -80,6 +81,8 @@ def _what_instead(data: bytes) -> str:
         return "a HEIC, AVIF or video file"
     # Without byte order marks, and UTF-16 as ASCII.
     start = data[:256].lstrip(b"\xef\xbb\xbf\xff\xfe").replace(b"\0", b"").lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page"
     if start.startswith(_SVG_STARTS):
         return "an SVG drawing or other XML"
     return f"a file of an unknown type (its first bytes are {data[:12]!r})"

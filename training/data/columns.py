@@ -1,5 +1,6 @@
 """Which column of a user's file is taken as which of ours, and the rows that its values make."""
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -27,15 +28,20 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "file": ("file_name", "filename", "file", "path"),
 }
 """`system` and `input` join the prompt; `file` is an image or audio by its suffix, where neither has a column."""
+_KNOWN = {name for names in _NAMES.values() for name in names} | set(SCHEMA.names)
 _OURS = (*_NAMES, *(name for name in SCHEMA.names if name not in _NAMES))
 # Of Common Voice and FLEURS: about the speaker and the votes
 _SILENT = frozenset(
     ("client_id", "sentence_id", "sentence_domain", "up_votes", "down_votes", "age", "gender", "accent", "accents")
 ) | {"variant", "segment", "num_samples", "phonemes"}
-_IMAGES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif"))
-_AUDIO = frozenset(
-    (".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".webm", ".aac", ".aiff", ".aif", ".au", ".amr")
-)
+_MOST_LISTED = 20
+_INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff]")
+SUFFIXES = {
+    "image": (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif"),
+    "audio": (".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".mp4", ".webm", ".aac", ".aiff", ".aif", ".au",
+              ".amr"),
+}  # fmt: skip
+"""Of files, in the order in which they are tried for a name without one."""
 
 
 def check_map(given: Mapping[str, str]) -> None:
@@ -63,8 +69,19 @@ def columns_taken(names: Iterable[str], given: Mapping[str, str]) -> dict[str, s
     return taken
 
 
+def flat(raw: dict[str, Any]) -> dict[str, Any]:
+    """The values of `{"translation": {"en": ..., "sw": ...}}` as columns `translation.en` and `translation.sw`."""
+    found: dict[str, Any] = {}
+    for name, value in raw.items():
+        if isinstance(value, dict) and value and _normal(name) not in _KNOWN:
+            found |= {f"{name}.{key}": one for key, one in value.items()}
+        else:
+            found[name] = value
+    return found
+
+
 def _normal(name: str) -> str:
-    return "_".join(str(name).strip().casefold().replace("-", " ").split())
+    return "_".join(_INVISIBLE.sub("", str(name)).strip().casefold().replace("-", " ").split())
 
 
 def _key(name: str, normal: Mapping[str, str]) -> str | None:
@@ -76,10 +93,16 @@ def missing(given: Mapping[str, str], names: Iterable[str]) -> list[str]:
     names = sorted(names)
     normal = {name: name for name in (*names, *map(_normal, names))}
     return [
-        f"no column '{theirs}' for {ours}: it has {', '.join(names)}.{nearest(theirs, names)}"
+        f"no column '{theirs}' for {ours}: it has {listed(names)}.{nearest(theirs, names)}"
         for ours, theirs in given.items()
         if theirs and _key(theirs, normal) is None
     ]
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names of columns in order; of many, the first."""
+    names = sorted(names)
+    return ", ".join(names[:_MOST_LISTED]) + f" and {len(names) - _MOST_LISTED:,} more" * (len(names) > _MOST_LISTED)
 
 
 def told(taken: Mapping[str, str], names: Iterable[str], *, whole: bool = False) -> str:
@@ -88,10 +111,10 @@ def told(taken: Mapping[str, str], names: Iterable[str], *, whole: bool = False)
     others = [
         ours if ours == theirs else f"{ours} is {theirs}" for ours, theirs in shown.items() if whole or ours != theirs
     ]
-    unused = sorted(name for name in {*names} - {*taken.values()} if whole or _normal(name) not in _SILENT)
+    unused = [name for name in {*names} - {*taken.values()} if whole or _normal(name) not in _SILENT]
     start = "columns taken: " if whole else ""
     return "; ".join(
-        [start + ", ".join(others)] * bool(others) + [f"columns not used: {', '.join(unused)}"] * bool(unused)
+        [start + ", ".join(others)] * bool(others) + [f"columns not used: {listed(unused)}"] * bool(unused)
     )
 
 
@@ -150,4 +173,4 @@ def _messages(value: Any, role: str) -> list[Any]:
 
 def _kind_of(file: str) -> str | None:
     suffix = PurePath(file).suffix.lower()
-    return "image" if suffix in _IMAGES else "audio" if suffix in _AUDIO else None
+    return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)

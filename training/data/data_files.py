@@ -17,6 +17,24 @@ _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state
 _NO_CLIPS = ("invalidated", "other", "reported", "clip_durations", "validated_sentences", "unvalidated_sentences")
 _PACKED = {".zip": "unpack it first", ".tar": "unpack it first", ".tgz": "unpack it first", ".gz": "unpack it first"}
 _PACKED |= {".xlsx": "save it as CSV", ".xls": "save it as CSV", ".ods": "save it as CSV"}
+# Of files that have the name of a format of text, and aren't one
+_FOREIGN = {
+    b"PK\3\4": "a ZIP archive or an Excel file: unpack it, or save it as CSV",
+    b"\xd0\xcf\x11\xe0": "an old Excel or Word file: save it as CSV",
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself by git lfs pull",
+    b"%PDF-": "a PDF: save its table as CSV",
+    b"PAR1\x15": "a Parquet file: call it .parquet",
+    b"ARROW1\0": "an Arrow file: call it .arrow",
+    b"SQLite format 3\0": "an SQLite database: save its table as CSV",
+} | dict.fromkeys((b"<!DOCTYPE", b"<!doctype", b"<html"), "a web page: download the file itself")
+
+
+def foreign(file: Path) -> str | None:
+    """What a file is by its first bytes, and what to do, where they don't fit its name; None where they may."""
+    with file.open("rb") as handle:
+        start = handle.read(32)
+    found = next((what for mark, what in _FOREIGN.items() if start.lstrip().startswith(mark)), "")
+    return f"this is {found}" if found and not found.endswith(f" {format_of(file)}") else None
 
 
 def data_files(path: Path) -> list[tuple[Path, str | None]]:
@@ -30,7 +48,8 @@ def data_files(path: Path) -> list[tuple[Path, str | None]]:
     first = [file for file in found if format_of(file) not in SECOND_CHOICE]
     chosen = first or [file for file in found if format_of(file) == ".json"] or found
     if not chosen:
-        raise UsageError(f"no data in '{path}': it holds no file of {READABLE}.")
+        table = "Images and clips need a table that names them, such as metadata.csv with file_name and text."
+        raise UsageError(f"no data in '{path}': it holds no file of {READABLE}. {table}")
     if len(chosen) < len(found):
         others = ", ".join(file.relative_to(path).as_posix() for file in found if file not in chosen)
         note(f"{path}: not read, since there is data in other formats: {others}")

@@ -11,7 +11,8 @@ _DETAIL = re.compile(r"'[^']*'|\d+")
 BESIDE = ("clips", "audio", "wavs", "images", "{stem}", "audio/{stem}")
 """Folders in which media of a file are looked for: Common Voice, FLEURS and LJ Speech name the file alone."""
 _LOOKED = (
-    f"files are looked for beside the data's, there in {', '.join(BESIDE[:4])} and in a folder called as the data's"
+    f"files are looked for beside the data's, there in {', '.join(BESIDE[:4])} and in a folder called as the data's: "
+    "write their paths from there"
 )
 _WAYS_OUT = {
     "not UTF-8": "the encoding can be named: --encoding cp1252 (Western Europe), cp1250, cp1251, ...; in a recipe "
@@ -19,11 +20,13 @@ _WAYS_OUT = {
     "no language": "name the language: --language TAG, or the column that holds it: --map language=COLUMN; in a recipe "
     "data_options.language and data_options.map.language",
     "unknown language": "a column that holds no tags can be left out: --map language= --language TAG",
-    "id '": "a column `id` that isn't one a row can be left out: --map id=",
+    "id ": "a column `id` that isn't one a row can be left out: --map id=",
     "image '": _LOOKED,
     "audio '": _LOOKED,
-    "no column": "name the columns: --map text=COLUMN,prompt=COLUMN,...; in a recipe data_options.map.text. A file of "
-    "fields needs a header line",
+    "no column": "name the columns: --map text=COLUMN,prompt=COLUMN,...; in a recipe data_options.map.text. CSV needs "
+    "a header line, nothing above it, and its delimiter (--delimiter). JSON needs an object for each row, as pandas' "
+    "to_json(orient='records') writes",
+    "not JSON": "each line is one object with names and texts in double quotes, or the file is one array of them",
 }
 """Start of a problem -> what to do about it."""
 

@@ -6,13 +6,14 @@ images and audio are hashed while they are read, and copied only when the file i
 
 import hashlib
 import re
+from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePath
 from tempfile import TemporaryFile
 from typing import Any
 
@@ -26,8 +27,8 @@ from kauli.models.files import sha256_file
 from kauli.models.languages import check_tag, nfc
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
-from kauli.training.data.columns import check_map, columns_taken, missing, rows_of, told
-from kauli.training.data.data_files import SPLIT_NAMES, data_files
+from kauli.training.data.columns import SUFFIXES, check_map, columns_taken, flat, listed, missing, rows_of, told
+from kauli.training.data.data_files import SPLIT_NAMES, data_files, foreign
 from kauli.training.data.findings import BESIDE, Findings
 from kauli.training.data.formats.table import FORMATS, format_of
 from kauli.training.data.groups import short_hash
@@ -38,6 +39,7 @@ from kauli.training.data.splits import in_groups
 FORMAT = 3
 """Increase it when the same data gives other rows: imported files are then written again."""
 _SHA256_OF_NOTHING = hashlib.sha256(b"").hexdigest()
+_NO_ROWS = "a file without rows"
 _SHOWN = 100  # characters of a path
 _BROKEN = re.compile("[\ufffd\ud800-\udfff]")
 _TEXTS = ("id", "group", "language", "prompt", "text", "source", "licence", "split", "flags")
@@ -132,7 +134,9 @@ def _checked_rows(path: Path, options: DataOptions) -> list[dict[str, Any]]:
     reading = _Reading(options)
     for file, rows in groupby(enumerate(_raw_rows(path, options)), key=lambda item: item[1][0]):
         for number, (_file, place, raw) in rows:
-            if isinstance(raw, str):
+            if raw == _NO_ROWS:
+                reading.findings.left_out(_NO_ROWS, file.label)
+            elif isinstance(raw, str):
                 reading.findings.problem(file.label, place, raw)
             else:
                 _take(raw, place, number, file, reading)
@@ -153,8 +157,12 @@ def _raw_rows(path: Path, options: DataOptions) -> Iterator[tuple[_File, str, di
     """(file, place in it, values or what is wrong) of each row, always in the same order."""
     for file, split in data_files(path):
         opened = _File(file, file.name if file == path else file.relative_to(path).as_posix(), split)
-        for place, raw in FORMATS[format_of(file) or ""](file, options):
-            yield opened, place, raw
+        fault = foreign(file)
+        place = None
+        for place, raw in [("", fault)] if fault else FORMATS[format_of(file) or ""](file, options):
+            yield opened, place, raw if isinstance(raw, str) else flat(raw)
+        if place is None:
+            yield opened, "", _NO_ROWS
 
 
 def _finish(file: _File, reading: _Reading) -> None:
@@ -163,8 +171,8 @@ def _finish(file: _File, reading: _Reading) -> None:
         reading.findings.problem(file.label, "", fault)
     taken = {ours: name for one in file.taken.values() for ours, name in one.items()}
     if file.columns and not set(taken) & {"text", "messages", "file", *MEDIA}:
-        found = ", ".join(sorted(file.columns))
-        reading.findings.problem(file.label, "", f"no column is known to hold a text, image or audio: it has {found}")
+        text = f"no column is known to hold a text, image or audio: it has {listed(file.columns)}"
+        reading.findings.problem(file.label, "", text)
         return
     reading.findings.columns(file.label, told(taken, file.columns, whole=True))
     if text := told(taken, file.columns):
@@ -262,12 +270,13 @@ def _row(values: dict[str, Any], where: str, number: int, file: _File, reading: 
 
 def _text(name: str, value: Any) -> str | None:
     """NFC text, None for an empty one; ids and groups may be integers."""
-    if value is None:
+    if value is None or value != value:  # pandas has NaN where there is none
         return None
     if isinstance(value, int) and name in ("id", "group"):
         value = str(value)
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {type(value).__name__}, not text")
+        way = ": give each row a text of its own" if isinstance(value, dict | list) else ""
+        raise ValueError(f"{name} is {type(value).__name__}, not text{way}")
     if _BROKEN.search(value):
         raise ValueError(f"{name} was decoded wrongly when the file was made (it holds U+FFFD or a lone surrogate)")
     return nfc(value).strip() or None
@@ -293,6 +302,11 @@ def _media_value(name: str, value: Any) -> bytes | str | None:
         return _encoded(name, value["array"], value["sampling_rate"])
     if isinstance(value, dict) and set(value) >= {"bytes", "path"}:
         value = value["bytes"] or value["path"]
+    if isinstance(value, str) and value.startswith("data:"):
+        try:
+            value = b64decode(value.partition(",")[2], validate=True)
+        except ValueError as error:
+            raise ValueError(f"{name} is a data: URI that can't be decoded ({error})") from error
     if value is not None and not isinstance(value, bytes | str):
         raise ValueError(f"{name} is {type(value).__name__}, neither bytes nor a path")
     return value or None
@@ -323,9 +337,14 @@ def _media(name: str, given: Any, number: int, file: _File, columns: dict[str, s
         return _MediaFile(hashlib.sha256(value).hexdigest(), number, None, columns[name])
     folder = file.path.parent
     stem = file.path.name.split(".")[0]
+    if "://" in value:
+        raise ValueError(f"{name} '{value[:_SHOWN]}' is an address: download the files, and give their names")
+    suffixes = ("", *SUFFIXES[name]) if not PurePath(value).suffix else ("",)
     for beside in dict.fromkeys((file.beside, "", *(one.format(stem=stem) for one in BESIDE))):
+        path = value.replace("\\", "/")
         try:
-            found = (folder / beside / value.replace("\\", "/")).resolve()
+            options = [(folder / beside / f"{path}{suffix}").resolve() for suffix in suffixes]
+            found = next((one for one in options if one.is_file()), options[0])
             there = found.is_file() and found.stat().st_size > 0
         except (OSError, ValueError):  # no name that a file could have
             break

@@ -220,7 +220,7 @@ def test_bytes_that_are_not_utf8_and_lines_that_are_not_json(tmp_path: Path) -> 
         load_data(str(path))
     assert "line 1: not UTF-8 (byte 29)" in str(caught.value)
     assert "line 2: not JSON" in str(caught.value)
-    assert "line 3: not an object" in str(caught.value)
+    assert "line 3 entry 1: not an object" in str(caught.value)
     (tmp_path / "mine.csv").write_bytes(b"language,text\nsw,ok\nsw,\xe9t\xe9\nsw,a,b\n")
     with pytest.raises(UsageError) as caught:
         load_data(str(tmp_path / "mine.csv"))
