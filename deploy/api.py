@@ -9,9 +9,11 @@ Every function raises `kauli.models.errors.UsageError` for wrong use and `KauliE
 failed; the message says what to do. `storage` is a folder or a URI, by default that of the command.
 """
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread, current_thread, main_thread
 from typing import TYPE_CHECKING, Annotated, Any, Self, Unpack
 
 import numpy as np
@@ -89,6 +91,7 @@ class Model:
 
     def __init__(self, local: Local, route: Route) -> None:
         self._local, self._route = local, route
+        weakref.finalize(self, _let_go, local)  # a cell that is run again drops the model of its last run
 
     @property
     def adapter(self) -> str | None:
@@ -111,7 +114,7 @@ class Model:
 
     def stream(self, prompt: str | Sequence[Mapping[str, str]], **options: Unpack[Sampling]) -> Iterator[str]:
         """The same answer piece by piece; leaving the iteration ends it."""
-        return self._local.stream(self._route, _request(prompt, options))
+        yield from self._local.stream(self._route, _request(prompt, options))
 
     def describe(
         self, image: ImageSource | None = None, audio: AudioSource | None = None, prompt: str | None = None, *,
@@ -241,6 +244,14 @@ def evaluate(
 def adapters(storage: str | Path | None = None) -> list[AdapterRow]:
     """All versions in the registry, names in order, newest versions first, as `kauli adapters list` shows them."""
     return list_adapters(Registry(str(storage or default_storage())))
+
+
+def _let_go(local: Local) -> None:
+    """Close what a dropped model has, also at the program's end; in another thread where this may be one of its own."""
+    if current_thread() is main_thread():
+        local.close()
+    else:
+        Thread(target=local.close, daemon=True).start()
 
 
 def _checked(options: Mapping[str, Any]) -> dict[str, Any]:

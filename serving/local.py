@@ -1,6 +1,7 @@
 """Answers as the service would give, in this process: the same routing, workers, reranking and cuts of long audio."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, aclosing, closing
@@ -149,7 +150,7 @@ class Local(Backends):
                 if isinstance(event, Piece):
                     yield event.text
         finally:
-            if not self._loop.is_closed():
+            if not self._loop.is_closed() and not sys.is_finalizing():  # then the loop's thread has ended
                 self.run(events.aclose())
 
     def describe(

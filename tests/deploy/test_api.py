@@ -3,6 +3,9 @@
 import asyncio
 import io
 import json
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +80,20 @@ def test_weights_are_loaded_once_and_let_go_at_the_end(monkeypatch: pytest.Monke
     with pytest.raises(UsageError, match="closed: load it again"):
         model.generate(ASKED)
     first.close()  # type: ignore[attr-defined]
+
+
+def test_a_model_that_is_dropped_frees_its_weights() -> None:
+    before = threading.enumerate()
+    model = load("debug")
+    assert len(list(load("debug").stream(ASKED, max_tokens=4, seed=1))) > 0  # it lives as long as its stream
+    del model
+    assert [thread for thread in threading.enumerate() if thread not in before and thread.name == "generator"] == []
+
+
+def test_a_program_may_end_without_closing() -> None:
+    code = f"from kauli.deploy.api import load; m = load('debug'); s = m.stream({ASKED!r}, max_tokens=400); next(s)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
 
 
 def test_an_image_is_taken_as_path_bytes_or_picture(tmp_path: Path) -> None:
