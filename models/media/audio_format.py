@@ -7,6 +7,7 @@ The allow-list is here. Sources: RIFF/WAVE (Microsoft 1994, and mmreg.h for code
 import struct
 import zlib
 from collections.abc import Iterator
+from typing import Literal
 
 from kauli.models.errors import MediaError
 
@@ -141,7 +142,7 @@ def with_sizes(data: bytes) -> bytes:
     at = next((at for kind, at, size in chunks if kind == b"data" and not size), len(data))
     if at == len(data) or at < last == len(data) - size:  # nothing follows, or true chunks
         return data
-    order = "big" if data[:4] == b"RIFX" else "little"
+    order: Literal["big", "little"] = "big" if data[:4] == b"RIFX" else "little"
     whole, samples = ((len(data) - start).to_bytes(4, order) for start in (8, at))
     return data[:4] + whole + data[8 : at - 4] + samples + data[at:]
 

@@ -78,7 +78,7 @@ def _decode(demuxer: str, seconds: float) -> None:
     import av
 
     with av.open(
-        sys.stdin.buffer, format=demuxer, options={"codec_whitelist": _CODECS, "protocol_whitelist": "none"}
+        sys.stdin.buffer, "r", format=demuxer, options={"codec_whitelist": _CODECS, "protocol_whitelist": "none"}
     ) as container:
         stream = container.streams.audio[0]
         stream.codec_context.thread_count = 1
