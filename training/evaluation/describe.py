@@ -58,9 +58,9 @@ def evaluate_describe(request: EvalRequest) -> EvalResult:
     """
     tower, grid = _tower(request)
     known = with_media(image_rows(request.dataset, "train", request.tags, request.instruction), tower, grid)
-    found, left_out = described_rows(request)
+    measured, left_out = described_rows(request)
     systems = Systems(request, ANSWERING, left_out)
-    sets, systems.notes = _sets(request, found, tower, grid)
+    sets, systems.notes = _sets(request, measured, tower, grid)
     task, aligned = request.task("describe"), _aligned()
     for one in sets:
         texts = systems.compare(task, _systems(one, systems.notes), one.rows, one.chosen, one.prefix)

@@ -301,8 +301,7 @@ class EvalResult:
 
 def _told(metric: str, value: float | None) -> str:
     """A figure in a sentence: "38.1", "7.4 %"."""
-    percent = metric_of(metric).percent and value is not None
-    return f"{100 * value:.1f} %" if percent else format_value(metric, value)
+    return format_value(metric, value) if value is None or not metric_of(metric).percent else f"{100 * value:.1f} %"
 
 
 def _unit(metric: str) -> str:

@@ -37,8 +37,8 @@ def evaluate_text(request: EvalRequest) -> EvalResult:
 
     def ask(row: Row) -> TextRequest:
         """As a user would, with the guards of the adapter's card: for both systems, so that weights alone differ."""
-        found = task.guarded(request_for(row), ADAPTER)
-        return replace(found, max_tokens=min(MAX_TOKENS, found.max_tokens))
+        guarded: TextRequest = task.guarded(request_for(row), ADAPTER)
+        return replace(guarded, max_tokens=min(MAX_TOKENS, guarded.max_tokens or MAX_TOKENS))
 
     systems = Systems(request, replace(ANSWERING, ask=ask), left_out)
     rows, systems.notes = some_groups(found, request.scored, request.split)
@@ -53,7 +53,7 @@ def evaluate_text(request: EvalRequest) -> EvalResult:
         systems.add_bits(name, rows, bits[name])
         systems.add_texts(name, chosen, texts[name])
         systems.sources[name] = (_by_source(real, bits[name]), _by_source(english, bits[name]))
-    systems.show(chosen, texts, [row["prompt"] or request_for(row).prompt or "" for row in chosen])
+    systems.show(chosen, texts, [row["prompt"] or str(request_for(row).prompt or "") for row in chosen])
     return systems.result(rows, len(chosen))
 
 
