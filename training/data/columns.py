@@ -101,7 +101,7 @@ def missing(given: Mapping[str, str], names: Iterable[str]) -> list[str]:
 
 def listed(names: Iterable[str]) -> str:
     """Names of columns in order; of many, the first."""
-    names = sorted(names)
+    names = sorted(name or "(no name)" for name in names)
     return ", ".join(names[:_MOST_LISTED]) + f" and {len(names) - _MOST_LISTED:,} more" * (len(names) > _MOST_LISTED)
 
 
@@ -129,7 +129,7 @@ def rows_of(raw: Mapping[str, Any], taken: Mapping[str, str]) -> list[dict[str, 
     values |= {"columns": columns, "left_out": []}
     file = values.pop("file", None)
     if isinstance(file, str) and file.strip():
-        kind = _kind_of(file)
+        kind = kind_of(file)
         if kind:
             values[kind], columns[kind] = file, taken["file"]
         elif _normal(taken["file"]) == "file_name":
@@ -171,6 +171,7 @@ def _messages(value: Any, role: str) -> list[Any]:
     return list(value) if isinstance(value, list) else [{"role": role, "content": value}]
 
 
-def _kind_of(file: str) -> str | None:
+def kind_of(file: str) -> str | None:
+    """Whether a file's name is that of an "image" or of "audio"; None for any other."""
     suffix = PurePath(file).suffix.lower()
     return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)

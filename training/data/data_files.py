@@ -1,10 +1,12 @@
 """The files of a user's data set: which ones are read, and the split that a name tells."""
 
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 
 from kauli.models.errors import UsageError
 from kauli.models.progress import note
+from kauli.training.data.columns import kind_of
 from kauli.training.data.formats.table import FORMATS, SECOND_CHOICE, format_of
 
 READABLE = f"{', '.join(FORMATS)} (those of text also as .gz) or a folder saved by `datasets`"
@@ -47,9 +49,13 @@ def data_files(path: Path) -> list[tuple[Path, str | None]]:
     found = [file for file in sorted(path.rglob("*")) if file.is_file() and _may_be_data(file, path)]
     first = [file for file in found if format_of(file) not in SECOND_CHOICE]
     chosen = first or [file for file in found if format_of(file) == ".json"] or found
+    table = "Images and clips need a table that names them, such as metadata.csv with file_name and text."
     if not chosen:
-        table = "Images and clips need a table that names them, such as metadata.csv with file_name and text."
         raise UsageError(f"no data in '{path}': it holds no file of {READABLE}. {table}")
+    for file in chosen if not first else ():
+        beside = [other for other in file.parent.glob(f"{escape(file.stem)}.*") if kind_of(other.name)]
+        if format_of(file) == ".txt" and beside:
+            raise UsageError(f"'{path}' has '{file.name}' beside '{beside[0].name}'. {table}")
     if len(chosen) < len(found):
         others = ", ".join(file.relative_to(path).as_posix() for file in found if file not in chosen)
         note(f"{path}: not read, since there is data in other formats: {others}")

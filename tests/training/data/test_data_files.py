@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from kauli.models.errors import UsageError
 from kauli.training.data.data_files import data_files
 from kauli.training.data.formats.table import format_of
 
@@ -48,3 +49,10 @@ def test_splits_by_name(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
     found = {file.relative_to(tmp_path).as_posix(): split for file, split in data_files(tmp_path)}
     assert [found[name] for name in names] == ["validation", "test", "train", "validation", None]
+
+
+def test_texts_beside_clips_are_no_data_alone(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.WAV", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"has 'a\.txt' beside 'a\.WAV'\. Images and clips need a table"):
+        data_files(tmp_path)
