@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, hashes of files, and reading of JSON and safetensors."""
+"""Files and folders that are written whole or not at all, hashes of files, reading of JSON, YAML and safetensors."""
 
 import fcntl
 import glob
@@ -8,11 +8,12 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from kauli.models.errors import KauliError
@@ -100,7 +101,27 @@ def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
         with safe_open(path, framework="np") as file:  # only shapes are read: torch need not be imported for that
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, ValueError) as error:
-        raise KauliError(f"{path} is not a sound safetensors file: {error}.") from error
+        with path.open("rb") as handle:
+            pointer = handle.read(32).startswith(b"version https://git-lfs")
+        reason = "it is a pointer of Git LFS, fetch the file itself by git lfs pull" if pointer else error
+        raise KauliError(f"{path} is not a sound safetensors file: {reason}.") from error
+
+
+class _Once(yaml.SafeLoader):
+    """A key that is there twice is an error: of YAML's own loaders the last one wins, without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [key for key, _ in node.value if names.count(key.value) > 1]:
+            raise yaml.MarkedYAMLError(
+                problem=f"the key '{twice[-1].value}' is there twice", problem_mark=twice[-1].start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str) -> Any:
+    """The content of a YAML file of a user; raises yaml.YAMLError, for a key that is there twice too."""
+    return yaml.load(text, _Once)
 
 
 def read_json(path: Path) -> Any:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from kauli.models.errors import UsageError, nearest
+from kauli.models.files import read_yaml
 from kauli.models.frozen import FrozenModel
 from kauli.models.paths import default_storage
 from kauli.models.speech.guards import Guards
@@ -149,6 +150,13 @@ class ServeArgs(FrozenModel):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of a replica; None: all that the machine has."""
 
+    @field_validator("host")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.:%-]+", value):
+            raise ValueError("give an address or the name of a host alone, such as 127.0.0.1")
+        return value
+
     @field_validator("tasks")
     @classmethod
     def _known_tasks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -259,13 +267,13 @@ def parse_settings(values: Mapping[str, Any]) -> ServeArgs:
             keys = list(type(ServeArgs.model_fields[str(first["loc"][0])].default).model_fields)
             hint = nearest(str(first["loc"][-1]), keys)
             raise UsageError(f"unknown setting '{where}'.{hint} Known: {', '.join(keys)}") from None
-        text = first["msg"].removeprefix("Value error, ")
+        text = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [a, b]")
         raise UsageError(f"setting {where}={first['input']!r}: {text}" if where else text) from None
 
 
 def _read(config: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(config.read_text("utf-8"))
+        values = read_yaml(config.read_text("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"no file {config}: --config takes a YAML file such as deploy/local.yaml") from None
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:

@@ -8,9 +8,18 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, GetCoreSchemaHandler, SerializeAsAny, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    GetCoreSchemaHandler,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
+from kauli.models.adapters.card import check_name
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.table import kinds_of
 from kauli.models.adapters.upgrade import RENAMED, rename_keys
@@ -126,7 +135,7 @@ class Scale(FrozenModel):
 class Recipe(FrozenModel):
     """One training run: what all tasks have. `kauli train NAME` reads it from the shipped recipes or from a file."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    name: Annotated[str, AfterValidator(check_name)]
     """The adapter's name in the registry."""
     task: str = "text"
     """What is trained."""

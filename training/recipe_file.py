@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from kauli.models.adapters.upgrade import RENAMED
 from kauli.models.errors import UsageError, nearest
+from kauli.models.files import read_yaml
 from kauli.training.recipe import OneOf, Recipe
 from kauli.training.tasks.table import training_task
 
@@ -40,14 +41,17 @@ def load_recipe(name_or_path: str, overrides: list[str] | None = None) -> Recipe
             "or give the path of a .yaml file."
         )
     try:
-        content = yaml.safe_load(text)
+        content = read_yaml(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{name_or_path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{name_or_path} holds no recipe: it must be a mapping with name, base and language.")
     for override in overrides or []:
         _override(content, override)
-    return parse_recipe(content, name_or_path)
+    try:
+        return parse_recipe(content, name_or_path)
+    except RecursionError:
+        raise UsageError(f"{name_or_path} holds itself by an alias (*name): write it out.") from None
 
 
 def parse_recipe(content: dict[str, Any], origin: str = "recipe") -> Recipe:
@@ -74,6 +78,7 @@ def _shipped() -> Any:
 
 def _override(content: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
+    key = key.strip()
     if not equals or not key:
         raise UsageError(f"--set takes key=value, not '{override}'; for example --set train.steps=100.")
     # YAML 1.1 reads 5e-4 as a string and Norwegian's `no` as false: both are meant as they are written.
@@ -113,7 +118,7 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     if kind == "union_tag_invalid":
         tag, allowed = str(problem["ctx"]["tag"]), re.findall(r"'([^']*)'", problem["ctx"]["expected_tags"])
         return f"'{where}': no kind '{tag}' for this task.{nearest(tag, allowed)} Allowed: {', '.join(allowed)}."
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "list, such as [a, b]")
     found = "" if isinstance(problem["input"], Mapping) else f" (got {problem['input']!r})"
     return f"{where}: {message}{found}." if where else f"{message}."
 

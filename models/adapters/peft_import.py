@@ -1,6 +1,7 @@
 """An adapter made by plain PEFT becomes one of ours, after a check that it fits the base."""
 
 import json
+import math
 import re
 import shutil
 import warnings
@@ -131,7 +132,7 @@ def check_fit(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: 
             settings = PeftConfig.from_peft_type(**{**config, **building})  # type: ignore[no-untyped-call]
             adapted = get_peft_model(model, settings, low_cpu_mem_usage=True)
             made = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError, RuntimeError, re.error) as error:
         raise KauliError(f"{folder} does not fit {base.name}: {error}") from error
     expected = {key: tuple(value.shape) for key, value in made.items()}
     for key in sorted(expected.keys() & shapes.keys()):
@@ -181,7 +182,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
             left.append(path.relative_to(folder).as_posix())
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         if not (folder / name).is_file():
-            raise KauliError(f"{folder} has no {name}: it is not an adapter that peft's `save_pretrained` wrote.")
+            inner = next((f" There is one in {path.parent}." for path in sorted(folder.rglob(name))), "")
+            raise KauliError(
+                f"{folder} has no {name}: it is not an adapter that peft's `save_pretrained` wrote.{inner}"
+            )
     config = read_json(folder / ADAPTER_CONFIG)
     if isinstance(config, dict):
         # It names classes of the library that the base was loaded with: kauli's tasks know their own.
@@ -195,6 +199,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{' and '.join(peft_kinds())} (with rsLoRA and DoRA) can."
         )
     check_form(config, folder)
+    for key, wanted in (("r", int), ("lora_alpha", int | float)):
+        value = config.get(key, 1)
+        if not isinstance(value, wanted) or not math.isfinite(value) or value == 0:
+            raise KauliError(f"{folder / ADAPTER_CONFIG}: {key} is {value!r}: a finite number other than 0 is needed.")
     if left:
         note(f"left out, as an adapter does not need them: {', '.join(left[:8])}{', ...' if len(left) > 8 else ''}")
     return config
@@ -210,7 +218,7 @@ def _check_reference(stated: Any, folder: Path, base: "Base", accept: bool) -> l
     claim = f"states that it was made on '{stated}'" if stated else "does not state on which base it was made"
     if not accept:
         raise UsageError(
-            f"{folder} {claim}, not on {base.reference} ({base.name}). "
+            f"{folder} {claim}; --base is {base.reference} ({base.name}). "
             "Give that base with --base, or confirm with --accept-base that it is the same."
         )
     # A path would tell where it was made, and means nothing elsewhere.
@@ -264,6 +272,8 @@ def _check_numbers(path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 - no mapping
             tensor = file.get_tensor(key)
+            if not tensor.is_floating_point():
+                raise KauliError(f"{path}: {key} is {tensor.dtype}: save the adapter in float, not quantised.")
             if not torch.isfinite(tensor.float()).all():
                 raise KauliError(f"{path}: {key} holds numbers that are not finite; the training diverged.")
             if "lora_B" in key:

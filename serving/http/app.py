@@ -185,6 +185,12 @@ def _add_error_handlers(app: FastAPI, args: ServeArgs) -> None:
         codes = {404: "not_found", 405: "method_not_allowed", 408: "body_timeout", 413: "body_too_large"}
         where = f": {request.method} {request.url.path}" if error.status_code in (404, 405) else ""
         message = f"{error.detail}{where}"
+        if error.status_code == 404 and not request.url.path.startswith("/v1/"):
+            message += ". The paths of OpenAI's API begin with /v1: a client's base_url ends with it"
+        if error.detail == "There was an error parsing the body":  # FastAPI's, of bytes and depths that json refuses
+            message = (
+                "the body can't be read as JSON: send an object in UTF-8, not compressed, not nested thousands deep"
+            )
         return error_response(Failed(error.status_code, message, codes.get(error.status_code, "bad_request")))
 
     @app.exception_handler(Exception)

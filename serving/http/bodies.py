@@ -20,6 +20,7 @@ NOT_SERVED: Mapping[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }  # fmt: skip
 """Fields of OpenAI's for what is not served, and the values that ask for nothing."""
+_PYTHON_S = "valid dictionary or object to extract fields from"
 _INNER = re.compile(r"(content\.\d+)\.\w+|\.\[key\]$")
 
 
@@ -55,7 +56,9 @@ def invalid_body(errors: Sequence[Any], known: Iterable[str] = ()) -> ApiError:
     param = _INNER.sub(r"\1", ".".join(place)) or None
     if first["type"] == "extra_forbidden" and len(place) == 1:
         return unknown_field(place[0], known)
-    message = first["msg"].removeprefix("Value error, ")
+    message = first["msg"].removeprefix("Value error, ").replace(_PYTHON_S, "JSON object")
+    if message == first["msg"] and isinstance(given := first.get("input"), str | int | float) and len(str(given)) < 80:
+        message += f" (got {given!r})"
     if first["type"] == "missing":
         message = "this field is missing"
     return ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param)
@@ -142,18 +145,22 @@ def _unserved(name: str, value: Any, harmless: Sequence[Any]) -> ApiError:
 
 def _check_unicode(data: Any) -> None:
     """Raise ApiError for a text that is half a surrogate pair somewhere: JSON can write it, no encoding can."""
-    waiting: list[tuple[str, Any]] = [("", data)]
+    waiting: list[tuple[Any, Any]] = [((), data)]  # (place of its parent, its name), and the value
     while waiting:
         place, value = waiting.pop()
         if isinstance(value, dict):
-            waiting += [(f"{place}.{name}", one) for name, one in value.items()]
+            waiting += [((place, name), one) for name, one in value.items()]
             value = "".join(value)
         elif isinstance(value, list):
-            waiting += [(f"{place}.{number}", one) for number, one in enumerate(value)]
+            waiting += [((place, number), one) for number, one in enumerate(value)]
         if isinstance(value, str) and not value.isascii():
             try:
                 value.encode()
             except UnicodeEncodeError:
-                param = place[1:].encode("ascii", "replace").decode() or None
+                names: list[str] = []
+                while place:  # joined here alone: a long name before many entries would take gigabytes
+                    place, name = place
+                    names.insert(0, str(name))
+                param = ".".join(names).encode("ascii", "replace").decode() or None
                 text = "half a surrogate pair (\\ud800 to \\udfff) is no character: the text was cut within one"
                 raise ApiError(400, f"{param or 'a name'}: {text}", "invalid_unicode", param) from None

@@ -255,6 +255,8 @@ class ClassifyRequest(_Inputs):
     @field_validator("classes")
     @classmethod
     def _distinct(cls, value: list[str] | None) -> list[str] | None:
+        if value is not None and not all(name.strip() for name in value):
+            raise ValueError("a class has no name")
         if value is not None and len(set(value)) < len(value):
             raise ValueError("give classes with different names")
         return value

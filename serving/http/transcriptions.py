@@ -54,8 +54,8 @@ class TranscriptionForm(Body):
     # Ours
     no_speech_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     """For this and the next two see `Guards`; None: the setting of the service."""
-    logprob_threshold: float | None = None
-    compression_ratio_threshold: Annotated[float, Field(gt=0)] | None = None
+    logprob_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    compression_ratio_threshold: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     allow_base: bool = False
     """Let the bare base transcribe when no adapter serves the language."""
@@ -133,6 +133,9 @@ async def _read_form(request: Request) -> tuple[TranscriptionForm, UploadFile]:
     except ClientDisconnect:
         raise ApiError(400, "the body ended early", "body_incomplete") from None
     except HTTPException as error:
+        if "Too many files" in error.detail:
+            text = "one file is transcribed, in the field file: send others in requests of their own"
+            raise ApiError(400, text, "invalid_value", "file") from None
         if "maximum size" not in error.detail:
             raise
         text = (

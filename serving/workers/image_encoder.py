@@ -147,13 +147,16 @@ class ImageEncoder(Worker):
             )
             raise Refused(Failed(400, text, "invalid_value", "input" if head else "model"))
         wanted = [(_TEXT, nfc(one)) if isinstance(one, str) else (_IMAGE, one) for one in inputs]
-        found = await self._all(wanted)
         texts = {place: nfc(one) for place, one in enumerate(inputs) if isinstance(one, str)}
-        return Vectors(np.stack([values for values, _ in found]), *await asyncio.to_thread(self._tokens, texts))
+        counts = await asyncio.to_thread(self._tokens, texts)
+        return Vectors(np.stack([values for values, _ in await self._all(wanted)]), *counts)
 
     def _tokens(self, texts: Mapping[int, str]) -> tuple[int, tuple[int, ...]]:
         with self._reading:
-            count = sum(_length(self._clip.tokens([text])[0].tolist()) for text in texts.values())
+            tokens = {text: self._clip.tokens([text])[0].tolist() for text in texts.values()}
+            if nothing := [text for text, found in tokens.items() if not found]:
+                raise Refused(Failed(400, f"the text {nothing[0]!r} has nothing to embed", "invalid_value", "input"))
+            count = sum(_length(tokens[text]) for text in texts.values())
             return count, tuple(place for place, text in texts.items() if self._clip.truncates(text))
 
     async def _all(self, wanted: Sequence[tuple[int | str, bytes | str]]) -> list[tuple[np.ndarray, bool]]:
