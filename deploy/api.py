@@ -221,7 +221,8 @@ def train(
     from kauli.training.train import train as run
 
     values = {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
-    overrides = [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in values.items()]
+    written = {key: yaml.safe_dump(value, default_flow_style=True) for key, value in values.items()}
+    overrides = ["=".join((key, text.removesuffix("...\n"))) for key, text in written.items()]
     where = str(storage or default_storage())
     loaded = load_recipe(str(recipe), overrides)
     return run(loaded, where, accept_terms=accept_terms, restart=restart, use_ray=use_ray)

@@ -43,7 +43,7 @@ def audio_bytes(source: AudioSource) -> bytes:
         return _bytes(source, "audio")
     samples, rate = np.asarray(source[0]), source[1]
     numbers = samples.ndim in (1, 2) and samples.size and samples.dtype.kind in "iuf"
-    if not numbers or not isinstance(rate, int | float | np.number) or rate < 1:
+    if not numbers or not isinstance(rate, int | float | np.number) or not 1 <= rate < 2**31:
         raise UsageError(
             f"audio of {samples.dtype} {samples.shape} at the rate {rate!r}: give (samples, rate), "
             "with numbers (n,) or (n, channels) and the number of samples a second"

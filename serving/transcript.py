@@ -187,6 +187,10 @@ class Transcript:
                             part.words += event.words
                             part.language, probability = event.language, event.no_speech_prob
                             part.no_speech_prob = None if probability is None else round(probability, 4)
+                            if event.finish:  # judged before it counts as finished: what is left out is never shown
+                                part.left_out, part.fault = await asyncio.to_thread(
+                                    self._guards.judge, part.text, part.no_speech_prob, part.avg_logprob
+                                )
                             part.finish = event.finish
                         self._changed.set()
                     else:
@@ -194,9 +198,6 @@ class Transcript:
                             raise RuntimeError("a transcriber ended without a finish")
                 if not part.finish:
                     await asyncio.sleep(_AGAIN_S)
-        part.left_out, part.fault = await asyncio.to_thread(
-            self._guards.judge, part.text, part.no_speech_prob, part.avg_logprob
-        )
         advance()
 
     def _certain(self) -> str:

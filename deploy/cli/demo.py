@@ -141,7 +141,7 @@ def _settings(storage: str, port: int, chosen: Sequence[Lesson]) -> "ServeArgs":
 
 
 def _serve(demo: Demo, args: "ServeArgs", chosen: Sequence[Lesson]) -> "Service":
-    """Bring all bases and start the service; then bring the data."""
+    """Bring the bases and data of all lessons, and start the service."""
     from kauli.serving.app import start
 
     for lesson in chosen:

@@ -137,7 +137,7 @@ def _draw_cut(scores: Tensor, uniform: Tensor, settings: Sequence[Sampling]) -> 
     vocabulary = scores.shape[1]
     probabilities = torch.softmax(scores, dim=-1)
     top_k = _column(scores, [float(min(one.top_k or vocabulary, vocabulary)) for one in settings])
-    top_p = _column(scores, [one.top_p for one in settings])
+    top_p = _column(scores, [max(one.top_p, 1e-9) for one in settings])  # at 0 the likeliest token is left
     min_p = _column(scores, [one.min_p for one in settings])
     kept = min(_LIKELIEST, vocabulary)
     chosen, settled = _draw_likeliest(probabilities, uniform, top_k, top_p, min_p, kept)

@@ -192,7 +192,7 @@ def test_wrong_use_is_a_sentence(text: api.Model) -> None:
 def test_a_recipe_is_trained_evaluated_and_listed(tmp_path: Path) -> None:
     rows = [{"prompt": f"swali {at}", "text": f"jibu la swali namba {at} hapa", "language": "no"} for at in range(40)]
     (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    keys = {"train.steps": 2, "train.minutes": None, "train.source_weights": {}, "objective": {}}
+    keys = {"train.steps": 2, "train.minutes": None, "train.source_weights": {}, "objective": {}, "scale.gpu": False}
     made = train(
         "text-sw", data=tmp_path / "mine.jsonl", language="no", name="text-mine", base="debug", use_ray=False,
         storage=tmp_path / "store", **keys,

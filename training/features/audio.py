@@ -6,14 +6,12 @@ from typing import Any
 
 from kauli.models.media.decode import RATE, content_key
 from kauli.training.data.dataset import Dataset
-from kauli.training.data.media_check import media_facts, media_faults
+from kauli.training.data.media_check import LONGEST, media_facts, media_faults
 from kauli.training.data.schema import PLAIN_COLUMNS
 from kauli.training.features.left_out import LeftOut
 from kauli.training.features.stored import StoredAudio, StoredImage
 
 Row = dict[str, Any]
-LONGEST = 30.0
-"""Seconds of one example: what Whisper takes at once."""
 
 
 @dataclass(frozen=True)

@@ -289,6 +289,17 @@ def test_words_that_two_spans_share_are_said_once_in_a_stream_too() -> None:
     assert "".join(streamed) == as_text(transcript.segments) == "one two three four five six seven"
 
 
+def test_a_stream_never_says_what_is_left_out_as_no_speech() -> None:
+    class Unspoken(Scripted):
+        async def stream(self, request: TranscriptionRequest, adapter: str | None, whole: bool = False) -> Any:
+            async for event in super().stream(request, adapter, whole):
+                yield replace(event, no_speech_prob=0.9) if isinstance(event, Piece) else event
+
+    streamed, transcript = asyncio.run(transcribe(Unspoken("thank you " * 9), encoded(sound(7.5)), True, language="be"))
+    assert "".join(streamed) == as_text(transcript.segments) == ""
+    assert len(transcript.warnings) >= 3
+
+
 @pytest.mark.parametrize(("adapter", "longest"), [(None, 28.0), ("transcribe-be@1", 15.0)])
 def test_an_adapter_hears_less_at_once_than_the_base(adapter: str | None, longest: float) -> None:
     class Patient(Scripted):
