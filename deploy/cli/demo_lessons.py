@@ -70,8 +70,8 @@ Ask = Callable[[Client, Any, str, str], list[Sample]]
 class Lesson:
     """One training of the demo."""
 
-    task: str
-    """As `--tasks` names it."""
+    name: str
+    """As `--tasks` has it."""
     recipe: str
     what: str
     """What is learned, in words."""
@@ -97,12 +97,12 @@ def lessons(tasks: Sequence[str], later: bool) -> list[Lesson]:
     """
     from kauli.models.bases.find import local_bases
 
-    known = dict.fromkeys(lesson.task for lesson in (*FIRST, *LATER))
+    known = dict.fromkeys(lesson.name for lesson in (*FIRST, *LATER))
     for name in tasks:
         if name not in known:
             raise UsageError(f"--tasks: '{name}' is none of {', '.join(known)}.{nearest(name, known)}")
     first = [TEXT_GEMMA if one is TEXT and GEMMA in local_bases() else one for one in FIRST]
-    return [lesson for lesson in (LATER if later else first) if not tasks or lesson.task in tasks]
+    return [lesson for lesson in (LATER if later else first) if not tasks or lesson.name in tasks]
 
 
 def data_uri(image: bytes) -> str:

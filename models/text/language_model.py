@@ -45,7 +45,7 @@ class LanguageModel:
         self.model: Any = model
         model.train(False)
         self.end = _end(tokenizer, base)
-        self.prompts = Prompts(tokenizer, base.template, self.end)
+        self.prompts = Prompts(tokenizer, base.template, self.end, _vocabulary(model.config))
 
     @classmethod
     def load(cls, base: Base, device: str | None = None, dtype: torch.dtype | None = None, **options: Any) -> Self:
@@ -127,11 +127,15 @@ def load_prompts(base: Base) -> tuple[Prompts, int]:
     """How a base renders prompts, and its context in tokens, without its weights."""
     tokenizer = load_tokenizer(base.folder)
     config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
-    return Prompts(tokenizer, base.template, _end(tokenizer, base)), _context(config)
+    return Prompts(tokenizer, base.template, _end(tokenizer, base), _vocabulary(config)), _context(config)
 
 
 def _context(config: Any) -> int:
     return int(getattr(config, "max_position_embeddings", 2048))
+
+
+def _vocabulary(config: Any) -> int:
+    return int(config.get_text_config().vocab_size)
 
 
 def _end(tokenizer: PreTrainedTokenizerBase, base: Base) -> int:

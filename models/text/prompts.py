@@ -15,9 +15,13 @@ from kauli.models.requests import MARK, Media, TextRequest
 class Prompts:
     """The prompts of one language model."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None, end: int) -> None:
-        """`template` is jinja's; None is the tokenizer's own, else one message a line. `end` is the end token."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None, end: int, vocabulary: int) -> None:
+        """`template` is jinja's; None is the tokenizer's own, else one message a line. `end` is the end token.
+
+        `vocabulary` is the model's: some tokenizers have tokens beyond it, such as Gemma's for images.
+        """
         self.template: str = template or tokenizer.chat_template or PLAIN
+        self._size = min(len(tokenizer), vocabulary)
         self._tokenizer, self._end = tokenizer, end
         # Tokens that the tokenizer puts before any text, such as Gemma's <bos>
         self._start: list[int] = tokenizer("").input_ids
@@ -31,8 +35,7 @@ class Prompts:
         Raises UsageError where the marks in the text are not as many as the media, and for tokens that are none of
         this model's.
         """
-        if request.logit_bias:
-            self._check([token for token, _ in request.logit_bias])
+        self._check([token for token, _ in request.logit_bias])
         if isinstance(request.prompt, tuple):
             self._check(request.prompt)
             return list(request.prompt)
@@ -75,6 +78,7 @@ class Prompts:
 
     def _plain_tokens(self, text: str) -> list[int]:
         tokens: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids if text else []
+        self._check(tokens)
         return tokens
 
     def _marked_tokens(self, text: str, media: Sequence[Media]) -> list[int]:
@@ -89,9 +93,8 @@ class Prompts:
         return tokens
 
     def _check(self, tokens: Sequence[int]) -> None:
-        size = len(self._tokenizer)
-        if unknown := [token for token in tokens if not 0 <= token < size]:
-            raise UsageError(f"token {unknown[0]} is unknown: the tokens of this model are 0 to {size - 1}.")
+        if unknown := [token for token in tokens if not 0 <= token < self._size]:
+            raise UsageError(f"token {unknown[0]} is unknown: the tokens of this model are 0 to {self._size - 1}.")
 
     def _separator(self) -> int:
         """The token between documents in pretraining, for a text without a prompt and a tokenizer without a start."""

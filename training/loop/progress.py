@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from kauli.models.adapters.store import Store
@@ -111,4 +111,5 @@ def watched(runs: Store, folder: str) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-        tell()
+        with suppress(KauliError):  # of a storage that fails now: the training is done
+            tell()

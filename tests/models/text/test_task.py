@@ -18,6 +18,7 @@ from kauli.models.bases.find import find_base
 from kauli.models.engine.detokenize import TextStream
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import Message, TextRequest
+from kauli.models.text.prompts import Prompts
 from kauli.models.text.task import TextTask
 from kauli.models.text.training import TrainableText
 
@@ -145,6 +146,14 @@ def test_a_long_prompt_gives_way_to_the_answer(task: TextTask) -> None:
     (document,) = task.encode([{"prompt": "p" * 500, "text": "t" * 20}], max_length=64)
     assert len(document.tokens) == 32 + 21
     assert document.ended
+
+
+def test_tokens_that_only_the_tokenizer_has_are_refused(task: TextTask) -> None:
+    ids = task.prompt_tokens(TextRequest(prompt="Habari"))
+    prompts = Prompts(task.tokenizer, None, task.end, max(ids))
+    for prompt in ("Habari", tuple(ids)):
+        with pytest.raises(UsageError, match=f"token {max(ids)} is unknown: the tokens of this model are 0 to"):
+            prompts.tokens(TextRequest(prompt=prompt))
 
 
 def test_max_tokens_min_tokens_stop_and_context(task: TextTask) -> None:
