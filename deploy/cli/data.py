@@ -35,14 +35,15 @@ def data_build(
 def data_check(
     path: Annotated[str, typer.Argument(help="A data set: `starter`, a file, a folder or a URI.")],
     languages: Annotated[str | None, typer.Option("--languages", help="Only these languages [all].")] = None,
-    language: Annotated[str | None, typer.Option("--language", help="Of rows that name none, e.g. sw.")] = None,
+    language: Annotated[str | None, typer.Option("--language", help="Language of rows that name none.")] = None,
     columns: Annotated[
-        str | None, typer.Option("--map", help="Our columns by the file's, e.g. text=sentence,language=locale.")
+        str | None, typer.Option("--map", help="The file's names of our columns, e.g. text=sentence.")
     ] = None,
-    encoding: Annotated[str | None, typer.Option("--encoding", help="Of text files, e.g. cp1252 [found out].")] = None,
-    delimiter: Annotated[str | None, typer.Option("--delimiter", help="Of CSV and TSV, e.g. ';' [found out].")] = None,
+    encoding: Annotated[str | None, typer.Option("--encoding", help="Encoding of text files [detected].")] = None,
+    delimiter: Annotated[str | None, typer.Option("--delimiter", help="Delimiter of CSV and TSV [detected].")] = None,
     leaks: Annotated[
-        str | None, typer.Option("--leaks", help="What keeps rows in one split: content, pair or group [content].")
+        str | None,
+        typer.Option("--leaks", help="Rows that share this stay in one split: content, pair or group [content]."),
     ] = None,
     base: Annotated[
         str | None, typer.Option("--base", help=f"Measure this base's tokenizer too [{DEFAULT_BASE} if fetched].")

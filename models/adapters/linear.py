@@ -77,7 +77,7 @@ def check_form(config: dict[str, Any], folder: Path) -> None:
         if config.get(setting):
             raise KauliError(
                 f"{folder}: an adapter with {setting}={config[setting]!r} can't be served: beside other adapters only "
-                f"low-rank changes of linear layers are, of the output layer too (lm_head in target_modules). {MERGE}"
+                f"low-rank changes of linear layers can, which include lm_head (in target_modules). {MERGE}"
             )
 
 

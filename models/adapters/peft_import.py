@@ -153,8 +153,9 @@ def check_fit(config: dict[str, Any], shapes: dict[str, tuple[int, ...]], base: 
             layer = key.removeprefix("base_model.model.").rsplit(".lora_", 1)[0]
             served = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in linears))
             raise KauliError(
-                f"{folder} changes '{layer}', which is no linear layer. Served beside others are adapters of linear "
-                f"layers ({served}): train it without '{layer.rpartition('.')[2]}' in target_modules. {MERGE}"
+                f"{folder} changes '{layer}', which is no linear layer. Beside others only adapters of "
+                f"linear layers ({served}) can be served: train without '{layer.rpartition('.')[2]}' in "
+                f"target_modules. {MERGE}"
             )
 
 

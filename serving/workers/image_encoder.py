@@ -142,8 +142,8 @@ class ImageEncoder(Worker):
             raise Refused(not_served("image"))
         if not self._aligned and (not head or any(isinstance(one, str) for one in inputs)):
             text = (
-                f"'{public_name(self._base)}' has no trained space of images and texts: it serves heads alone, and "
-                "images alone to them. Run `kauli fetch kauli-clip` and serve it as image.base"
+                f"'{public_name(self._base)}' has no trained space of images and texts: it only "
+                "classifies images, by adapters with a head. Run `kauli fetch kauli-clip` and serve it as image.base"
             )
             raise Refused(Failed(400, text, "invalid_value", "input" if head else "model"))
         wanted = [(_TEXT, nfc(one)) if isinstance(one, str) else (_IMAGE, one) for one in inputs]

@@ -20,12 +20,13 @@ _WAYS_OUT = {
     "no language": "name the language: --language TAG, or the column that holds it: --map language=COLUMN; in a recipe "
     "data_options.language and data_options.map.language",
     "unknown language": "a column that holds no tags can be left out: --map language= --language TAG",
-    "id ": "a column `id` that isn't one a row can be left out: --map id=",
+    "id ": "a column `id` whose values repeat can be left out: --map id=",
     "image '": _LOOKED,
     "audio '": _LOOKED,
     "no column": "name the columns: --map text=COLUMN,prompt=COLUMN,...; in a recipe data_options.map.text. CSV needs "
     "a header line, nothing above it, and its delimiter (--delimiter). JSON needs an object for each row, as pandas' "
     "to_json(orient='records') writes",
+    "more fields": "the header line is the first, and a text that holds the delimiter stands in double quotes",
     "not JSON": "each line is one object with names and texts in double quotes, or the file is one array of them",
 }
 """Start of a problem -> what to do about it."""

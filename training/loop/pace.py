@@ -29,7 +29,7 @@ class Pace:
             return None
         return (
             f"train.steps {steps} is too few to learn from this data: {self._share(steps)}. "
-            f"Set --set train.steps={self.needed} or more."
+            f"Use --set train.steps={self.needed} or more."
         )
 
     def by_speed(self, step: int, seconds: float) -> str | None:

@@ -10,11 +10,11 @@ from kauli.training.recipe import Train
     ("steps", "one_pass", "expected"),
     [
         (10, 400, "train.steps 10 is too few to learn from this data: 2% of one pass over it, which takes 400 steps. "
-                  "Set --set train.steps=400 or more."),
-        (10, 1, "below 100 steps an adapter hardly changes. Set --set train.steps=100 or more."),
+                  "Use --set train.steps=400 or more."),
+        (10, 1, "below 100 steps an adapter hardly changes. Use --set train.steps=100 or more."),
         (400, 400, None),
         (FEWEST_STEPS, 3, None),
-        (999, 100_000, "Set --set train.steps=1000 or more"),
+        (999, 100_000, "Use --set train.steps=1000 or more"),
         (ENOUGH_STEPS, 100_000, None),
         (None, 400, None),
     ],

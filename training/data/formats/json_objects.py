@@ -57,7 +57,8 @@ def _document(text: str, line: int) -> Iterator[tuple[str, dict[str, Any] | str]
         yield from _rows(value, f"line {line} entry {entry}" if depth else f"line {line}")
         line, at = line + _line_ends(text[at:end]), end
     if depth:
-        yield f"line {line}", "the array is never closed: the file is cut off"
+        fault = "the array is never closed: the file is cut off" if depth > 0 else "a ] closes no array"
+        yield f"line {line}", fault
 
 
 def _line_ends(text: str) -> int:
