@@ -31,8 +31,8 @@ def evaluate_text(request: EvalRequest) -> EvalResult:
     found, left_out = text_rows(request)
     room = Room(request.base)
     english: list[Row] = []
-    if "en" not in request.tags:
-        english = list(room.fitting(english_rows(request.dataset, request.split), left_out))
+    if "en" not in request.tags:  # those are beside the rows that are measured, and not counted among them
+        english = room.fitting(english_rows(request.dataset, request.split), LeftOut(request.split))
     task = request.task("text")
 
     def ask(row: Row) -> TextRequest:
@@ -64,7 +64,7 @@ def text_rows(request: EvalRequest) -> tuple[list[Row], LeftOut]:
     rows = Room(request.base).fitting([row for row in found if clean(row["text"] or "")], left_out)
     if not rows:
         raise request.nothing("text", left_out)
-    return list(rows), left_out
+    return rows, left_out
 
 
 def generated(rows: Sequence[Row], limit: int, *, synthetic: bool) -> list[Row]:
