@@ -134,10 +134,19 @@ def _settings(storage: str, port: int, chosen: Sequence[Lesson]) -> "ServeArgs":
         bases.setdefault(lesson.worker, []).append(load_recipe(lesson.recipe, list(lesson.overrides)).base)
     tasks = tuple(dict.fromkeys(lesson.served for lesson in chosen))
     share = {"num_cpus": 0.2}
-    return ServeArgs(
-        storage=storage, port=port, tasks=tasks, bases=tuple(dict.fromkeys(bases.get("text", ()))), text=share,
-        **{worker: {**share, "base": bases[worker][0]} for worker in ("image", "audio") if worker in bases},
-    )  # fmt: skip
+    workers: dict[str, Any] = {
+        worker: {**share, "base": bases[worker][0]} for worker in ("image", "audio") if worker in bases
+    }
+    texts = tuple(dict.fromkeys(bases.get("text", ())))
+    values: dict[str, Any] = {
+        "storage": storage,
+        "port": port,
+        "tasks": tasks,
+        "bases": texts,
+        "text": share,
+        **workers,
+    }
+    return ServeArgs.model_validate(values)
 
 
 def _serve(demo: Demo, args: "ServeArgs", chosen: Sequence[Lesson]) -> "Service":

@@ -30,9 +30,9 @@ def evaluate_text(request: EvalRequest) -> EvalResult:
     """
     found, left_out = text_rows(request)
     room = Room(request.base)
-    english: list[Row] = []
+    english: Sequence[Row] = ()
     if "en" not in request.tags:  # those are beside the rows that are measured, and not counted among them
-        english = room.fitting(english_rows(request.dataset, request.split), LeftOut(request.split))
+        english = list(room.fitting(english_rows(request.dataset, request.split), LeftOut(request.split)))
     task = request.task("text")
 
     def ask(row: Row) -> TextRequest:
@@ -57,14 +57,14 @@ def evaluate_text(request: EvalRequest) -> EvalResult:
     return systems.result(rows, len(chosen))
 
 
-def text_rows(request: EvalRequest) -> tuple[list[Row], LeftOut]:
+def text_rows(request: EvalRequest) -> tuple[Sequence[Row], LeftOut]:
     """The rows that are measured: with a text, and a prompt that fits the context; UsageError where there is none."""
     found = request.dataset.rows(split=request.split, languages=list(request.tags), columns=COLUMNS)
     left_out = LeftOut(request.split, request.dataset.place)
     rows = Room(request.base).fitting([row for row in found if clean(row["text"] or "")], left_out)
     if not rows:
         raise request.nothing("text", left_out)
-    return rows, left_out
+    return list(rows), left_out
 
 
 def generated(rows: Sequence[Row], limit: int, *, synthetic: bool) -> list[Row]:

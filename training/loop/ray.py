@@ -102,7 +102,8 @@ def _scaling(recipe: Recipe) -> tuple[ScalingConfig, int]:
             f"scale.workers {workers} needs {least} {kind}s, one for each worker; this cluster has {there}. "
             f"Use --set scale.workers={max(there, 1)}" + (" or --set scale.gpu=false." if recipe.scale.gpu else ".")
         )
-    if len(ray.nodes()) == 1:  # a Ray that a service shares counts more logical CPUs than the machine has cores
+    # A Ray that a service shares counts more logical CPUs than the machine has cores
+    if len(ray.nodes()) == 1:  # type: ignore[no-untyped-call]
         cpus = min(cpus, os.cpu_count() or cpus)
     threads = 1 if recipe.scale.gpu else max(1, cpus // least)
     scaling = ScalingConfig(
