@@ -86,6 +86,7 @@ def test_texts_and_pictures_are_embedded_in_one_space(store: Path, picture: str)
 
 def test_wrong_use_is_one_clear_error(store: Path, picture: str, tmp_path: Path) -> None:
     fails(2, "nothing to embed", "embed", "--model", "debug")
+    fails(2, "the text '' has nothing to embed", "embed", "", "--model", "debug")
     fails(2, "none.png", "describe", "--image", str(tmp_path / "none.png"), "--language", "sw")
     (tmp_path / "page.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'></svg>")
     fails(2, "SVG", "describe", "--image", str(tmp_path / "page.svg"), "--language", "sw")
