@@ -46,7 +46,7 @@ class Sampling(TypedDict, total=False):
     max_tokens: Annotated[int, Field(ge=1)]
     """New tokens at most; by default the adapter's own number, else 128; of `describe` 64."""
     no_repeat: Annotated[int, Field(ge=0, le=64)]
-    """Length of token runs that may not occur twice, 0: no limit; by default the adapter's own; of `describe` 6."""
+    """Length of token runs that may not occur twice, 0: no limit; by default the adapter's own."""
     temperature: Annotated[float, Field(ge=0, le=5)]
     """0 is greedy."""
     top_p: Annotated[float, Field(ge=0, le=1)]

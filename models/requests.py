@@ -6,10 +6,6 @@ from typing import Any, Self
 DEFAULT_TOKENS = 128
 """New tokens of a request that does not set a number."""
 
-NO_REPEAT = 6
-"""Length of token runs that may not occur twice in a description, and in an answer of an adapter whose card does not
-say."""
-
 MARK = "\ufffc"
 """Marks the position of an image or of audio in a text (Unicode's object replacement character)."""
 

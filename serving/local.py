@@ -16,7 +16,7 @@ from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import check_tag, display_name, fallback_chain
 from kauli.models.media.decode import DecodedAudio
 from kauli.models.progress import bar
-from kauli.models.requests import NO_REPEAT, TextRequest, TranscriptionRequest
+from kauli.models.requests import TextRequest, TranscriptionRequest
 from kauli.models.speech.guards import Guards
 from kauli.models.tasks import resolve
 from kauli.serving.backends import RERANK_TEMPERATURE, Attachment, Backends
@@ -173,9 +173,8 @@ class Local(Backends):
         async def answer() -> Answer:
             media, _ = await self.encode(await self.forms(route, [one.kind for one in attached]), attached)
             warmth = temperature if temperature is not None else RERANK_TEMPERATURE if rerank > 1 else 0.0
-            own = NO_REPEAT if no_repeat is None else no_repeat
             request = TextRequest.of_prompt(
-                prompt, media, temperature=warmth, n=rerank, no_repeat=own, max_tokens=max_tokens, **options
+                prompt, media, temperature=warmth, n=rerank, no_repeat=no_repeat, max_tokens=max_tokens, **options
             )
             texts, found = await self.answer(route, request)
             best = 0

@@ -125,6 +125,8 @@ class ServeArgs(FrozenModel):
     max_stop_characters: int = Field(default=128, ge=1)
     max_logprobs: int = Field(default=20, ge=0)
     """The most alternatives to a token whose log probabilities may be asked for."""
+    max_echoes: int = Field(default=64, ge=1)
+    """The most scores of each place of a prompt: prompts x answers x (logprobs + 1), with `echo` and `logprobs`."""
     max_logit_biases: int = Field(default=300, ge=0)
     """The most tokens whose scores a request may change."""
     max_images: int = Field(default=4, ge=1)

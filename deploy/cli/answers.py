@@ -20,7 +20,7 @@ NoRepeat = Annotated[
         "--no-repeat",
         min=0,
         max=64,
-        help="Length of token runs that may not repeat; 0: no limit [generate: the adapter's own; describe: 6].",
+        help="Length of token runs that may not repeat; 0: no limit [the adapter's own].",
     ),
 ]
 

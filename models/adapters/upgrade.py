@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kauli.models.requests import NO_REPEAT
+NO_REPEAT = 6
+"""Length of token runs that may not occur twice in an answer of an adapter that was trained before cards said it."""
 
 RENAMED: dict[str, str] = {
     "fusion": "describe",

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from kauli.models.errors import MediaError
-from kauli.models.requests import NO_REPEAT, TextRequest
+from kauli.models.requests import TextRequest
 from kauli.serving.backends import Attachment, Backends
 from kauli.serving.http.bodies import ApiError
 from kauli.serving.http.messages import MediaInput
@@ -31,8 +31,7 @@ async def encode(
     found, cached = await backends.encode(forms, attached)
     # In the form that browsers show (W3C Server Timing)
     timing = f"encoder;desc={'hit' if cached else 'miss'};dur={1000 * (time.monotonic() - began):.1f}"
-    own = NO_REPEAT if request.no_repeat is None else request.no_repeat
-    return replace(request, media=found, no_repeat=own), timing
+    return replace(request, media=found), timing
 
 
 async def rerank(backends: Backends, answer: dict[str, Any], body: ChatRequest) -> dict[str, Any]:

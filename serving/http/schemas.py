@@ -193,6 +193,11 @@ class CompletionRequest(_Generation):
         if self.max_tokens == 0 and not self.echo:
             raise ApiError(400, "max_tokens 0 asks for nothing without echo: true", "invalid_value", "max_tokens")
         options = self._options(args, self.max_tokens, self.logprobs)
+        scores = len(self.prompt) * options["n"] * (1 + (self.logprobs or 0))
+        if self.echo and self.logprobs is not None and scores > args.max_echoes:
+            most = f"this service allows {args.max_echoes} (setting max_echoes)"
+            text = f"echo: prompts x n x (logprobs + 1) is {scores}; {most}"
+            raise ApiError(400, text, "value_too_large", "echo")
         return [TextRequest(prompt=prompt, echo=self.echo, **options) for prompt in self.prompt]
 
 

@@ -17,7 +17,7 @@ from kauli.models.adapters.card import BaseReference, Card, EncoderReference, Pr
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base
 from kauli.models.media.decode import RATE, decode_audio, decode_image
-from kauli.models.requests import NO_REPEAT, Media, TextRequest, TranscriptionRequest
+from kauli.models.requests import Media, TextRequest, TranscriptionRequest
 from kauli.models.speech.audio_tower import AudioTower
 from kauli.models.speech.chunking import AudioSpan, as_text, cut, join
 from kauli.models.speech.whisper import WhisperTask
@@ -298,7 +298,7 @@ def described(store: Path, media: list[Media], prompt: str | None) -> str:
     """What the model itself says, in 6 tokens."""
     task = TextTask.load(find_base("debug"))
     task.add_adapter("fused-be@1", Registry(str(store)).fetch("fused-be@1"))
-    request = TextRequest.of_prompt(prompt, tuple(media), max_tokens=6, no_repeat=NO_REPEAT)
+    request = TextRequest.of_prompt(prompt, tuple(media), max_tokens=6)
     return "".join(chunk.text for step in task.generate([request], ["fused-be@1"]) for chunk in step).strip()
 
 

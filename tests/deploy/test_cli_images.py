@@ -9,7 +9,7 @@ import pytest
 
 from kauli.models.bases.find import find_base
 from kauli.models.media.decode import decode_image
-from kauli.models.requests import NO_REPEAT, TextRequest
+from kauli.models.requests import TextRequest
 from kauli.models.tasks import load_served
 from kauli.serving.backends import RERANK_TEMPERATURE, Attachment
 from kauli.serving.local import Local
@@ -57,9 +57,7 @@ def test_candidates_are_reranked_as_the_service_does(
 
         async def candidates() -> list[str]:
             media, _ = await local.encode(await local.forms(route, ["image"]), attached)
-            request = TextRequest.of_prompt(
-                "nini?", media, max_tokens=6, seed=3, n=4, temperature=RERANK_TEMPERATURE, no_repeat=NO_REPEAT
-            )
+            request = TextRequest.of_prompt("nini?", media, max_tokens=6, seed=3, n=4, temperature=RERANK_TEMPERATURE)
             return (await local.answer(route, request))[0]
 
         texts = local.run(candidates())

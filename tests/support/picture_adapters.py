@@ -15,7 +15,7 @@ from kauli.models.adapters.peft_import import from_peft
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base
 from kauli.models.media.decode import decode_image
-from kauli.models.requests import NO_REPEAT, Media, Message, TextRequest
+from kauli.models.requests import Media, Message, TextRequest
 from kauli.models.text.connector import Connector, PartSettings
 from kauli.models.text.task import TextTask
 from kauli.models.vision.heads import Head
@@ -114,6 +114,6 @@ def described_here(storage: Path, spec: str, content: str, colours: list[str], g
     task = TextTask.load(find_base("debug"))
     task.add_adapter(spec, Registry(str(storage)).fetch(spec))
     media = tuple(Media("image", features) for features in found)
-    request = TextRequest((Message("user", content),), max_tokens=12, ignore_eos=True, media=media, no_repeat=NO_REPEAT)
+    request = TextRequest((Message("user", content),), max_tokens=12, ignore_eos=True, media=media)
     answer = "".join(chunk.text for step in task.generate([request], [spec]) for chunk in step)
     return answer, len(task.prompt_tokens(request))

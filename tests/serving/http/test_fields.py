@@ -245,6 +245,7 @@ def test_a_text_is_echoed_as_it_is_without_what_stands_before_a_document(client:
         ({"best_of": 3}, "best_of", "best_of 3 is not served"),
         ({"suffix": "x"}, "suffix", "suffix x is not served: leave it out"),
         ({"logprobs": 21}, "logprobs", "logprobs is 21; this service allows 20 (setting max_logprobs)"),
+        ({"prompt": ["a"] * 13, "echo": True, "logprobs": 4}, "echo", "is 65; this service allows 64 (setting max_ech"),
     ],
 )
 def test_prompts_that_cannot_be_are_named(
