@@ -1,6 +1,8 @@
 """One real run of the service on Ray Serve, asked through the real `openai` client."""
 
 import base64
+import io
+import json
 import os
 import socket
 import subprocess
@@ -8,6 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,9 @@ import torch
 from openai import DefaultHttpxClient, OpenAI
 from transformers import AutoTokenizer
 
+from kauli.deploy.cli.demo import Demo
+from kauli.deploy.cli.demo_lessons import lessons
+from kauli.deploy.cli.demo_output import Story
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.errors import UsageError
@@ -70,11 +77,13 @@ def storage(publish: Publish, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture(scope="module")
 def service(storage: Path) -> Iterator[Service]:
+    share = {"num_cpus": 0.2}  # so that a training finds free ones
     running = start(
         ServeArgs(
-            storage=str(storage), port=free_port(), threads=1, max_tokens=1000, cors_origins=["https://app.example"]
+            storage=str(storage), port=free_port(), threads=1, max_tokens=1000, cors_origins=["https://app.example"],
+            text=share, image=share, audio=share,
         )
-    )
+    )  # fmt: skip
     yield running
     running.stop()
 
@@ -333,6 +342,46 @@ def test_a_client_that_leaves_frees_its_row(client: OpenAI, service: Service, st
 
     assert http.post("/v1/adapters", json={"adapter": left}).status_code == 200
     assert any(freed_first() for _ in range(10))
+
+
+def test_the_demo_teaches_adapters_that_appear_in_the_running_service(
+    service: Service, storage: Path, tmp_path: Path
+) -> None:
+    """Each lesson of the first round on debug bases and a handful of rows, trained on the service's own Ray."""
+    rows: list[dict[str, Any]] = [
+        {
+            "id": str(n),
+            "language": "en",
+            "text": f"neno {n}",
+            "split": ("train", "train", "train", "validation", "test")[n % 5],
+        }
+        for n in range(40)
+    ]
+    for n in range(len(rows)):
+        (tmp_path / f"{n}.wav").write_bytes(wav(0.5 + 0.01 * n, 200 + 10 * n))
+        (tmp_path / f"{n}.png").write_bytes(png(f"rgb({6 * n}, {255 - 6 * n}, 99)"))
+    media = {
+        "transcribe": [{**row, "audio": f"{n}.wav"} for n, row in enumerate(rows)],
+        "head": [{**row, "image": f"{n}.png", "text": CLASSES[n % 2]} for n, row in enumerate(rows)],
+        "text": [{**row, "prompt": f"word {n}"} for n, row in enumerate(rows)],
+    }
+    out = io.StringIO()
+    demo = Demo(Story(out), str(storage), minutes=1)
+    ready: Future[Service] = Future()
+    ready.set_result(service)
+    for lesson in lessons([], later=False):
+        (tmp_path / f"{lesson.name}.jsonl").write_text("\n".join(map(json.dumps, media[lesson.name])))
+        keys = ["base=debug", "language=en", f"name=demo-{lesson.name}", f"data={tmp_path / lesson.name}.jsonl"]
+        keys += ["method.shots=2"] if lesson.name == "head" else ["train.steps=2", "train.validate_every=2"]
+        demo.teach(replace(lesson, overrides=tuple(keys)), ready, then="")
+    told = out.getvalue()
+    assert [f"demo-{name}@1 answers in the service" in told for name in media] == [True] * 3
+    assert "Character error rate" in told
+    assert "Accuracy" in told
+    assert "on 8 held-out prompts; its base" in told
+    assert told.count("No better than its base") + told.count("  reference  ") == 3
+    names = {model["id"] for model in httpx.get(f"{service.url}/v1/models", trust_env=False).json()["data"]}
+    assert {"demo-transcribe", "demo-head", "demo-text"} <= names
 
 
 def test_a_second_service_on_the_port_is_refused(service: Service, storage: Path) -> None:
