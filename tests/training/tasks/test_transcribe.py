@@ -5,7 +5,6 @@ import math
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -88,7 +87,7 @@ def test_a_run_is_published_and_measured_again_alike(data: str, tmp_path: Path) 
     assert (card.task, card.language) == ("transcribe", ["be"])
     folder = Registry(str(tmp_path)).fetch("transcribe-x@1")
     assert json.loads((folder / "speech.json").read_text()) == {"languages": ["be"], "window": 0.0}
-    assert any(note.startswith("Clips are taken at their own length: character error rate") for note in card.notes)
+    assert any(note.startswith("Clips are taken at their own length: bits per byte") for note in card.notes)
     again = evaluate("transcribe-x@1", str(tmp_path), out=tmp_path / "report.html")
     assert again.metrics == pytest.approx(result.metrics)
     page = (tmp_path / "report.html").read_text()
@@ -98,13 +97,18 @@ def test_a_run_is_published_and_measured_again_alike(data: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("right_from", "window", "name"),
-    [(0.0, 0.0, "at their own length"), (1.0, 1.0, "filled up to 1 s"), (4.0, 0.0, "at their own length")],
+    [
+        (0.0, 0.0, "at their own length"),
+        (0.5, 0.5, "filled up to 0.5 s"),
+        (1.0, 0.0, "at their own length"),
+        (4.0, 0.0, "at their own length"),
+    ],
 )
 def test_an_adapter_gets_the_shortest_window_that_the_next_one_does_not_improve(
     right_from: float, window: float, name: str, tmp_path: Path
 ) -> None:
     class Young:
-        """Transcribes right in windows of `right_from` seconds and more."""
+        """Is sure of what is right in windows of `right_from` seconds and more."""
 
         seconds = 4.0
 
@@ -115,13 +119,12 @@ def test_an_adapter_gets_the_shortest_window_that_the_next_one_does_not_improve(
 
         def remove_adapter(self, key: str) -> None: ...
 
-        def generate(self, requests: Any, adapters: Any) -> Any:
-            texts = ["кот" if self.window >= right_from else "хом" for _ in requests]
-            yield [SimpleNamespace(row=row, text=text, finish="stop") for row, text in enumerate(texts)]
+        def bits(self, rows: Any, adapter: str) -> Any:
+            return [(10.0 if self.window >= right_from else 20.0, 6) for _ in rows]
 
     rows = [{"id": str(n), "group": str(n), "language": "be", "samples": [], "text": "кот"} for n in range(12)]
     young = Young()
-    assert choose_window(young, rows, tmp_path).startswith(f"Clips are taken {name}: character error rate on 12")
+    assert choose_window(young, rows, tmp_path).startswith(f"Clips are taken {name}: bits per byte of 12")
     assert young.window == window
 
 
