@@ -135,7 +135,7 @@ def _classes(client: Client, recipe: Any, base: str, adapter: str) -> list[Sampl
         (folder / name).write_bytes(bytes(row["image"]))
     found = client.classify(adapter, [bytes(row["image"]) for row in rows])
     return [
-        {"image": str(folder / name), "reference": row["text"], "adapter": label}
+        {"image": str((folder / name).relative_to(kauli_home())), "reference": row["text"], "adapter": label}
         for name, row, label in zip(names, rows, found, strict=True)
     ]
 

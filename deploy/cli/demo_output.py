@@ -52,7 +52,8 @@ def sentence(result: EvalResult, metric: str, things: str) -> str:
     """A figure of an adapter beside its base, such as "Character error rate 0.074 on 12 held-out clips; its ..."."""
     row = METRICS[metric]
     ours, base = (format_value(metric, one.get(metric)) for one in (result.metrics, result.base_metrics))
-    return f"{row.label} {ours} on {things}; its base {base} ({row.better} is better)."
+    _, bracket, said = result.base.partition(" (")  # what is said of the base beside its name
+    return f"{row.label} {ours} on {things}; its base{bracket}{said} {base} ({row.better} is better)."
 
 
 def sample_table(samples: Sequence[Mapping[str, str]]) -> str:
