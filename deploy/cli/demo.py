@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from kauli.deploy.cli.commands import bring_base, wait_for_stop
 from kauli.deploy.cli.demo_lessons import Client, Lesson, lessons
-from kauli.deploy.cli.demo_output import Story, quiet, sample_table, sentence
+from kauli.deploy.cli.demo_output import Story, any_right, quiet, sample_table, sentence
 from kauli.models.errors import UsageError
 from kauli.models.paths import kauli_home
 
@@ -104,10 +104,12 @@ class Demo:
         for metric, things in lesson.figures:
             counted = things.format(examples=found.examples, generated=found.generated)
             self.story.say("       " + sentence(found, metric, counted))
-        if result.verdict.better:
+        if not result.verdict.better:
+            self.story.say(f"       No better than its base, beyond chance. {lesson.otherwise}.")
+        elif any_right(samples):
             self.story.say(f"\n{sample_table(samples)}\n")
         else:
-            self.story.say(f"       No better than its base, beyond chance. {lesson.otherwise}.")
+            self.story.say(f"       Better, but none of {len(samples)} answers looked at is right. {lesson.otherwise}.")
         self.story.say(f"       All figures, samples and notes: {report}")
 
     def _report(self, result: Any, recipe: Any) -> str:

@@ -53,14 +53,19 @@ def sentence(result: EvalResult, metric: str, things: str) -> str:
     row = METRICS[metric]
     ours, base = (format_value(metric, one.get(metric)) for one in (result.metrics, result.base_metrics))
     _, bracket, said = result.base.partition(" (")  # what is said of the base beside its name
-    return f"{row.label} {ours} on {things}; its base{bracket}{said} {base} ({row.better} is better)."
+    return f"{row.label}: {ours} on {things}; its base{bracket}{said} {base} ({row.better} is better)."
+
+
+def any_right(samples: Sequence[Mapping[str, str]]) -> bool:
+    """Whether an answer of the adapter is the reference, letter for letter."""
+    return any(_words(one["adapter"]) == _words(one[REFERENCE]) for one in samples)
 
 
 def sample_table(samples: Sequence[Mapping[str, str]]) -> str:
     """Samples of the same columns as lines of at most `WIDTH` columns; `RIGHT` marks answers that are the reference."""
     rows = [dict(zip(samples[0], samples[0], strict=True))]
     for sample in samples:
-        found = {name: " ".join(text.split()) for name, text in sample.items()}
+        found = {name: _words(text) for name, text in sample.items()}
         answers = set(found) & {"base", "adapter"}
         right = {name for name in answers if found[name] == found[REFERENCE]}
         rows.append({name: f"{RIGHT} {text}" if name in right else text for name, text in found.items()})
@@ -90,6 +95,10 @@ def quiet(log: Path) -> Iterator[TextIO]:
             for number, descriptor in enumerate(kept, start=1):
                 os.dup2(descriptor, number)
                 os.close(descriptor)
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _clock(seconds: float) -> str:

@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 
 from kauli.deploy.cli.demo_lessons import lessons
-from kauli.deploy.cli.demo_output import WIDTH, Story, quiet, sample_table, sentence
+from kauli.deploy.cli.demo_output import WIDTH, Story, any_right, quiet, sample_table, sentence
 from kauli.models.errors import UsageError
 from kauli.training.evaluation.results import EvalResult, Scores
 from kauli.training.evaluation.scorers import tally
@@ -28,7 +28,7 @@ def result(cer: float, base: float) -> EvalResult:
 
 def test_a_figure_is_a_sentence() -> None:
     assert sentence(result(0.17, 0.22), "cer", "2 held-out clips") == (
-        "Character error rate 0.170 on 2 held-out clips; its base 0.220 (lower is better)."
+        "Character error rate: 0.170 on 2 held-out clips; its base 0.220 (lower is better)."
     )
 
 
@@ -45,6 +45,11 @@ def test_a_table_marks_what_is_right_and_fits_a_terminal() -> None:
     assert "…" in lines[2]
     assert max(cell_len(line) for line in lines) <= WIDTH
     assert lines[0].index("adapter") == lines[1].index("✓")
+
+
+def test_samples_are_worth_showing_where_an_answer_is_right() -> None:
+    assert any_right([{"reference": "a", "adapter": "b"}, {"reference": "кот ", "adapter": "кот"}])
+    assert not any_right([{"reference": "a", "base": "a", "adapter": "kwa kwa"}])
 
 
 def test_a_step_is_one_line_with_its_time_and_what_is_next() -> None:
