@@ -99,6 +99,11 @@ class Catalogue:
         """The first base of a worker; None where the worker answers nothing."""
         return next(iter(self._bases.get(worker, ())), None)
 
+    def reread(self) -> None:
+        """Look the adapters up again at the next call."""
+        with self._lock:
+            self._read_at = float("-inf")
+
     def adapters(self) -> list[Adapter]:
         """All adapters that a served base can answer with, by name."""
         return [adapter for adapter in self._snapshot(self._refresh_s).values() if self._place_of(adapter.card)]

@@ -115,6 +115,7 @@ def _add_adapters(app: FastAPI, backends: Backends) -> None:
     @app.post("/v1/adapters")
     async def load(body: AdapterRequest) -> dict[str, Any]:
         """Load an adapter ahead of its first request."""
+        await asyncio.to_thread(catalogue.reread)  # it may have been published a moment ago
         route = await asyncio.to_thread(catalogue.route, body.adapter)
         if route.adapter is None:
             raise ApiError(400, f"'{body.adapter}' is not an adapter", "invalid_value", "adapter")

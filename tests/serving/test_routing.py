@@ -165,6 +165,10 @@ def test_aliases_and_new_adapters_are_seen(
     assert fresh.route("text-ka").adapter == "text-ka@1"
     assert fresh.route("text-ka@2").adapter == "text-ka@2"
     assert fresh.route("text", "ka").adapter == "text-ka@1"
+    publish(tmp_path, "text-yo", "yo", 3)
+    assert [adapter.name for adapter in catalogue.adapters()] == ["text-ka"]
+    catalogue.reread()
+    assert [adapter.name for adapter in catalogue.adapters()] == ["text-ka", "text-yo"]
 
 
 def test_routes_of_transcripts(tmp_path: Path) -> None:

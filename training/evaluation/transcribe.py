@@ -40,7 +40,7 @@ def evaluate_transcribe(request: EvalRequest) -> EvalResult:
     systems.notes += [f"{request.base.name} does not know {tag} and was asked for {instead[tag]}" for tag in instead]
     for_base: list[Row] = [{**row, "language": instead.get(row["language"], row["language"])} for row in rows]
     compared = [System(ADAPTER, rows, ADAPTER), System(BASE, for_base)]
-    if task.pads:
+    if task.pads and request.scored is None:  # a quick look spares the other windows
         others = [("whole_window", True, task.seconds), ("own_length", False, 0.0)]
         compared += [
             System(name, rows, ADAPTER, {"full_window": full})

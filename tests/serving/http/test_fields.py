@@ -202,7 +202,7 @@ def test_prompts_of_tokens_are_scored(client: TestClient) -> None:
     body = complete(client, **options).json()
     assert [choice["text"][:3] for choice in body["choices"]] == ["Hab"] * 4
     first, second = (choice["logprobs"] for choice in body["choices"][:2])
-    assert second["token_logprobs"][: len(ids)] == first["token_logprobs"][: len(ids)]
+    assert second["token_logprobs"][1 : len(ids)] == pytest.approx(first["token_logprobs"][1 : len(ids)], abs=1e-4)
     assert "".join(first["tokens"][: len(ids)]) == "Habari ya leo"
     assert len(first["tokens"]) == len(first["token_logprobs"]) == len(first["top_logprobs"]) == len(ids) + 4
     assert (first["token_logprobs"][0], first["top_logprobs"][0]) == (None, None)
@@ -216,9 +216,12 @@ def test_prompts_of_tokens_are_scored(client: TestClient) -> None:
                 texts[choice["index"]] += choice["text"]
                 scores[choice["index"]] += choice["logprobs"]["token_logprobs"] if choice["logprobs"] else []
     assert texts == [choice["text"] for choice in body["choices"]]
-    assert scores == [choice["logprobs"]["token_logprobs"] for choice in body["choices"]]
+    for streamed, choice in zip(scores, body["choices"], strict=True):  # batches differ, and with them the last digits
+        assert streamed[0] is None
+        assert streamed[1:] == pytest.approx(choice["logprobs"]["token_logprobs"][1:], abs=1e-4)
     alone = complete(client, prompt=ids, echo=True, logprobs=2, max_tokens=0).json()
-    assert alone["choices"][0]["logprobs"]["token_logprobs"] == first["token_logprobs"][: len(ids)]
+    scored = alone["choices"][0]["logprobs"]["token_logprobs"]
+    assert scored[1:] == pytest.approx(first["token_logprobs"][1 : len(ids)], abs=1e-4)
     assert (alone["choices"][0]["finish_reason"], alone["usage"]["completion_tokens"]) == ("length", 0)
 
 

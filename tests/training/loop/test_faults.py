@@ -17,7 +17,7 @@ from kauli.models.adapters.registry import Registry
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1500)]  # a run takes a minute or more, and each test has several
 
-STEPS = 60
+STEPS = 100
 RECIPE = f"""
 name: NAME
 base: debug
@@ -83,6 +83,13 @@ def wait_for_step(process: "subprocess.Popen[str]", home: Path, name: str, step:
         time.sleep(0.05)
 
 
+def checkpoints_of(home: Path, name: str) -> list[str]:
+    """The checkpoints that Ray would go on from: it registers them a while after the step."""
+    found = list((home / "store" / "runs" / name).rglob("checkpoint_manager_snapshot.json"))
+    snapshot = json.loads(found[0].read_text()) if found else {"checkpoint_results": []}
+    return [one["checkpoint_dir_name"] for one in snapshot["checkpoint_results"]]
+
+
 def workers_of(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
@@ -133,17 +140,21 @@ def test_workers_killed_at_two_random_steps_change_nothing(home: Path, undisturb
 
 
 def test_a_driver_killed_at_two_random_steps_changes_nothing(home: Path, undisturbed: dict[str, object]) -> None:
-    for low in (8, 32):
+    for low in (8, 40):
+        before = checkpoints_of(home, "driver")
         process = start(home, "driver")
         wait_for_step(process, home, "driver", random.randint(low, low + 12))
-        family = psutil.Process(process.pid).children(recursive=True)
+        while checkpoints_of(home, "driver") == before:
+            assert process.poll() is None, process.communicate()
+        # Ray's two agents look for their raylet now and then, and end by themselves a while after it.
+        children = psutil.Process(process.pid).children(recursive=True)
+        family = [one for one in children if "Agent" not in one.name()]
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
         _, left = psutil.wait_procs(family, timeout=30)
-        # A dead process that nobody has waited for yet is still listed; Ray's two agents look for their raylet now and
-        # then, and end by themselves a while after it.
+        # A dead process that nobody has waited for yet is still listed.
         alive = [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
-        assert not [one for one in alive if "Agent" not in one.name()], "Ray's processes outlive their driver"
+        assert not alive, "Ray's processes outlive their driver"
     finished(start(home, "driver"))
     assert_same(weights(home, "driver"), undisturbed)
     assert restarts_of(home, "driver") == 2, "each attempt should have gone on from a checkpoint"
