@@ -103,14 +103,14 @@ class Demo:
             report = self._report(result, recipe)
         for metric, things in lesson.figures:
             counted = things.format(examples=found.examples, generated=found.generated)
-            self.story.say("       " + sentence(found, metric, counted))
+            self.story.tell(sentence(found, metric, counted))
         if not result.verdict.better:
-            self.story.say(f"       No better than its base, beyond chance. {lesson.otherwise}.")
+            self.story.tell(f"Its answers are no better than its base's, beyond chance. {lesson.otherwise}.")
         elif any_right(samples):
             self.story.say(f"\n{sample_table(samples)}\n")
         else:
-            self.story.say(f"       Better, but none of {len(samples)} answers looked at is right. {lesson.otherwise}.")
-        self.story.say(f"       All figures, samples and notes: {report}")
+            self.story.tell(f"Better, but none of {len(samples)} answers looked at is right. {lesson.otherwise}.")
+        self.story.tell(f"All figures, samples and notes: {report}")
 
     def _report(self, result: Any, recipe: Any) -> str:
         """Write the page of an evaluation."""

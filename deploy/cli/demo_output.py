@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import TextIO
 
 from rich.cells import cell_len, set_cell_size
@@ -32,6 +33,20 @@ class Story:
     def say(self, text: str) -> None:
         """Print text."""
         print(text, file=self._screen, flush=True)
+
+    def tell(self, text: str) -> None:
+        """Print a text below a step."""
+        indent = 7 * " "
+        self.say(
+            fill(
+                text,
+                WIDTH,
+                initial_indent=indent,
+                subsequent_indent=indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
 
     @contextmanager
     def step(self, done: str, then: str) -> Iterator[None]:
