@@ -18,9 +18,9 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	.venv/bin/kauli demo
 
-# Two workers of one thread each; a file stays on one worker, in the order of tests/conftest.py.
+# Two workers of one thread each; a file stays on one worker.
 test: setup
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
 
 # The inner loop, under a minute: the test files that import neither torch nor Ray, found by reading their imports.
 test-fast: setup

@@ -13,9 +13,8 @@ from support.imports import is_heavy
 
 Publish = Callable[[Path, str, str, int], str]
 
-FIRST, MIDDLE = ("test_serve_ray.py",), ("test_faults.py", "test_compare.py")
-"""Files with a Ray of their own, which take longest: last, they would keep one worker waiting; side by side, they would
-be in each other's way. It needs `--no-loadscope-reorder`."""
+FIRST = ("test_faults.py", "test_serve_ray.py", "test_compare.py")
+"""Started first, since they take longest: a worker that got one of them last would keep the other waiting."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,17 +28,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files of FIRST, half of the tests, those of MIDDLE, and the rest.
-
-    `--dist loadfile` keeps a file on one worker, so its fixtures are made once.
-    """
-    others = [item.path for item in items if item.path.name not in FIRST + MIDDLE]
-    early = set(others[: len(others) // 2])
-
-    def place(item: pytest.Item) -> int:
-        return 0 if item.path.name in FIRST else 2 if item.path.name in MIDDLE else 1 if item.path in early else 3
-
-    items.sort(key=place)
+    """The longest files first; `--dist loadfile` keeps a file on one worker, so its fixtures are made once."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")
