@@ -17,6 +17,7 @@ import boto3  # type: ignore[import-untyped]
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 from safetensors.torch import load_file, save_file
 
 from kauli.models.adapters.card import BaseReference, Card
@@ -53,6 +54,7 @@ def s3() -> Iterator[str]:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        S3FileSystem.clear_instance_cache()  # one that an earlier test made has no credentials
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield endpoint
     server.stop()
