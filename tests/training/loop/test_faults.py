@@ -130,8 +130,11 @@ def assert_same(one: dict[str, object], other: dict[str, object]) -> None:
 
 def test_workers_killed_at_two_random_steps_change_nothing(home: Path, undisturbed: dict[str, object]) -> None:
     process = start(home, "workers")
-    for low in (8, 32):
+    for low in (8, 48):
+        before = checkpoints_of(home, "workers")
         wait_for_step(process, home, "workers", random.randint(low, low + 12))
+        while checkpoints_of(home, "workers") == before:
+            assert process.poll() is None, process.communicate()
         for worker in workers_of(process):
             worker.send_signal(signal.SIGKILL)
     finished(process)
