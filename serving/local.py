@@ -151,7 +151,9 @@ class Local(Backends):
                     yield event.text
         finally:
             if not self._loop.is_closed() and not sys.is_finalizing():  # then the loop's thread has ended
-                self.run(events.aclose())
+                ending = asyncio.run_coroutine_threadsafe(events.aclose(), self._loop)
+                if threading.current_thread() is not self._thread:  # there an abandoned iteration may be collected
+                    ending.result()
 
     def describe(
         self, route: Route, attached: Sequence[Attachment], prompt: str | None, *,

@@ -187,7 +187,7 @@ def _bases(storage: str) -> Iterator[Finding]:
 def _adapters(storage: str) -> Iterator[Finding]:
     results: list[Finding] = []
     # A remote storage may take minutes to fail
-    reading = Thread(target=lambda: results.extend(_registry(storage)), daemon=True)
+    reading = Thread(target=lambda: results.extend(list(_registry(storage))), daemon=True)  # all at once, or none
     reading.start()
     reading.join(_STORAGE_S)
     late = Finding("adapters", "warning", f"{storage} did not answer within {_STORAGE_S:g} s", "check the network")
@@ -262,7 +262,9 @@ def _ray(storage: str) -> Iterator[Finding]:
     import psutil
 
     running = [one for one in psutil.process_iter(["name"]) if one.info["name"] in ("raylet", "gcs_server")]
-    address = _text("/tmp/ray/ray_current_cluster").strip()
+    # As ray._common.utils.get_default_system_temp_dir has it
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray"
+    address = _text(folder / "ray_current_cluster").strip()
     if running:
         found = f"a cluster runs on this machine{f' ({address})' if address else ''}"
         yield Finding("ray", "ok", found, f"kauli starts its own beside it; {_JOIN}")

@@ -1,4 +1,4 @@
-"""Audio that libsndfile does not read (M4A, WebM, AAC, AMR), by PyAV, the optional extra `av`, in a process of its own.
+"""Audio that libsndfile does not read (M4A, WebM, AAC, AMR), by PyAV (the extra `av`) in a separate process.
 
 FFmpeg's parsers are large, and a few bytes may ask them for gigabytes: the process may take so much memory and
 processor time and no more, opens no file, and what it decodes is read block by block. It runs this file.

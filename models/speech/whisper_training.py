@@ -1,4 +1,4 @@
-"""A Whisper in training: languages without a token get an embedding of their own, which is trained with the adapter."""
+"""A Whisper in training: a language without a token gets a new embedding, which is trained with the adapter."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -132,7 +132,7 @@ class TextTask(LanguageModel, Generative):
         return replace(
             request,
             no_repeat=own.no_repeat if request.no_repeat is None else request.no_repeat,
-            max_tokens=by_source if request.max_tokens is None else request.max_tokens,
+            max_tokens=max(by_source, request.min_tokens) if request.max_tokens is None else request.max_tokens,
         )
 
     def submit(self, request: TextRequest, adapter: str | None, tokens: list[int] | None = None) -> list[Ticket]:

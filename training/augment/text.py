@@ -1,4 +1,4 @@
-"""Text changed at random for training. Each kind is a frozen pydantic model with `changed`, in a file of its own."""
+"""Text changed at random for training. Each kind is a frozen pydantic model with `changed`, one file each."""
 
 import random
 from collections.abc import Sequence

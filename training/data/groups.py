@@ -27,7 +27,8 @@ _APOSTROPHES = regex.compile("['`\u00b4\u02bc\u2018\u2019]")  # in words; others
 _NO_WORD = regex.compile(r"[\p{P}\p{S}\p{Z}\p{C}]+")
 _SHORT = 24  # bytes of a text that may be a class or a short answer
 _SEVERAL = 10  # images of one thing, which share a caption
-_LEAST_REPEATED = 3  # rows a text, on average, where the texts are classes
+LEAST_REPEATED = 3
+"""Rows that a text has on average, where texts are the names of classes."""
 STRONGEST_FIRST = ("test", "validation", "train")
 
 
@@ -84,7 +85,7 @@ def shared_keys(rows: Sequence[Mapping[str, Any]], leaks: Leaks) -> list[list[st
         for row, text in zip(rows, texts, strict=True)
         if text["text"] and (row["prompt"] or row["image"] or row["audio"])
     )
-    classes = _LEAST_REPEATED * len(answers) <= answers.total()
+    classes = LEAST_REPEATED * len(answers) <= answers.total()
     for own, row, text in zip(keys, rows, texts, strict=True):
         asked = bool(text["prompt"]) and counts["prompt"][text["prompt"]] <= many
         media = [f"{name}:{row[name]}" for name in ("image", "audio") if row[name]]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from kauli.models.languages import display_name, script_share, scripts
 from kauli.models.media.decode import content_key
 from kauli.training.data.dataset import SPLITS, Dataset
-from kauli.training.data.groups import normalise, shared_keys
+from kauli.training.data.groups import LEAST_REPEATED, normalise, shared_keys
 from kauli.training.data.media_check import MediaFacts, check_media
 from kauli.training.data.problems import Problem, find_problems, told
 from kauli.training.data.schema import MEDIA
@@ -25,7 +25,6 @@ _BYTE_TOKEN = regex.compile(r"<0x[0-9A-F]{2}>")
 _HIGH_FERTILITY, _VERY_HIGH_FERTILITY = 3.0, 6.0
 _MEDIA_NAMES = {"image": "images", "audio": "clips"}
 _NUM_NAMED = 20  # unreadable files that are printed
-_LEAST_REPEATED = 3  # images that a text has on average, where it is the name of a class
 _NUM_TOKENIZED = 2000  # texts measured for fertility, which is stable after some hundreds
 
 
@@ -135,7 +134,7 @@ def _classes(rows: list[dict[str, Any]]) -> dict[str, int]:
     classes: Counter[str] = Counter()
     for (text, _group), count in several.items():
         classes[text] += max(1, count - 1)
-    return dict(classes) if len(classes) >= 2 and _LEAST_REPEATED * len(classes) <= len(images) else {}
+    return dict(classes) if len(classes) >= 2 and LEAST_REPEATED * len(classes) <= len(images) else {}
 
 
 def leaks(dataset: Dataset) -> dict[str, int]:

@@ -22,7 +22,6 @@ _RECIPES = {
 }
 """What the rows hold -> recipes for it, of which the first that is shipped is taken."""
 _MOST_LANGUAGES = 8  # of one adapter
-_SHOTS = 5  # of each class, in the recipe head-topics
 
 
 def training_command(
@@ -40,10 +39,12 @@ def training_command(
     keys: dict[str, Any] = {"data": path}
     if use == "image" and (classes := result["languages"][tags[0]]["classes"]):
         use, tags = "classes", tags[:1]
-        keys |= {"method.shots": min(classes.values())} if min(classes.values()) < _SHOTS else {}
-    shipped = {file.name.removesuffix(".yaml") for file in (files("kauli.training") / "recipes").iterdir()}
+    shipped = {file.name.removesuffix(".yaml"): file for file in (files("kauli.training") / "recipes").iterdir()}
     names = [name.format(tag=tags[0].lower()) for name in _RECIPES[use]]
     recipe = next(name for name in names if name in shipped)
+    method = yaml.safe_load(shipped[recipe].read_text())["method"]
+    if use == "classes" and min(classes.values()) < method["shots"]:
+        keys["method.shots"] = min(classes.values())
     if use == "audio" and recipe != names[0] and (related := _related(tags)):
         keys["transcribe.init_from_languages"] = related
     keys |= {"language": tags[0] if len(tags) == 1 else tags}

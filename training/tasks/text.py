@@ -133,10 +133,12 @@ class TextTraining(TrainingTask):
             notes += one.notes(len(sides[-1]))
         notes += check_rows(recipe, sides, "text", notes)
         replay, told = replayed(recipe, lambda: english_rows(dataset, "train"))
+        beside = LeftOut("train", dataset.place)
+        replay = room.fitting(replay, beside)
+        notes += [*told, *beside.notes(len(replay), "English rows for replay")]
         return Examples(
-            sides[0], sample(sides[1]), room.fitting(replay, LeftOut("train")), dataset.sha256,
-            (*notes, *told), left_out[0].count, dataset.place,
-        )  # fmt: skip
+            sides[0], sample(sides[1]), replay, dataset.sha256, tuple(notes), left_out[0].count, dataset.place
+        )
 
     def dummy_rows(self) -> list[Row]:
         """Prompts and answers."""

@@ -249,6 +249,7 @@ def test_an_adapter_s_own_guards_hold_where_a_request_does_not_say(task: TextTas
     assert len(free) == 60
     assert len(set(free)) < 60
     assert own[0] == free[0]
+    assert len(answered(min_tokens=41)) == 41  # what a request wants goes first
     assert len(answered(None)) == 128  # the base has none
     raw = TextRequest(prompt="x", max_tokens=None)
     assert task.guarded(raw, "guarded").max_tokens == 128  # a text to continue has no length of its own
