@@ -114,6 +114,41 @@ class Decoding(_Part):
         return max(FEWEST_TOKENS, min(self.max_tokens, math.ceil(self.tokens_per_prompt_token * prompt)))
 
 
+class PromptPair(_Part):
+    """A text and its translation, as a prompt shows it."""
+
+    source: str
+    target: str
+
+
+class Prompting(_Part):
+    """How a translation is asked for: the prompt's parts, and the examples from a memory in it.
+
+    In the texts, `{source_language}` and `{target_language}` are the languages' English names.
+    """
+
+    instruction: str = "Translate from {source_language} into {target_language}."
+    pair: str = "{source_language}: {source}\n{target_language}: {target}"
+    """An example; the text to translate comes in the same form, cut before `{target}`."""
+    terms: str = "Use these terms: {terms}."
+    """Left out where the glossary has no term of the text."""
+    examples: int = Field(default=4, ge=0, le=32)
+    """The most pairs that are retrieved."""
+    tokens: int = Field(default=320, ge=0)
+    """The most tokens of all examples together; the least similar ones are left out first."""
+    order: Literal["nearest_last", "nearest_first"] = "nearest_last"
+    fixed: list[PromptPair] = Field(default_factory=list)
+    """Examples that stand in every prompt, before those that are retrieved."""
+
+
+class TranslationReference(_Part):
+    """What an adapter for translation translates, and how it is asked."""
+
+    pairs: list[tuple[str, str]]
+    """(source, target) BCP-47 tags."""
+    prompting: Prompting = Field(default_factory=Prompting)
+
+
 class Validation(_Part):
     """A figure on the validation split; the adapter gets the alias `latest` when its figure is the smaller."""
 
@@ -159,6 +194,8 @@ class Card(_Part):
     prompt: PromptReference = Field(default_factory=PromptReference)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     decoding: Decoding = Field(default_factory=Decoding)
+    translation: TranslationReference | None = None
+    """Of the task `translate`."""
     metrics: dict[str, float | None] = Field(default_factory=dict)
     """The adapter on the test split."""
     base_metrics: dict[str, float | None] | None = None

@@ -1,0 +1,65 @@
+"""The prompt of a translation: an instruction, similar pairs from a memory, terms of a glossary, and the text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kauli.models.adapters.card import Prompting
+from kauli.models.languages import display_name, nfc
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text and its translation, in the direction of the request; of several, the most similar is the first."""
+
+    source: str
+    target: str
+
+
+def translation_prompt(
+    text: str,
+    source: str,
+    target: str,
+    prompting: Prompting,
+    examples: Sequence[Example] = (),
+    terms: Sequence[Example] = (),
+) -> str:
+    """The message that asks for a translation of `text` from the language `source` into `target` (BCP-47 tags).
+
+    `examples` and `terms` are taken as they are: see `fitting` for a budget of tokens.
+    """
+    names = {"source_language": display_name(source), "target_language": display_name(target)}
+    shown = list(examples) if prompting.order == "nearest_first" else list(reversed(examples))
+    fixed = [Example(one.source, one.target) for one in prompting.fixed]
+    parts = [_filled(prompting.instruction, names)]
+    parts += [_filled(prompting.pair, {**names, "source": one.source, "target": one.target}) for one in fixed + shown]
+    if terms:
+        listed = "; ".join(f"{one.source} = {one.target}" for one in terms)
+        parts.append(_filled(prompting.terms, {**names, "terms": listed}))
+    asked = prompting.pair.partition("{target}")[0].rstrip()
+    parts.append(_filled(asked, {**names, "source": text}))
+    return nfc("\n\n".join(part for part in parts if part))
+
+
+def fitting(examples: Sequence[Example], prompting: Prompting, count: Callable[[str], int]) -> list[Example]:
+    """The most similar examples that `prompting` has room for; `count` counts a text's tokens."""
+    kept: list[Example] = []
+    room = prompting.tokens
+    for one in examples[: prompting.examples]:
+        room -= count(one.source) + count(one.target) + 8  # the names of the languages, and line ends
+        if room < 0:
+            break
+        kept.append(one)
+    return kept
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    """`template` with its names in braces replaced, in one pass: braces in the values stay as they are."""
+    out, rest = "", template
+    while rest:
+        found = min(((place, name) for name in values if (place := rest.find("{" + name + "}")) >= 0), default=None)
+        if found is None:
+            return out + rest
+        place, name = found
+        out += rest[:place] + values[name]
+        rest = rest[place + len(name) + 2 :]
+    return out
