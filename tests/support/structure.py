@@ -21,10 +21,11 @@ MAY_IMPORT = {
 }
 MODELS_MAY_IMPORT = {
     "media": set(),
+    "documents": set(),
     "bases": {"media"},
     "adapters": {"media", "bases"},
     "engine": {"media", "bases", "adapters"},
-    "text": {"media", "bases", "adapters", "engine"},
+    "text": {"media", "documents", "bases", "adapters", "engine"},
     "vision": {"media", "bases", "adapters", "engine"},
     "speech": {"media", "bases", "adapters", "engine"},
 }
