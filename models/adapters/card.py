@@ -128,7 +128,7 @@ class Prompting(_Part):
     """
 
     instruction: str = "Translate from {source_language} into {target_language}."
-    pair: str = "{source_language}: {source}\n{target_language}: {target}"
+    pair: str = "{source_language}: {source}\n{target_language}:\n{target}"
     """An example; the text to translate comes in the same form, cut before `{target}`."""
     terms: str = "Use these terms: {terms}."
     """Left out where the glossary has no term of the text."""
@@ -139,6 +139,13 @@ class Prompting(_Part):
     order: Literal["nearest_last", "nearest_first"] = "nearest_last"
     fixed: list[PromptPair] = Field(default_factory=list)
     """Examples that stand in every prompt, before those that are retrieved."""
+
+    @field_validator("pair")
+    @classmethod
+    def _shows_both(cls, value: str) -> str:
+        if not re.search(r"{source}.*{target}", value, re.DOTALL):
+            raise ValueError("a pair shows {source}, then {target}")
+        return value
 
 
 class TranslationReference(_Part):

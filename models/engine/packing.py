@@ -37,6 +37,13 @@ class Document(NamedTuple):
     """Whether the last token is the end token (it is not where the answer was truncated)."""
     media: tuple[Media, ...] = ()
     """Media for the places of `FEATURE`, in their order."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Of the tokens before the answer those that are trained as well: (first, last + 1), each first over 0."""
+
+    @property
+    def targets(self) -> list[int]:
+        """The places of all tokens that are trained."""
+        return [*(at for span in self.spans for at in range(*span)), *range(self.answer_start, len(self.tokens))]
 
 
 class MediaFeatures(NamedTuple):
@@ -117,7 +124,7 @@ def pack(documents: Sequence[Document]) -> Batch:
     ids_row = torch.tensor([[token for document in documents for token in document.tokens]])
     for index, (document, start) in enumerate(zip(documents, starts, strict=False)):
         assert 1 <= document.answer_start < len(document.tokens), "a document needs a token before its answer"
-        for offset in range(document.answer_start, len(document.tokens)):
+        for offset in document.targets:
             positions.append(start + offset - 1)
             ids.append(document.tokens[offset])
             owners.append(index)

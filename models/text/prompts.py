@@ -9,7 +9,7 @@ from kauli.models.bases.folder import PLAIN
 from kauli.models.engine.packing import FEATURE, Document
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
-from kauli.models.requests import MARK, Media, TextRequest
+from kauli.models.requests import MARK, Media, Message, TextRequest
 
 
 class Prompts:
@@ -42,13 +42,7 @@ class Prompts:
         if request.messages is None:
             tokens = self._marked_tokens(request.prompt or "", request.media)
             return self._opening[: self.before(request)] + tokens
-        text = self._tokenizer.apply_chat_template(
-            [{"role": message.role, "content": nfc(message.content)} for message in request.messages],
-            chat_template=self.template,
-            add_generation_prompt=True,
-            tokenize=False,
-        )
-        tokens = self._marked_tokens(str(text), request.media)
+        tokens = self._marked_tokens(self._rendered(request.messages), request.media)
         return tokens if tokens[: len(self._start)] == self._start else self._start + tokens
 
     def before(self, request: TextRequest) -> int:
@@ -70,7 +64,40 @@ class Prompts:
                 raise UsageError(f"{text}, which leaves too few of {limit} for the answer: raise train.max_length.")
             prompt = prompt[-(limit // 2) :]  # a long prompt is truncated: at least half of the tokens are the answer's
         tokens = prompt + answer
-        return Document(tokens[:limit], len(prompt), len(tokens) <= limit, media)
+        spans = self._spans(row["prompt"], row.get("targets") or (), prompt)
+        return Document(tokens[:limit], len(prompt), len(tokens) <= limit, media, spans)
+
+    def _spans(
+        self, content: str, places: Sequence[tuple[int, int]], tokens: Sequence[int]
+    ) -> tuple[tuple[int, int], ...]:
+        """The tokens of parts of a message, which are given in characters, in its whole prompt.
+
+        None where the prompt was truncated, or the tokenizer is one without offsets.
+        """
+        if not places or not self._tokenizer.is_fast:
+            return ()
+        text = self._rendered((Message("user", content),))
+        found = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        before = len(tokens) - len(found.input_ids)
+        if list(tokens[max(0, before) :]) != list(found.input_ids) or before < 0:
+            return ()
+        start, spans = text.index(nfc(content)), []
+        for first, last in places:
+            inside = [
+                at for at, (begin, end) in enumerate(found["offset_mapping"])
+                if begin < start + last and end > start + first and end > begin and before + at > 0
+            ]  # fmt: skip
+            if inside:
+                spans.append((before + inside[0], before + inside[-1] + 1))
+        return tuple(spans)
+
+    def _rendered(self, messages: Sequence[Message]) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                [{"role": message.role, "content": nfc(message.content)} for message in messages],
+                chat_template=self.template, add_generation_prompt=True, tokenize=False,
+            )
+        )  # fmt: skip
 
     def text_tokens(self, text: str) -> list[int]:
         """A text's tokens (after NFC) without anything before or behind them."""

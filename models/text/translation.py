@@ -7,6 +7,9 @@ from kauli.models.adapters.card import Prompting
 from kauli.models.languages import display_name, nfc
 
 
+_GAP = "\n\n"
+
+
 @dataclass(frozen=True)
 class Example:
     """A text and its translation, in the direction of the request; of several, the most similar is the first."""
@@ -27,17 +30,32 @@ def translation_prompt(
 
     `examples` and `terms` are taken as they are: see `fitting` for a budget of tokens.
     """
+    return marked_prompt(text, source, target, prompting, examples, terms)[0]
+
+
+def marked_prompt(
+    text: str,
+    source: str,
+    target: str,
+    prompting: Prompting,
+    examples: Sequence[Example] = (),
+    terms: Sequence[Example] = (),
+) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """`translation_prompt`, and where in it the translations of the examples begin and end, in characters."""
     names = {"source_language": display_name(source), "target_language": display_name(target)}
     shown = list(examples) if prompting.order == "nearest_first" else list(reversed(examples))
-    fixed = [Example(one.source, one.target) for one in prompting.fixed]
-    parts = [_filled(prompting.instruction, names)]
-    parts += [_filled(prompting.pair, {**names, "source": one.source, "target": one.target}) for one in fixed + shown]
+    before, _, behind = prompting.pair.partition("{target}")
+    written, places = nfc(_filled(prompting.instruction, names)), list[tuple[int, int]]()
+    for one in [*(Example(pair.source, pair.target) for pair in prompting.fixed), *shown]:
+        written += _GAP * bool(written) + nfc(_filled(before, {**names, "source": one.source}))
+        translation = nfc(one.target)
+        places.append((len(written), len(written) + len(translation)))
+        written += translation + nfc(_filled(behind, {**names, "source": one.source}))
     if terms:
         listed = "; ".join(f"{one.source} = {one.target}" for one in terms)
-        parts.append(_filled(prompting.terms, {**names, "terms": listed}))
-    asked = prompting.pair.partition("{target}")[0].rstrip()
-    parts.append(_filled(asked, {**names, "source": text}))
-    return nfc("\n\n".join(part for part in parts if part))
+        written += _GAP * bool(written) + nfc(_filled(prompting.terms, {**names, "terms": listed}))
+    asked = nfc(_filled(before.rstrip(), {**names, "source": text}))
+    return written + _GAP * bool(written) + asked, tuple(places)
 
 
 def fitting(examples: Sequence[Example], prompting: Prompting, count: Callable[[str], int]) -> list[Example]:

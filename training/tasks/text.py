@@ -100,7 +100,7 @@ class TextLearner(Learner):
         return Plan(self.lengths[:count], budget.batch_tokens, budget.seed, self.lengths[count:], share)
 
     def num_targets(self, step: Sequence[int]) -> int:
-        return sum(len(self.documents[index].tokens) - self.documents[index].answer_start for index in step)
+        return sum(len(self.documents[index].targets) for index in step)
 
     def batches(self, step: Sequence[int], rank: int, world: int) -> list[tuple[Any, float]]:
         return [
