@@ -36,6 +36,12 @@ _ROWS = (
         "chrf", "chrF, 0 to 100", "Letter sequences that answer and reference share.", "higher", "chrf", "chrF",
         digits=1, headline=True,
     ),
+    Metric(
+        "chrf_pp", "chrF++, 0 to 100", "chrF that counts words as well.", "higher", "chrf_pp", "chrF++",
+        digits=1, headline=True,
+    ),
+    Metric("bleu", "BLEU, 0 to 100", "Runs of up to four words that answer and reference share.", "higher", "bleu",
+           "BLEU", digits=1),
     Metric("exact", "Exact answers", "Answers equal to the reference, letter for letter.", "higher", "ratio",
            percent=True),
     Metric("distinct_2", "Distinct word pairs", "Of all word pairs in the answers; low where a model repeats itself.",
@@ -73,6 +79,8 @@ METRICS: dict[str, Metric] = {row.name: row for row in _ROWS}
 
 SYNTHETIC = "synthetic_"
 NEW_PICTURES = "new_pictures"
+REVERSE = "reverse_"
+"""Of metrics of translations out of the languages of an adapter."""
 NOISE_LEVELS = (10, 0)
 """Decibels by which speech is louder than the noise laid over it, in the evaluation of images with audio."""
 
@@ -84,10 +92,12 @@ def noise_prefix(level: int) -> str:
 
 _PREFIXES = {
     f"{NEW_PICTURES}_": "new images of known concepts",
+    REVERSE: "out of the language",
     **{noise_prefix(level): f"speech in noise at {level} dB" for level in NOISE_LEVELS},
     SYNTHETIC: "synthetic rows",
 }
-"""Of metrics on a second test set, under noise, and on synthetic rows: in the order in which they precede a name."""
+"""Of metrics on a second test set, in the other direction, under noise, and on synthetic rows: in the order in which
+they precede a name."""
 
 
 def plain_name(name: str) -> str:

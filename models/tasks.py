@@ -68,6 +68,13 @@ _ROWS = (
         peft=_LANGUAGE_MODEL,
     ),
     Task(
+        "translate", "translate", takes="text", debug="debug-text",
+        served="kauli.models.text.task:TextTask", trainable="kauli.models.text.training:TrainableText",
+        usage="kauli.models.adapters.usage:translate_usage", command="kauli translate Hello --to am",
+        headline=("chrf_pp", "bits_per_byte"), validation="bits_per_byte",
+        check="kauli.models.bases.folder:check_text",
+    ),
+    Task(
         "describe", "describe", takes="text", debug="debug-text",
         served="kauli.models.text.task:TextTask", trainable="kauli.models.text.describe:TrainableDescribe",
         usage="kauli.models.adapters.usage:describe_usage", command="kauli describe --image image.png",
@@ -99,7 +106,7 @@ _ROWS = (
 )  # fmt: skip
 TASKS: dict[str, Task] = {row.name: row for row in _ROWS}
 """By name. A new task is a row here and the modules that it names."""
-RESERVED = frozenset({*TASKS, "classify", "embed", "speak", "translate"})
+RESERVED = frozenset({*TASKS, "classify", "embed", "speak"})
 """What a request's model may be beside bases and adapters: no adapter is called so."""
 
 

@@ -3,6 +3,7 @@
 import os
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -12,19 +13,19 @@ from kauli.models.adapters.card import Attribution, BaseReference, Card, DataRef
 from kauli.models.bases.find import Base
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.recipe import Recipe
-from kauli.training.tasks.base import Fitted
+from kauli.training.tasks.base import Fitted, Row
 from kauli.training.tasks.table import task_of_recipe
 
 PACKAGES = ("kauli", "torch", "transformers", "peft", "ray", "accelerate")
 
 
-def draft_card(recipe: Recipe, base: Base) -> Card:
-    """The card before the training."""
+def draft_card(recipe: Recipe, base: Base, rows: Sequence[Row] = ()) -> Card:
+    """The card before the training, on these rows where they are known."""
     return Card(
         name=recipe.name, task=recipe.task, language=list(recipe.language), base=BaseReference.of(base),
         template=base.template, method=recipe.method.model_dump(mode="json"),
         licence=base.licence,  # an adapter is a derivative of its base
-        recipe=recipe.model_dump(mode="json"), **task_of_recipe(recipe).card_fields(recipe),
+        recipe=recipe.model_dump(mode="json"), **task_of_recipe(recipe).card_fields(recipe, rows),
     )  # fmt: skip
 
 

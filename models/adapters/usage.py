@@ -8,6 +8,13 @@ def text_usage(card: Card) -> str:
     return _language_model(card, f'kauli generate "..." --model {card.spec} --language {_language(card)}', "")
 
 
+def translate_usage(card: Card) -> str:
+    """For adapters that translate."""
+    targets = [target for _, target in card.translation.pairs] if card.translation else []
+    target = next((one for one in targets if one in card.language), _language(card))
+    return _language_model(card, f'kauli translate "..." --model {card.spec} --to {target}', "")
+
+
 def describe_usage(card: Card) -> str:
     """For language models that take images, or images and audio."""
     command = f"kauli describe --image image.png --model {card.spec} --language {_language(card)}"

@@ -40,7 +40,7 @@ class Candidate:
 
 
 def similarity(a: str, b: str) -> float:
-    """The fuzzy match score of two texts, 0 to 100: the share of characters that need no edit; 100 for the same text."""
+    """The fuzzy match score of two texts: the percentage of characters that need no edit; 100 is the same text."""
     a, b = " ".join(nfc(a).split()), " ".join(nfc(b).split())
     return 100.0 if a == b else min(99.0, 100.0 * Levenshtein.normalized_similarity(a.casefold(), b.casefold()))
 

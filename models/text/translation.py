@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from kauli.models.adapters.card import Prompting
 from kauli.models.languages import display_name, nfc
 
-
 _GAP = "\n\n"
+STOP = (_GAP,)
+"""Ends an answer: a model that has not learned to end goes on with another example."""
 
 
 @dataclass(frozen=True)

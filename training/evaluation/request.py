@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kauli.models.adapters.card import Card
+from kauli.models.adapters.card import Card, Prompting
 from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
 from kauli.models.languages import check_tag
@@ -42,6 +42,8 @@ class EvalRequest:
     """Rows with audio and more characters a second are left out, as in training."""
     base_languages: Mapping[str, str] = field(default_factory=dict)
     """A language that the base does not know -> the language to ask the base for."""
+    prompting: Prompting | None = None
+    """How translations are asked for."""
     served: Any = None
     """The served task with the base's weights already loaded; None: the evaluator loads it."""
 
@@ -77,4 +79,5 @@ def request_of(card: Card, folder: Path, base: Base, dataset: Dataset) -> EvalRe
     return EvalRequest(
         folder, base, dataset, tuple(card.language), instruction=card.prompt.instruction,
         max_chars_per_second=settings.max_chars_per_second, base_languages=settings.base_languages,
+        prompting=card.translation.prompting if card.translation else None,
     )  # fmt: skip

@@ -24,6 +24,8 @@ Row = Mapping[str, Any]
 RowSums = Iterable[Sequence[float]]  # (rows, K)
 
 CHRF_SCORER = CHRF()
+_CHRF_PP = CHRF(word_order=2)
+_BLEU = BLEU()
 RANKS = 256
 """Ranks that `median_rank` tells apart: the last stands for all that are no better."""
 
@@ -84,7 +86,7 @@ def score_answers(
         predictions: one for each row.
         references: what should have been generated.
         rows: with `group` and `language`.
-        kinds: "text", "description", "transcript".
+        kinds: "text", "translation", "description", "transcript".
 
     Returns:
         Metric name -> sums by group. distinct_2 and self_bleu compare each text with all the others given here; their
@@ -115,6 +117,17 @@ def clean(text: str) -> str:
 def _chrf_counts(texts: Sequence[str], targets: Sequence[str], rows: Sequence[Row]) -> RowSums:
     """Per text its n-gram counts: summing and finishing them is what sacrebleu's corpus score does."""
     counts: RowSums = CHRF_SCORER._extract_corpus_statistics(texts, [targets])
+    return counts
+
+
+def _chrf_pp_counts(texts: Sequence[str], targets: Sequence[str], rows: Sequence[Row]) -> RowSums:
+    counts: RowSums = _CHRF_PP._extract_corpus_statistics(texts, [targets])
+    return counts
+
+
+def _bleu_counts(texts: Sequence[str], targets: Sequence[str], rows: Sequence[Row]) -> RowSums:
+    """Per text the two lengths, and the right and all n-grams of each order, as sacrebleu sums them."""
+    counts: RowSums = _BLEU._extract_corpus_statistics(texts, [targets])
     return counts
 
 
@@ -150,7 +163,7 @@ def _script(texts: Sequence[str], targets: Sequence[str], rows: Sequence[Row]) -
     """Per text: letters of the language's scripts, and letters; marks belong to their letters and are not counted."""
     found = []
     for text, row in zip(texts, rows, strict=True):
-        letters, ours = regex.findall(r"\p{L}", text), _letters(row["language"])
+        letters, ours = regex.findall(r"\p{L}", text), _letters(row.get("to") or row["language"])
         found.append([float(sum(1 for letter in letters if ours.match(letter))), float(len(letters))])
     return found
 
@@ -160,12 +173,14 @@ class Scorer:
     """How a metric is counted: (predictions, references, rows) of one language -> the sums of each row."""
 
     kinds: frozenset[str]
-    """Of answers that it is for: "text" (of a language model), "description" (of an image), "transcript"."""
+    """Of answers that it is for: "text" (of a language model), "translation", "description", "transcript"."""
     sums: Callable[[Sequence[str], Sequence[str], Sequence[Row]], RowSums]
 
 
 SCORERS: dict[str, Scorer] = {
     "chrf": Scorer(frozenset({"text", "description"}), _chrf_counts),
+    "chrf_pp": Scorer(frozenset({"translation"}), _chrf_pp_counts),
+    "bleu": Scorer(frozenset({"translation"}), _bleu_counts),
     "exact": Scorer(frozenset({"text", "description"}), _exact),
     "distinct_2": Scorer(frozenset({"text"}), _distinct),
     "self_bleu": Scorer(frozenset({"text"}), _self_bleu),
@@ -182,10 +197,14 @@ def _ratio(sums: Array) -> Array:
         return np.asarray(np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan))
 
 
-def _chrf(sums: Array) -> Array:
-    # one Python call for each resample: 1,000 of them take 15 ms
-    flat = sums.reshape(-1, sums.shape[-1])
-    return np.asarray([CHRF_SCORER._compute_f_score(row.tolist()) for row in flat]).reshape(sums.shape[:-1])
+def _by_row(score: Callable[[list[float]], float]) -> Finish:
+    """A score of sacrebleu's for each row of sums: one Python call for each resample, 15 ms for 1,000 of them."""
+
+    def finish(sums: Array) -> Array:
+        flat = sums.reshape(-1, sums.shape[-1])
+        return np.asarray([score(row.tolist()) for row in flat]).reshape(sums.shape[:-1])
+
+    return finish
 
 
 def _median_rank(sums: Array) -> Array:
@@ -205,7 +224,14 @@ def _macro_f1(sums: Array) -> Array:
         return np.asarray(np.nanmean(np.where(both > 0, 2 * right / both, np.nan), axis=-1))
 
 
-FINISH: dict[str, Finish] = {"ratio": _ratio, "chrf": _chrf, "macro_f1": _macro_f1, "median_rank": _median_rank}
+FINISH: dict[str, Finish] = {
+    "ratio": _ratio,
+    "chrf": _by_row(CHRF_SCORER._compute_f_score),
+    "chrf_pp": _by_row(_CHRF_PP._compute_f_score),
+    "bleu": _by_row(lambda sums: float(_BLEU._compute_score_from_stats([round(one) for one in sums]).score)),
+    "macro_f1": _macro_f1,
+    "median_rank": _median_rank,
+}
 """`Metric.finish` -> sums (..., K) to figures (...)."""
 
 

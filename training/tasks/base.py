@@ -210,6 +210,9 @@ class TrainingTask(ABC):
             f"{label(self.validation_metric)}, base {state.base_validation:.3f})"
         )
 
-    def card_fields(self, recipe: Any) -> dict[str, Any]:
-        """The typed fields of the card that serving and evaluation read: `encoders`, `prompt`, `evaluation`."""
+    def card_fields(self, recipe: Any, rows: Sequence[Row] = ()) -> dict[str, Any]:
+        """The typed fields of the card that serving and evaluation read: `encoders`, `prompt`, `evaluation`.
+
+        `rows` are those of the training, once they are known.
+        """
         return {}

@@ -1,6 +1,6 @@
 """The task `describe` in training: a connector and an adapter learn to put images, or images with audio, into words."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -225,7 +225,7 @@ class DescribeTraining(TrainingTask):
         audio = connector is not None and "audio" in connector.settings
         return evaluate_fusion(request) if audio else evaluate_describe(request)
 
-    def card_fields(self, recipe: DescribeRecipe) -> dict[str, Any]:
+    def card_fields(self, recipe: DescribeRecipe, rows: Sequence[Row] = ()) -> dict[str, Any]:
         """Encoders by the medium, the instruction, the limit of speech."""
         section = recipe.describe
         encoders = {"image": section.encoder, **({"audio": section.audio.encoder} if section.audio else {})}

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 TASKS = {
     "text": "kauli.training.tasks.text:TextTraining",
+    "translate": "kauli.training.tasks.translate:TranslateTraining",
     "describe": "kauli.training.tasks.describe:DescribeTraining",
     "align": "kauli.training.tasks.align:AlignTraining",
     "head": "kauli.training.tasks.head:HeadTraining",

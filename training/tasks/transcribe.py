@@ -199,7 +199,7 @@ class TranscribeTraining(TrainingTask):
         found = check_transcripts(served, examples.validation)
         return super().fault(served, state, examples) if found is None else f"on validation {found}"
 
-    def card_fields(self, recipe: TranscribeRecipe) -> dict[str, Any]:
+    def card_fields(self, recipe: TranscribeRecipe, rows: Sequence[Row] = ()) -> dict[str, Any]:
         """The limit of speech, and the language to ask the base for where it does not know the recipe's."""
         section = recipe.transcribe
         known = {tag: names[0] for tag, names in section.init_from_languages.items() if names}

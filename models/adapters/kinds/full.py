@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 class Full(AdapterKind):
     """Every weight is trained: three times the memory, an "adapter" as large as its base."""
 
-    tasks: ClassVar = ("text", "describe", "transcribe")
+    tasks: ClassVar = ("text", "translate", "describe", "transcribe")
     starts_from: ClassVar = False
 
     kind: Literal["full"] = "full"

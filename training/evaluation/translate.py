@@ -1,0 +1,82 @@
+"""Translations measured in both directions: adapter and base with the same examples in their prompts, and baselines.
+
+Metrics out of the language, such as into English, have the prefix `reverse_`. The baselines are the translation of the
+most similar pair of the training split (what a translation memory would offer), the text itself, and the adapter
+without examples: an adapter that does not beat the first is of no use to somebody who has a memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from kauli.models.adapters.card import Prompting
+from kauli.models.metrics import REVERSE
+from kauli.models.requests import TextRequest
+from kauli.models.text.translation import STOP
+from kauli.training.evaluation.request import ADAPTER, EvalRequest
+from kauli.training.evaluation.results import EvalResult
+from kauli.training.evaluation.rows import choose, some_groups
+from kauli.training.evaluation.scorers import Row
+from kauli.training.evaluation.systems import BASE, Answering, System, Systems
+from kauli.training.features.left_out import LeftOut
+from kauli.training.features.room import Room
+from kauli.training.features.translations import Prompter, directed, pair_rows
+
+MEMORY, COPY, NO_MEMORY = "memory", "copy", "no_memory"
+SCORED = 300
+"""Rows of each direction that are scored where nobody asks for another number: a prompt with examples is long."""
+MAX_TOKENS = 160
+"""New tokens of an answer, where the adapter's own limit is not lower."""
+
+
+def evaluate_translate(request: EvalRequest) -> EvalResult:
+    """Evaluate an adapter beside its base on pairs; `request.limit` rows of each direction are translated.
+
+    Raises:
+        UsageError: the split holds no pairs in these languages.
+        KauliError: a damaged adapter, or one of another base.
+    """
+    found, left_out = translated_rows(request)
+    prompter = _prompter(request)
+    task = request.task("translate")
+
+    def ask(row: Row) -> TextRequest:
+        """As a user would, with the guards of the adapter's card: for all systems, so that they alone differ."""
+        guarded: TextRequest = task.guarded(TextRequest.of_prompt(row["prompt"], stop=STOP), ADAPTER)
+        return replace(guarded, max_tokens=min(MAX_TOKENS, guarded.max_tokens or MAX_TOKENS))
+
+    systems = Systems(request, replace(ANSWERING, ask=ask), left_out)
+    measured, num_chosen = list[Row](), 0
+    pairs, systems.notes = some_groups(found, request.scored or SCORED, request.split)
+    for reverse in (False, True):
+        rows = prompter.prompted([directed(row, reverse=reverse) for row in pairs])
+        chosen = choose(rows, request.limit, by=("language", "source"))
+        alone = prompter.prompted(rows, 0)
+        compared = [System(ADAPTER, rows, ADAPTER), System(BASE, rows), System(NO_MEMORY, alone, ADAPTER)]
+        prefix = REVERSE if reverse else ""
+        texts = systems.compare(task, compared, rows, chosen, prefix)
+        for name, key in ((MEMORY, "nearest"), (COPY, "input")):
+            systems.add_texts(name, chosen, [row[key] for row in chosen], prefix)
+        where = f" ({chosen[0]['from']} to {chosen[0]['to']})" if chosen else ""
+        systems.show(chosen, texts, [row["input"] for row in chosen], where)
+        measured += rows
+        num_chosen += len(chosen)
+    return systems.result(measured, num_chosen)
+
+
+def translated_rows(request: EvalRequest) -> tuple[list[Any], LeftOut]:
+    """The pairs that are measured; UsageError where there is none whose prompt fits the context."""
+    left_out = LeftOut(request.split, request.dataset.place)
+    found = pair_rows(request.dataset, request.split, request.tags)
+    rows = Room(request.base).fitting([{**row, "prompt": row["input"]} for row in found], left_out)
+    if not rows:
+        raise request.nothing("text with its translation (columns input, input_language, text)", left_out)
+    return rows, left_out
+
+
+def _prompter(request: EvalRequest) -> Prompter:
+    memory: Sequence[Row] = pair_rows(request.dataset, "train", request.tags)
+    return Prompter(request.base, request.prompting or Prompting(), memory)
+
+
+ANSWERING = Answering("translate", ("text", "translation"))
