@@ -22,7 +22,7 @@ NGRAM = 3
 """Characters of an n-gram, within words."""
 BM25_K1, BM25_B = 1.2, 0.75
 """The usual values."""
-_DIVERSITY = 0.3  # of MMR: the weight of being unlike what was chosen
+_DIVERSITY = 0.8  # of MMR: the weight of being unlike what was chosen; four examples then cover most of a translation
 
 
 @dataclass(frozen=True)
