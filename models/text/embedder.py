@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from kauli.models.bases.clip_import import CLIP_CONFIG, CLIP_WEIGHTS
 from kauli.models.bases.find import Base
-from kauli.models.engine.precision import place
+from kauli.models.engine.precision import choose_precision, place
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
 
@@ -42,13 +42,15 @@ class Embedder:
         Raises UsageError for a base whose text tower is not one of transformers.
         """
         from transformers import AutoConfig, AutoModel
+        from transformers.initialization import no_init_weights
 
         settings = json.loads((base.folder / CLIP_CONFIG).read_text(encoding="utf-8"))
         text = settings["model_cfg"]["text_cfg"]
         if text.get("hf_pooler_type") != "mean_pooler":
             raise UsageError(f"'{base.name}' has no text tower for a memory: use kauli-towers.")
         config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
-        model = AutoModel.from_config(config, add_pooling_layer=False).eval().requires_grad_(False)
+        with no_init_weights():  # random weights of so large a vocabulary would take seconds
+            model = AutoModel.from_config(config, add_pooling_layer=False).eval().requires_grad_(False)
         with safe_open(base.folder / CLIP_WEIGHTS, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(_TOWER)]  # noqa: SIM118 - no mapping
             model.load_state_dict({name.removeprefix(_TOWER): file.get_tensor(name).float() for name in names})
@@ -56,12 +58,17 @@ class Embedder:
         # Once, since a tokenizer's settings can't be changed while another thread uses it
         tokenizer.enable_truncation(int(text.get("context_length", 77)))
         tokenizer.no_padding()
-        return cls(base, tokenizer, model.to(place(device)[0]), settings.get("kauli", {}).get("text_prefix", ""))
+        where = place(device)[0]
+        model = model.to(where, choose_precision(base, where.type).dtype)
+        return cls(base, tokenizer, model, settings.get("kauli", {}).get("text_prefix", ""))
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """(N, dim) float32, each of length 1, so that a product is a cosine; longer texts are cut off at the end."""
-        found = np.empty((len(texts), self.dim), dtype=np.float32)
+        """(N, dim) float32, each of length 1, so that a product is a cosine; zeros for a text without tokens.
+
+        Texts longer than the base's context are cut off at the end.
+        """
+        found = np.zeros((len(texts), self.dim), dtype=np.float32)
         encoded = self._tokenizer.encode_batch([self._prefix + nfc(text) for text in texts])
         for places in _batches([len(one.ids) for one in encoded]):
             longest = max(len(encoded[at].ids) for at in places)
@@ -78,9 +85,9 @@ class Embedder:
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Places of texts of like length, so that little is padded."""
+    """Places of texts of like length, so that little is padded, without the empty ones."""
     batch: list[int] = []
-    for at in sorted(range(len(lengths)), key=lengths.__getitem__):
+    for at in sorted((at for at, length in enumerate(lengths) if length), key=lengths.__getitem__):
         if batch and lengths[at] * (len(batch) + 1) > _BATCH_TOKENS:
             yield batch
             batch = []
