@@ -17,6 +17,8 @@ SCHEMA = pa.schema(
         pa.field("group", pa.string(), nullable=False),  # rows that share content; a group is in one split
         pa.field("language", pa.string(), nullable=False),  # BCP-47
         pa.field("prompt", pa.string()),
+        pa.field("input", pa.string()),  # what `text` translates, NFC
+        pa.field("input_language", pa.string()),  # BCP-47
         pa.field("text", pa.string()),  # NFC
         pa.field("image", pa.binary()),  # an encoded file (PNG, JPEG, ...)
         pa.field("audio", pa.binary()),  # an encoded file (Ogg, WAV, FLAC, ...)
@@ -32,7 +34,7 @@ PLAIN_COLUMNS = tuple(name for name in SCHEMA.names if name not in MEDIA)
 _ROWS_A_GROUP = 1 << 14
 _BYTES_A_GROUP = 4 << 20
 """Row groups hold no more rows and no more image and audio bytes: readers hold one group, random access reads one."""
-_DICTIONARY = ["group", "language", "prompt", "source", "licence", "synthetic", "split", "flags"]
+_DICTIONARY = ["group", "language", "prompt", "input_language", "source", "licence", "synthetic", "split", "flags"]
 _COMPRESSION = {name: "none" if name in MEDIA else "zstd" for name in SCHEMA.names}  # media files are compressed
 
 
