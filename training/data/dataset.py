@@ -96,8 +96,12 @@ class Dataset:
                     if set(columns) & set(MEDIA):
                         content = file.metadata.row_group(group)
                         size = min(size, 1 + _BATCH_BYTES * content.num_rows // content.total_byte_size)
+                    # Files of an earlier version lack the columns that came later
+                    absent = dict.fromkeys(set(columns) - set(file.schema_arrow.names))
+                    there = [name for name in columns if name not in absent]
                     for batch in file.iter_batches(size, [group], read):
-                        yield from batch.filter(selected(batch)).select(columns).to_pylist()
+                        for row in batch.filter(selected(batch)).select(there).to_pylist():
+                            yield {**row, **absent} if absent else row
 
     def read_media(self, column: str, ids: Iterable[str]) -> dict[str, bytes | None]:
         """The encoded bytes of `column` ("image" or "audio") by row id, in the order of `ids`; None where it is empty.

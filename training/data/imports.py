@@ -265,7 +265,7 @@ def _row(values: dict[str, Any], where: str, number: int, file: _File, reading: 
     row["language"] = check_tag(row["language"] or reading.options.language)
     row["synthetic"] = _truth(values.get("synthetic"))
     names = ", ".join(row[name].path.name for name in MEDIA if row[name] and row[name].path)
-    return {**{name: row[name] for name in SCHEMA.names}, "place": f"{where} ({names})" if names else where}
+    return {**{name: row.get(name) for name in SCHEMA.names}, "place": f"{where} ({names})" if names else where}
 
 
 def _text(name: str, value: Any) -> str | None:
