@@ -23,7 +23,7 @@ from kauli.training.data.data_files import READABLE
 from kauli.training.data.groups import short_hash
 from kauli.training.data.imports import import_data, read_places
 from kauli.training.data.options import DataOptions
-from kauli.training.data.schema import MEDIA, PLAIN_COLUMNS, SCHEMA
+from kauli.training.data.schema import LATER, MEDIA, PLAIN_COLUMNS, SCHEMA
 from kauli.training.data.synthetic_speech import ESPEAK, espeak_files
 from kauli.training.data.topics import TOPICS, topic_files
 
@@ -153,6 +153,8 @@ class Dataset:
             digest = hashlib.sha256()
             for name in SCHEMA.names:
                 value = row[name]
+                if value is None and name in LATER:
+                    continue
                 part = value if isinstance(value, bytes) else repr(value).encode()
                 digest.update(len(part).to_bytes(8, "big") + part)
             hashes.append(digest.digest())

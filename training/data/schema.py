@@ -30,6 +30,8 @@ SCHEMA = pa.schema(
     ]
 )
 MEDIA = ("image", "audio")
+LATER = ("input", "input_language")
+"""Columns that older files lack: where they are empty, the hash of a data set leaves them out."""
 PLAIN_COLUMNS = tuple(name for name in SCHEMA.names if name not in MEDIA)
 _ROWS_A_GROUP = 1 << 14
 _BYTES_A_GROUP = 4 << 20
