@@ -90,7 +90,7 @@ class LanguageModel:
             name: of the model, for errors.
             adapted: (tokens of a pass, positions with logits) -> the context in which its adapter is applied.
         """
-        documents = self.encode(rows)
+        documents = [one._replace(spans=()) for one in self.encode(rows)]  # answers alone are scored
         if not isinstance(model, Fused) and any(document.media for document in documents):
             raise UsageError(f"{name} takes no images or audio: it has no connector.")
         bits = [0.0] * len(rows)
