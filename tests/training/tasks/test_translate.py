@@ -72,12 +72,11 @@ def test_the_loss_over_seen_tokens(dataset: Dataset) -> None:
     torch.testing.assert_close(everything(batch), answer_losses(model, batch))
     seen = {token for one in documents for token in one.tokens}
     fewer = SeenSoftmax(model, seen)
-    logits = model(**batch.model_inputs()).logits[0].detach()
-    unseen = [token for token in range(logits.shape[-1]) if token not in seen]
-    by_hand = torch.nn.functional.cross_entropy(
-        logits.index_fill(1, torch.tensor(unseen), -torch.inf), batch.answer_ids, reduction="none"
-    )
-    torch.testing.assert_close(fewer(batch), by_hand)
+    unseen = [token for token in range(model.config.vocab_size) if token not in seen]
+    # Over many draws the sampled part of the softmax is that of all tokens
+    means = torch.stack([torch.exp(fewer(batch).detach()) for _ in range(50)]).mean(dim=0)
+    torch.testing.assert_close(means, torch.exp(answer_losses(model, batch)), rtol=0.05, atol=0)
+    assert unseen
     assert isinstance(learner.objective(), SeenSoftmax)
     assert not isinstance(TranslateLearner(task, recipe(softmax="all"), examples).objective(), SeenSoftmax)
 
