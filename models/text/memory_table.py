@@ -16,12 +16,12 @@ from collections.abc import Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from kauli.models.adapters.store import open_store
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.progress import note
 
@@ -31,6 +31,8 @@ VECTORS = ("source_vector", "target_vector")
 """Columns, float16."""
 COMPACTED_EVERY = 32
 """Versions: each small commit is a file to read."""
+CLAIM_SECONDS = 10.0
+"""A process that makes a table has so long."""
 KEPT_VERSIONS = timedelta(minutes=10)
 """How long a version stays that a reader may still hold."""
 _BACKGROUND = ThreadPoolExecutor(1, "memory-compaction")
@@ -119,15 +121,14 @@ class Tables:
 
     def __init__(self, storage: str) -> None:
         """`storage` as for the registry: a folder, or a URI that LanceDB knows (s3://, gs://, az://)."""
-        storage = storage.removeprefix("file://")
-        self._local = "://" not in storage
-        if self._local:
-            storage = str(Path(storage).expanduser().absolute())
-        self._root = f"{storage.rstrip('/')}/memory"
+        self._store = open_store(storage, "memory")
+        local = self._store.local("")
+        self._root = f"{storage.rstrip('/')}/memory" if local is None else str(local)
 
     def names(self, tenant: str) -> list[str]:
         """The tables of a tenant, sorted."""
-        if self._local and not Path(self._root, tenant).is_dir():  # connecting would make it
+        folder = self._store.local(tenant)
+        if folder is not None and not folder.is_dir():  # connecting would make it
             return []
         database, names, page = self._connect(tenant), list[str](), None
         with explained(f"the folder {self._root}"):
@@ -147,15 +148,28 @@ class Tables:
 
     def create(self, tenant: str, name: str, dim: int, embedder: str) -> Table:
         """A table for vectors of the width `dim`; the one that is there, where another process was faster."""
-        texts = [pa.field(column, pa.string(), nullable=False) for column in TEXTS]
+        birth = secrets.token_hex(8)
+        # Unless LanceDB knows the key, of two writers that add one at once both succeed
+        unique = {"lance-schema:unenforced-primary-key": "true"}
+        texts = [
+            pa.field(column, pa.string(), nullable=False, metadata=unique if column == "key" else None)
+            for column in TEXTS
+        ]
         vectors = [pa.field(column, pa.list_(pa.float16(), dim)) for column in VECTORS]
-        schema = pa.schema([*texts, *vectors], metadata={"birth": secrets.token_hex(8), "embedder": embedder})
-        with explained(f"the memory '{name}'"):
-            table = self._connect(tenant).create_table(name, schema=schema, exist_ok=True)
-            if table.version == 1:
-                # Without it, of two writers that add one key at once both would succeed
-                table.set_unenforced_primary_key("key")
-            return Table(table, f"the memory '{name}'")
+        schema = pa.schema([*texts, *vectors], metadata={"birth": birth, "embedder": embedder})
+        # Of two processes that make a table at once, LanceDB lets the second one overwrite the first one's
+        claim, deadline = f"{tenant}/{name}.claim", time.monotonic() + CLAIM_SECONDS
+        while not self._store.create(claim, birth.encode()):
+            if time.monotonic() > deadline:  # whoever made it was killed
+                self._store.delete(claim)
+            time.sleep(0.02)
+        try:
+            if name in self.names(tenant):
+                return self.open(tenant, name)
+            with explained(f"the memory '{name}'"):
+                return Table(self._connect(tenant).create_table(name, schema=schema), f"the memory '{name}'")
+        finally:
+            self._store.delete(claim)
 
     def drop(self, tenant: str, name: str) -> None:
         """Delete a table with all its versions."""
