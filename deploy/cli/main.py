@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from kauli.deploy.cli import adapters, answers, data, doctor, training
+from kauli.deploy.cli import adapters, answers, data, doctor, memory, training
 from kauli.deploy.cli.terminal import AcceptTerms, Command, Json, Storage, hint, output, split_list
 from kauli.models.paths import default_storage
 from kauli.serving.tasks import DEFAULT_BASE, TASKS
@@ -23,6 +23,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(data.app, name="data")
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(memory.app, name="memory")
 
 
 def main() -> None:

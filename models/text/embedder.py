@@ -15,11 +15,13 @@ from torch import nn
 from torch.nn import functional
 
 from kauli.models.bases.clip_import import CLIP_CONFIG, CLIP_WEIGHTS
-from kauli.models.bases.find import Base
+from kauli.models.bases.find import Base, find_base
 from kauli.models.engine.precision import choose_precision, place
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
 
+DEFAULT = "kauli-towers"
+"""The base whose text tower embeds for memories: vectors of two bases can't be compared."""
 _TOWER = "text.transformer."
 _BATCH_TOKENS = 4096  # with padding
 
@@ -47,7 +49,7 @@ class Embedder:
         settings = json.loads((base.folder / CLIP_CONFIG).read_text(encoding="utf-8"))
         text = settings["model_cfg"]["text_cfg"]
         if text.get("hf_pooler_type") != "mean_pooler":
-            raise UsageError(f"'{base.name}' has no text tower for a memory: use kauli-towers.")
+            raise UsageError(f"'{base.name}' has no text tower for a memory: use {DEFAULT}.")
         config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
         with no_init_weights():  # random weights of so large a vocabulary would take seconds
             model = AutoModel.from_config(config, add_pooling_layer=False).eval().requires_grad_(False)
@@ -61,6 +63,11 @@ class Embedder:
         where = place(device)[0]
         model = model.to(where, choose_precision(base, where.type).dtype)
         return cls(base, tokenizer, model, settings.get("kauli", {}).get("text_prefix", ""))
+
+    @classmethod
+    def default(cls) -> Self:
+        """The embedder of memories; its base is fetched where it is not on this machine."""
+        return cls.load(find_base(DEFAULT, task="align"))
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> np.ndarray:
