@@ -1,0 +1,98 @@
+"""`kauli memory`: what is added, listed, exported, removed and refused, on a base of random weights."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from translate.storage.tmx import tmxfile  # type: ignore[import-untyped]
+
+from kauli.training.data.schema import SCHEMA, write_parquet
+from kauli.training.data.starter import STAMP
+from support.cli import fails, run
+from support.memories import small_embedder
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KAULI_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("KAULI_STORAGE", str(tmp_path / "store"))
+    small_embedder(monkeypatch)
+    return tmp_path
+
+
+def add(*words: str) -> dict[str, object]:
+    result = run("memory", "add", *words, "--json")
+    assert result.exit_code == 0, result.output
+    found: dict[str, object] = json.loads(result.stdout)
+    return found
+
+
+def listed(*words: str) -> list[dict[str, str]]:
+    found: list[dict[str, str]] = json.loads(run("memory", "list", *words, "--json").stdout)
+    return found
+
+
+def test_a_pair_is_added_listed_exported_and_removed(store: Path) -> None:
+    assert listed() == []
+    pair = ("main", "--pair", "Open <b>%s</b> & save", "ክፈት <b>%s</b>", "--from", "en", "--to", "am-ET")
+    assert add(*pair) == {"memory": "main", "added": 1, "left_out": 0, "total": 1}
+    assert add(*pair)["added"] == 0
+    add("main", "--pair", "file", "ፋይል", "--from", "en", "--to", "am", "--glossary")
+    assert listed() == [{"memory": "main", "pairs": 1, "terms": 1, "languages": ["en-am"]}]
+    assert [row["source"] for row in listed("main", "--glossary")] == ["file"]
+    assert [row["target_language"] for row in listed("main", "--containing", "SAVE")] == ["am"]
+    for name in ("out.tmx", "out.csv", "out.jsonl"):
+        assert run("memory", "export", "main", "--out", str(store / name)).exit_code == 0
+    units = tmxfile.parsestring((store / "out.tmx").read_bytes()).units
+    assert [(unit.source, unit.target) for unit in units] == [
+        ("Open <b>%s</b> & save", "ክፈት <b>%s</b>"), ("file", "ፋይል"),
+    ]  # fmt: skip
+    lines = [json.loads(line) for line in (store / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = list(csv.DictReader(io.StringIO((store / "out.csv").read_text(encoding="utf-8"))))
+    assert lines == listed("main") == rows
+    result = run("memory", "remove", "main", listed("main")[0]["id"])
+    assert (result.exit_code, result.stdout) == (0, "main: 1 removed\n")
+    assert [row["source"] for row in listed("main")] == ["file"]
+    assert run("memory", "remove", "main", "--all").exit_code == 0
+    assert listed() == []
+
+
+def test_of_a_data_set_the_training_rows_with_a_translation_are_taken(store: Path) -> None:
+    empty = dict.fromkeys(SCHEMA.names)
+    rows = [
+        {**empty, "id": str(at), "group": str(at), "language": "am", "text": f"ቁጥር {at}", "synthetic": False,
+         "input": None if at == 1 else f"number {at}", "input_language": "en", "split": "test" if at == 0 else "train"}
+        for at in range(5)
+    ]  # fmt: skip
+    write_parquet(rows, store / "data" / "am.parquet", {STAMP: b'{"build": "of a test"}'})
+    assert add("main", str(store / "data"), "--to", "am") == {"memory": "main", "added": 3, "left_out": 1, "total": 3}
+    assert [row["source"] for row in listed("main")] == ["number 2", "number 3", "number 4"]
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("give files, or one pair", ("add", "main")),
+        ("add --from TAG --to TAG", ("add", "main", "--pair", "a", "b", "--to", "am")),
+        ("pair 1 has no target", ("add", "main", "--pair", "a", " ", "--from", "en", "--to", "am")),
+        ("unknown language 'amharik'", ("add", "main", "--pair", "a", "b", "--from", "en", "--to", "amharik")),
+        ("no data at 'nothing.po'", ("add", "main", "nothing.po")),
+        ("'Main' is no memory name", ("add", "Main", "--pair", "a", "b", "--from", "en", "--to", "am")),
+        ("no memory 'maim'. Did you mean 'main'?", ("list", "maim")),
+        ("no memory 'other'", ("remove", "other", "--all")),
+        ("say what to remove", ("remove", "main")),
+        ("'main' has no pair 12", ("remove", "main", "12")),
+        ("ends in .tmx, .csv, .jsonl", ("export", "main", "--out", "main.po")),
+        ("U+0008", ("export", "main", "--out", "main.tmx")),
+    ],
+)
+def test_a_mistake_is_one_message_and_changes_nothing(store: Path, message: str, words: tuple[str, ...]) -> None:
+    add("main", "--pair", "back\bspace", "x", "--from", "en", "--to", "am")
+    (store / "main.tmx").write_text("an older export")
+    words = tuple(str(store / word) if word.startswith("main.") else word for word in words)
+    fails(2, message, "memory", *words)
+    assert (store / "main.tmx").read_text() == "an older export"
+    assert len(listed("main")) == 1
+    assert [row["memory"] for row in listed()] == ["main"]
