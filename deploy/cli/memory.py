@@ -16,6 +16,7 @@ from kauli.models.paths import default_storage
 
 if TYPE_CHECKING:
     from kauli.models.text.memory import Confirmed, Memories
+    from kauli.models.text.memory_pairs import Kind
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Confirmed translations, which the next request uses."
@@ -53,7 +54,7 @@ def memory_add(
     from kauli.models.progress import bar
     from kauli.models.text.memory import Confirmed
 
-    kind = "term" if glossary else "pair"
+    kind: Kind = "term" if glossary else "pair"
     if bool(files) == (pair is not None):
         raise UsageError("give files, or one pair as --pair SOURCE TARGET --from TAG --to TAG")
     found: list[Confirmed] = []
@@ -103,7 +104,7 @@ def memory_list(
             output(as_json, rows, table(rows, ["memory", "pairs", "terms", "languages"]))
         hint(f"kauli memory list {rows[0]['memory']}" if rows else "kauli memory add NAME FILE")
         return
-    kind = "term" if glossary else None
+    kind: Kind | None = "term" if glossary else None
     found = memories.open(TENANT, name).pairs(source, target, kind, containing)
     shown = [asdict(row) for row in found[:limit]]
     if shown or as_json:
@@ -174,7 +175,7 @@ def _summary(memories: "Memories", name: str) -> dict[str, Any]:
 
 
 def _read(
-    name: str, source: str | None, target: str | None, kind: Any, columns: tuple[str, ...] | None
+    name: str, source: str | None, target: str | None, kind: "Kind", columns: tuple[str, ...] | None
 ) -> tuple[list["Confirmed"], int]:
     """The confirmed translations of a document or a data set, and how many others it has."""
     from kauli.models.text.memory import Confirmed
@@ -204,7 +205,7 @@ def _read(
     return found, len(document.segments) - len(found)
 
 
-def _read_data(name: str, source: str | None, target: str | None, kind: Any) -> tuple[list["Confirmed"], int]:
+def _read_data(name: str, source: str | None, target: str | None, kind: "Kind") -> tuple[list["Confirmed"], int]:
     from kauli.models.languages import check_tag
     from kauli.models.text.memory import Confirmed
     from kauli.training.data.dataset import load_data

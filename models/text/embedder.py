@@ -52,7 +52,8 @@ class Embedder:
             raise UsageError(f"'{base.name}' has no text tower for a memory: use {DEFAULT}.")
         config = AutoConfig.from_pretrained(base.folder, local_files_only=True)
         with no_init_weights():  # random weights of so large a vocabulary would take seconds
-            model = AutoModel.from_config(config, add_pooling_layer=False).eval().requires_grad_(False)
+            model: Any = AutoModel.from_config(config, add_pooling_layer=False)  # type: ignore[no-untyped-call]
+        model.eval().requires_grad_(False)
         with safe_open(base.folder / CLIP_WEIGHTS, framework="pt") as file:
             names = [name for name in file.keys() if name.startswith(_TOWER)]  # noqa: SIM118 - no mapping
             model.load_state_dict({name.removeprefix(_TOWER): file.get_tensor(name).float() for name in names})

@@ -123,6 +123,7 @@ class Memory:
 
     def check(self) -> None:
         """Raise UsageError where the memory was deleted, or embeds by another base than this process."""
+        self._table.newest()
         made = self._table.embedder
         if self._embedder is not None and made != self._embedder.sha256:
             raise UsageError(
@@ -259,7 +260,7 @@ class Memory:
 
     def _refresh(self) -> None:
         """Bring the rows and indexes up to the newest version."""
-        state = self._table.state
+        state = self._table.newest()
         if state == self._state:
             return
         if state[0] != self._state[0]:  # deleted and made again

@@ -49,17 +49,20 @@ class Table:
         """Use `Tables`."""
         self._table, self._name = table, name
 
-    @property
-    def state(self) -> tuple[str, int]:
-        """(a name that a table gets when it is made, version): changes with every change of the table."""
+    def newest(self) -> tuple[str, int]:
+        """Go to the newest version, by one request to an object store; what is read is this version from now on.
+
+        (what tells the table from one of the same name that was deleted, version). Raises MissingError where the table
+        was deleted.
+        """
         with explained(self._name):
+            self._table.checkout_latest()
             return self._metadata["birth"], int(self._table.version)
 
     @property
     def embedder(self) -> str:
         """The SHA-256 of the base that the vectors are from."""
-        with explained(self._name):
-            return self._metadata["embedder"]
+        return self._metadata["embedder"]
 
     @property
     def dim(self) -> int:
@@ -183,9 +186,7 @@ class Tables:
         # Test servers and clusters' own stores speak plain HTTP; which endpoint it is, the environment says
         options = {"allow_http": "true"} if self._root.startswith("s3://") else None
         with explained(f"the folder {self._root}"):
-            return lancedb.connect(
-                f"{self._root}/{tenant}", read_consistency_interval=timedelta(0), storage_options=options
-            )
+            return lancedb.connect(f"{self._root}/{tenant}", storage_options=options)
 
 
 @contextmanager
