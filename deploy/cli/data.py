@@ -18,6 +18,9 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build the s
 def data_build(
     languages: Annotated[str, typer.Option("--languages", help="BCP-47 tags separated by commas, e.g. sw,am.")],
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write to [KAULI_HOME/data/starter].")] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="All pairs of texts, for translation, as the data set `starter-full`.")
+    ] = False,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
@@ -26,9 +29,10 @@ def data_build(
     from kauli.training.data.starter import build
 
     tags = [check_tag(tag) for tag in split_list(languages, "--languages")]
-    folder = build(tags, out)
+    folder = build(tags, out, full=full)
     output(as_json, {"folder": str(folder), "languages": tags}, str(folder))
-    hint(f"kauli data check {folder}" if out else f"kauli train text-{tags[0]}")
+    train = f"translate-am --set language={tags[0]} --set name=translate-{tags[0]}" if full else f"text-{tags[0]}"
+    hint(f"kauli data check {folder}" if out else f"kauli train {train}")
 
 
 @app.command("check")

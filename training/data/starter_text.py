@@ -4,6 +4,7 @@ Each source is a small class with the same three methods; `folders` are its unpa
 starter.yaml. Every source yields `Pair`s of a text in English and its translation.
 """
 
+import csv
 import gzip
 import json
 import math
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import check_tag, likely_tag, nfc, script_share
-from kauli.training.data.groups import UDHR_KEY, english_key, short_hash
+from kauli.training.data.groups import UDHR_KEY, english_key, normalise, short_hash
 
 Folders = Mapping[str, Path]
 
@@ -42,6 +43,9 @@ class Pair:
 
 class Source:
     """A source, as starter.py uses it; one without shared packages has neither links nor languages of its own."""
+
+    pivot = "en"
+    """The language of `Pair.english`: for all but a few sources English."""
 
     def links(self, folders: Folders) -> Iterator[tuple[str, ...]]:
         """Keys that belong to one group. They do not depend on the languages that are built, and fix all groups."""
@@ -309,6 +313,7 @@ class Catalogs(Source):
 
     CAP = 3000
     LENGTHS = (0.35, 3.0)  # characters of the translation by those of the English; others are no translations
+    WORDS = 4  # texts of at least so many words are compared in length
     MOST_SOURCES = 2  # a translation of more English strings was guessed by a tool and not corrected
 
     def pairs(self, language: str, folders: Folders) -> Iterator[Pair]:
@@ -329,6 +334,39 @@ class Catalogs(Source):
             and script_share(pair.text, language) >= LEAST_SCRIPT_SHARE
         ]
         yield from chosen[: self.CAP]
+
+
+class FullCatalogs(Catalogs):
+    """All interface strings of LibreOffice, as a translator gets them: short ones, with accelerators, placeholders."""
+
+    def pairs(self, language: str, folders: Folders) -> Iterator[Pair]:
+        found: dict[str, Pair] = {}
+        for _name, folder in sorted(folders.items()):
+            for path in sorted(folder.rglob("*.mo")):
+                for _context, message, translation in read_mo(path):
+                    english, text = tidy(message), tidy(translation)
+                    alike = self.LENGTHS[0] <= len(text) / max(1, len(english)) <= self.LENGTHS[1]
+                    if re.search(r"[^\W\d_]", english) and text and (alike or len(english.split()) < self.WORDS):
+                        found.setdefault(english, Pair(english, text, (english_key(english),)))
+        yield from found.values()
+
+
+class Elotl(Source):
+    """Sentences in Nahuatl and Otomi with their Spanish, from the PyPI package `elotl`: from books, by several editors.
+
+    The package is under the MPL 2.0; it says of the texts themselves only that there are other licences too.
+    """
+
+    pivot = "es"
+    FILES = (("axolotl.csv", 4), ("tsunkua.csv", 2))  # file -> the column that names the variant by its ISO 639-3 code
+
+    def pairs(self, language: str, folders: Folders) -> Iterator[Pair]:
+        for name, column in self.FILES:
+            with (folders["corpora"] / "elotl/corpora" / name).open(encoding="utf-8", newline="") as file:
+                for line in csv.reader(file):
+                    if re.search(rf"\b{language}\)?$", line[column]):
+                        spanish, text = tidy(line[0]), tidy(line[1])
+                        yield Pair(spanish, text, (f"es:{normalise(spanish)}",))
 
 
 def clean_interface_string(text: str) -> str | None:

@@ -23,7 +23,7 @@ from kauli.training.features.room import Room
 from kauli.training.features.translations import Prompter, directed, pair_rows
 
 MEMORY, COPY, NO_MEMORY = "memory", "copy", "no_memory"
-SCORED = 300
+SCORED = 150
 """Rows of each direction that are scored where nobody asks for another number: a prompt with examples is long."""
 MAX_TOKENS = 160
 """New tokens of an answer, where the adapter's own limit is not lower."""

@@ -283,7 +283,7 @@ def test_a_language_without_data_is_an_error_and_writes_nothing(fetch: Fetch, tm
 
 
 def test_languages_name_their_sources(fetch: Fetch, packages: Path) -> None:
-    available = starter._languages_of(starter._fetch_all([], fetch))
+    available = starter._languages_of(starter._fetch_all([], starter.SOURCES, fetch))
     assert available["sw"] == ["udhr", "cldr", "tuxpaint", "iso-codes", "freedict"]
     assert available["am"] == ["udhr", "cldr", "iso-codes", "libreoffice"]
     assert "und" not in available
@@ -291,13 +291,13 @@ def test_languages_name_their_sources(fetch: Fetch, packages: Path) -> None:
 
 def test_load_data_builds_what_is_missing(fetch: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
     real = starter.build
-    monkeypatch.setattr(starter, "build", lambda languages: real(languages, fetch=fetch))
+    monkeypatch.setattr(starter, "build", lambda languages, full: real(languages, full=full, fetch=fetch))
     dataset = load_data("starter", ["swh"])
     assert dataset.languages == ("sw",)
     assert {row["language"] for row in dataset.rows()} == {"sw"}
     assert {row["language"] for row in dataset.rows("test", languages=["en"])} == {"en"}
     assert not any(leaks(dataset).values())
-    monkeypatch.setattr(starter, "build", lambda languages: pytest.fail("built again"))
+    monkeypatch.setattr(starter, "build", lambda languages, full: pytest.fail("built again"))
     assert load_data("starter", ["sw"]).sha256 == dataset.sha256
     assert (
         load_data(str(dataset.reference.paths[0].parent), ["sw"]).sha256 == dataset.sha256
@@ -378,7 +378,33 @@ def test_every_pin_is_whole() -> None:
         assert packages
         assert all(len(package.sha256) == 64 for package in packages)
         assert card.licence
-    assert list(source_cards()) == list(starter.SOURCES)
+    assert list(source_cards()) == list(starter.FULL_SOURCES)
+
+
+def test_the_full_data_are_pairs_of_texts(fetch: Fetch, tmp_path: Path) -> None:
+    folder = build(["am"], tmp_path / "full", full=True, fetch=fetch)
+    assert starter.ready(["am"], folder, full=True)
+    assert not starter.ready(["am"], folder)
+    less, rows = read(build(["am"], tmp_path / "out", fetch=fetch), "am"), read(folder, "am")
+    assert [sum(row["source"] == "libreoffice" for row in one) for one in (less, rows)] == [1, 3]
+    for row in rows:
+        assert (row["image"], row["audio"]) == (None, None)
+        assert (row["input_language"], row["prompt"]) == ("en", f"Translate into Amharic: {row['input']}")
+    assert_free_of_leaks(folder, ["am", "en"])
+    assert {row["input"] for row in read(folder, "en")} == {None}
+
+
+@pytest.mark.weights
+def test_nahuatl_and_otomi_come_with_their_spanish(tmp_path: Path) -> None:
+    folder = build(["nci", "ote"], tmp_path / "full", full=True)
+    rows = [*read(folder, "nci"), *read(folder, "ote")]
+    assert {row["source"] for row in rows if row["input_language"] == "es"} == {"elotl"}
+    counts = {tag: sum(row["language"] == tag and row["source"] == "elotl" for row in rows) for tag in ("nci", "ote")}
+    assert counts["nci"] > 5000
+    assert counts["ote"] > 3000
+    assert "elotl" not in {row["source"] for row in read(build(["am"], tmp_path / "am"), "am")}
+    with pytest.raises(UsageError, match="no source has data in nci"):
+        build(["nci"], tmp_path / "out")
 
 
 @pytest.mark.weights

@@ -54,8 +54,8 @@ def starter_row(number: int, text: str, **other: Any) -> dict[str, Any]:
 def write_starter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Makes Kyrgyz starter data of given rows, as if it had been built."""
     monkeypatch.setenv("KAULI_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(starter, "ready", lambda languages, folder: (folder / "ky.parquet").is_file())
-    monkeypatch.setattr(starter, "build", lambda languages: pytest.fail("built though it is there"))
+    monkeypatch.setattr(starter, "ready", lambda languages, folder, full: (folder / "ky.parquet").is_file())
+    monkeypatch.setattr(starter, "build", lambda languages, full: pytest.fail("built though it is there"))
 
     def write(rows: list[dict[str, Any]], stamp: str = "{}") -> None:
         write_parquet(rows, starter.starter_folder() / "ky.parquet", {starter.STAMP: stamp.encode()})

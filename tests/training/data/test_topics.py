@@ -75,8 +75,8 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fetch:
         starter_row("no image", "train", image=None, source="udhr"),
     ]
     write_starter(rows)
-    monkeypatch.setattr(starter, "ready", lambda languages, folder: (folder / "en.parquet").is_file())
-    monkeypatch.setattr(starter, "build", lambda languages: pytest.fail("built though it is there"))
+    monkeypatch.setattr(starter, "ready", lambda languages, folder, full: (folder / "en.parquet").is_file())
+    monkeypatch.setattr(starter, "build", lambda languages, full: pytest.fail("built though it is there"))
     monkeypatch.setattr(topics, "topic_rows", lambda language: topic_rows(language, fetch=fetch))
     return fetch
 
