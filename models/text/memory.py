@@ -135,7 +135,7 @@ class Memory:
         """Add pairs in one step, all or none; their ids, in the same order.
 
         A source that is confirmed again in the same languages replaces its older target. The same pair again changes
-        nothing. `advance` is told how many more pairs are embedded. Raises UsageError for pairs that can't be stored,
+        nothing. `advance` is told how many more pairs are done. Raises UsageError for pairs that can't be stored,
         and for terms with two targets.
         """
         if self._embedder is None:
@@ -158,6 +158,8 @@ class Memory:
             if all(getattr(one, part) == latest[key][part] for part in ("source", "target", "origin"))
         }
         new = [row for key, row in latest.items() if key not in kept]
+        if advance is not None:
+            advance(len(rows) - len(new))
         if new:
             now, when = time.time_ns(), datetime.now(UTC).isoformat(timespec="milliseconds")
             for place, row in enumerate(new):
