@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python tests/bench/memory.py --results RESULTS.md
 
 Tenants hold the same sources, interface strings and names of the starter data; their targets name the tenant, so that
-a foreign hit is seen. They search, list, add and remove at random, one at a time and 8 at once; half of the searches are for texts as they
-are stored, half for texts with a word more. A second process is asked after every addition and every deletion.
+a foreign hit is seen. They search, list, add and remove at random, one at a time and 8 at once; half of the searches
+are for texts as they are stored, half for texts with a word more. A second process is asked after every addition and
+every deletion.
 """
 
 import argparse

@@ -152,6 +152,31 @@ def test_a_tenant_sees_its_own_memories_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "memory" / "nobody").exists()
 
 
+def test_tenants_are_apart_under_load(tmp_path: Path) -> None:
+    """The same sources and names for all; targets name the tenant."""
+    tenants, all_of_them = [f"tenant-{at}" for at in range(4)], memories(tmp_path)
+    for tenant in tenants:
+        texts = [f"text {at}" for at in range(40)]
+        pairs = [Confirmed(text, f"{tenant} says {text}", "en", "sw") for text in texts]
+        terms = [Confirmed("text", f"{tenant} term", "en", "sw", kind="term")]
+        all_of_them.open(tenant, "main", create=True).add([*pairs, *terms])
+
+    def ask(number: int) -> None:
+        tenant = tenants[number % 4]
+        mine = all_of_them.open(tenant, "main")
+        if number % 5 == 0:
+            (id,) = mine.add([Confirmed(f"text {number}", f"{tenant} says so", "en", "sw")])
+            assert mine.remove([id]) == 1
+        found = [match.target for match in mine.search(f"text {number % 40}", "en", "sw", 5)]
+        found += [term.target for term in mine.terms("a text", "en", "sw")]
+        found += [row.target for row in mine.pairs(limit=3)]
+        assert len(found) == 9
+        assert all(target.startswith(f"{tenant} ") for target in found)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ask, range(400)))
+
+
 def test_a_source_that_is_confirmed_again_has_the_new_target(memory: Memory) -> None:
     (new,) = memory.add([Confirmed("Open  the file", "ክፈት", "en", "am")])
     assert [match.target for match in memory.search("Open the file", "en", "am", 1)] == ["ክፈት"]
