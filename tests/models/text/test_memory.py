@@ -277,7 +277,7 @@ def test_a_damaged_memory_and_a_storage_that_is_not_there_are_one_error(tmp_path
     with pytest.raises(KauliError, match="memory 'main' can't be read"):
         memories(tmp_path).open("local", "main").pairs()
     (tmp_path / "file").write_text("")
-    with pytest.raises(KauliError, match="cannot write to .*/file: Not a directory"):
+    with pytest.raises(KauliError, match=r"cannot write to .*/file: Not a directory"):
         memories(tmp_path / "file").open("local", "main", create=True)
 
 
