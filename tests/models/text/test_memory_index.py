@@ -7,6 +7,7 @@ import pytest
 
 from kauli.models.text.memory_index import Bm25, Entry, MemoryIndex
 from kauli.models.text.memory_terms import Terms, occurs
+from kauli.training.features.neighbours import Neighbours
 from support.memories import LetterEmbedder
 
 
@@ -21,6 +22,20 @@ def test_bm25_by_hand() -> None:
         return rarity * 2.2 / (1 + 1.2 * (0.25 + 0.75 * length / (10 / 3)))
 
     np.testing.assert_allclose(found.scores("AB"), [2 * share(2), 2 * share(5), 0], rtol=1e-5)
+
+
+def test_examples_in_serving_are_scored_as_those_in_training() -> None:
+    texts = ["Open the file", "Open files", "ፋይሉን ክፈት", "Файл адкрыць", "a", "file file file", "CLOSE the file now"]
+    index, embedder = MemoryIndex(LetterEmbedder.dim), LetterEmbedder()
+    index.add([Entry(text, text, "x", "") for text in texts], embedder.embed(texts))
+    for asked in ("open a file", "ፋይሉን", "файл"):
+        (vector,) = embedder.embed([asked])
+        trained = Neighbours([(text, "x") for text in texts], texts, embedder.embed(texts))
+        (found,) = trained.of([asked], [""], 9, vector[None])
+        expected = {one.source: one.lexical for one in found}
+        served = {one.source: one.lexical for one in index.near(asked, vector)}
+        assert served == pytest.approx(expected, rel=1e-5)
+        assert max(served.values()) > 0
 
 
 def test_the_nearest_of_many_are_found_by_words_and_by_embeddings() -> None:
