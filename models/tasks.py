@@ -75,6 +75,13 @@ _ROWS = (
         check="kauli.models.bases.folder:check_text",
     ),
     Task(
+        "prompt", "translate", takes="text", debug="debug-text",
+        served="kauli.models.text.task:TextTask", trainable="",
+        usage="kauli.models.adapters.usage:prompt_usage", command="kauli translate Hello --to am",
+        headline=("chrf_pp", "bits_per_byte"), validation="bits_per_byte",
+        check="kauli.models.bases.folder:check_text",
+    ),
+    Task(
         "describe", "describe", takes="text", debug="debug-text",
         served="kauli.models.text.task:TextTask", trainable="kauli.models.text.describe:TrainableDescribe",
         usage="kauli.models.adapters.usage:describe_usage", command="kauli describe --image image.png",

@@ -115,10 +115,13 @@ class Decoding(_Part):
 
 
 class PromptPair(_Part):
-    """A text and its translation, as a prompt shows it."""
+    """A text and its translation, which prompts of both directions show."""
 
     source: str
     target: str
+    source_language: str
+    """A BCP-47 tag, as `target_language`."""
+    target_language: str
 
 
 class Prompting(_Part):
@@ -138,7 +141,7 @@ class Prompting(_Part):
     """The most tokens of all examples together; the least similar ones are left out first."""
     order: Literal["nearest_last", "nearest_first"] = "nearest_last"
     fixed: list[PromptPair] = Field(default_factory=list)
-    """Examples that stand in every prompt, before those that are retrieved."""
+    """Examples that stand in every prompt between their languages, before those that are retrieved."""
 
     @field_validator("pair")
     @classmethod
@@ -154,6 +157,8 @@ class TranslationReference(_Part):
     pairs: list[tuple[str, str]]
     """(source, target) BCP-47 tags."""
     prompting: Prompting = Field(default_factory=Prompting)
+    compared: int | None = None
+    """Prompts of which this one was the best on validation rows; None: there was no search."""
 
 
 class Validation(_Part):

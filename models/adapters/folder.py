@@ -1,7 +1,8 @@
 """An adapter folder: its allowed files, and whether it is whole, harmless and made for a given base.
 
 The folder is the contract between training, the registry and serving: a PEFT folder (or the weights of a full
-fine-tuning, `model.safetensors`) with `card.json` and `README.md`. Nothing in it is ever unpickled or run.
+fine-tuning, `model.safetensors`, or the prompts of a search, `prompts.json`) with `card.json` and `README.md`. Nothing
+in it is ever unpickled or run.
 """
 
 import re
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+PROMPTS = "prompts.json"
+"""In the place of weights: the prompts that were compared, the best first. The card holds the one that is used."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # Keys by which a configuration makes transformers, peft or diffusers import code that came with the weights.
 _CODE_KEYS = {"auto_map", "trust_remote_code", "custom_generate", "custom_pipelines", "megatron_config"}
@@ -77,7 +80,7 @@ def check_files(folder: Path) -> None:
             check_no_code(content, path)
             if path.name == ADAPTER_CONFIG:
                 _check_reference(content, path)
-    if not weights:
+    if not weights and not (folder / PROMPTS).exists():
         raise KauliError(f"{folder} holds no weights (*.safetensors).")
     for name, other in ((ADAPTER_WEIGHTS, ADAPTER_CONFIG), (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
         if (folder / name).exists() and not (folder / other).exists():

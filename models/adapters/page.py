@@ -17,6 +17,11 @@ _HUB_LICENCES = {
     "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0",
 }  # fmt: skip
 
+_TAGS: dict[str, list[str]] = {"full": [], "lora": ["lora"], "prompt": ["prompt"]}
+"""Kind -> tags of the hub."""
+_WHAT = {"full": ("All weights of", "fine-tuned"), "prompt": ("A prompt for", "chosen")}
+"""Kind -> what an adapter of it is, and how it was made."""
+
 
 def render_readme(card: Card) -> str:
     """Markdown with the Hugging Face metadata block in front."""
@@ -29,21 +34,20 @@ def _metadata(card: Card) -> str:
     metadata: dict[str, Any] = {
         "base_model": card.base.reference,
         "language": card.language,
-        "library_name": "transformers" if _is_full(card) else "peft",
+        "library_name": "transformers" if _kind(card) in ("full", "prompt") else "peft",
         "license": card.licence.lower() if known else "other",
         **({} if known else {"license_name": card.licence}),
-        "tags": ["kauli", card.task, *([] if _is_full(card) else ["lora" if _kind(card) == "lora" else "adapter"])],
+        "tags": ["kauli", card.task, *_TAGS.get(_kind(card), ["adapter"])],
     }
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---"
 
 
 def _summary(card: Card) -> str:
-    what = "All weights of" if _is_full(card) else "An adapter for"
+    what, made = _WHAT.get(_kind(card), ("An adapter for", "trained"))
     base = f"`{card.base.reference}`"
     if card.base.derived_from:
         base += f" (measured on `{card.base.name}`, a dequantised copy whose weights differ a little)"
-    trained = ", fine-tuned" if _is_full(card) else ", trained"
-    return f"# {card.spec}\n\n{what} {base}{trained} for the task `{card.task}` in {_languages(card.language)}."
+    return f"# {card.spec}\n\n{what} {base}, {made} for the task `{card.task}` in {_languages(card.language)}."
 
 
 def _usage(card: Card) -> str:
@@ -88,9 +92,12 @@ def _results(card: Card) -> str:
 def _training(card: Card) -> str:
     lines = []
     if card.training:
-        cost = card.training
+        cost, translation = card.training, card.translation
+        done = f"{cost.steps:,} steps, {cost.tokens:,} tokens"
+        if translation and translation.compared:
+            done = f"{translation.compared:,} prompts compared on validation rows"
         lines.append(
-            f"{cost.steps:,} steps, {cost.tokens:,} tokens, {cost.seconds / 60:.1f} minutes "
+            f"{done}, {cost.seconds / 60:.1f} minutes "
             f"on {cost.machine}; seed {cost.seed}{f'; {cost.precision}' if cost.precision else ''}."
         )
     if card.validation:
@@ -126,10 +133,6 @@ def _exceptions(card: Card) -> str:
 
 def _kind(card: Card) -> str:
     return str(card.method.get("kind", ""))
-
-
-def _is_full(card: Card) -> bool:
-    return _kind(card) == "full"
 
 
 def _languages(tags: Sequence[str]) -> str:

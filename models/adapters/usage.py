@@ -10,9 +10,13 @@ def text_usage(card: Card) -> str:
 
 def translate_usage(card: Card) -> str:
     """For adapters that translate."""
-    targets = [target for _, target in card.translation.pairs] if card.translation else []
-    target = next((one for one in targets if one in card.language), _language(card))
-    return _language_model(card, f'kauli translate "..." --model {card.spec} --to {target}', "")
+    return _language_model(card, _translate(card), "")
+
+
+def prompt_usage(card: Card) -> str:
+    """For prompts that translate, without weights."""
+    where = "There are no weights: the prompt is `translation.prompting` in `card.json`, and the base answers it."
+    return f"## Use\n\nWith kauli:\n\n{fenced(_translate(card), 'sh')}\n\n{where}"
 
 
 def describe_usage(card: Card) -> str:
@@ -58,6 +62,12 @@ def fenced(text: str, kind: str) -> str:
 
 def _language(card: Card) -> str:
     return card.language[0] if card.language else "en"
+
+
+def _translate(card: Card) -> str:
+    targets = [target for _, target in card.translation.pairs] if card.translation else []
+    target = next((one for one in targets if one in card.language), _language(card))
+    return f'kauli translate "..." --model {card.spec} --to {target}'
 
 
 def _language_model(card: Card, command: str, aside: str) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kauli.models.adapters.card import CARD_FILE, Decoding, read_card
+from kauli.models.adapters.folder import PROMPTS
 from kauli.models.bases.find import Base
 from kauli.models.engine.engine import Engine, Generation, Part, Ticket
 from kauli.models.engine.generative import SLOTS, Generative, LoadedAdapter
@@ -92,7 +93,8 @@ class TextTask(LanguageModel, Generative):
             model.train(False)
             return LoadedTextAdapter(model=model, connector=connector, decoding=decoding)
         [lora] = self._shared().batches
-        return LoadedTextAdapter(deltas=lora.read(folder), connector=connector, decoding=decoding)
+        deltas = {} if (folder / PROMPTS).exists() else lora.read(folder)
+        return LoadedTextAdapter(deltas=deltas, connector=connector, decoding=decoding)
 
     def _connector(self, adapter: str | None) -> Connector | None:
         loaded: LoadedTextAdapter | None = self._loaded.get(adapter or "")

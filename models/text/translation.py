@@ -47,7 +47,7 @@ def marked_prompt(
     shown = list(examples) if prompting.order == "nearest_first" else list(reversed(examples))
     before, _, behind = prompting.pair.partition("{target}")
     written, places = nfc(_filled(prompting.instruction, names)), list[tuple[int, int]]()
-    for one in [*(Example(pair.source, pair.target) for pair in prompting.fixed), *shown]:
+    for one in [*_fixed(prompting, source, target), *shown]:
         written += _GAP * bool(written) + nfc(_filled(before, {**names, "source": one.source}))
         translation = nfc(one.target)
         places.append((len(written), len(written) + len(translation)))
@@ -69,6 +69,15 @@ def fitting(examples: Sequence[Example], prompting: Prompting, count: Callable[[
             break
         kept.append(one)
     return kept
+
+
+def _fixed(prompting: Prompting, source: str, target: str) -> list[Example]:
+    """The examples of every prompt from `source` into `target`, in their order."""
+    return [
+        Example(one.source, one.target) if one.source_language == source else Example(one.target, one.source)
+        for one in prompting.fixed
+        if {one.source_language, one.target_language} == {source, target}
+    ]
 
 
 def _filled(template: str, values: dict[str, str]) -> str:

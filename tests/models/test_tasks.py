@@ -51,6 +51,7 @@ def rows() -> dict[str, list[dict[str, Any]]]:
     colours = ("red", "blue", "green", "yellow", "black", "orange", "purple", "pink")
     return {
         "text": [{"prompt": f"say {word}", "text": word * 3} for word in WORDS],
+        "translate": [{"prompt": f"English: {word}\nSwahili:", "text": word * 3} for word in WORDS],
         "describe": [{"prompt": "what?", "text": word * 3, "media": features(at)} for at, word in enumerate(WORDS)],
         "transcribe": [{"samples": tone(at), "text": word, "language": "be"} for at, word in enumerate(WORDS)],
         "align": [
@@ -151,6 +152,8 @@ def test_a_card_and_its_method_lead_to_a_row() -> None:
     assert task_of("text").name == task_of("text", "lora").name == "text"
     assert task_of("align", "projection").name == "align"
     assert task_of("align", "head").name == "head"
+    assert task_of("translate", "lora").name == task_of("translate").name == "translate"
+    assert task_of("translate", "prompt").name == "prompt"
     with pytest.raises(KeyError):
         task_of("speak")
 

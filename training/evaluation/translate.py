@@ -2,7 +2,8 @@
 
 Metrics out of the language, such as into English, have the prefix `reverse_`. The baselines are the translation of the
 most similar pair of the training split (what a translation memory would offer), the text itself, and the adapter
-without examples: an adapter that does not beat the first is of no use to somebody who has a memory.
+without examples: an adapter that does not beat the first is of no use to somebody who has a memory. A prompt without
+weights stands beside the base that is asked without examples, and beside the usual prompt with examples.
 """
 
 from collections.abc import Sequence
@@ -22,15 +23,19 @@ from kauli.training.features.left_out import LeftOut
 from kauli.training.features.room import Room
 from kauli.training.features.translations import Prompter, directed, pair_rows
 
-MEMORY, COPY, NO_MEMORY = "memory", "copy", "no_memory"
+MEMORY, COPY, NO_MEMORY, USUAL = "memory", "copy", "no_memory", "usual_prompt"
+PAIR_ROWS = "text with its translation (columns input, input_language, text)"
+"""What a split must have, in errors."""
 SCORED = 150
 """Rows of each direction that are scored where nobody asks for another number: a prompt with examples is long."""
 MAX_TOKENS = 160
 """New tokens of an answer, where the adapter's own limit is not lower."""
 
 
-def evaluate_translate(request: EvalRequest) -> EvalResult:
+def evaluate_translate(request: EvalRequest, *, weights: bool = True) -> EvalResult:
     """Evaluate an adapter beside its base on pairs; `request.limit` rows of each direction are translated.
+
+    An adapter without `weights` is a prompt alone.
 
     Raises:
         UsageError: the split holds no pairs in these languages.
@@ -52,7 +57,10 @@ def evaluate_translate(request: EvalRequest) -> EvalResult:
         rows = prompter.prompted([directed(row, reverse=reverse) for row in pairs])
         chosen = choose(rows, request.limit, by=("language", "source"))
         alone = prompter.prompted(rows, 0)
-        compared = [System(ADAPTER, rows, ADAPTER), System(BASE, rows), System(NO_MEMORY, alone, ADAPTER)]
+        bare = rows if weights else prompter.prompted(rows, 0, Prompting())
+        compared = [System(ADAPTER, rows, ADAPTER), System(BASE, bare), System(NO_MEMORY, alone, ADAPTER)]
+        if not weights and prompter.prompting != Prompting():
+            compared.append(System(USUAL, prompter.prompted(rows, prompting=Prompting())))
         prefix = REVERSE if reverse else ""
         texts = systems.compare(task, compared, rows, chosen, prefix)
         for name, key in ((MEMORY, "nearest"), (COPY, "input")):
@@ -70,7 +78,7 @@ def translated_rows(request: EvalRequest) -> tuple[list[Any], LeftOut]:
     found = pair_rows(request.dataset, request.split, request.tags)
     rows = Room(request.base).fitting([{**row, "prompt": row["input"]} for row in found], left_out)
     if not rows:
-        raise request.nothing("text with its translation (columns input, input_language, text)", left_out)
+        raise request.nothing(PAIR_ROWS, left_out)
     return rows, left_out
 
 

@@ -57,12 +57,16 @@ class Prompter:
             for key, rows in pairs.items()
         }
 
-    def prompted(self, rows: Sequence[Row], examples: int | None = None) -> list[Row]:
+    def prompted(
+        self, rows: Sequence[Row], examples: int | None = None, prompting: Prompting | None = None
+    ) -> list[Row]:
         """The rows with `prompt`, `targets` (the examples' translations in it) and `nearest` (the first of these).
 
-        No example is of a row's own group. `examples`: at most so many; None: as `prompting` says.
+        No example is of a row's own group. `examples`: at most so many; None: as `prompting` says, which in turn is
+        the prompter's own where it is None.
         """
-        count = self.prompting.examples if examples is None else examples
+        prompting = prompting or self.prompting
+        count = prompting.examples if examples is None else examples
         by_pair: dict[tuple[str, str], list[Row]] = defaultdict(list)
         for row in rows:
             by_pair[row["from"], row["to"]].append(row)
@@ -73,7 +77,7 @@ class Prompter:
             for row, candidates in zip(mine, found, strict=True):
                 pairs = [Example(one.source, one.target) for one in candidates]
                 prompt, targets = marked_prompt(
-                    row["input"], *key, self.prompting, fitting(pairs[:count], self.prompting, self._count)
+                    row["input"], *key, prompting, fitting(pairs[:count], prompting, self._count)
                 )
                 nearest = pairs[0].target if pairs else ""
                 made[row["id"]] = {**row, "prompt": prompt, "targets": targets, "nearest": nearest}

@@ -134,7 +134,8 @@ def work(
         fitted = task.fit(run, adapter)
         if fitted is None:
             return None
-        draft = draft_card(recipe, base, examples.train).model_copy(update={"decoding": fitted.decoding})
+        draft = draft_card(recipe, base, examples.train)
+        draft = draft.model_copy(update={"decoding": fitted.decoding, **fitted.found})
         write_card(adapter, draft)  # the evaluation asks as a user would: with what the card says of decoding
         request = request_of(draft, adapter, base, dataset)
         result = task.evaluate(replace(request, limit=job.generated, scored=job.scored, served=fitted.served))

@@ -148,6 +148,8 @@ class Fitted:
     """What was trained on."""
     decoding: Decoding = field(default_factory=Decoding)
     """Guards for its answers."""
+    found: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of the card, which the training decided."""
 
 
 class TrainingTask(ABC):

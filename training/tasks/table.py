@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 TASKS = {
     "text": "kauli.training.tasks.text:TextTraining",
     "translate": "kauli.training.tasks.translate:TranslateTraining",
+    "prompt": "kauli.training.tasks.prompt:PromptTraining",
     "describe": "kauli.training.tasks.describe:DescribeTraining",
     "align": "kauli.training.tasks.align:AlignTraining",
     "head": "kauli.training.tasks.head:HeadTraining",

@@ -23,7 +23,7 @@ from kauli.models.text.seen_softmax import SeenSoftmax
 from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
-from kauli.training.evaluation.translate import evaluate_translate, translated_rows
+from kauli.training.evaluation.translate import PAIR_ROWS, evaluate_translate, translated_rows
 from kauli.training.features.left_out import LeftOut
 from kauli.training.features.room import Room
 from kauli.training.features.translations import Prompter, directed, pair_rows
@@ -85,13 +85,13 @@ class TranslateTraining(TrainingTask):
         prompter = Prompter(base, recipe.prompting, memory)
         room, sides, notes, counts = Room(base, recipe.train.max_length), list[list[Row]](), list[str](), list[int]()
         for split, found in (("train", memory), ("validation", pair_rows(dataset, "validation", recipe.language))):
-            rows = [directed(row, reverse=_chance(row["id"]) < recipe.translate.reverse) for row in found]
+            rows = [chosen_direction(row, recipe.translate.reverse) for row in found]
             left_out = LeftOut(split, dataset.place)
             chosen = rows if split == "train" else sample(rows)
             sides.append(room.fitting(prompter.prompted(chosen), left_out))
             notes += left_out.notes(len(sides[-1]))
             counts.append(left_out.count)
-        notes += check_rows(recipe, sides, "text with its translation (columns input, input_language, text)", notes)
+        notes += check_rows(recipe, sides, PAIR_ROWS, notes)
         return Examples(sides[0], sides[1], (), dataset.sha256, tuple(notes), counts[0], dataset.place)
 
     def dummy_rows(self) -> list[Row]:
@@ -120,5 +120,7 @@ class TranslateTraining(TrainingTask):
         return evaluate_translate(request)
 
 
-def _chance(one: str) -> float:
-    return int(hashlib.sha256(one.encode()).hexdigest()[:8], 16) / 0x1_0000_0000
+def chosen_direction(row: Row, reverse: float) -> Row:
+    """A pair in the direction that its id decides; `reverse` is the share of those out of their language."""
+    chance = int(hashlib.sha256(row["id"].encode()).hexdigest()[:8], 16) / 0x1_0000_0000
+    return directed(row, reverse=chance < reverse)

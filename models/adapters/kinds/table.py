@@ -7,6 +7,7 @@ from kauli.models.adapters.kinds.head import FewShot
 from kauli.models.adapters.kinds.ia3 import Ia3
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.adapters.kinds.projection import Projection
+from kauli.models.adapters.kinds.prompt import Prompt
 
 KINDS: dict[str, type[AdapterKind]] = {
     "lora": Lora,
@@ -14,6 +15,7 @@ KINDS: dict[str, type[AdapterKind]] = {
     "attention_adapter": AttentionAdapter,
     "projection": Projection,
     "head": FewShot,
+    "prompt": Prompt,
     "ia3": Ia3,
 }
 

@@ -25,7 +25,7 @@ def test_each_kind_is_in_the_table_under_its_own_name() -> None:
     ("task", "names"),
     [
         ("text", ["lora", "full"]), ("describe", ["lora", "full"]), ("align", ["projection"]), ("head", ["head"]),
-        ("transcribe", ["lora", "full", "attention_adapter"]),
+        ("translate", ["lora", "full"]), ("prompt", ["prompt"]), ("transcribe", ["lora", "full", "attention_adapter"]),
     ],
 )  # fmt: skip
 def test_a_task_has_its_kinds(task: str, names: list[str]) -> None:

@@ -26,9 +26,16 @@ def test_no_example_and_no_term_leave_the_text_alone() -> None:
 
 def test_order_and_fixed_examples() -> None:
     prompting = Prompting(
-        instruction="", pair="{source}={target};", order="nearest_first", fixed=[PromptPair(source="f", target="g")]
-    )
+        instruction="", pair="{source}={target};", order="nearest_first",
+        fixed=[
+            PromptPair(source="f", target="g", source_language="en", target_language="am"),
+            PromptPair(source="s", target="w", source_language="en", target_language="sw"),
+        ],
+    )  # fmt: skip
     assert translation_prompt("x", "en", "am", prompting, [CAR, HOUSE]) == "f=g;\n\na {car}=መኪና;\n\na house=ቤት;\n\nx="
+    assert (
+        translation_prompt("x", "am", "en", prompting) == "g=f;\n\nx="
+    )  # both directions; other languages don't count
 
 
 def test_the_places_of_the_examples_translations() -> None:
