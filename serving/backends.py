@@ -16,6 +16,7 @@ from kauli.serving.tasks import TASKS, WORKERS
 
 if TYPE_CHECKING:  # torch is not needed to reach workers behind handles
     from kauli.serving.workers.image_encoder import ImageEncoder
+    from kauli.serving.workers.memory import MemoryWorker
     from kauli.serving.workers.transcriber import Transcriber
 
 RERANK_TEMPERATURE = 0.8
@@ -118,6 +119,13 @@ class Backends:
         if base is None:
             raise Refused(not_served("image", "rerank"))
         backend: ImageEncoder = self.workers["image"][base]
+        return backend
+
+    def memory(self) -> "MemoryWorker":
+        """The worker with the memories. Raises Refused where none runs."""
+        backend: MemoryWorker | None = next(iter(self.workers.get("memory", {}).values()), None)
+        if backend is None:
+            raise Refused(not_served("memory", "memory"))
         return backend
 
     async def _form(self, route: Route, kind: str) -> MediaForm:

@@ -25,6 +25,7 @@ from kauli.serving.routing import Catalogue, Route, choose_bases, newest_cards, 
 from kauli.serving.settings import load_settings
 from kauli.serving.tasks import TASKS, WORKERS, task_of_base
 from kauli.serving.transcript import Transcript
+from kauli.serving.translation import Translator
 
 _UNLIMITED = 1_000_000  # of seconds, tokens and queued requests: nobody else waits
 
@@ -216,6 +217,19 @@ class Local(Backends):
             return transcripts
 
         return self.run(answer())
+
+    def translator(self, model: str, source: str, target: str, memories: Sequence[str] = ()) -> Translator:
+        """What translates between two languages, loaded: an adapter, its base, and the memories' embedder if needed.
+
+        Raises UsageError and KauliError.
+        """
+        bases = self._bases("translate", model, check_tag(target))
+        self.catalogue = Catalogue(self.registry, {"text": bases})
+        translator = self.run(Translator.of(self, model, source, target, memories))
+        self.load("text", next(one for one in bases if public_name(one) == translator.route.base))
+        if memories:
+            self.load("memory", self._find("memory", self.args.memory.base))
+        return translator
 
     def embed(self, route: Route, inputs: Sequence[str | bytes]) -> np.ndarray:
         """(N, dim) texts, and images as their encoded bytes, in the shared space. Raises UsageError and KauliError."""

@@ -137,6 +137,40 @@ class Catalogue:
         language = known_tag or (card.language[0] if len(card.language) == 1 else None)
         return Route(*place, card.spec, language)
 
+    def route_pair(self, model: str, source: str, target: str) -> tuple[Route, Card]:
+        """The adapter that translates `source` into `target` (BCP-47 tags), and its card.
+
+        `model` is the task `translate` or an adapter. Raises UnknownModel, UnknownLanguage, which names the pairs that
+        are served, or UsageError (no such tag, the same language twice).
+        """
+        chains = [fallback_chain(check_tag(tag)) for tag in (source, target)]
+        if chains[0][0] == chains[1][0]:
+            raise UsageError(f"'{source}' and '{target}' are the same language: there is nothing to translate")
+        if model in TASKS:
+            cards = [one.card for one in sorted(self.adapters(), key=_preference) if one.card.translation]
+        else:
+            spec = self.route(model).adapter
+            cards = [card for card in [self._registry.card(spec)] if card.translation] if spec else []
+            if not cards:
+                raise UsageError(
+                    f"Model '{model}' does not translate; use model 'translate' or an adapter of that task"
+                )
+        for tag in chains[0]:
+            for other in chains[1]:
+                for card in cards:
+                    if card.translation and (tag, other) in card.translation.pairs:
+                        place = self._place_of(card)
+                        assert place is not None  # it is served
+                        return Route(*place, card.spec, other), card
+        pairs = sorted({pair for card in cards if card.translation for pair in card.translation.pairs})
+        close = [pair for pair in pairs if pair[0] in chains[0] or pair[1] in chains[1]] or pairs
+        served = ", ".join(f"{one} to {other}" for one, other in close[:20])
+        other = target if target not in ("en",) else source
+        advice = TASKS["translate"].advice.format(tag=other, name=other.lower())
+        raise UnknownLanguage(
+            f"nothing translates '{source}' to '{target}' here. {f'Served: {served}' if pairs else advice}"
+        )
+
     def _of_task(self, name: str, tag: str | None, allow_base: bool) -> Route:
         task = TASKS[name]
         base = self.base_of(task.worker)

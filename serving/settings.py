@@ -74,6 +74,13 @@ class AudioArgs(EncoderArgs):
     """Of transcripts, against text out of nothing."""
 
 
+class MemoryArgs(EncoderArgs):
+    """The settings of the memories for translation."""
+
+    base: str = "kauli-towers"
+    """Its text encoder embeds."""
+
+
 class ServeArgs(FrozenModel):
     """What `kauli serve` and `build` take; `deploy/local.yaml` shows every key."""
 
@@ -102,6 +109,7 @@ class ServeArgs(FrozenModel):
     """Of language models."""
     image: ImageArgs = ImageArgs()
     audio: AudioArgs = AudioArgs()
+    memory: MemoryArgs = MemoryArgs()
     max_queue: int = Field(default=64, ge=1)
     """Answers that may wait at a replica; a request for one more is refused with 429."""
     max_context: int = Field(default=4096, ge=64)
@@ -118,6 +126,8 @@ class ServeArgs(FrozenModel):
     """The most prompts of a request for completions."""
     max_inputs: int = Field(default=64, ge=1)
     """The most inputs of a request for embeddings or classes."""
+    max_segments: int = Field(default=2000, ge=1)
+    """The most segments of a document to translate."""
     max_classes: int = Field(default=256, ge=2)
     """The most classes that a request may name to choose from."""
     max_stops: int = Field(default=8, ge=1)

@@ -47,6 +47,10 @@ WORKERS: Mapping[str, WorkerKind] = {
         missing="No image-text embedding model is served; run `kauli fetch kauli-clip` and restart the service",
         media="images", health="encoder", recipe="describe-multi",
     ),
+    "memory": WorkerKind(
+        "kauli.serving.workers.memory:build", "align", "a memory", eager=True, batches=4,
+        missing="No memory is served; run `kauli fetch kauli-towers` and restart the service",
+    ),
     "audio": WorkerKind(
         "kauli.serving.workers.transcriber:build", "transcribe", "a speech recogniser",
         missing="No speech recogniser is served; run `kauli fetch whisper-base` and serve the task 'transcribe'",
@@ -91,6 +95,12 @@ TASKS: Mapping[str, ServedTask] = {
         ("text",), "text", *_CHAT, "generate text", bare=True,
         advice="Train one with `kauli train text-sw --set language={tag} --set name=text-{name}`, "
         "or use a base as the model",
+    ),
+    "translate": ServedTask(
+        ("translate",), "text", "kauli.serving.http.translations:add_translations",
+        ("/v1/translate", "/v1/memory", "/translate", "/detect", "/languages"), "translate", alone=False,
+        encoders=("memory",),
+        advice="Train one with `kauli train translate-am --set language={tag} --set name=translate-{name}`",
     ),
     "describe": ServedTask(
         ("describe",), "text", *_CHAT, "describe images", alone=False,

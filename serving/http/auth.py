@@ -16,8 +16,15 @@ from kauli.serving.tasks import media_paths
 
 OPEN_PATHS = frozenset({"/health", "/"})
 """Paths that need no key."""
+BODY_KEY_PATHS = frozenset({"/translate", "/detect", "/languages"})
+"""LibreTranslate's, whose clients send their key in the body or the query: `check_body_key` reads it there."""
+LOCAL = "local"
+"""The tenant where no keys are needed."""
 ADMIN_PATHS = "/v1/adapters"
 """The beginning of the paths that need an admin's key to change something, where there are keys."""
+
+
+_TENANT = 16  # hexadecimal digits
 
 
 class Access:
@@ -66,7 +73,10 @@ class Access:
             scheme, _, key = headers.get("authorization", "").partition(" ")
             given = hash_key(key.strip()).encode() if scheme.lower() == "bearer" and key.strip() else b""
             # Every key is compared, each in constant time, so that the time reveals nothing.
-            if not sum(hmac.compare_digest(given, known) for known in self._keys):
+            known_key = sum(hmac.compare_digest(given, known) for known in self._keys)
+            if known_key:
+                scope.setdefault("state", {})["tenant"] = given[:_TENANT].decode()
+            elif scope["path"] not in BODY_KEY_PATHS:
                 raise ApiError(401, "an API key is needed: send `Authorization: Bearer KEY`", "invalid_api_key")
             changes = scope["path"].startswith(ADMIN_PATHS) and scope["method"] not in ("GET", "HEAD")
             if changes and not sum(hmac.compare_digest(given, known) for known in self._admins):
@@ -105,6 +115,22 @@ class Access:
             return message
 
         return limited
+
+
+def tenant(scope: Scope) -> str:
+    """Whose memories a request may use: the key's, which its hash names."""
+    return str(scope.get("state", {}).get("tenant", LOCAL))
+
+
+def check_body_key(scope: Scope, args: ServeArgs, key: object) -> str:
+    """The tenant of a request whose key may be in its body. Raises ApiError where a known key is needed."""
+    keys = [*args.key_hashes, *args.admin_key_hashes]
+    if not keys or "tenant" in scope.get("state", {}):
+        return tenant(scope)
+    given = hash_key(str(key or ""))
+    if not sum(hmac.compare_digest(given, known) for known in keys):
+        raise ApiError(403, "an API key is needed: send api_key", "invalid_api_key", "api_key")
+    return given[:_TENANT]
 
 
 def _too_large(most: int) -> str:

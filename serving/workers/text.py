@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 from jinja2 import TemplateError
 
@@ -28,6 +29,11 @@ class TextGenerator(Generator[TextRequest]):
             return await self._before(time.monotonic() + self._deadline_s, reading)
         except KauliError as error:
             raise Refused(unloadable(adapter, f": {error}")) from None
+
+    @refusable
+    async def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The tokens of each text."""
+        return await asyncio.to_thread(lambda: [len(self._task.prompts.text_tokens(text)) for text in texts])
 
     def _media_forms(self, adapter: str) -> dict[str, MediaForm]:
         connector = Connector.load(self._registry.fetch(adapter))

@@ -1,0 +1,185 @@
+"""Tables whose rows are segments: CSV and TSV, and JSON Lines. Only the cells of translations change."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from kauli.models.documents.document import Document, DocumentOptions, Segment
+from kauli.models.documents.encoded import Encoding, decoded
+from kauli.models.errors import UsageError, nearest
+
+SOURCES = ("source", "text", "english", "en", "original", "input", "src")
+"""Columns that are taken for the text where none is named."""
+TARGETS = ("target", "translation", "translated", "output", "tgt")
+_CONTEXTS = ("context", "comment", "id", "key")
+
+
+@dataclass
+class _Row:
+    """A row: its text as it was read, and its parsed cells."""
+
+    raw: str
+    cells: dict[str, str]
+    filled: str | None = None
+
+
+class _Table(Document):
+    """What both have in common: two columns, whose names are given or found."""
+
+    def __init__(
+        self, head: str, columns: list[str], rows: list[_Row], named: tuple[str, str], encoding: Encoding, name: str
+    ) -> None:
+        self._head, self._columns, self._rows, self._encoding, self._name = head, columns, rows, encoding, name
+        self._source, self._target = named
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """The rows with a text."""
+        found = []
+        for number, row in enumerate(self._rows):
+            target = row.cells.get(self._target, "") if row.filled is None else row.filled
+            context = " | ".join(
+                row.cells[name] for name in self._columns if name.lower() in _CONTEXTS and row.cells.get(name)
+            )
+            if (source := row.cells.get(self._source, "")).strip():
+                state = "confirmed" if target.strip() else "missing"
+                found.append(Segment(str(number), source, target, state, context))  # type: ignore[arg-type]
+        return found
+
+    def fill(self, id: str, target: str, *, draft: bool, note: str = "") -> None:
+        """Tables have no place for a mark."""
+        if not id.isdecimal() or int(id) >= len(self._rows):
+            raise KeyError(id)
+        self._rows[int(id)] = replace(self._rows[int(id)], filled=target)
+
+
+def _chosen(columns: Sequence[str], options: DocumentOptions, name: str) -> tuple[str, str]:
+    """The columns of text and translation."""
+    if options.columns is not None:
+        source, target = options.columns
+        if source not in columns:
+            raise UsageError(f"{name} has no column '{source}'.{nearest(source, columns)} It has: {', '.join(columns)}")
+        return source, target
+    by_name = {column.lower(): column for column in columns}
+    wanted = (options.source.lower(), *SOURCES) if options.source else SOURCES
+    source = next((by_name[one] for one in wanted if one in by_name), "")
+    if not source:
+        raise UsageError(
+            f"{name}: which column holds the text? It has {', '.join(columns)}: use --columns TEXT,TRANSLATION"
+        )
+    others = (options.target.lower(), *TARGETS) if options.target else TARGETS
+    return source, next((by_name[one] for one in others if one in by_name), options.target or TARGETS[0])
+
+
+class Delimited(_Table):
+    """CSV and TSV with a header; rows that are not filled in keep their bytes."""
+
+    format = "csv"
+    suffixes = (".csv", ".tsv")
+
+    @classmethod
+    def read(cls, data: bytes, name: str, options: DocumentOptions) -> Self:
+        """Raises UsageError for a file without a header or rows that do not match it."""
+        text, encoding = decoded(data, name, options.encoding)
+        delimiter = options.delimiter or ("\t" if name.lower().endswith(".tsv") else _delimiter(text))
+        records = list(_records(text, delimiter, name))
+        if not records:
+            raise UsageError(f"{name} is empty: it needs a header with the names of the columns")
+        columns = records[0][1]
+        if len(set(columns)) < len(columns):
+            raise UsageError(f"{name}: a column name stands twice in its header: {', '.join(columns)}")
+        rows = []
+        for number, (raw, cells) in enumerate(records[1:], 2):
+            if cells and len(cells) != len(columns):
+                raise UsageError(f"{name} row {number}: {len(cells)} cells, but the header has {len(columns)}")
+            rows.append(_Row(raw, dict(zip(columns, cells, strict=False))))
+        table = cls(records[0][0], columns, rows, _chosen(columns, options, name), encoding, name)
+        table._delimiter = delimiter
+        return table
+
+    def write(self) -> bytes:
+        """A column for the translations is added where there is none."""
+        new = self._target not in self._columns and any(row.filled is not None for row in self._rows)
+        columns = [*self._columns, self._target] if new else self._columns
+        out = [self._line(columns, self._head) if new else self._head]
+        for row in self._rows:
+            if row.cells and (new or row.filled is not None):
+                filled = row.cells.get(self._target, "") if row.filled is None else row.filled
+                cells = row.cells | {self._target: filled}
+                out.append(self._line([cells[name] for name in columns], row.raw))
+            else:
+                out.append(row.raw)
+        return self._encoding.encode("".join(out), self._name)
+
+    def _line(self, cells: Sequence[str], raw: str) -> str:
+        end = raw[len(raw.rstrip("\r\n")) :]
+        out = io.StringIO()
+        csv.writer(out, delimiter=self._delimiter, lineterminator="\r\n").writerow(cells)  # else it quotes no line ends
+        return out.getvalue()[:-2] + end
+
+    _delimiter = ","
+
+
+class JsonLines(_Table):
+    """A JSON object a line."""
+
+    format = "jsonl"
+    suffixes = (".jsonl", ".ndjson")
+
+    @classmethod
+    def read(cls, data: bytes, name: str, options: DocumentOptions) -> Self:
+        """Raises UsageError with the line that is no JSON object."""
+        text, encoding = decoded(data, name, options.encoding)
+        rows, columns = [], dict[str, None]()
+        for number, line in enumerate(text.splitlines(keepends=True), 1):
+            cells: dict[str, Any] = {}
+            if line.strip():
+                try:
+                    cells = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise UsageError(f"{name} line {number}: no JSON: {error}") from None
+                if not isinstance(cells, dict):
+                    raise UsageError(f'{name} line {number}: a JSON object is needed, such as {{"source": "..."}}')
+            texts = {key: value for key, value in cells.items() if isinstance(value, str)}
+            columns |= dict.fromkeys(texts)
+            rows.append(_Row(line, texts))
+        if not columns:
+            raise UsageError(f"{name} holds no JSON objects with texts")
+        return cls("", list(columns), rows, _chosen(list(columns), options, name), encoding, name)
+
+    def write(self) -> bytes:
+        """Lines that are not filled in keep their bytes."""
+        out = []
+        for row in self._rows:
+            if row.filled is None:
+                out.append(row.raw)
+                continue
+            end = row.raw[len(row.raw.rstrip("\r\n")) :]
+            out.append(json.dumps(json.loads(row.raw) | {self._target: row.filled}, ensure_ascii=False) + end)
+        return self._encoding.encode("".join(out), self._name)
+
+
+def _delimiter(text: str) -> str:
+    """The likeliest of the usual ones, by the header."""
+    header = text.split("\n", 1)[0]
+    return max(",;\t|", key=lambda one: (header.count(one), one == ","))
+
+
+def _records(text: str, delimiter: str, name: str) -> Any:
+    """(text with its line ends, cells) of each record; a quoted cell may hold line ends."""
+    raw = ""
+    for line in text.splitlines(keepends=True):
+        raw += line
+        if raw.count('"') % 2:
+            continue
+        try:
+            cells = next(csv.reader([raw], delimiter=delimiter, strict=True), []) if raw.strip() else []
+        except csv.Error:
+            cells = next(csv.reader(io.StringIO(raw, newline=""), delimiter=delimiter), [])
+        yield raw, cells
+        raw = ""
+    if raw:
+        raise UsageError(f"{name}: a quote is opened and never closed, from '{raw[:40].strip()}'")

@@ -1,0 +1,51 @@
+"""Bytes of a document as text and back, in the same encoding, with the same byte order mark."""
+
+import codecs
+from dataclasses import dataclass
+
+from kauli.models.errors import UsageError
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a text's bytes are written."""
+
+    name: str = "utf-8"
+    mark: bytes = b""
+    """The byte order mark before them."""
+
+    def encode(self, text: str, where: str) -> bytes:
+        """The bytes of a text. Raises UsageError where the encoding lacks a character."""
+        try:
+            return self.mark + text.encode(self.name)
+        except UnicodeEncodeError as error:
+            lacking = text[error.start]
+            raise UsageError(
+                f"{where}: its encoding {self.name} has no '{lacking}' (U+{ord(lacking):04X}): save it as UTF-8 first"
+            ) from None
+
+
+def decoded(data: bytes, where: str, encoding: str | None) -> tuple[str, Encoding]:
+    """A document's text; `encoding` None: by its byte order mark, else UTF-8.
+
+    Raises UsageError for an unknown encoding, bytes that are none of its text, and NUL characters.
+    """
+    mark, found = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", encoding or "utf-8"))
+    try:
+        text = data[len(mark) :].decode(found)
+    except LookupError:
+        raise UsageError(f"{where}: there is no encoding '{encoding}': use a name such as utf-8 or cp1252") from None
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UsageError(
+            f"{where} line {line}: byte 0x{data[len(mark) + error.start]:02x} is no {found}: name its encoding with "
+            "--encoding, such as cp1252 or utf-16"
+        ) from None
+    if "\0" in text:
+        raise UsageError(f"{where}: it holds NUL characters: it is no text, or in another encoding (--encoding utf-16)")
+    return text, Encoding(found, mark)

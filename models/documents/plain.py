@@ -1,0 +1,56 @@
+"""Plain text: a paragraph a segment. There is no place for a translation beside the text: it replaces it."""
+
+import re
+from collections.abc import Sequence
+from typing import Self
+
+from kauli.models.documents.document import Document, DocumentOptions, Segment
+from kauli.models.documents.encoded import Encoding, decoded
+
+_PARAGRAPH = re.compile(r"(?:[^\S\r\n]*\S[^\r\n]*(?:\r\n|\n|\r|$))+")
+
+
+class Plain(Document):
+    """Paragraphs with empty lines between them."""
+
+    format = "text"
+    suffixes = (".txt",)
+
+    def __init__(self, pieces: list[str], places: list[int], encoding: Encoding, name: str) -> None:
+        """`places` are those of `pieces` that are paragraphs."""
+        self._pieces, self._places, self._encoding, self._name = pieces, places, encoding, name
+        self._filled: dict[int, str] = {}
+
+    @classmethod
+    def read(cls, data: bytes, name: str, options: DocumentOptions) -> Self:
+        """Raises UsageError for bytes that are no text."""
+        text, encoding = decoded(data, name, options.encoding)
+        pieces, places, at = list[str](), list[int](), 0
+        for match in _PARAGRAPH.finditer(text):
+            body = match[0].rstrip()
+            begin = match.start() + len(body) - len(body.lstrip())
+            pieces += [text[at:begin], text[begin : match.start() + len(body)]]
+            places.append(len(pieces) - 1)
+            at = match.start() + len(body)
+        return cls([*pieces, text[at:]], places, encoding, name)
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """The paragraphs."""
+        return [
+            Segment(str(number), self._pieces[place], self._filled.get(number, ""),
+                    "draft" if number in self._filled else "missing")
+            for number, place in enumerate(self._places)
+        ]  # fmt: skip
+
+    def fill(self, id: str, target: str, *, draft: bool, note: str = "") -> None:
+        """The translation takes the paragraph's place."""
+        if not id.isdecimal() or int(id) >= len(self._places):
+            raise KeyError(id)
+        self._filled[int(id)] = target
+
+    def write(self) -> bytes:
+        """The text with its paragraphs replaced."""
+        filled = {self._places[number]: text for number, text in self._filled.items()}
+        text = "".join(filled.get(place, piece) for place, piece in enumerate(self._pieces))
+        return self._encoding.encode(text, self._name)

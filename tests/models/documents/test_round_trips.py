@@ -1,0 +1,97 @@
+"""Every format of the table: a document that is read and written is the same, one that is filled in differs there."""
+
+import pytest
+
+from kauli.models.documents.document import Document, DocumentOptions
+from kauli.models.documents.placeholders import lost
+from kauli.models.documents.table import FORMATS, open_document
+from kauli.models.errors import UsageError
+from support.documents import MAKERS, made
+
+OPTIONS = DocumentOptions("en", "am")
+
+
+def test_every_format_is_made() -> None:
+    assert MAKERS.keys() == FORMATS.keys()
+
+
+def reread(document: Document, name: str) -> Document:
+    return open_document(document.write(), name, OPTIONS)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_hundred_documents_of_a_format(format: str) -> None:
+    for seed in range(100):
+        name, data = made(format, seed)
+        document = open_document(data, name, OPTIONS)
+        assert document.format == format
+        segments = list(document.segments)
+        assert segments, data
+        assert len({one.id for one in segments}) == len(segments)
+        assert document.write() == data
+        assert open_document(data, name, OPTIONS).segments == segments
+        # The text itself as its translation: all that is around it must stay, and a second reading finds it
+        for one in segments:
+            document.fill(one.id, one.source, draft=True, note="look")
+        again = reread(document, name)
+        found = [one.target or one.source for one in again.segments]
+        assert [" ".join(one.split()) for one in found] == [" ".join(one.source.split()) for one in segments]
+        # One alone: all others keep their bytes
+        document = open_document(data, name, OPTIONS)
+        document.fill(segments[-1].id, "አማርኛ", draft=True)
+        written = document.write()
+        begin = data[: data.find(segments[0].source.split()[0].encode("utf-8", "ignore")[:3])]
+        assert written.startswith(begin[: len(begin) // 2])
+        kept = [(one.source, one.target) for one in reread(document, name).segments]
+        expected = [(one.source, one.target) for one in segments]
+        assert kept[:-1] == expected[:-1]
+        assert "አማርኛ" in kept[-1]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_unknown_segment_can_t_be_filled_in(format: str) -> None:
+    name, data = made(format, 1)
+    with pytest.raises(KeyError):
+        open_document(data, name, OPTIONS).fill("9999", "x", draft=True)
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\x00\x01\xff", b"\x00\x01\x02", "ä".encode("cp1252") * 9])
+@pytest.mark.parametrize("format", FORMATS)
+def test_bytes_that_are_no_text_are_one_error(format: str, data: bytes) -> None:
+    with pytest.raises(UsageError) as error:
+        open_document(data, MAKERS[format][0], OPTIONS)
+    assert str(error.value).startswith(MAKERS[format][0])
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_format_names_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"a\.docx: no document format has this suffix\. Known: \.po, \.pot, \.csv"):
+        open_document(b"", "a.docx", OPTIONS)
+    with pytest.raises(UsageError, match=r"unknown document format 'pp'\. Did you mean 'po'\?"):
+        open_document(b"", "a.docx", OPTIONS, "pp")
+    assert open_document(b"Hello\n", "a.docx", OPTIONS, "text").segments[0].source == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "faults"),
+    [
+        ("%d of %s", "%s ከ %d", []),
+        ("%1$s and %2$d", "%2$d %1$s", []),
+        ("%d of %s", "%d", ["%s is missing"]),
+        ("50% of it", "50% ከ", []),
+        ("Hello {name}", "ሰላም {nome}", ["{name} is missing", "{nome} is not in the source"]),
+        ("<b>x</b> &amp;", "<b>y</b> &amp;", []),
+        ("<b>x</b>", "<b>y", ["</b> is missing"]),
+        ("%(n)s %PRODUCTNAME ${a} {{b}}", "%(n)s %PRODUCTNAME ${a} {{b}}", []),
+        ("_File", "ፋይል", ["the accelerator _ is missing"]),
+        ("~File", "ፋይል(~F)", []),
+        ("R&D & more", "x", []),
+        ("{n, plural, one {# file} other {# files}}", "{n, plural, other {# ፋይሎች}}", []),
+        ("{n, plural, one {# file} other {# files}}", "{n, plural, other {#}", ["its braces do not match"]),
+        ("see https://a.org/x", "https://a.org/x እዩ", []),
+        ("a\n", "b", ["the line end at the end differs"]),
+        ("100 %% sure %s", "%s", []),
+    ],
+)
+def test_what_does_not_survive(source: str, target: str, faults: list[str]) -> None:
+    assert lost(source, target) == faults
