@@ -117,8 +117,8 @@ class Translator:
         try:
             await asyncio.gather(*waiting)
         finally:
-            for task in (*waiting, *texts.values()):
-                task.cancel()
+            for one in (*waiting, *texts.values()):
+                one.cancel()
         for one in open_ones:
             draft = drafts[one.id]
             if draft.text.strip():

@@ -101,24 +101,33 @@ class Delimited(_Table):
         return table
 
     def write(self) -> bytes:
-        """A column for the translations is added where there is none."""
+        """A column for the translations is added where there is none; all other cells keep their bytes."""
         new = self._target not in self._columns and any(row.filled is not None for row in self._rows)
-        columns = [*self._columns, self._target] if new else self._columns
-        out = [self._line(columns, self._head) if new else self._head]
+        place = len(self._columns) if new else self._columns.index(self._target) if self._target in self._columns else 0
+        out = [self._with(self._head, place, self._target) if new else self._head]
         for row in self._rows:
             if row.cells and (new or row.filled is not None):
-                filled = row.cells.get(self._target, "") if row.filled is None else row.filled
-                cells = row.cells | {self._target: filled}
-                out.append(self._line([cells[name] for name in columns], row.raw))
+                out.append(self._with(row.raw, place, row.filled or ""))
             else:
                 out.append(row.raw)
         return self._encoding.encode("".join(out), self._name)
 
-    def _line(self, cells: Sequence[str], raw: str) -> str:
-        end = raw[len(raw.rstrip("\r\n")) :]
+    def _with(self, raw: str, place: int, cell: str) -> str:
+        """A record with another text in one of its cells, or with one more cell."""
+        body = raw.rstrip("\r\n")
+        cells, quoted = [""], False
+        for sign in body:
+            quoted ^= sign == '"'
+            if sign == self._delimiter and not quoted:
+                cells.append("")
+            else:
+                cells[-1] += sign
         out = io.StringIO()
-        csv.writer(out, delimiter=self._delimiter, lineterminator="\r\n").writerow(cells)  # else it quotes no line ends
-        return out.getvalue()[:-2] + end
+        csv.writer(out, delimiter=self._delimiter, lineterminator="\r\n").writerow(
+            [cell]
+        )  # else it quotes no line ends
+        written = out.getvalue()[:-2] if cell else ""
+        return self._delimiter.join([*cells[:place], written, *cells[place + 1 :]]) + raw[len(body) :]
 
     _delimiter = ","
 
