@@ -21,9 +21,11 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict  # pydantic takes no other on Python 3.11
 
 from kauli.deploy.cli.media import read_audio
+from kauli.deploy.cli.translate import translate_file, translate_text
 from kauli.deploy.sources import AudioSource, ImageSource, audio_bytes, image_bytes
 from kauli.models.adapters.listing import AdapterRow, list_adapters
 from kauli.models.adapters.registry import Registry
+from kauli.models.documents.document import DocumentOptions
 from kauli.models.errors import UsageError, whole
 from kauli.models.paths import default_storage
 from kauli.models.requests import MARK, Message, TextRequest, Word
@@ -35,6 +37,7 @@ from kauli.serving.routing import Route
 
 if TYPE_CHECKING:
     from kauli.serving.transcript import Transcript
+    from kauli.serving.translation import Draft
     from kauli.training.evaluation.results import EvalResult
     from kauli.training.train import TrainResult
 
@@ -146,6 +149,21 @@ class Model:
         asked = None if prompt is None else whole(prompt, "the prompt")
         _, clip = read_audio(Path(audio) if isinstance(audio, str | Path) else audio_bytes(audio))
         return _transcription(self._local.transcribe(self._route, [clip], asked, words=True)[0])
+
+    def translate(self, text: str, to: str, source: str | None = None, memory: Sequence[str] = ()) -> "Draft":
+        """The translation of a text, with its mark; `source` None: the language is detected.
+
+        `memory` are names of memories, whose pairs the prompt shows; an addition counts at once.
+        """
+        asked = whole(text, "the text")
+        return translate_text(self._local, asked, source, to, memory, self._route.model)[0]
+
+    def translate_file(
+        self, path: str | Path, out: str | Path, to: str, source: str | None = None, memory: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Translate a document in its own format into another file; what `kauli translate --json` prints."""
+        options = DocumentOptions(source, to)
+        return translate_file(self._local, Path(path), Path(out), options, memory, self._route.model)
 
     def embed(self, texts: Sequence[str] = (), images: Sequence[ImageSource] = ()) -> np.ndarray:
         """(N, dim) float32: texts, then images, as vectors of length 1: their products are similarities."""

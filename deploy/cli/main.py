@@ -13,6 +13,7 @@ import typer
 
 from kauli.deploy.cli import adapters, answers, data, doctor, memory, training
 from kauli.deploy.cli.terminal import AcceptTerms, Command, Json, Storage, hint, output, split_list
+from kauli.deploy.cli.translate import translate
 from kauli.models.paths import default_storage
 from kauli.serving.tasks import DEFAULT_BASE, TASKS
 
@@ -53,6 +54,7 @@ app.command()(training.train)
 app.command("eval")(training.evaluate)
 app.command()(training.compare)
 app.command()(answers.generate)
+app.command()(translate)
 app.command()(answers.transcribe)
 app.command()(answers.describe)
 app.command()(answers.embed)

@@ -53,6 +53,7 @@ def memory_add(
     """
     from kauli.models.progress import bar
     from kauli.models.text.memory import Confirmed
+    from kauli.models.text.memory_pairs import rows_of
 
     kind: Kind = "term" if glossary else "pair"
     if bool(files) == (pair is not None):
@@ -73,6 +74,7 @@ def memory_add(
             f"{', '.join(files or [])}: no confirmed translation, {left_out} drafts or rows without one. "
             "Confirm some, or give another file."
         )
+    rows_of(found)  # what can't be stored is refused before a memory is made
     memory = _memories(storage, embeds=True).open(TENANT, name, create=True)
     before = {row.id for row in memory.pairs()}
     with bar("embedding", len(found)) as advance:
@@ -190,19 +192,27 @@ def _read(
         raise UsageError(f"--columns {','.join(columns)}: give two, the source's and the target's")
     options = DocumentOptions(source, target, columns=columns and (columns[0], columns[1]))
     document = open_document(path.read_bytes(), path.name, options)
-    own, other = document.languages
-    languages = (source or own, target or other)
-    if languages[0] is None or languages[1] is None:
-        missing = " ".join(
-            f"{option} TAG" for option, tag in zip(("--from", "--to"), languages, strict=True) if tag is None
-        )
-        raise UsageError(f"{path.name} does not name its languages: add {missing}")
+    languages = [
+        _language(path.name, option, given, own)
+        for option, given, own in zip(("--from", "--to"), (source, target), document.languages, strict=True)
+    ]
     found = [
-        Confirmed(one.source, one.target, languages[0], languages[1], path.name, kind)
+        Confirmed(one.source, one.target, *languages, path.name, kind)
         for one in document.segments
         if one.state == "confirmed" and one.source.strip() and one.target.strip()
     ]
     return found, len(document.segments) - len(found)
+
+
+def _language(name: str, option: str, given: str | None, own: str | None) -> str:
+    """The language that is given for a document, or its own."""
+    from kauli.models.text.memory_pairs import short_tag
+
+    if given is None and own is None:
+        raise UsageError(f"{name} does not say which language it is in: add {option} TAG")
+    if given is not None and own is not None and short_tag(given) != short_tag(own):
+        raise UsageError(f"{name} says that it is in '{own}', and {option} says '{given}': leave {option} out")
+    return given or own or ""
 
 
 def _read_data(name: str, source: str | None, target: str | None, kind: "Kind") -> tuple[list["Confirmed"], int]:
