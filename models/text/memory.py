@@ -22,7 +22,7 @@ from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.languages import nfc
 from kauli.models.text.memory_index import Entry, MemoryIndex, plain
 from kauli.models.text.memory_pairs import Confirmed as Confirmed
-from kauli.models.text.memory_pairs import Kind, check_glossary, row_of, short_tag
+from kauli.models.text.memory_pairs import Kind, rows_of, short_tag
 from kauli.models.text.memory_pairs import Stored as Stored
 from kauli.models.text.memory_table import TEXTS, VECTORS, MissingError, Table, Tables, any_of, chosen, matrix
 from kauli.models.text.retrieval import choose, similarity
@@ -140,8 +140,7 @@ class Memory:
         """
         if self._embedder is None:
             raise KauliError("a memory can't learn without an embedder")
-        rows = [row_of(one, place) for place, one in enumerate(confirmed, 1)]
-        check_glossary(rows)
+        rows = rows_of(confirmed)
         latest = {row["key"]: row for row in rows}
         with self._lock:
             self._refresh()

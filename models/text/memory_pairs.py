@@ -41,8 +41,28 @@ class Stored(Confirmed):
     """ISO 8601, UTC."""
 
 
-def row_of(one: Confirmed, place: int) -> dict[str, str]:
-    """The columns of a pair that are known before it is stored."""
+def rows_of(confirmed: Sequence[Confirmed]) -> list[dict[str, str]]:
+    """The columns of pairs that are known before they are stored.
+
+    Raises UsageError for a pair that can't be stored, and for a term with two targets.
+    """
+    rows, terms = [_row(one, place) for place, one in enumerate(confirmed, 1)], dict[str, dict[str, str]]()
+    for row in rows:
+        other = terms.setdefault(row["key"], row)
+        if row["kind"] == "term" and plain(other["target"]) != plain(row["target"]):
+            raise UsageError(
+                f"the glossary contradicts itself: '{row['source']}' ({row['source_language']} to "
+                f"{row['target_language']}) is both '{other['target']}' and '{row['target']}'. Keep one of them."
+            )
+    return rows
+
+
+def short_tag(tag: str) -> str:
+    """The tag by which pairs are stored and asked for: `am-ET` is `am`. Raises UsageError for what is no tag."""
+    return likely_tag(check_tag(tag))
+
+
+def _row(one: Confirmed, place: int) -> dict[str, str]:
     for side in ("source", "target"):
         text = whole(getattr(one, side), f"the {side} of pair {place}")
         if not text.strip():
@@ -58,20 +78,3 @@ def row_of(one: Confirmed, place: int) -> dict[str, str]:
     key = hashlib.sha256("\0".join((one.kind, source, target, same)).encode()).hexdigest()[:32]
     own = {**asdict(one), "source": nfc(one.source), "target": nfc(one.target), "key": key}
     return {column: own.get(column, "") for column in TEXTS} | {"source_language": source, "target_language": target}
-
-
-def check_glossary(rows: Sequence[dict[str, str]]) -> None:
-    """UsageError where two terms of `rows` have one source and two targets."""
-    first: dict[str, dict[str, str]] = {}
-    for row in rows:
-        other = first.setdefault(row["key"], row)
-        if row["kind"] == "term" and plain(other["target"]) != plain(row["target"]):
-            raise UsageError(
-                f"the glossary contradicts itself: '{row['source']}' ({row['source_language']} to "
-                f"{row['target_language']}) is both '{other['target']}' and '{row['target']}'. Keep one of them."
-            )
-
-
-def short_tag(tag: str) -> str:
-    """The tag by which pairs are stored and asked for: `am-ET` is `am`. Raises UsageError for what is no tag."""
-    return likely_tag(check_tag(tag))

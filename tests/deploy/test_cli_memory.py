@@ -71,6 +71,59 @@ def test_of_a_data_set_the_training_rows_with_a_translation_are_taken(store: Pat
     assert [row["source"] for row in listed("main")] == ["number 2", "number 3", "number 4"]
 
 
+PO = """msgid ""
+msgstr ""
+"Language: am\\n"
+"Content-Type: text/plain; charset=UTF-8\\n"
+
+msgid "Open %s"
+msgstr "%s ክፈት"
+
+#, fuzzy
+msgid "Save"
+msgstr "አስቀምጥ"
+
+msgid "Close"
+msgstr ""
+"""
+
+
+def test_of_a_document_the_confirmed_translations_are_taken(store: Path) -> None:
+    (store / "gimp.po").write_text(PO, encoding="utf-8")
+    (store / "terms.csv").write_text("Term,Amharic\nfile,ፋይል\nred car,ቀይ መኪና\n", encoding="utf-8")
+    found = add("main", str(store / "gimp.po"), "--from", "en")
+    assert found == {"memory": "main", "added": 1, "left_out": 2, "total": 1}
+    add("main", str(store / "terms.csv"), "--columns", "Term,Amharic", "--from", "en", "--to", "am", "--glossary")
+    assert [(row["source"], row["target"], row["kind"], row["origin"]) for row in listed("main")] == [
+        ("Open %s", "%s ክፈት", "pair", "gimp.po"),
+        ("file", "ፋይል", "term", "terms.csv"),
+        ("red car", "ቀይ መኪና", "term", "terms.csv"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message", "words"),
+    [
+        ("gimp.po", PO, "does not say which language it is in: add --from TAG", ()),
+        ("gimp.po", PO, "says that it is in 'am', and --to says 'sw'", ("--from", "en", "--to", "sw")),
+        ("gimp.po", PO.replace("%s ክፈት", ""), "no confirmed translation, 3 drafts", ("--from", "en")),
+        ("gimp.po", PO[: PO.index("%s ክፈት") + 2], "gimp.po", ("--from", "en")),
+        ("gimp.doc", "x", "no document format has this suffix", ("--from", "en", "--to", "am")),
+        (
+            "terms.csv", "source,target\nfile,ፋይል\nFile,መዝገብ\n", "contradicts itself: 'File'",
+            ("--from", "en", "--to", "am", "--glossary"),
+        ),
+        ("terms.csv", "source,target\na,b\n", "--columns a: give two", ("--columns", "a")),
+    ],
+)  # fmt: skip
+def test_a_file_that_cannot_be_added_leaves_no_memory(
+    store: Path, name: str, text: str, message: str, words: tuple[str, ...]
+) -> None:
+    (store / name).write_text(text, encoding="utf-8")
+    fails(2, message, "memory", "add", "main", str(store / name), *words)
+    assert listed() == []
+
+
 @pytest.mark.parametrize(
     ("message", "words"),
     [
