@@ -124,6 +124,8 @@ def fill_folder(folder: Path) -> None:
     table = ["sentence;locale", *(f"{text};sw" for text in texts)]
     (folder / "mine.csv").write_text("\n".join(table) + "\n", encoding="cp1252")
     write_parquet([dict.fromkeys(SCHEMA.names) | row for row in _described_rows()], folder / "mine.parquet")
+    head = 'msgid ""\nmsgstr ""\n"Language: am\\n"\n"Content-Type: text/plain; charset=UTF-8\\n"\n'
+    (folder / "gimp-am.po").write_text(f'{head}\nmsgid "Open the file"\nmsgstr "ፋይሉን ክፈት"\n', encoding="utf-8")
     clips = folder / "cv-be" / "clips"
     clips.mkdir(parents=True)
     for place, split in enumerate(("train", "dev", "test")):
