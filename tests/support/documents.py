@@ -1,100 +1,209 @@
-"""Documents of every format, made from a seed: of the shapes that translators have, with placeholders and markup."""
+"""The commands and snippets of the documents: taken out of Markdown, and run as a reader would."""
 
-import csv
-import io
 import json
-import random
-from collections.abc import Callable
+import os
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise, takewhile
+from pathlib import Path
+from typing import Any
 
-TEXTS = (
-    "Open file", "&Save as...", "_Close", "%d of %s files", "Hello, {name}!", "Page {0} of {1}",
-    "Click <b>here</b> now.", "Terms &amp; conditions", "Write to help@example.org", "See https://example.org/a?b=c",
-    "A long sentence, with words.", "%PRODUCTNAME could not be started.", "Say \"yes\" or 'no'", "100% done",
-    "Ünïcödé – text…", "Tab\tand more", "{n, plural, one {# file} other {# files}}", "Line one",
-    "Costs $5; not $${x}", "Back\\slash",
-)  # fmt: skip
-"""Single lines."""
+import pytest
+import typer
+import yaml
 
+from support.cli import run as run_command
+from support.imports import ROOT
 
-def po(draw: random.Random) -> bytes:
-    end = draw.choice(["\n", "\r\n"])
-    out = ['msgid ""', 'msgstr ""', '"Content-Type: text/plain; charset=UTF-8\\n"', '"Language: am\\n"',
-           '"Plural-Forms: nplurals=2; plural=(n > 1);\\n"', ""]  # fmt: skip
-    for at in range(draw.randint(3, 12)):
-        text = _po(draw.choice(TEXTS))
-        out += draw.choice([[], ["# comment"], ["#. note", f"#: src/a.c:{at}"], ["#, fuzzy"], ["#, c-format"]])
-        if draw.random() < 0.3:
-            out.append(f'msgctxt "c{at}"')
-        wrapped = draw.random() < 0.3 and len(text) > 12 and "\\" not in text
-        out += ['msgid ""', f'"{text[:9]}"', f'"{text[9:]} {at}"'] if wrapped else [f'msgid "{text} {at}"']
-        if draw.random() < 0.2:
-            out += [f'msgid_plural "{text} {at}s"', 'msgstr[0] ""', 'msgstr[1] ""', ""]
-        else:
-            out += [f'msgstr "{draw.choice(["", "x " + text])}"', ""]
-    if draw.random() < 0.4:
-        out += ['#~ msgid "old"', '#~ msgstr "alt"', ""]
-    return end.join(out).encode()
-
-
-def table(draw: random.Random) -> bytes:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator=draw.choice(["\n", "\r\n"]), quoting=draw.choice([0, 1]))
-    writer.writerow(["id", "source", *draw.choice([[], ["target"]])])
-    width = out.getvalue().count(",") + 1
-    for at in range(draw.randint(2, 9)):
-        writer.writerow([str(at), draw.choice(TEXTS) + draw.choice(["", "\nsecond line", ', "quoted"'])]
-                        + [""] * (width - 2))  # fmt: skip
-    return draw.choice([b"", "\ufeff".encode()]) + out.getvalue().encode()
-
-
-def json_lines(draw: random.Random) -> bytes:
-    lines = [json.dumps({"id": at, "text": draw.choice(TEXTS), "tags": ["a"]}, ensure_ascii=draw.random() < 0.5)
-             for at in range(draw.randint(2, 9))]  # fmt: skip
-    return "\n".join([*lines, *draw.choice([[], [""]])]).encode()
-
-
-def srt(draw: random.Random) -> bytes:
-    end = draw.choice(["\n", "\r\n"])
-    cues = []
-    for at in range(1, draw.randint(3, 9)):
-        body = end.join(draw.choice(TEXTS) for _ in range(draw.randint(1, 2)))
-        cues.append(f"{at}{end}00:00:{at:02},000 --> 00:00:{at:02},900{end}{body}{end}")
-    return draw.choice([b"", "\ufeff".encode()]) + end.join(cues).encode()
-
-
-def vtt(draw: random.Random) -> bytes:
-    cues = ["WEBVTT - title", "NOTE a comment\nof two lines", "STYLE\n::cue { color: red }"]
-    for at in range(1, draw.randint(3, 9)):
-        name = draw.choice(["", f"cue-{at}\n"])
-        setting = draw.choice(["", " align:start position:10%"])
-        cues.append(f"{name}00:{at:02}.000 --> 00:{at:02}.900{setting}\n<v Bob>{draw.choice(TEXTS)}</v>")
-    return ("\n\n".join(cues) + draw.choice(["", "\n"])).encode()
-
-
-def plain(draw: random.Random) -> bytes:
-    end = draw.choice(["\n", "\r\n"])
-    paragraphs = [end.join(draw.choice(TEXTS) for _ in range(draw.randint(1, 3))) for _ in range(draw.randint(2, 6))]
-    return (
-        draw.choice(["", end, "  "]) + (end * draw.randint(2, 3)).join(paragraphs) + draw.choice(["", end])
-    ).encode()
-
-
-def _po(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t")
-
-
-MAKERS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
-    "po": ("app.po", po),
-    "csv": ("table.csv", table),
-    "jsonl": ("rows.jsonl", json_lines),
-    "srt": ("film.srt", srt),
-    "vtt": ("film.vtt", vtt),
-    "text": ("letter.txt", plain),
+PAGES = ["README.md", "CONTRIBUTING.md", *(str(one.relative_to(ROOT)) for one in sorted((ROOT / "docs").rglob("*.md")))]
+ADDRESS = "127.0.0.1:8000"
+"""Where the documents' service is; the one of the tests has another port."""
+CHECKED_ONLY = {
+    r"kauli (serve|demo)\b": "runs until it is stopped; the service of these pages runs in this process",
+    r"kauli .*(s3|hf)://": "needs an object store",
+    r"kauli .*\b(Qwen|google|openai|facebook|HuggingFaceTB|laion)/": "needs the hub",
+    r"make\b": "sets up or tests the environment that this test runs in; the target must exist",
+    r"(\.venv/bin/)?python (tests/bench|docs)/": "measures for minutes; the options must exist",
+    r"lm_eval\b": "starts a process of its own; a test of the service runs it",
+    r"(\.venv/bin/|uv )?pip install\b": "changes the environment; the packages must be ones that kauli declares",
+    r"(source|git clone)\b": "the reader's own shell and copy",
 }
-"""Format -> a name for its file, and what makes one."""
+"""What is not run, and why; of these, command, options and targets are checked. Everything else is run."""
 
 
-def made(format: str, seed: int) -> tuple[str, bytes]:
-    """A document of a format: its file's name, and its bytes."""
-    name, make = MAKERS[format]
-    return name, make(random.Random(f"{format}-{seed}"))
+@dataclass(frozen=True)
+class Block:
+    """A block of code of a page."""
+
+    page: str
+    line: int
+    language: str
+    """That of its fence; "" where it has none, as an indented block: these hold commands."""
+    text: str
+
+    @property
+    def where(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+def blocks(page: str, text: str) -> Iterator[Block]:
+    """The fenced and the indented blocks of a page, in order; `line` is that of the first line inside, from 1."""
+    lines = text.split("\n")
+    at = 0
+    while at < len(lines):
+        if fence := re.match(r"\s*```+\s*([\w+-]*)", lines[at]):
+            end = next(place for place in range(at + 1, len(lines)) if lines[place].strip().startswith("```"))
+            yield Block(page, at + 2, fence[1], "\n".join(lines[at + 1 : end]))
+            at = end + 1
+        elif lines[at].startswith("    ") and (at == 0 or not lines[at - 1].strip()):
+            inside = list(takewhile(lambda line: line.startswith("    ") or not line.strip(), lines[at:]))
+            yield Block(page, at + 1, "", "\n".join(line.removeprefix("    ") for line in inside))
+            at += len(inside)
+        else:
+            at += 1
+
+
+def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
+    """(place, words) of each command of a shell block; a line that ends in a backslash goes on."""
+    text, started = "", block.line
+    for number, line in enumerate(block.text.split("\n"), start=block.line):
+        started = started if text else number
+        text += line.rstrip("\\") if line.endswith("\\") else line
+        if line.endswith("\\") or text.count("'") % 2:
+            text += "" if line.endswith("\\") else "\n"
+            continue
+        if words := shlex.split(text, comments=True):
+            yield f"{block.page}:{started}", words
+        text = ""
+    assert not text, f"{block.where}: a command without its end"
+
+
+def mentions(text: str) -> list[list[str]]:
+    """The words of the commands in the running text of a page: `kauli ...` in backticks."""
+    found = re.findall(r"(?<!`)`((?:kauli|make)\s[^`]+)`(?!`)", re.sub(r"(?ms)^\s*```.*?^\s*```", "", text))
+    return [shlex.split(" ".join(one.split())) for one in found]
+
+
+@dataclass
+class Reader:
+    """Runs the blocks of one page in a folder, with a service where one is asked for."""
+
+    folder: Path
+    patch: pytest.MonkeyPatch
+    address: Callable[[], str]
+    """host:port of a running service."""
+    done: set[tuple[str, ...]] = field(default_factory=set)
+    """Commands that were run before and need no second time: training."""
+    names: dict[str, Any] = field(default_factory=dict)
+    """The variables of the page's Python."""
+
+    def run(self, block: Block) -> None:
+        """Run or check a block; AssertionError says where and what is wrong."""
+        if block.language in ("", "sh", "bash", "shell", "console"):
+            for place, words in commands(block):
+                self.command(place, words)
+        elif block.language == "python":
+            code = "\n" * (block.line - 1) + block.text.replace(ADDRESS, self._address(block.text))
+            exec(compile(code, block.page, "exec"), self.names)
+        elif block.language == "yaml":
+            check_yaml(block)
+        elif block.language == "json":
+            json.loads(block.text)
+        else:
+            assert block.language in ("text", "markdown"), f"{block.where}: no rule for ```{block.language}"
+
+    def command(self, place: str, words: list[str]) -> None:
+        """Run one command, or check it where `CHECKED_ONLY` says so."""
+        if words[0] == "export":
+            for name, _, value in (word.partition("=") for word in words[1:]):
+                self.patch.setenv(name, value)
+            return
+        while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            name, _, value = words.pop(0).partition("=")
+            self.patch.setenv(name, value)
+        words[0] = words[0].removeprefix(".venv/bin/")
+        line = shlex.join(words)
+        if any(re.match(pattern, " ".join(words)) for pattern in CHECKED_ONLY):
+            check(words, place)
+        elif words[0] == "kauli":
+            self._kauli(place, words[1:])
+        elif words[0] == "curl":
+            self._curl(place, words)
+        else:
+            raise AssertionError(f"{place}: no rule runs `{line}`")
+
+    def _kauli(self, place: str, words: list[str]) -> None:
+        key = tuple(words)
+        if words[0] == "train" and key in self.done:
+            return
+        redirect = words.index(">") if ">" in words else len(words)
+        result = run_command(*words[:redirect])
+        assert result.exit_code == 0, f"{place}: kauli {shlex.join(words)}\n{result.stderr}\n{result.exception!r}"
+        for line in re.findall(r"(?m)^Next: (.+)$", result.stderr):  # what it advises must exist as well
+            for advised in re.split(r"; |, or ", line):
+                if advised.startswith("kauli "):
+                    check_kauli(shlex.split(advised)[1:], f"{place}: Next")
+        if redirect < len(words):
+            (self.folder / words[redirect + 1]).write_text(result.stdout, encoding="utf-8")
+        self.done.add(key)
+
+    def _curl(self, place: str, words: list[str]) -> None:
+        sent = [os.path.expandvars(word).replace(ADDRESS, self._address(word)) for word in words]
+        found = subprocess.run(
+            [sent[0], "--silent", "--show-error", "--fail-with-body", "--max-time", "60", *sent[1:]],
+            cwd=self.folder, capture_output=True, text=True,
+        )  # fmt: skip
+        assert found.returncode == 0, f"{place}: {shlex.join(words)}\n{found.stderr}{found.stdout[:2000]}"
+
+    def _address(self, text: str) -> str:
+        return self.address() if ADDRESS in text else ADDRESS
+
+
+def check(words: Sequence[str], place: str) -> None:
+    """Check a command without running it: it exists, and so does every option, target, file and package it names."""
+    if words[0] == "kauli":
+        check_kauli(words[1:], place)
+    elif words[0] == "make":
+        targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8")))
+        named = {word for word in words[1:] if "=" not in word}
+        assert named <= targets, f"{place}: no target {named - targets}"
+    elif words[0] == "python":
+        source = (ROOT / words[1]).read_text(encoding="utf-8")
+        unknown = [word for word in words[2:] if word.startswith("--") and f'"{word}"' not in source]
+        assert unknown == [], f"{place}: {words[1]} has no {unknown}"
+
+
+def check_kauli(words: Sequence[str], place: str) -> None:
+    """`kauli WORDS` names a command that exists, and options that it has; a recipe's keys are right.
+
+    A word in capitals stands for what the reader gives (NAME, FILE): its value is not checked.
+    """
+    from kauli.deploy.cli.main import app
+
+    command: Any = typer.main.get_command(app)
+    rest = list(words)
+    while rest and hasattr(command, "commands") and not rest[0].startswith(("-", "...")):
+        assert rest[0] in command.commands, f"{place}: there is no command kauli {' '.join(words)}"
+        command = command.commands[rest.pop(0)]
+    options = {name for one in command.params for name in (*one.opts, *one.secondary_opts)} | {"--help"}
+    unknown = [word for word in rest if word.startswith("--") and word.partition("=")[0] not in options]
+    assert unknown == [], f"{place}: kauli {' '.join(words)}: no option {unknown}"
+    if words and words[0] in ("train", "compare") and len(rest) > 0 and not re.fullmatch(r"[A-Z]+|\.\.\.", rest[0]):
+        from kauli.training.recipe_file import load_recipe, recipe_names
+
+        changes = [value for option, value in pairwise(rest) if option == "--set"]
+        filled = [re.sub(r"=(TAG|L)$", "=sw", re.sub(r"=(NAME|N)$", "=name", one)) for one in changes]
+        if rest[0] in recipe_names():
+            load_recipe(rest[0], filled)
+
+
+def check_yaml(block: Block) -> None:
+    """A recipe, or settings of the service."""
+    from kauli.serving.settings import parse_settings
+    from kauli.training.recipe_file import parse_recipe
+
+    content = yaml.safe_load(block.text)
+    (parse_recipe if "method" in content or "task" in content else parse_settings)(content)

@@ -6,7 +6,7 @@ from kauli.models.documents.document import Document, DocumentOptions
 from kauli.models.documents.placeholders import lost
 from kauli.models.documents.table import FORMATS, open_document
 from kauli.models.errors import UsageError
-from support.documents import MAKERS, made
+from support.generated_documents import MAKERS, made
 
 OPTIONS = DocumentOptions("en", "am")
 

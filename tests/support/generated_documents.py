@@ -1,0 +1,100 @@
+"""Documents of every format, made from a seed: of the shapes that translators have, with placeholders and markup."""
+
+import csv
+import io
+import json
+import random
+from collections.abc import Callable
+
+TEXTS = (
+    "Open file", "&Save as...", "_Close", "%d of %s files", "Hello, {name}!", "Page {0} of {1}",
+    "Click <b>here</b> now.", "Terms &amp; conditions", "Write to help@example.org", "See https://example.org/a?b=c",
+    "A long sentence, with words.", "%PRODUCTNAME could not be started.", "Say \"yes\" or 'no'", "100% done",
+    "Ünïcödé – text…", "Tab\tand more", "{n, plural, one {# file} other {# files}}", "Line one",
+    "Costs $5; not $${x}", "Back\\slash",
+)  # fmt: skip
+"""Single lines."""
+
+
+def po(draw: random.Random) -> bytes:
+    end = draw.choice(["\n", "\r\n"])
+    out = ['msgid ""', 'msgstr ""', '"Content-Type: text/plain; charset=UTF-8\\n"', '"Language: am\\n"',
+           '"Plural-Forms: nplurals=2; plural=(n > 1);\\n"', ""]  # fmt: skip
+    for at in range(draw.randint(3, 12)):
+        text = _po(draw.choice(TEXTS))
+        out += draw.choice([[], ["# comment"], ["#. note", f"#: src/a.c:{at}"], ["#, fuzzy"], ["#, c-format"]])
+        if draw.random() < 0.3:
+            out.append(f'msgctxt "c{at}"')
+        wrapped = draw.random() < 0.3 and len(text) > 12 and "\\" not in text
+        out += ['msgid ""', f'"{text[:9]}"', f'"{text[9:]} {at}"'] if wrapped else [f'msgid "{text} {at}"']
+        if draw.random() < 0.2:
+            out += [f'msgid_plural "{text} {at}s"', 'msgstr[0] ""', 'msgstr[1] ""', ""]
+        else:
+            out += [f'msgstr "{draw.choice(["", "x " + text])}"', ""]
+    if draw.random() < 0.4:
+        out += ['#~ msgid "old"', '#~ msgstr "alt"', ""]
+    return end.join(out).encode()
+
+
+def table(draw: random.Random) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator=draw.choice(["\n", "\r\n"]), quoting=draw.choice([0, 1]))
+    writer.writerow(["id", "source", *draw.choice([[], ["target"]])])
+    width = out.getvalue().count(",") + 1
+    for at in range(draw.randint(2, 9)):
+        writer.writerow([str(at), draw.choice(TEXTS) + draw.choice(["", "\nsecond line", ', "quoted"'])]
+                        + [""] * (width - 2))  # fmt: skip
+    return draw.choice([b"", "\ufeff".encode()]) + out.getvalue().encode()
+
+
+def json_lines(draw: random.Random) -> bytes:
+    lines = [json.dumps({"id": at, "text": draw.choice(TEXTS), "tags": ["a"]}, ensure_ascii=draw.random() < 0.5)
+             for at in range(draw.randint(2, 9))]  # fmt: skip
+    return "\n".join([*lines, *draw.choice([[], [""]])]).encode()
+
+
+def srt(draw: random.Random) -> bytes:
+    end = draw.choice(["\n", "\r\n"])
+    cues = []
+    for at in range(1, draw.randint(3, 9)):
+        body = end.join(draw.choice(TEXTS) for _ in range(draw.randint(1, 2)))
+        cues.append(f"{at}{end}00:00:{at:02},000 --> 00:00:{at:02},900{end}{body}{end}")
+    return draw.choice([b"", "\ufeff".encode()]) + end.join(cues).encode()
+
+
+def vtt(draw: random.Random) -> bytes:
+    cues = ["WEBVTT - title", "NOTE a comment\nof two lines", "STYLE\n::cue { color: red }"]
+    for at in range(1, draw.randint(3, 9)):
+        name = draw.choice(["", f"cue-{at}\n"])
+        setting = draw.choice(["", " align:start position:10%"])
+        cues.append(f"{name}00:{at:02}.000 --> 00:{at:02}.900{setting}\n<v Bob>{draw.choice(TEXTS)}</v>")
+    return ("\n\n".join(cues) + draw.choice(["", "\n"])).encode()
+
+
+def plain(draw: random.Random) -> bytes:
+    end = draw.choice(["\n", "\r\n"])
+    paragraphs = [end.join(draw.choice(TEXTS) for _ in range(draw.randint(1, 3))) for _ in range(draw.randint(2, 6))]
+    return (
+        draw.choice(["", end, "  "]) + (end * draw.randint(2, 3)).join(paragraphs) + draw.choice(["", end])
+    ).encode()
+
+
+def _po(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t")
+
+
+MAKERS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
+    "po": ("app.po", po),
+    "csv": ("table.csv", table),
+    "jsonl": ("rows.jsonl", json_lines),
+    "srt": ("film.srt", srt),
+    "vtt": ("film.vtt", vtt),
+    "text": ("letter.txt", plain),
+}
+"""Format -> a name for its file, and what makes one."""
+
+
+def made(format: str, seed: int) -> tuple[str, bytes]:
+    """A document of a format: its file's name, and its bytes."""
+    name, make = MAKERS[format]
+    return name, make(random.Random(f"{format}-{seed}"))
