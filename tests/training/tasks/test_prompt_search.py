@@ -55,7 +55,7 @@ PAIR_ROWS: list[dict[str, Any]] = [
     }
     for at in range(20)
     for language in ("am", "sw")
-]
+]  # fmt: skip
 
 
 def searched(trials: int, costs: Costs, known: dict[str, list[Cost]] | None = None) -> tuple[PromptSearch, Prompting]:
