@@ -59,6 +59,8 @@ def columns_taken(names: Iterable[str], given: Mapping[str, str]) -> dict[str, s
     names = list(names)
     normal = {_normal(name): name for name in reversed(names)} | {name: name for name in names}
     taken = {ours: normal[key] for ours, theirs in given.items() if (key := _key(theirs, normal))}
+    if "input_language" in normal or "input_language" in taken:  # then `input` is what the text translates
+        taken |= {"input": normal["input"]} if "input" in normal and "input" not in given else {}
     for ours in _OURS:
         free = (normal[one] for one in _NAMES.get(ours, (ours,)) if one in normal)
         column = None if ours in given else next((one for one in free if one not in taken.values()), None)
@@ -136,7 +138,8 @@ def rows_of(raw: Mapping[str, Any], taken: Mapping[str, str]) -> list[dict[str, 
             raise ValueError(f"{taken['file']} '{file}' is neither an image nor audio by its suffix")
         else:
             values["left_out"].append(f"a {taken['file']} that is neither an image nor audio by its suffix")
-    system, context = values.pop("system", None), values.pop("input", None)
+    system = values.pop("system", None)
+    context = None if values.get("input_language") else values.pop("input", None)
     messages = values.pop("messages", None)
     if _is_conversation(values.get("prompt")) or _is_conversation(values.get("text")):
         messages = [*_messages(values.pop("prompt", None), "user"), *_messages(values.pop("text", None), "assistant")]

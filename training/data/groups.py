@@ -67,8 +67,9 @@ def normalise(text: str) -> str:
 def shared_keys(rows: Sequence[Mapping[str, Any]], leaks: Leaks) -> list[list[str]]:
     """The keys of each row: rows with the same key belong in one split. `image` and `audio` are hashes of the files.
 
-    By `content` these are the prompt, the image, the audio, and the text, but not a prompt of many rows ("Describe the
-    image"), which is an instruction, nor a text that is a class or a short answer ("yes") to different inputs.
+    By `content` these are the prompt, what is translated, the image, the audio, and the text, but not a prompt of many
+    rows ("Describe the image"), which is an instruction, nor a text that is a class or a short answer ("yes") to
+    different inputs.
     """
     keys: list[list[str]] = [[f"group:{row['group']}"] if row["group"] else [] for row in rows]
     if leaks == "group":
@@ -92,6 +93,7 @@ def shared_keys(rows: Sequence[Mapping[str, Any]], leaks: Leaks) -> list[list[st
         count = counts["text"][text["text"]]
         few = count <= many if not _is_short(text["text"]) else count <= (2 if asked else _SEVERAL) and not classes
         own += [f"text:{text['prompt']}"] if asked else []
+        own += [f"text:{normalise(row['input'])}"] if row.get("input") else []  # in whatever language it is translated
         own += [f"text:{text['text']}"] if text["text"] and (few or not (row["prompt"] or media)) else []
         own += media
     return keys

@@ -24,7 +24,7 @@ import soundfile
 
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.files import sha256_file
-from kauli.models.languages import check_tag, nfc
+from kauli.models.languages import check_tag, display_name, nfc
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
 from kauli.training.data.columns import SUFFIXES, check_map, columns_taken, flat, listed, missing, rows_of, told
@@ -42,7 +42,7 @@ _SHA256_OF_NOTHING = hashlib.sha256(b"").hexdigest()
 _NO_ROWS = "a file without rows"
 _SHOWN = 100  # characters of a path
 _BROKEN = re.compile("[\ufffd\ud800-\udfff]")
-_TEXTS = ("id", "group", "language", "prompt", "text", "source", "licence", "split", "flags")
+_TEXTS = ("id", "group", "language", "prompt", "input", "input_language", "text", "source", "licence", "split", "flags")
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,7 @@ def _row(values: dict[str, Any], where: str, number: int, file: _File, reading: 
     """The row of SCHEMA with its `place`; None where there is nothing to learn."""
     row: dict[str, Any] = {name: _text(name, values.get(name)) for name in _TEXTS}
     row |= {name: _media(name, values.get(name), number, file, values["columns"]) for name in MEDIA}
-    for name in ("prompt", "text"):
+    for name in ("prompt", "input", "text"):
         if "\0" in (row[name] or ""):
             row[name] = row[name].replace("\0", " ").strip() or None
             reading.findings.left_out(f"a NUL in {name}, which became a blank", where)
@@ -263,6 +263,11 @@ def _row(values: dict[str, Any], where: str, number: int, file: _File, reading: 
     if not (row["language"] or reading.options.language):
         raise ValueError("no language")
     row["language"] = check_tag(row["language"] or reading.options.language)
+    if not (row["input"] and row["input_language"]):
+        row |= {"input": None, "input_language": None}
+    else:
+        row["input_language"] = check_tag(row["input_language"])
+        row["prompt"] = row["prompt"] or f"Translate into {display_name(row['language'])}: {row['input']}"
     row["synthetic"] = _truth(values.get("synthetic"))
     names = ", ".join(row[name].path.name for name in MEDIA if row[name] and row[name].path)
     return {**{name: row.get(name) for name in SCHEMA.names}, "place": f"{where} ({names})" if names else where}

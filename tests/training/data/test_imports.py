@@ -162,3 +162,29 @@ def test_memory_does_not_grow_with_the_media_of_an_import(tmp_path: Path) -> Non
         assert int(rows) == count
         grown.append(int(growth) / 1024)
     assert grown[1] < grown[0] + 90  # MiB; holding all clips would add 180
+
+
+def test_pairs_of_a_table(tmp_path: Path) -> None:
+    """A text and what it translates; one English string lies in one split, whatever it is translated into."""
+    rows = [
+        {"input": f"The red car {n}", "input_language": "eng", "text": f"{word} {n}", "language": tag}
+        for n in range(40)
+        for tag, word in (("sw", "gari"), ("am", "መኪና"))
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    found = load_data(str(tmp_path / "pairs.jsonl")).rows()
+    assert {(row["input"], row["input_language"], row["text"]) for row in found} == {
+        (row["input"], "en", row["text"]) for row in rows
+    }
+    assert {row["prompt"] for row in found if row["text"] == "gari 3"} == {"Translate into Swahili: The red car 3"}
+    splits = {row["input"]: {one["split"] for one in found if one["input"] == row["input"]} for row in found}
+    assert all(len(one) == 1 for one in splits.values())
+    assert len({split for one in splits.values() for split in one}) == 3
+
+
+def test_an_input_without_its_language_joins_the_prompt(tmp_path: Path) -> None:
+    rows = [{"instruction": "Say", "input": "hello", "output": f"habari {n}", "language": "sw", "split": split}
+            for n, split in enumerate(("train", "validation", "test"))]  # fmt: skip
+    (tmp_path / "alpaca.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    row = load_data(str(tmp_path / "alpaca.jsonl")).rows()[0]
+    assert (row["prompt"], row["input"], row["text"]) == ("Say\n\nhello", None, "habari 0")
