@@ -183,8 +183,8 @@ def test_pairs_of_a_table(tmp_path: Path) -> None:
 
 
 def test_an_input_without_its_language_joins_the_prompt(tmp_path: Path) -> None:
-    rows = [{"instruction": "Say", "input": "hello", "output": f"habari {n}", "language": "sw", "split": split}
+    rows = [{"instruction": f"Say {n}", "input": "hello", "output": f"habari {n}", "language": "sw", "split": split}
             for n, split in enumerate(("train", "validation", "test"))]  # fmt: skip
     (tmp_path / "alpaca.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     row = load_data(str(tmp_path / "alpaca.jsonl")).rows()[0]
-    assert (row["prompt"], row["input"], row["text"]) == ("Say\n\nhello", None, "habari 0")
+    assert (row["prompt"], row["input"], row["text"]) == ("Say 0\n\nhello", None, "habari 0")
