@@ -213,7 +213,7 @@ class Memory:
         """How many pairs and terms it holds, by (source, target) language as they were confirmed."""
         with self._lock:
             self._refresh()
-            return dict(Counter((row.source_language, row.target_language) for row in self._rows.values()))
+            return dict(+self._languages)
 
     def check_languages(self, source: str, target: str) -> None:
         """Raise UsageError where the memory holds pairs, and none of these two languages."""
@@ -257,6 +257,7 @@ class Memory:
         self._rows: dict[str, Stored] = {}
         self._ids: dict[str, str] = {}  # by key
         self._keys: dict[str, str] = {}  # by id
+        self._languages: Counter[tuple[str, str]] = Counter()
         self._indexes: dict[tuple[str, str], MemoryIndex] = {}
 
     def _refresh(self) -> None:
@@ -287,7 +288,9 @@ class Memory:
     def _drop(self, ids: Iterable[str]) -> None:
         gone = list(ids)
         for id in gone:
-            del self._ids[self._keys.pop(id)], self._rows[id]
+            row = self._rows.pop(id)
+            del self._ids[self._keys.pop(id)]
+            self._languages[row.source_language, row.target_language] -= 1
         for index in self._indexes.values():
             index.remove(gone)
 
@@ -295,6 +298,7 @@ class Memory:
         for row in content.select(TEXTS).to_pylist():
             key = row.pop("key")
             self._ids[key], self._keys[row["id"]], self._rows[row["id"]] = row["id"], key, Stored(**row)
+            self._languages[row["source_language"], row["target_language"]] += 1
         for languages, index in self._indexes.items():
             _fill(index, content, *languages)
 
@@ -304,8 +308,7 @@ class Memory:
         index = self._indexes.get((source, target))
         if index is not None and not index.worn:
             return index
-        pair = {source, target}
-        if not any({row.source_language, row.target_language} == pair for row in self._rows.values()):
+        if not self._languages[source, target] and not self._languages[target, source]:
             return None
         tags = f"('{source}', '{target}')"
         content = self._table.read([*TEXTS, *VECTORS], f"source_language IN {tags} AND target_language IN {tags}")
