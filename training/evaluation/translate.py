@@ -6,7 +6,6 @@ without examples: an adapter that does not beat the first is of no use to somebo
 weights stands beside the base that is asked without examples, and beside the usual prompt with examples.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -83,8 +82,7 @@ def translated_rows(request: EvalRequest) -> tuple[list[Any], LeftOut]:
 
 
 def _prompter(request: EvalRequest) -> Prompter:
-    memory: Sequence[Row] = pair_rows(request.dataset, "train", request.tags)
-    return Prompter(request.base, request.prompting or Prompting(), memory)
+    return Prompter(request.base, request.prompting or Prompting(), pair_rows(request.dataset, "train", request.tags))
 
 
 ANSWERING = Answering("translate", ("text", "translation"))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import model_validator
 
@@ -66,7 +66,7 @@ class PromptTraining(TranslateTraining):
     """A prompt for a base that is left as it is."""
 
     name = "prompt"
-    recipe = PromptRecipe
+    recipe: ClassVar = PromptRecipe
 
     def card_fields(self, recipe: TranslateRecipe, rows: Sequence[Row] = ()) -> dict[str, Any]:
         """Both directions of the pairs, where validation has both."""
@@ -94,7 +94,7 @@ class PromptTraining(TranslateTraining):
         assert isinstance(recipe, PromptRecipe)
         assert isinstance(method, Prompt)
         checkpoint = run.session.restore()
-        saved = read_json(checkpoint / _STATE) if checkpoint else {"seconds": 0.0, "costs": {}}
+        saved: dict[str, Any] = read_json(checkpoint / _STATE) if checkpoint else {"seconds": 0.0, "costs": {}}
         precision = choose_precision(run.base, run.device, recipe.scale.precision)
         run.tell(f"Precision: {precision}")
         task = load_served(self.name, run.base, device=run.device, dtype=precision.dtype)

@@ -106,8 +106,7 @@ class PromptSearch:
         costs = self.costs.setdefault(prompting.model_dump_json(), [])
         if len(costs) < rows:
             costs += self._cost(prompting, len(costs), rows)
-        bits, count = (sum(values) for values in zip(*costs[:rows], strict=True))
-        return bits / count
+        return sum(bits for bits, _ in costs[:rows]) / sum(count for _, count in costs[:rows])
 
     def compared(self) -> list[Compared]:
         """All prompts that were compared, those on the most rows first, of these the best first."""

@@ -7,7 +7,7 @@ translations too, each after those before it: so it learns to translate with any
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -72,7 +72,7 @@ class TranslateTraining(TrainingTask):
     """Texts and their translations, in both directions."""
 
     name = "translate"
-    recipe = TranslateRecipe
+    recipe: ClassVar[type[TranslateRecipe]] = TranslateRecipe
 
     def card_fields(self, recipe: TranslateRecipe, rows: Sequence[Row] = ()) -> dict[str, Any]:
         """What the adapter translates, and how it is asked."""
