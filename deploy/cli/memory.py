@@ -192,12 +192,11 @@ def _read(
         raise UsageError(f"--columns {','.join(columns)}: give two, the source's and the target's")
     options = DocumentOptions(source, target, columns=columns and (columns[0], columns[1]))
     document = open_document(path.read_bytes(), path.name, options)
-    languages = [
-        _language(path.name, option, given, own)
-        for option, given, own in zip(("--from", "--to"), (source, target), document.languages, strict=True)
-    ]
+    own, other = document.languages
+    into = _language(path.name, "--to", target, other)
+    out_of = _language(path.name, "--from", source, own)
     found = [
-        Confirmed(one.source, one.target, *languages, path.name, kind)
+        Confirmed(one.source, one.target, out_of, into, path.name, kind)
         for one in document.segments
         if one.state == "confirmed" and one.source.strip() and one.target.strip()
     ]
