@@ -31,7 +31,7 @@ PAIRS = (
     '"{source}" in {target_language}:\n{target}',
 )
 """Forms of an example. A translation has a line of its own: a prompt ends before it, and no space is lost there."""
-EXAMPLES = (0, 1, 2, 4, 8)
+EXAMPLES = (0, 1, 2, 4, 8, 16)
 """Retrieved examples."""
 EXAMPLE_TOKENS = 80
 """Room for an example where the recipe gives less."""

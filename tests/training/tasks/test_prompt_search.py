@@ -21,7 +21,7 @@ from kauli.training.tasks.prompt_search import (
 ROWS = 16
 START = Prompting(examples=4)
 WORTH = {
-    "examples": dict(zip(EXAMPLES, (3.0, 2.0, 1.5, 1.2, 1.7), strict=True)),
+    "examples": dict(zip(EXAMPLES, (3.0, 2.0, 1.5, 1.2, 1.7, 2.2), strict=True)),
     "pair": dict(zip(PAIRS, (2.0, 2.5, 0.5, 2.2, 2.1, 2.3), strict=True)),
     "instruction": dict(zip(INSTRUCTIONS, (1.0, 1.1, 1.2, 1.3, 0.2, 1.4), strict=True)),
     "order": {"nearest_last": 1.0, "nearest_first": 0.9},
@@ -69,7 +69,7 @@ def test_the_best_of_all_combinations_is_found_by_a_few_of_them() -> None:
     combinations = [
         START.model_copy(update=dict(zip(WORTH, values, strict=True))) for values in itertools.product(*WORTH.values())
     ]
-    assert len(combinations) == 360
+    assert len(combinations) == 432
     assert worth(best) == min(worth(one) for one in combinations)
     assert (best.examples, best.pair, best.instruction, best.order) == (4, PAIRS[2], INSTRUCTIONS[4], "nearest_first")
     found = search.compared()
