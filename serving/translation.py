@@ -108,7 +108,9 @@ class Translator:
         async def take(segment: Segment) -> None:
             if (found := (done or {}).get(segment.id)) is None:
                 key = (segment.source, segment.limit)  # a text that comes again is translated once
-                found = await texts.setdefault(key, asyncio.ensure_future(ask(segment)))
+                if key not in texts:
+                    texts[key] = asyncio.ensure_future(ask(segment))
+                found = await texts[key]
             drafts[segment.id] = found
             if advance:
                 advance(segment, found)

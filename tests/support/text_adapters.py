@@ -1,18 +1,28 @@
 """Text adapters of random weights on a debug base, for tests."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from kauli.models.adapters.card import TranslationReference
+from kauli.models.adapters.folder import write_card
 from kauli.models.adapters.peft_import import from_peft
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base
 
 
-def publish_random(storage: Path, name: str, language: str, seed: int, base: Base) -> str:
-    """An adapter with random weights that change every answer; returns its spec."""
+def publish_translator(storage: Path, name: str, language: str, base: Base) -> str:
+    """A translate adapter with random weights, between English and a language; returns its spec."""
+    pairs = [("en", language), (language, "en")]
+    changes = {"task": "translate", "translation": TranslationReference(pairs=pairs)}
+    return publish_random(storage, name, language, 5, base, **changes)
+
+
+def publish_random(storage: Path, name: str, language: str, seed: int, base: Base, **changes: Any) -> str:
+    """An adapter with random weights that change every answer; returns its spec. `changes` are of its card."""
     scratch = storage / "scratch" / f"{name}-{seed}"
     torch.manual_seed(seed)
     model = get_peft_model(
@@ -26,4 +36,5 @@ def publish_random(storage: Path, name: str, language: str, seed: int, base: Bas
     card = from_peft(
         scratch / "plain", scratch / "ours", name=name, language=language.split(","), base=base, accept_base=True
     )
+    card = write_card(scratch / "ours", card.model_copy(update=changes)) if changes else card
     return Registry(str(storage)).publish(scratch / "ours", card).spec

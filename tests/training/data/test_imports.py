@@ -186,5 +186,5 @@ def test_an_input_without_its_language_joins_the_prompt(tmp_path: Path) -> None:
     rows = [{"instruction": f"Say {n}", "input": "hello", "output": f"habari {n}", "language": "sw", "split": split}
             for n, split in enumerate(("train", "validation", "test"))]  # fmt: skip
     (tmp_path / "alpaca.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    row = load_data(str(tmp_path / "alpaca.jsonl")).rows()[0]
+    row = min(load_data(str(tmp_path / "alpaca.jsonl")).rows(), key=lambda one: one["text"])
     assert (row["prompt"], row["input"], row["text"]) == ("Say 0\n\nhello", None, "habari 0")
