@@ -211,4 +211,4 @@ def test_a_pair_of_languages_that_nothing_translates_names_those_that_are(storag
     with pytest.raises(UsageError, match="are the same language"):
         run(of("en", "eng"))
     with pytest.raises(UsageError, match="does not translate; use model 'translate'"):
-        run(of("en", "am", "debug"))
+        run(of("en", "am", "debug-text"))
