@@ -7,6 +7,8 @@ from kauli.models.errors import UsageError, nearest
 
 FORMATS = {
     "po": "kauli.models.documents.gettext:Catalogue",
+    "xliff": "kauli.models.documents.xliff:Xliff",
+    "tmx": "kauli.models.documents.tmx:Tmx",
     "csv": "kauli.models.documents.columns:Delimited",
     "jsonl": "kauli.models.documents.columns:JsonLines",
     "srt": "kauli.models.documents.subtitles:SubRip",

@@ -5,6 +5,7 @@ import io
 import json
 import random
 from collections.abc import Callable
+from xml.sax.saxutils import escape
 
 TEXTS = (
     "Open file", "&Save as...", "_Close", "%d of %s files", "Hello, {name}!", "Page {0} of {1}",
@@ -79,12 +80,53 @@ def plain(draw: random.Random) -> bytes:
     ).encode()
 
 
+def xliff(draw: random.Random) -> bytes:
+    """XLIFF 1.2 or 2.0."""
+    two = draw.random() < 0.5
+    out = ['<?xml version="1.0" encoding="UTF-8"?>']
+    if two:
+        out += ['<xliff xmlns="urn:oasis:names:tc:xliff:document:2.0" version="2.0" srcLang="en" trgLang="am">',
+                ' <file id="f">']  # fmt: skip
+    else:
+        out += ['<xliff version="1.2" xmlns="urn:oasis:names:tc:xliff:document:1.2">',
+                ' <file source-language="en" target-language="am" original="a" datatype="x"><body>']  # fmt: skip
+    for at in range(draw.randint(2, 7)):
+        text = draw.choice(
+            [escape(draw.choice(TEXTS)), f'Click <g id="1">here</g> {at} times', 'A <x id="2"/> &amp; b']
+        )
+        state = draw.choice(["", "new", "translated", "final"])
+        own = f"<target{f' state={chr(34)}{state}{chr(34)}' * bool(state)}>{text}</target>" if state else ""
+        if two:
+            out += [f'  <unit id="u{at}"><notes><note>n</note></notes>', "   <segment>",
+                    f"    <source>{text}</source>", "   </segment>", "  </unit>"]  # fmt: skip
+        else:
+            out += [f'  <trans-unit id="{at}">', f"    <source>{text}</source>", *([f"    {own}"] if own else []),
+                    "  </trans-unit>"]  # fmt: skip
+    out += [" </file>" if two else " </body></file>", "</xliff>", ""]
+    return "\n".join(out).encode()
+
+
+def tmx(draw: random.Random) -> bytes:
+    out = ['<?xml version="1.0" encoding="UTF-8"?>', '<!DOCTYPE tmx SYSTEM "tmx14.dtd">', '<tmx version="1.4">',
+           '  <header srclang="en" segtype="sentence" adminlang="en" o-tmf="x" datatype="plaintext" creationtool="t" '
+           'creationtoolversion="1"/>', "  <body>"]  # fmt: skip
+    for at in range(draw.randint(2, 7)):
+        text = draw.choice([escape(draw.choice(TEXTS)), f'A <bpt i="1">b</bpt>bold<ept i="1">e</ept> {at}'])
+        other = '<tuv xml:lang="fr"><seg>fr</seg></tuv>' if draw.random() < 0.5 else ""
+        own = f'<tuv xml:lang="am"><seg>{text}</seg></tuv>' if draw.random() < 0.4 else ""
+        out += [f'    <tu tuid="{at}">', f'      <tuv xml:lang="en-US"><seg>{text}</seg></tuv>', f"      {other}{own}",
+                "    </tu>"]  # fmt: skip
+    return "\n".join([*out, "  </body>", "</tmx>", ""]).encode(draw.choice(["utf-8", "utf-8-sig"]))
+
+
 def _po(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t")
 
 
 MAKERS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
     "po": ("app.po", po),
+    "xliff": ("app.xlf", xliff),
+    "tmx": ("memory.tmx", tmx),
     "csv": ("table.csv", table),
     "jsonl": ("rows.jsonl", json_lines),
     "srt": ("film.srt", srt),

@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from kauli.models.adapters.card import TranslationReference
-from kauli.models.adapters.folder import write_card
+from kauli.models.adapters.card import BaseReference, Card, Prompting, TranslationReference
+from kauli.models.adapters.folder import PROMPTS, write_card
 from kauli.models.adapters.peft_import import from_peft
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base
@@ -19,6 +19,19 @@ def publish_translator(storage: Path, name: str, language: str, base: Base) -> s
     pairs = [("en", language), (language, "en")]
     changes = {"task": "translate", "translation": TranslationReference(pairs=pairs)}
     return publish_random(storage, name, language, 5, base, **changes)
+
+
+def publish_prompt(storage: Path, name: str, language: str, base: Base, prompting: Prompting) -> str:
+    """A prompt without weights, between English and a language; returns its spec."""
+    folder = storage / "scratch" / name
+    folder.mkdir(parents=True)
+    (folder / PROMPTS).write_text("[]")
+    reference = TranslationReference(pairs=[("en", language), (language, "en")], prompting=prompting)
+    card = Card(
+        name=name, task="translate", language=[language], base=BaseReference.of(base), method={"kind": "prompt"},
+        licence=base.licence, translation=reference,
+    )  # fmt: skip
+    return Registry(str(storage)).publish(folder, write_card(folder, card)).spec
 
 
 def publish_random(storage: Path, name: str, language: str, seed: int, base: Base, **changes: Any) -> str:

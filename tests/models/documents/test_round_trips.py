@@ -65,7 +65,7 @@ def test_bytes_that_are_no_text_are_one_error(format: str, data: bytes) -> None:
 
 
 def test_an_unknown_format_names_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"a\.docx: no document format has this suffix\. Known: \.po, \.pot, \.csv"):
+    with pytest.raises(UsageError, match=r"a\.docx: no document format has this suffix\. Known: \.po, \.pot, \.xlf"):
         open_document(b"", "a.docx", OPTIONS)
     with pytest.raises(UsageError, match=r"unknown document format 'pp'\. Did you mean 'po'\?"):
         open_document(b"", "a.docx", OPTIONS, "pp")
