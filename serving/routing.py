@@ -304,9 +304,12 @@ def public_name(base: Base) -> str:
     return Path(base.name).name if Path(base.name).is_absolute() else base.name
 
 
-def _preference(adapter: Adapter) -> tuple[bool, bool, int, int, str]:
-    """Of several adapters for a language: `prod` before `latest` before the rest, then few languages, then new."""
+def _preference(adapter: Adapter) -> tuple[bool, bool, bool, int, int, str]:
+    """Of several adapters for a language: `prod` before `latest` before the rest, then those with weights, then few
+    languages, then new.
+    """
+    card = adapter.card
     return (
-        "prod" not in adapter.aliases, "latest" not in adapter.aliases, len(adapter.card.language), -adapter.created,
-        adapter.name,
+        "prod" not in adapter.aliases, "latest" not in adapter.aliases, card.method.get("kind") == "prompt",
+        len(card.language), -adapter.created, adapter.name,
     )  # fmt: skip

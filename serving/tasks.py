@@ -97,7 +97,7 @@ TASKS: Mapping[str, ServedTask] = {
         "or use a base as the model",
     ),
     "translate": ServedTask(
-        ("translate",), "text", "kauli.serving.http.translations:add_translations",
+        ("translate", "prompt"), "text", "kauli.serving.http.translations:add_translations",
         ("/v1/translate", "/v1/memory", "/translate", "/detect", "/languages"), "translate", alone=False,
         encoders=("memory",),
         advice="Train one with `kauli train translate-am --set language={tag} --set name=translate-{name}`",

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from kauli.models.adapters.card import Prompting, PromptPair
+from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.documents.document import DocumentOptions
 from kauli.models.documents.table import open_document
@@ -15,7 +17,7 @@ from kauli.models.text.memory import Confirmed
 from kauli.serving.events import Refused
 from kauli.serving.routing import UnknownLanguage
 from kauli.serving.translation import Draft, Translator, count_marks
-from support.text_adapters import publish_translator
+from support.text_adapters import publish_prompt, publish_translator
 from support.translations import Answering, backends
 
 T = TypeVar("T")
@@ -85,6 +87,27 @@ def test_similar_pairs_stand_in_the_prompt_and_say_how_alike_they_are(storage: P
     draft, worker = drafted(storage, "Alone", asked)
     assert (draft.mark, draft.score, draft.examples) == ("drafted", None, 0)
     assert worker.asked[0] == "Translate from English into Amharic.\n\nEnglish: Alone\nAmharic:"
+
+
+def test_a_prompt_without_weights_answers_by_its_own_words_where_no_other_adapter_does(tmp_path: Path) -> None:
+    base = find_base("debug")
+    pair = PromptPair(source="red", target="ቀይ", source_language="en", target_language="am")
+    prompting = Prompting(instruction="Into {target_language}:", pair="{source}\n{target}", fixed=[pair])
+    publish_translator(tmp_path, "translate-am", "am", base)
+    publish_prompt(tmp_path, "translate-prompt", "am", base, prompting)  # the newer one
+    found, worker = backends(tmp_path, lambda prompt: "x")
+
+    async def ask(model: str, source: str, target: str) -> str | None:
+        one = await Translator.of(found, model, source, target)
+        await one.draft("blue car")
+        return one.route.adapter
+
+    assert run(ask("translate", "en", "am")) == "translate-am@1"
+    assert run(ask("translate-prompt", "en", "am")) == run(ask("translate-prompt", "am", "en")) == "translate-prompt@1"
+    assert worker.asked[1:] == ["Into Amharic:\n\nred\nቀይ\n\nblue car", "Into English:\n\nቀይ\nred\n\nblue car"]
+    Registry(str(tmp_path)).set_alias("translate-prompt", 1, "prod")
+    found, _ = backends(tmp_path, lambda prompt: "x")  # which has not looked yet
+    assert run(ask("translate", "en", "am")) == "translate-prompt@1"
 
 
 def test_what_has_no_letters_is_left_as_it_is(storage: Path) -> None:
