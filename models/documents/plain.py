@@ -1,8 +1,8 @@
 """Plain text: a paragraph a segment. There is no place for a translation beside the text: it replaces it."""
 
 import re
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Collection, Sequence
+from typing import ClassVar, Self
 
 from kauli.models.documents.document import Document, DocumentOptions, Segment
 from kauli.models.documents.encoded import Encoding, decoded
@@ -14,7 +14,9 @@ class Plain(Document):
     """Paragraphs with empty lines between them."""
 
     format = "text"
-    suffixes = (".txt",)
+    suffixes: ClassVar[tuple[str, ...]] = (".txt",)
+    headings: Collection[int] = ()
+    """The numbers of those segments that are titles."""
 
     def __init__(self, pieces: list[str], places: list[int], encoding: Encoding, name: str) -> None:
         """`places` are those of `pieces` that are paragraphs."""
@@ -38,8 +40,10 @@ class Plain(Document):
     def segments(self) -> Sequence[Segment]:
         """The paragraphs."""
         return [
-            Segment(str(number), self._pieces[place], self._filled.get(number, ""),
-                    "draft" if number in self._filled else "missing")
+            Segment(
+                str(number), self._pieces[place], self._filled.get(number, ""),
+                "draft" if number in self._filled else "missing", heading=number in self.headings,
+            )
             for number, place in enumerate(self._places)
         ]  # fmt: skip
 

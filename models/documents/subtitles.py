@@ -29,7 +29,7 @@ class SubRip(Plain):
         times = list(_TIME.finditer(text))
         if not times and text.replace(cls.begins, "", 1).strip():
             raise UsageError(
-                f"{name}: it has no time line, such as 00:00:01,000 --> 00:00:02,500: it is no subtitle file"
+                f"{name}: no line has times, such as 00:00:01,000 --> 00:00:02,500: it is no subtitle file"
             )
         pieces, places, at = list[str](), list[int](), 0
         for time in times:

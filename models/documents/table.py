@@ -13,6 +13,10 @@ FORMATS = {
     "jsonl": "kauli.models.documents.columns:JsonLines",
     "srt": "kauli.models.documents.subtitles:SubRip",
     "vtt": "kauli.models.documents.subtitles:WebVtt",
+    "usfm": "kauli.models.documents.usfm:Usfm",
+    "markdown": "kauli.models.documents.markdown:Markdown",
+    "eaf": "kauli.models.documents.elan:Elan",
+    "textgrid": "kauli.models.documents.textgrid:TextGrid",
     "text": "kauli.models.documents.plain:Plain",
 }
 """Name -> module and class."""

@@ -119,6 +119,79 @@ def tmx(draw: random.Random) -> bytes:
     return "\n".join([*out, "  </body>", "</tmx>", ""]).encode(draw.choice(["utf-8", "utf-8-sig"]))
 
 
+def usfm(draw: random.Random) -> bytes:
+    end = draw.choice(["\n", "\r\n"])
+    out = [
+        "\\id GEN a comment",
+        "\\h Genesis",
+        "\\toc1 The First Book",
+        "\\mt1 Genesis",
+        "\\c 1",
+        "\\s1 The beginning",
+        "\\p",
+    ]
+    for verse in range(1, draw.randint(3, 9)):
+        text = draw.choice((
+            "In the beginning God made all.", "And the \\nd Lord\\nd* spoke,", "It was \\add very\\add* good",
+            "he said\\f + \\fr 1:3 \\ft Or: he called\\f* it so", "as is written\\x - \\xo 1:4 \\xt Ps 33.6\\x* here.",
+        ))  # fmt: skip
+        out.append(f"\\v {verse} {text}")
+        out += draw.choice([[], [], ["\\q1 and a line of a poem", "\\q2 goes on"], ["\\p"], ["\\b"]])
+    return (end.join(out) + draw.choice(["", end])).encode()
+
+
+def markdown(draw: random.Random) -> bytes:
+    blocks = draw.sample((
+        "# A title", "Title two\n=========", "A paragraph with `code` and [a link](https://example.org/a_b).",
+        "Two lines\nof one paragraph.", "- one item\n- another *item*\n  that goes on", "1. first\n2. second",
+        "> a quote\n> goes on", "```python\nprint('kept')\n```", "    indented code",
+        "| a | b |\n| --- | --- |\n| c | d |",
+        "<div>\nraw\n</div>", "[ref]: https://example.org", "---", "- [ ] a task", "Text with **bold** &amp; more  ",
+    ), draw.randint(4, 9))  # fmt: skip
+    front = draw.choice(["", "---\ntitle: kept\n---\n\n"])
+    return (front + "Some text first.\n\n" + "\n\n".join(blocks) + draw.choice(["", "\n"])).encode()
+
+
+def eaf(draw: random.Random) -> bytes:
+    count = draw.randint(2, 6)
+    slots = "".join(f'<TIME_SLOT TIME_SLOT_ID="ts{n}" TIME_VALUE="{n * 500}"/>' for n in range(1, count + 2))
+    out = ['<?xml version="1.0" encoding="UTF-8"?>',
+           '<ANNOTATION_DOCUMENT AUTHOR="" DATE="2026-01-01T00:00:00+00:00" FORMAT="3.0" VERSION="3.0" '
+           'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" '
+           'xsi:noNamespaceSchemaLocation="http://www.mpi.nl/tools/elan/EAFv3.0.xsd">',
+           '    <HEADER MEDIA_FILE="" TIME_UNITS="milliseconds"/>', f"    <TIME_ORDER>{slots}</TIME_ORDER>",
+           '    <TIER LINGUISTIC_TYPE_REF="default-lt" TIER_ID="words">']  # fmt: skip
+    out += [f'        <ANNOTATION><ALIGNABLE_ANNOTATION ANNOTATION_ID="a{n}" TIME_SLOT_REF1="ts{n}" '
+            f'TIME_SLOT_REF2="ts{n + 1}">'
+            f"<ANNOTATION_VALUE>{escape(draw.choice(TEXTS))}</ANNOTATION_VALUE></ALIGNABLE_ANNOTATION></ANNOTATION>"
+            for n in range(1, count + 1)]  # fmt: skip
+    out += ["    </TIER>", '    <TIER LINGUISTIC_TYPE_REF="default-lt" TIER_ID="notes"/>',
+            '    <LINGUISTIC_TYPE GRAPHIC_REFERENCES="false" LINGUISTIC_TYPE_ID="default-lt" TIME_ALIGNABLE="true"/>',
+            "</ANNOTATION_DOCUMENT>", ""]  # fmt: skip
+    return "\n".join(out).encode()
+
+
+def textgrid(draw: random.Random) -> bytes:
+    texts = [draw.choice(TEXTS).replace('"', '""') for _ in range(draw.randint(2, 6))]
+    size, end = len(texts), draw.choice(["\n", "\r\n"])
+    if draw.random() < 0.4:
+        out = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "0", str(size), "<exists>", "1",
+               '"IntervalTier"', '"words"', "0", str(size), str(size)]  # fmt: skip
+        for at, text in enumerate(texts):
+            out += [str(at), str(at + 1), f'"{text}"']
+    else:
+        out = ['File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0 ", f"xmax = {size} ",
+               "tiers? <exists> ", "size = 2 ", "item []: ", "    item [1]:", '        class = "IntervalTier" ',
+               '        name = "words" ', "        xmin = 0 ", f"        xmax = {size} ",
+               f"        intervals: size = {size} "]  # fmt: skip
+        for at, text in enumerate(texts):
+            out += [f"        intervals [{at + 1}]:", f"            xmin = {at} ", f"            xmax = {at + 1} ",
+                    f'            text = "{text}" ']  # fmt: skip
+        out += ["    item [2]:", '        class = "TextTier" ', '        name = "empty" ', "        xmin = 0 ",
+                f"        xmax = {size} ", "        points: size = 0 "]  # fmt: skip
+    return (end.join(out) + end).encode(draw.choice(["utf-8", "utf-16"]))
+
+
 def _po(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\t", "\\t")
 
@@ -131,6 +204,10 @@ MAKERS: dict[str, tuple[str, Callable[[random.Random], bytes]]] = {
     "jsonl": ("rows.jsonl", json_lines),
     "srt": ("film.srt", srt),
     "vtt": ("film.vtt", vtt),
+    "usfm": ("GEN.usfm", usfm),
+    "markdown": ("page.md", markdown),
+    "eaf": ("talk.eaf", eaf),
+    "textgrid": ("talk.TextGrid", textgrid),
     "text": ("letter.txt", plain),
 }
 """Format -> a name for its file, and what makes one."""

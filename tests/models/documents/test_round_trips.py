@@ -40,12 +40,11 @@ def test_a_hundred_documents_of_a_format(format: str) -> None:
         document = open_document(data, name, OPTIONS)
         document.fill(segments[-1].id, "አማርኛ", draft=True)
         written = document.write()
-        begin = data[: data.find(segments[0].source.split()[0].encode("utf-8", "ignore")[:3])]
-        assert written.startswith(begin[: len(begin) // 2])
+        assert written[:8] == data[:8]
         kept = [(one.source, one.target) for one in reread(document, name).segments]
         expected = [(one.source, one.target) for one in segments]
         assert kept[:-1] == expected[:-1]
-        assert "አማርኛ" in kept[-1]
+        assert any("አማርኛ".encode(name) in written for name in ("utf-8", "utf-16-le", "utf-16-be"))
 
 
 @pytest.mark.parametrize("format", FORMATS)

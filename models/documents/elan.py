@@ -1,0 +1,100 @@
+"""ELAN annotations (.eaf): https://www.mpi.nl/tools/elan/EAF_Annotation_Format_3.0_and_ELAN.pdf.
+
+The annotations of one tier are segments. Their translations make a new tier `am@kauli` of the same times; all other
+tiers keep their bytes.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Self
+from xml.sax.saxutils import quoteattr
+
+from kauli.models.documents.document import Document, DocumentOptions, Segment
+from kauli.models.documents.markup import Element, Markup, written
+from kauli.models.errors import UsageError, nearest
+
+_KINDS = ("ALIGNABLE_ANNOTATION", "REF_ANNOTATION")
+
+
+class Elan(Document):
+    """One tier of a recording's annotations."""
+
+    format = "eaf"
+    suffixes = (".eaf",)
+
+    def __init__(self, markup: Markup, tier: Element, new: str) -> None:
+        """`new` is the name of the tier that is added."""
+        self._markup, self._tier, self._new = markup, tier, new
+        self._annotations = {one.attributes.get("ANNOTATION_ID", ""): one for one in tier.all(*_KINDS)}
+        self._filled: dict[str, str] = {}
+
+    @classmethod
+    def read(cls, data: bytes, name: str, options: DocumentOptions) -> Self:
+        """Raises UsageError for broken XML, and where the tier is unknown or not clear."""
+        markup = Markup.read(data, name, "ANNOTATION_DOCUMENT", options.encoding)
+        tiers = {one.attributes.get("TIER_ID", ""): one for one in markup.root.all("TIER")}
+        tier = chosen_tier(options.tier, [one for one in tiers if tiers[one].all(*_KINDS)], list(tiers), name)
+        return cls(markup, tiers[tier], new_tier(options.target or "translation", list(tiers)))
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """The annotations of the tier that hold a text."""
+        found = []
+        for id, one in self._annotations.items():
+            value = one.first("ANNOTATION_VALUE")
+            if value is not None and (text := self._markup.text(value)).strip():
+                target = self._filled.get(id, "")
+                found.append(Segment(id, text, target, "draft" if target else "missing"))
+        return found
+
+    def fill(self, id: str, target: str, *, draft: bool, note: str = "") -> None:
+        """A new annotation of the same time."""
+        if id not in self._annotations:
+            raise KeyError(id)
+        self._filled[id] = target
+
+    def write(self) -> bytes:
+        """The new tier stands behind the one that is translated."""
+        if not self._filled:
+            return self._markup.spliced([])
+        taken = {one.attributes.get("ANNOTATION_ID", "") for one in self._markup.root.all(*_KINDS)}
+        indent = self._markup.indent(self._tier) or "\n    "
+        kept = {key: value for key, value in self._tier.attributes.items() if key not in ("TIER_ID", "LANG_REF")}
+        lines = [f"{indent}<TIER{_written({**kept, 'TIER_ID': self._new})}>"]
+        for number, (id, text) in enumerate(self._filled.items(), 1):
+            one = self._annotations[id]
+            own = next(f"k{number}-{turn}" for turn in range(1000) if f"k{number}-{turn}" not in taken)
+            kept = {key: value for key, value in one.attributes.items() if key not in ("ANNOTATION_ID", "CVE_REF")}
+            lines.append(
+                f"{indent}    <ANNOTATION><{one.name}{_written({**kept, 'ANNOTATION_ID': own})}>"
+                f"<ANNOTATION_VALUE>{written(text, markup=False)}</ANNOTATION_VALUE></{one.name}></ANNOTATION>"
+            )
+        lines.append(f"{indent}</TIER>")
+        return self._markup.spliced([(self._tier.end, self._tier.end, "".join(lines))])
+
+
+def chosen_tier(asked: str | None, full: Sequence[str], all_of_them: Sequence[str], name: str) -> str:
+    """The tier that is translated: the one asked for, or the only one with texts but those that we added.
+
+    Raises UsageError.
+    """
+    if asked is not None:
+        if asked not in all_of_them:
+            known = ", ".join(all_of_them)
+            raise UsageError(f"{name} has no tier '{asked}'.{nearest(asked, all_of_them)} It has: {known}")
+        return asked
+    full = [one for one in full if not re.search(r"@kauli(-\d+)?$", one)]
+    if len(full) != 1:
+        found = f"the tiers {', '.join(full)}" if full else "no tier with texts"
+        raise UsageError(f"{name} has {found}: use --tier NAME")
+    return full[0]
+
+
+def new_tier(tag: str, taken: Sequence[str]) -> str:
+    """A name of a tier that is not taken."""
+    names = [f"{tag}@kauli", *(f"{tag}@kauli-{number}" for number in range(2, len(taken) + 3))]
+    return next(one for one in names if one not in taken)
+
+
+def _written(attributes: dict[str, str]) -> str:
+    return "".join(f" {key}={quoteattr(value)}" for key, value in attributes.items())

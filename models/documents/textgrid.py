@@ -1,0 +1,128 @@
+"""Praat's TextGrid, long and short: https://www.fon.hum.uva.nl/praat/manual/TextGrid_file_formats.html.
+
+The intervals (or points) of one tier are segments. Their translations make a new tier `am@kauli` at the end of the
+file; all other tiers keep their bytes.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from kauli.models.documents.document import Document, DocumentOptions, Segment
+from kauli.models.documents.elan import chosen_tier, new_tier
+from kauli.models.documents.encoded import Encoding, decoded
+from kauli.models.errors import UsageError
+
+_TOKEN = re.compile(r'"(?:[^"]|"")*"|(?<![^\s=\[:])-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?![^\s\]:?])|<exists>|!.*')
+
+
+@dataclass
+class _Tier:
+    kind: str
+    name: str
+    begin: str
+    end: str
+    items: list[tuple[list[str], str]] = field(default_factory=list)
+    """(times as they are written, text)"""
+
+
+class TextGrid(Document):
+    """One tier of a recording's annotations."""
+
+    format = "textgrid"
+    suffixes = (".textgrid",)
+
+    def __init__(
+        self, text: str, tiers: list[_Tier], count: re.Match[str], tier: _Tier, new: str, encoding: Encoding, name: str
+    ) -> None:
+        """`count` is the place of the number of tiers; `new` the name of the tier that is added."""
+        self._text, self._tiers, self._count, self._tier, self._new = text, tiers, count, tier, new
+        self._encoding, self._name = encoding, name
+        self._filled: dict[int, str] = {}
+
+    @classmethod
+    def read(cls, data: bytes, name: str, options: DocumentOptions) -> Self:
+        """Raises UsageError for what is no TextGrid, is cut off, or has no clear tier."""
+        text, encoding = decoded(data, name, options.encoding)
+        # In the long form "[1]:" and "item []:" are no values
+        tokens = [
+            one for one in _TOKEN.finditer(text) if not one[0].startswith("!") and not _is_number_of_item(text, one)
+        ]
+        values = [one[0] for one in tokens]
+        if values[:2] != ['"ooTextFile"', '"TextGrid"'] or len(values) < 6 or values[4] != "<exists>":
+            raise UsageError(f'{name}: it does not begin as a TextGrid does (File type = "ooTextFile")')
+        tiers, at = list[_Tier](), 6
+        try:
+            for _ in range(int(values[5])):
+                kind, own, begin, end, count = values[at : at + 5]
+                tier, at = _Tier(_string(kind), _string(own), begin, end), at + 5
+                width = 3 if tier.kind == "IntervalTier" else 2
+                for _ in range(int(count)):
+                    *times, mark = values[at : at + width]
+                    float(times[0])
+                    tier.items.append((times, _string(mark)))
+                    at += width
+                tiers.append(tier)
+        except (ValueError, IndexError):
+            raise UsageError(f"{name}: its tiers do not match their numbers: the file is cut off or broken") from None
+        names = [one.name for one in tiers]
+        full = [one.name for one in tiers if any(text.strip() for _, text in one.items)]
+        chosen = chosen_tier(options.tier, full, names, name)
+        tier = next(one for one in tiers if one.name == chosen)
+        return cls(text, tiers, tokens[5], tier, new_tier(options.target or "translation", names), encoding, name)
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """The intervals or points of the tier that hold a text."""
+        return [
+            Segment(str(at), text, self._filled.get(at, ""), "draft" if at in self._filled else "missing")
+            for at, (_, text) in enumerate(self._tier.items)
+            if text.strip()
+        ]
+
+    def fill(self, id: str, target: str, *, draft: bool, note: str = "") -> None:
+        """The text of the new tier at the same time."""
+        if not id.isdecimal() or int(id) >= len(self._tier.items):
+            raise KeyError(id)
+        self._filled[int(id)] = target
+
+    def write(self) -> bytes:
+        """The new tier is the last one."""
+        text = self._text
+        if self._filled:
+            text = text[: self._count.start()] + str(len(self._tiers) + 1) + text[self._count.end() :]
+            end = "\r\n" if "\r\n" in text else "\n"
+            text = text.rstrip("\r\n ") + end + end.join(self._lines("item []:" in text)) + end
+        return self._encoding.encode(text, self._name)
+
+    def _lines(self, long: bool) -> list[str]:
+        """The lines of the new tier, in the form of the file."""
+        tier, points = self._tier, self._tier.kind != "IntervalTier"
+        head = [_quoted(tier.kind), _quoted(self._new), tier.begin, tier.end, str(len(tier.items))]
+        names = ["class", "name", "xmin", "xmax", "points: size" if points else "intervals: size"]
+        if not long:
+            items = [[*times, _quoted(self._filled.get(at, ""))] for at, (times, _) in enumerate(tier.items)]
+            return [*head, *(part for one in items for part in one)]
+        out = [f"    item [{len(self._tiers) + 1}]:"]
+        out += [f"        {name} = {value} " for name, value in zip(names, head, strict=True)]
+        inner = ["number", "mark"] if points else ["xmin", "xmax", "text"]
+        for at, (times, _) in enumerate(tier.items):
+            out.append(f"        {'points' if points else 'intervals'} [{at + 1}]:")
+            values = [*times, _quoted(self._filled.get(at, ""))]
+            out += [f"            {name} = {value} " for name, value in zip(inner, values, strict=True)]
+        return out
+
+
+def _is_number_of_item(text: str, token: re.Match[str]) -> bool:
+    return text[token.start() - 1 : token.start()] == "[" and text[token.end() : token.end() + 1] == "]"
+
+
+def _string(token: str) -> str:
+    if not token.startswith('"'):
+        raise ValueError(token)
+    return token[1:-1].replace('""', '"')
+
+
+def _quoted(text: str) -> str:
+    return '"' + " ".join(text.replace('"', '""').split()) + '"'

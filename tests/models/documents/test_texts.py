@@ -1,0 +1,153 @@
+"""USFM, Markdown, subtitles, plain text, tables, ELAN and TextGrid: what is a segment, and where drafts go."""
+
+import re
+from pathlib import Path
+
+import pytest
+from praatio import textgrid  # type: ignore[import-untyped]
+from pympi.Elan import Eaf  # type: ignore[import-untyped]
+
+from kauli.models.documents.document import Document, DocumentOptions
+from kauli.models.documents.table import open_document
+from kauli.models.errors import UsageError
+from support.generated_documents import made
+
+USFM = r"""\id GEN Test
+\h Genesis
+\mt1 Genesis
+\c 1
+\s1 The beginning
+\p
+\v 1 In the \nd Lord\nd*'s time\f + \fr 1:1 \ft Or: days\f* there was
+\q1 a poem
+\v 2-3 More\x - \xo 1:2 \xt Ps 1.1\x* here.
+"""
+MARKDOWN = """---
+title: kept
+---
+# Heading #
+
+First `code` and
+[link](https://a.org).
+
+- item *one*
+- item two
+
+```
+kept
+```
+
+| a | b |
+| - | - |
+"""
+SRT = "1\n00:00:01,000 --> 00:00:02,000\nHello there,\nfriend\n\n2\n00:00:03,000 --> 00:00:04,000\nBye\n"
+
+
+def opened(text: str | bytes, name: str, **options: object) -> Document:
+    data = text if isinstance(text, bytes) else text.encode()
+    return open_document(data, name, DocumentOptions(**options))  # type: ignore[arg-type]
+
+
+def sources(document: Document) -> list[str]:
+    return [one.source for one in document.segments]
+
+
+def test_usfm() -> None:
+    document = opened(USFM, "GEN.usfm")
+    assert sources(document) == [
+        "Genesis", "Genesis", "The beginning", "In the <nd>Lord</nd>'s time{f1} there was", "Or: days", "a poem",
+        "More{f1} here.",
+    ]  # fmt: skip
+    assert [one.context for one in document.segments][3:] == ["GEN 1:1", "GEN 1:1 note", "GEN 1:1", "GEN 1:2-3"]
+    assert [one.heading for one in document.segments] == [True, True, True, False, False, False, False]
+    ids = [one.id for one in document.segments]
+    document.fill(ids[3], "እ<nd>ጌታ</nd>{f1} ነበረ", draft=True)
+    document.fill(ids[4], "ወይም", draft=True)
+    document.fill(ids[6], "ሌላ", draft=True)  # its note's mark is lost
+    expected = USFM.replace(r"In the \nd Lord\nd*'s time", r"እ\nd ጌታ\nd*").replace("f* there was", "f* ነበረ")
+    expected = expected.replace("Or: days", "ወይም").replace(
+        r"More\x - \xo 1:2 \xt Ps 1.1\x* here.", r"ሌላ\x - \xo 1:2 \xt Ps 1.1\x*"
+    )
+    assert document.write().decode() == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("hello", r"begins with \\id"), (USFM.replace(r"\f*", ""), r"a \\f has no \\f\*")]
+)
+def test_broken_usfm(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        opened(text, "GEN.usfm")
+
+
+def test_markdown() -> None:
+    document = opened(MARKDOWN, "a.md")
+    assert sources(document) == ["Heading", "First `code` and\n[link](https://a.org).", "item *one*", "item two"]
+    assert [one.heading for one in document.segments] == [True, False, False, False]
+    for one, text in zip(document.segments, "ABCD", strict=True):
+        document.fill(one.id, text, draft=True)
+    expected = MARKDOWN.replace("Heading", "A").replace("First `code` and\n[link](https://a.org).", "B")
+    assert document.write().decode() == expected.replace("item *one*", "C").replace("item two", "D")
+
+
+def test_subtitles() -> None:
+    document = opened(SRT, "a.srt")
+    assert sources(document) == ["Hello there, friend", "Bye"]
+    document.fill("0", "ሰላም ለዚያ ወዳጄ", draft=True)
+    assert document.write().decode() == SRT.replace("Hello there,\nfriend", "ሰላም ለዚያ\nወዳጄ")
+    with pytest.raises(UsageError, match="no line has times"):
+        opened("Hello\n", "a.srt")
+    with pytest.raises(UsageError, match="a WebVTT file begins with WEBVTT"):
+        opened(SRT, "a.vtt")
+
+
+def test_tables() -> None:
+    document = opened("id;en;am\n1;car;\n2;house;ቤት\n", "a.csv", source="en", target="am")
+    assert [(one.source, one.target, one.state) for one in document.segments] == [
+        ("car", "", "missing"), ("house", "ቤት", "confirmed"),
+    ]  # fmt: skip
+    document.fill("0", "መኪና; ቀይ", draft=True)
+    assert document.write().decode() == 'id;en;am\n1;car;"መኪና; ቀይ"\n2;house;ቤት\n'
+    with pytest.raises(UsageError, match=r"which column holds the text\? It has x, y"):
+        opened("x,y\n1,2\n", "a.csv")
+    assert sources(opened("x,y\n1,2\n", "a.csv", columns=("y", "z"))) == ["2"]
+    with pytest.raises(UsageError, match="has no column 'q'"):
+        opened("x,y\n1,2\n", "a.csv", columns=("q", "z"))
+    with pytest.raises(UsageError, match="row 2: 3 cells, but the header has 2"):
+        opened("text,b\n1,2,3\n", "a.csv")
+    with pytest.raises(UsageError, match="a quote is opened and never closed"):
+        opened('text,b\n"1,2\n', "a.csv")
+    with pytest.raises(UsageError, match="line 2: no JSON"):
+        opened('{"text": "a"}\n{"text"\n', "a.jsonl")
+
+
+def test_a_new_tier_of_elan_is_read_by_pympi(tmp_path: Path) -> None:
+    name, data = made("eaf", 3)
+    document = open_document(data, name, DocumentOptions("en", "am"))
+    for one in document.segments:
+        document.fill(one.id, f"ሀ & {one.id}", draft=True)
+    (tmp_path / name).write_bytes(document.write())
+    theirs = Eaf(str(tmp_path / name))
+    spoken = theirs.get_annotation_data_for_tier("words")
+    assert theirs.get_annotation_data_for_tier("am@kauli") == [
+        (begin, end, f"ሀ & {one.id}") for (begin, end, _), one in zip(spoken, document.segments, strict=True)
+    ]
+    inserted = re.sub(rb"\s*<TIER[^>]*am@kauli.*?</TIER>", b"", document.write(), flags=re.DOTALL)
+    assert inserted == data
+    with pytest.raises(UsageError, match=r"has no tier 'x'\. It has: words, notes"):
+        open_document(data, name, DocumentOptions(tier="x"))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_new_tier_of_a_textgrid_is_read_by_praatio(tmp_path: Path, seed: int) -> None:
+    name, data = made("textgrid", seed)
+    document = open_document(data, name, DocumentOptions("en", "am"))
+    for one in document.segments:
+        document.fill(one.id, f'ሀ "{one.id}"', draft=True)
+    (tmp_path / name).write_bytes(document.write())
+    theirs = textgrid.openTextgrid(str(tmp_path / name), includeEmptyIntervals=True)
+    found = [(one.start, one.end, one.label) for one in theirs.getTier("am@kauli").entries]
+    assert [label for *_, label in found] == [f'ሀ "{one.id}"' for one in document.segments]
+    words = theirs.getTier("words").entries
+    assert [one[:2] for one in found] == [(one.start, one.end) for one in words]
+    with pytest.raises(UsageError, match="the file is cut off or broken"):
+        open_document(data[: len(data) // 4 * 3 // 2 * 2], name, DocumentOptions())
