@@ -143,7 +143,7 @@ class Catalogue:
         `model` is the task `translate` or an adapter. Raises UnknownModel, UnknownLanguage, which names the pairs that
         are served, or UsageError (no such tag, the same language twice).
         """
-        chains = [fallback_chain(check_tag(tag)) for tag in (source, target)]
+        chains = [fallback_chain(tag) or [tag] for tag in map(check_tag, (source, target))]
         if chains[0][0] == chains[1][0]:
             raise UsageError(f"'{source}' and '{target}' are the same language: there is nothing to translate")
         if model in TASKS:

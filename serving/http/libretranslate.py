@@ -91,14 +91,15 @@ async def _memories(backends: Backends, tenant: str) -> list[str]:
 
 
 async def _fields(request: Request) -> dict[str, Any]:
-    """The fields of a JSON object or a form."""
+    """The fields of a JSON object or a form, and those of the query: clients send either."""
+    query = dict(request.query_params)
     if "json" in request.headers.get("content-type", ""):
         try:
             body = await request.json()
         except ValueError:
-            return {}
-        return body if isinstance(body, dict) else {}
-    return dict(await request.form())
+            return query
+        return query | body if isinstance(body, dict) else query
+    return query | dict(await request.form())
 
 
 def _error(error: Exception) -> JSONResponse:
