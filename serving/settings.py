@@ -74,7 +74,7 @@ class AudioArgs(EncoderArgs):
     """Of transcripts, against text out of nothing."""
 
 
-class MemoryArgs(EncoderArgs):
+class MemoryArgs(WorkerArgs):
     """The settings of the memories for translation."""
 
     base: str = "kauli-towers"

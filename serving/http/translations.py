@@ -34,7 +34,7 @@ class DocumentBody(Body):
     """The bytes in base64."""
     format: str | None = None
     encoding: str | None = None
-    columns: tuple[str, str] | None = None
+    columns: list[str] | None = Field(default=None, min_length=2, max_length=2)
     tier: str | None = None
 
 
@@ -175,7 +175,7 @@ def _opened(body: TranslateRequest, most: int) -> Document:
         raise ApiError(400, f"document.content is not base64: {error}", "invalid_value", "document.content") from None
     options = DocumentOptions(
         None if body.source == "auto" else check_tag(body.source), check_tag(body.target), asked.encoding,
-        columns=asked.columns, tier=asked.tier,
+        columns=(asked.columns[0], asked.columns[1]) if asked.columns else None, tier=asked.tier,
     )  # fmt: skip
     document = open_document(content, asked.name, options, asked.format)
     if len(document.segments) > most:

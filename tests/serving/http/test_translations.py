@@ -199,6 +199,6 @@ def test_a_public_client_translates(adapters: Path) -> None:
 
     with patch("deep_translator.libre.requests.post", post):
         # It knows a fixed list of languages, and checks them before it asks
-        translator = LibreTranslator(source="en", target="en", base_url="http://127.0.0.1:8000/", api_key="one")
+        translator = LibreTranslator(source="en", target="en", custom_url="http://127.0.0.1:8000/", api_key="one")
         translator._target = "am"
         assert translator.translate("Open the file") == "መልስ"
