@@ -11,7 +11,7 @@ import typer
 from kauli.deploy.cli.terminal import Json, Storage, hint, output, split_list
 from kauli.serving.tasks import DEFAULT_BASE
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build the starter data, or check your own.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build the starter data, import or check your own.")
 
 
 @app.command("build")
@@ -33,6 +33,47 @@ def data_build(
     output(as_json, {"folder": str(folder), "languages": tags}, str(folder))
     train = f"translate-am --set language={tags[0]} --set name=translate-{tags[0]}" if full else f"text-{tags[0]}"
     hint(f"kauli data check {folder}" if out else f"kauli train {train}")
+
+
+@app.command("import")
+def data_import(
+    path: Annotated[str, typer.Argument(help="A document, a table, or a folder of such files; or a URI.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The data folder to write [NAME-data].")] = None,
+    language: Annotated[str | None, typer.Option("--language", help="Language of texts that name none.")] = None,
+    input_language: Annotated[
+        str | None, typer.Option("--input-language", help="Language that the texts translate, where no file tells.")
+    ] = None,
+    tier: Annotated[str | None, typer.Option("--tier", help="Tier of ELAN or Praat files [the only one].")] = None,
+    columns: Annotated[
+        str | None, typer.Option("--map", help="The file's names of our columns, e.g. text=sentence.")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option("--encoding", help="Encoding of text files [detected].")] = None,
+    delimiter: Annotated[str | None, typer.Option("--delimiter", help="Delimiter of CSV and TSV [detected].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn documents, tables or annotated recordings into a data folder: checked, grouped and split.
+
+    Of PO, XLIFF and TMX the confirmed translations become pairs, of ELAN and TextGrid the annotations of a tier
+    become clips of the recording beside the file.
+    """
+    from collections import Counter
+
+    from kauli.training.data.dataset import load_data
+    from kauli.training.data.imports import write_folder
+    from kauli.training.data.options import DataOptions
+
+    given = {
+        "map": columns, "language": language, "input_language": input_language, "tier": tier, "encoding": encoding,
+        "delimiter": delimiter,
+    }  # fmt: skip
+    options = {name: value for name, value in given.items() if value is not None}
+    dataset = load_data(path, None, DataOptions.model_validate(options))
+    folder = out or Path(f"{Path(path).stem}-data")
+    write_folder(dataset.reference.paths, folder)
+    splits = Counter(row["split"] for row in dataset.iter_rows(columns=("split",)))
+    result = {"folder": str(folder), "languages": list(dataset.languages), "rows": dict(splits)}
+    output(as_json, result, f"{folder}: {', '.join(f'{count:,} {split}' for split, count in sorted(splits.items()))}")
+    hint(f"kauli data check {folder}")
 
 
 @app.command("check")

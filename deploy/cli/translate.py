@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -186,7 +186,8 @@ class Journal:
                     content = json.loads(line)
                 except ValueError:  # the line that was being written when the command was killed
                     continue
-                found[content.pop("id")] = replace(Draft(**content), reasons=tuple(content["reasons"]))
+                id = content.pop("id")
+                found[id] = Draft(**{**content, "reasons": tuple(content["reasons"])})
         return found
 
 
