@@ -119,8 +119,8 @@ class Translator:
         try:
             await asyncio.gather(*waiting)
         finally:
-            for one in (*waiting, *texts.values()):
-                one.cancel()
+            for pending in (*waiting, *texts.values()):
+                pending.cancel()
         for one in open_ones:
             draft = drafts[one.id]
             if draft.text.strip():

@@ -14,6 +14,12 @@ from kauli.serving.tasks import DEFAULT_BASE
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build the starter data, import or check your own.")
 
 
+InputLanguage = Annotated[
+    str | None, typer.Option("--input-language", help="Language that the texts translate, where no file tells.")
+]
+Tier = Annotated[str | None, typer.Option("--tier", help="Tier of ELAN or Praat files [the only one].")]
+
+
 @app.command("build")
 def data_build(
     languages: Annotated[str, typer.Option("--languages", help="BCP-47 tags separated by commas, e.g. sw,am.")],
@@ -40,10 +46,8 @@ def data_import(
     path: Annotated[str, typer.Argument(help="A document, a table, or a folder of such files; or a URI.")],
     out: Annotated[Path | None, typer.Option("--out", help="The data folder to write [NAME-data].")] = None,
     language: Annotated[str | None, typer.Option("--language", help="Language of texts that name none.")] = None,
-    input_language: Annotated[
-        str | None, typer.Option("--input-language", help="Language that the texts translate, where no file tells.")
-    ] = None,
-    tier: Annotated[str | None, typer.Option("--tier", help="Tier of ELAN or Praat files [the only one].")] = None,
+    input_language: InputLanguage = None,
+    tier: Tier = None,
     columns: Annotated[
         str | None, typer.Option("--map", help="The file's names of our columns, e.g. text=sentence.")
     ] = None,
@@ -81,6 +85,8 @@ def data_check(
     path: Annotated[str, typer.Argument(help="A data set: `starter`, a file, a folder or a URI.")],
     languages: Annotated[str | None, typer.Option("--languages", help="Only these languages [all].")] = None,
     language: Annotated[str | None, typer.Option("--language", help="Language of rows that name none.")] = None,
+    input_language: InputLanguage = None,
+    tier: Tier = None,
     columns: Annotated[
         str | None, typer.Option("--map", help="The file's names of our columns, e.g. text=sentence.")
     ] = None,
@@ -106,7 +112,10 @@ def data_check(
     from kauli.training.data.training_command import missing, training_command
 
     tags = [check_tag(tag) for tag in split_list(languages, "--languages")] if languages is not None else None
-    given = {"map": columns, "language": language, "encoding": encoding, "delimiter": delimiter, "leaks": leaks}
+    given = {
+        "map": columns, "language": language, "input_language": input_language, "tier": tier, "encoding": encoding,
+        "delimiter": delimiter, "leaks": leaks,
+    }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
     base = base or (DEFAULT_BASE if DEFAULT_BASE in local_bases() else None)
     folder = find_base(base, allow_noncommercial=True).folder if base else None

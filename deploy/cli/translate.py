@@ -123,7 +123,7 @@ def translate_file(
     source = options.source or said[0] or _detected(local, sample, model)
     _check_language(local, path, sample, source, target)
     translator = local.translator(model, source, target, memories)
-    key = [data, translator.route.model, source, target, *sorted(memories)]
+    key: list[str | bytes] = [data, translator.route.model, source, target, *sorted(memories)]
     with Journal(key) as journal:
         count = len([one for one in document.segments if one.state != "confirmed"])
         with bar("Translating", count) as advance:

@@ -79,3 +79,17 @@ class Document(ABC):
     def languages(self) -> tuple[str | None, str | None]:
         """The tags of (source, target) as the document names them; None where it does not."""
         return None, None
+
+
+class Annotations(Document):
+    """What is said in a recording, by time."""
+
+    @property
+    @abstractmethod
+    def spans(self) -> Sequence[tuple[float, float, str]]:
+        """(begin, end, text) of the annotations of the tier that hold a text and have a time, in seconds."""
+
+    @property
+    def recordings(self) -> Sequence[str]:
+        """The file names of the recording, without folders, where the document tells."""
+        return ()

@@ -7,16 +7,17 @@ tiers keep their bytes.
 import re
 from collections.abc import Sequence
 from typing import Self
+from urllib.parse import unquote
 from xml.sax.saxutils import quoteattr
 
-from kauli.models.documents.document import Document, DocumentOptions, Segment
+from kauli.models.documents.document import Annotations, DocumentOptions, Segment
 from kauli.models.documents.markup import Element, Markup, written
 from kauli.models.errors import UsageError, nearest
 
-_KINDS = ("ALIGNABLE_ANNOTATION", "REF_ANNOTATION")
+_KINDS, _VALUE = ("ALIGNABLE_ANNOTATION", "REF_ANNOTATION"), "ANNOTATION_VALUE"
 
 
-class Elan(Document):
+class Elan(Annotations):
     """One tier of a recording's annotations."""
 
     format = "eaf"
@@ -33,7 +34,8 @@ class Elan(Document):
         """Raises UsageError for broken XML, and where the tier is unknown or not clear."""
         markup = Markup.read(data, name, "ANNOTATION_DOCUMENT", options.encoding)
         tiers = {one.attributes.get("TIER_ID", ""): one for one in markup.root.all("TIER")}
-        tier = chosen_tier(options.tier, [one for one in tiers if tiers[one].all(*_KINDS)], list(tiers), name)
+        full = [id for id, one in tiers.items() if any(markup.text(value).strip() for value in one.all(_VALUE))]
+        tier = chosen_tier(options.tier, full, list(tiers), name)
         return cls(markup, tiers[tier], new_tier(options.target or "translation", list(tiers)))
 
     @property
@@ -41,11 +43,36 @@ class Elan(Document):
         """The annotations of the tier that hold a text."""
         found = []
         for id, one in self._annotations.items():
-            value = one.first("ANNOTATION_VALUE")
+            value = one.first(_VALUE)
             if value is not None and (text := self._markup.text(value)).strip():
                 target = self._filled.get(id, "")
                 found.append(Segment(id, text, target, "draft" if target else "missing"))
         return found
+
+    @property
+    def spans(self) -> Sequence[tuple[float, float, str]]:
+        """Of annotations that refer to others, by the times of these."""
+        root = self._markup.root
+        times = {one.attributes.get("TIME_SLOT_ID"): one.attributes.get("TIME_VALUE") for one in root.all("TIME_SLOT")}
+        every = {one.attributes.get("ANNOTATION_ID"): one for one in root.all(*_KINDS)}
+        found = []
+        for segment in self.segments:
+            one: Element | None = self._annotations[segment.id]
+            for _ in every:  # no longer, whatever refers to what
+                if one is None or (reference := one.attributes.get("ANNOTATION_REF")) is None:
+                    break
+                one = every.get(reference)
+            slots = [one.attributes.get(f"TIME_SLOT_REF{side}") if one else None for side in (1, 2)]
+            begin, end = (int(time) / 1000 if (time := times.get(slot) or "").isdecimal() else -1.0 for slot in slots)
+            if 0 <= begin < end:
+                found.append((begin, end, segment.source))
+        return found
+
+    @property
+    def recordings(self) -> Sequence[str]:
+        named = [one.attributes for one in self._markup.root.all("MEDIA_DESCRIPTOR")]
+        urls = [one.get(key, "") for one in named for key in ("RELATIVE_MEDIA_URL", "MEDIA_URL")]
+        return [unquote(url).replace("\\", "/").rpartition("/")[2] for url in urls if url]
 
     def fill(self, id: str, target: str, *, draft: bool, note: str = "") -> None:
         """A new annotation of the same time."""

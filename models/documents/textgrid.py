@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
-from kauli.models.documents.document import Document, DocumentOptions, Segment
+from kauli.models.documents.document import Annotations, DocumentOptions, Segment
 from kauli.models.documents.elan import chosen_tier, new_tier
 from kauli.models.documents.encoded import Encoding, decoded
 from kauli.models.errors import UsageError
@@ -27,7 +27,7 @@ class _Tier:
     """(times as they are written, text)"""
 
 
-class TextGrid(Document):
+class TextGrid(Annotations):
     """One tier of a recording's annotations."""
 
     format = "textgrid"
@@ -80,6 +80,12 @@ class TextGrid(Document):
             for at, (_, text) in enumerate(self._tier.items)
             if text.strip()
         ]
+
+    @property
+    def spans(self) -> Sequence[tuple[float, float, str]]:
+        """Of intervals; points have no length."""
+        found = [(float(times[0]), float(times[-1]), text) for times, text in self._tier.items if text.strip()]
+        return [(begin, end, text) for begin, end, text in found if begin < end]
 
     def fill(self, id: str, target: str, *, draft: bool, note: str = "") -> None:
         """The text of the new tier at the same time."""

@@ -77,8 +77,8 @@ class Usfm(Document):
                 len(pieces) - 1,
                 Segment(id, _shown(words), context=where, heading=bool(_HEADINGS.match(marker))),
             )
-            for place, note in enumerate(_NOTE.finditer(words), 1):
-                for part, piece in enumerate(_NOTE_TEXT.finditer(note[0]), 1):
+            for place, one in enumerate(_NOTE.finditer(words), 1):
+                for part, piece in enumerate(_NOTE_TEXT.finditer(one[0]), 1):
                     if re.search(r"[^\W\d_]", piece[2]) and not piece[1].startswith(_KEPT_NOTES):
                         own = f"{id}/f{place}.{part}"
                         found[own] = (len(pieces) - 1, Segment(own, piece[2].strip(), context=f"{where} note"))

@@ -79,7 +79,7 @@ def _relevance(text: str, vector: Any, candidates: Sequence[Candidate]) -> np.nd
         low = cosines.min()
         # E5's cosines lie between 0.7 and 1: what tells candidates apart is their place among the others
         scores.append((cosines - low) / max(1.0 - low, 1e-6))
-    return np.mean(scores, axis=0)
+    return np.asarray(np.mean(scores, axis=0))
 
 
 def _grams(text: str) -> Counter[str]:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from jinja2 import TemplateError
 
@@ -33,7 +34,8 @@ class TextGenerator(Generator[TextRequest]):
     @refusable
     async def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """The tokens of each text."""
-        return await asyncio.to_thread(lambda: [len(self._task.prompts.text_tokens(text)) for text in texts])
+        task: Any = self._task
+        return await asyncio.to_thread(lambda: [len(task.prompts.text_tokens(text)) for text in texts])
 
     def _media_forms(self, adapter: str) -> dict[str, MediaForm]:
         connector = Connector.load(self._registry.fetch(adapter))

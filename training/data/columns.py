@@ -33,7 +33,9 @@ _OURS = (*_NAMES, *(name for name in SCHEMA.names if name not in _NAMES))
 # Of Common Voice and FLEURS: about the speaker and the votes
 _SILENT = frozenset(
     ("client_id", "sentence_id", "sentence_domain", "up_votes", "down_votes", "age", "gender", "accent", "accents")
-) | {"variant", "segment", "num_samples", "phonemes"}
+) | frozenset(("audio_id", "duration_ms", "prompt_id", "votes", "char_per_sec", "quality_tags", "phonemes")) | {
+    "variant", "segment", "num_samples",
+}  # fmt: skip
 _MOST_LISTED = 20
 _INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff]")
 SUFFIXES = {

@@ -8,10 +8,10 @@ from kauli.models.progress import note
 
 _NUM_SHOWN, _NUM_PLACES = 10, 3
 _DETAIL = re.compile(r"'[^']*'|\d+")
-BESIDE = ("clips", "audio", "wavs", "images", "{stem}", "audio/{stem}")
+BESIDE = ("clips", "audio", "audios", "wavs", "images", "{stem}", "audio/{stem}")
 """Folders in which media of a file are looked for: Common Voice, FLEURS and LJ Speech name the file alone."""
 _LOOKED = (
-    f"files are looked for beside the data's, there in {', '.join(BESIDE[:4])} and in a folder called as the data's: "
+    f"files are looked for beside the data's, there in {', '.join(BESIDE[:5])} and in a folder called as the data's: "
     "write their paths from there"
 )
 _WAYS_OUT = {

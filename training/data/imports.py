@@ -6,6 +6,7 @@ images and audio are hashed while they are read, and copied only when the file i
 
 import hashlib
 import re
+import shutil
 from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 import soundfile
 
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.files import sha256_file
+from kauli.models.files import atomic_folder, sha256_file
 from kauli.models.languages import check_tag, display_name, nfc
 from kauli.models.paths import kauli_home
 from kauli.models.progress import note
@@ -119,6 +120,21 @@ def import_data(path: Path, options: DataOptions) -> Path:
     return target
 
 
+def write_folder(files: Sequence[Path], folder: Path) -> None:
+    """Write imported or built files into a data folder of the user's, which appears whole or not at all.
+
+    Raises UsageError where the folder holds anything else than an earlier import, KauliError where it can't be written.
+    """
+    if folder.exists() and not (folder.is_dir() and {one.suffix for one in folder.iterdir()} <= {".parquet"}):
+        raise UsageError(f"{folder} exists and is no data folder: choose another one with --out.")
+    try:
+        with atomic_folder(folder) as partial:
+            for file in files:
+                shutil.copyfile(file, partial / file.name)
+    except OSError as error:
+        raise KauliError(f"could not write {folder}: {error.strerror or error}.") from error
+
+
 def _places_file(imported: Path) -> Path:
     return imported.with_name("places.parquet")
 
@@ -155,12 +171,14 @@ def _checked_rows(path: Path, options: DataOptions) -> list[dict[str, Any]]:
 
 def _raw_rows(path: Path, options: DataOptions) -> Iterator[tuple[_File, str, dict[str, Any] | str]]:
     """(file, place in it, values or what is wrong) of each row, always in the same order."""
+    said = options.input_language if "input_language" not in options.map else None
+    beside = {"input_language": said} if said else {}
     for file, split in data_files(path):
         opened = _File(file, file.name if file == path else file.relative_to(path).as_posix(), split)
         fault = foreign(file)
         place = None
         for place, raw in [("", fault)] if fault else FORMATS[format_of(file) or ""](file, options):
-            yield opened, place, raw if isinstance(raw, str) else flat(raw)
+            yield opened, place, raw if isinstance(raw, str) else {**beside, **flat(raw)}
         if place is None:
             yield opened, "", _NO_ROWS
 

@@ -20,6 +20,10 @@ class DataOptions(FrozenModel):
     name takes none."""
     language: str | None = None
     """BCP-47 tag of rows that name no language."""
+    input_language: str | None = None
+    """BCP-47 tag of `input`, which the text translates, where the file does not tell."""
+    tier: str | None = None
+    """Of ELAN and Praat files, the tier with the text; null: the only one that holds texts."""
     encoding: str | None = None
     """Of text files, such as cp1252; null: UTF-8, or UTF-16 and UTF-32 by their byte order mark."""
     delimiter: str | None = None
@@ -38,7 +42,7 @@ class DataOptions(FrozenModel):
             raise UsageError(f"map '{given}': write COLUMN=NAME, such as text=sentence,language=locale.")
         return {ours.strip(): theirs.strip() for ours, _equals, theirs in pairs}
 
-    @field_validator("language")
+    @field_validator("language", "input_language")
     @classmethod
     def _tag(cls, given: str | None) -> str | None:
         return given and check_tag(given)

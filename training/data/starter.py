@@ -63,7 +63,7 @@ Row = dict[str, Any]
 Fetch = Callable[[Package], Path]
 
 Sources = Mapping[str, Source]
-SOURCES: Sources = {
+SOURCES: dict[str, Source] = {
     "udhr": Udhr(),
     "cldr": Cldr(),
     "tuxpaint": TuxPaint(),
@@ -72,7 +72,7 @@ SOURCES: Sources = {
     "libreoffice": Catalogs(),
 }
 """Of `starter`, in the order in which their rows are listed."""
-FULL_SOURCES: Sources = SOURCES | {"libreoffice": FullCatalogs(), "elotl": Elotl()}
+FULL_SOURCES: dict[str, Source] = SOURCES | {"libreoffice": FullCatalogs(), "elotl": Elotl()}
 """Of `starter-full`, whose rows are pairs of texts without images and audio."""
 
 

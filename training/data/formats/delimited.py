@@ -18,7 +18,7 @@ from kauli.training.data.options import DataOptions
 _DELIMITERS = "\t,;|"
 _MOST_CHARACTERS = 1 << 24  # of a quoted field over several lines; more is a quote that nothing closes
 _NEEDS_QUOTES = re.compile(r'[\t,;|"\r\n]')
-_COMMON_VOICE = {"path", "sentence"}
+_COMMON_VOICE = ({"path", "sentence"}, {"audio_file", "transcription"})  # scripted, spontaneous
 _FLEURS = ["sentence_id", "file_name", "raw_transcription", "transcription", "phonemes", "num_samples", "gender"]
 _FLEURS_ROW = re.compile(r"\d+\t[^\t]+\.wav\t[^\t]*\t[^\t]*\t[^\t]*\t\d+\t(MALE|FEMALE|OTHER)\s*", re.IGNORECASE)
 
@@ -79,7 +79,9 @@ def read_delimited(file: Path, options: DataOptions) -> Iterator[tuple[str, dict
         yield f"line {first[0]}", f"the header has the column '{repeated[0]}' twice: rename one, or add a header line"
         return
     literal = delimiter == "\t" and not quoted
-    unquoted = {name.lower() for name in header} >= _COMMON_VOICE  # at once, since its files are large
+    unquoted = any(
+        {name.lower() for name in header} >= names for names in _COMMON_VOICE
+    )  # at once, since its files are large
     literal = literal and (unquoted or _quotes_nothing(file, options, header))
     while (line := lines.look()) is not None:
         number, text, fault = line

@@ -6,6 +6,7 @@ from typing import Any
 
 from kauli.training.data.formats.arrow import read_arrow
 from kauli.training.data.formats.delimited import read_delimited
+from kauli.training.data.formats.documents import read_annotations, read_pairs, read_segments
 from kauli.training.data.formats.json_objects import read_json
 from kauli.training.data.formats.parquet import read_parquet
 from kauli.training.data.formats.text import read_texts
@@ -18,6 +19,12 @@ An image or audio value is the encoded bytes, a dictionary {bytes, path}, sample
 relative to the file's folder.
 """
 
+DOCUMENTS: dict[str, Reader] = {
+    **dict.fromkeys((".po", ".xlf", ".xliff", ".tmx"), read_pairs),
+    **dict.fromkeys((".usfm", ".sfm", ".srt", ".vtt", ".md", ".markdown"), read_segments),
+    **dict.fromkeys((".eaf", ".textgrid"), read_annotations),
+}
+"""Of `kauli.models.documents`."""
 FORMATS: dict[str, Reader] = {
     ".parquet": read_parquet,
     ".arrow": read_arrow,
@@ -27,8 +34,9 @@ FORMATS: dict[str, Reader] = {
     ".tsv": read_delimited,
     ".json": read_json,
     ".txt": read_texts,
+    **DOCUMENTS,
 }
-SECOND_CHOICE = (".json", ".txt")
+SECOND_CHOICE = (".json", ".txt", ".srt", ".vtt", ".md", ".markdown")
 """In a folder, these are data only where no file of another format is there: they often are about the data."""
 _GZIPPED = (".jsonl", ".ndjson", ".csv", ".tsv", ".json", ".txt")
 
