@@ -215,7 +215,7 @@ def test_missing_clips_are_left_out_where_most_are_there(tmp_path: Path, capsys:
     text = error(path)
     assert "mine.tsv line 2: audio '0.mp3' is missing or empty; so in 8 more (line 3, line 4, line 5, ...)" in text
     assert "columns taken: text is sentence, language is locale, image or audio is path" in text
-    assert "there in clips, audio, wavs, images and" in text
+    assert "there in clips, audio, audios, wavs, images and" in text
     for number in range(8):
         write(tmp_path / f"{number}.mp3", b"%d" % number if number else b"")
     assert [row[0] for row in found(path, "text")] == [f"a {number}" for number in range(1, 8)]
