@@ -26,7 +26,11 @@ def sources(text: str, candidates: list[Candidate], count: int, vector: np.ndarr
 
 
 def test_the_most_similar_is_first_and_a_repetition_gives_way() -> None:
-    found = [Candidate("open the file", "x", 3.0), Candidate("open the files", "x", 3.1), Candidate("the lid", "x", 1.9)]
+    found = [
+        Candidate("open the file", "x", 3.0),
+        Candidate("open the files", "x", 3.1),
+        Candidate("the lid", "x", 1.9),
+    ]
     assert sources("open the file now", found, 2) == ["open the files", "the lid"]
     assert set(sources("open the file now", found, 5)) == {one.source for one in found}
     assert sources("open", [], 3) == sources("open", found, 0) == []
