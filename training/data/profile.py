@@ -84,10 +84,14 @@ def _in_order(place: str) -> list[Any]:
 
 
 def _use(row: Mapping[str, Any], media: Mapping[str, MediaFacts | None]) -> str | None:
-    """What a row can teach: "audio" or "image" (with a text) or "text"; None where its media can't be used."""
+    """What a row can teach: "audio" or "image" (with a text), "pair" (a text and what it translates) or "text".
+
+    None where its media can't be used.
+    """
     if not row["text"] or any(one and one.reason for one in media.values()):
         return None
-    return next((column for column in ("audio", "image") if media[column]), "text")
+    alone = "pair" if row["input"] else "text"
+    return next((column for column in ("audio", "image") if media[column]), alone)
 
 
 def _of_language(tag: str, rows: list[dict[str, Any]], tokenize: Tokenize | None) -> dict[str, Any]:

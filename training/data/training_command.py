@@ -18,6 +18,7 @@ _RECIPES = {
     "audio": ("transcribe-{tag}", "transcribe-be"),
     "classes": ("head-topics",),
     "image": ("describe-multi",),
+    "pair": ("translate-{tag}", "translate-am"),
     "text": ("text-{tag}", "text-sw"),
 }
 """What the rows hold -> recipes for it, of which the first that is shipped is taken."""
@@ -31,7 +32,7 @@ def training_command(
 
     `result` is that of `profile`, `options` are given DataOptions. None where no language has rows in each split.
     """
-    uses = {use: _languages(result, use) for use in ("audio", "image", "text")}
+    uses = {use: _languages(result, use) for use in ("audio", "image", "pair", "text")}
     use = max(uses, key=lambda one: sum(uses[one].values()))
     tags = sorted(uses[use], key=lambda tag: -uses[use][tag])[:_MOST_LANGUAGES]
     if not tags:
@@ -64,7 +65,7 @@ def missing(result: Mapping[str, Any]) -> str:
     if not found:
         return "give the rows texts, or repair their files, then check again"
     _, tag, use, splits = max(found)
-    what = use if use == "text" else f"{use} that can be used, with a text,"
+    what = use if use in ("text", "pair") else f"{use} that can be used, with a text,"
     return (
         f"{tag} has no {what} in {' and '.join(splits)}: add or repair rows, or let `split` be chosen; then check again"
     )
