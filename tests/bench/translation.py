@@ -23,6 +23,7 @@ from results_file import update_section
 from kauli.models.adapters.card import Prompting
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base
+from kauli.models.engine.precision import choose_precision, place
 from kauli.models.paths import default_storage
 from kauli.models.progress import note
 from kauli.models.requests import TextRequest
@@ -89,6 +90,11 @@ def train_both(options: argparse.Namespace, base: Base, recipe: Any, rows: Seque
     return str(json.loads(made)["adapter"])
 
 
+def loaded(base: Base) -> Any:
+    """The base as the service loads it: in bf16 where that is faster."""
+    return load_served("translate", base, dtype=choose_precision(base, str(place()[0]), "auto").dtype)
+
+
 def answers(served: Any, adapter: str | None, rows: Sequence[Row], prompts: Sequence[str]) -> list[str]:
     """Greedy translations, guarded as the adapter "ours" is: for all systems alike."""
     requests = []
@@ -108,8 +114,9 @@ def quality(options: argparse.Namespace) -> str:
         memory = pair_rows(dataset, "train", [language])
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            adapter = train_both(options, base, recipe, memory, folder)
-            parts.append(measured(options, language, base, dataset, memory, adapter, folder / "plain"))
+            adapter = options.adapter or train_both(options, base, recipe, memory, folder)
+            plain = options.plain or folder / "plain"
+            parts.append(measured(options, language, base, dataset, memory, adapter, plain))
     return "\n\n".join(parts)
 
 
@@ -122,7 +129,7 @@ def measured(
     card = registry.card(adapter)
     assert card.translation is not None
     assert card.training is not None
-    served = load_served("translate", base)
+    served = loaded(base)
     served.add_adapter("ours", registry.fetch(adapter))
     served.add_adapter("plain", plain)
     prompter = Prompter(base, card.translation.prompting, memory)
@@ -166,7 +173,7 @@ def editing(options: argparse.Namespace) -> str:
     assert card.data is not None
     language, prompting = card.language[0], card.translation.prompting
     base = find_base(card.base.name, allow_noncommercial=True)
-    served = load_served("translate", base)
+    served = loaded(base)
     served.add_adapter("ours", registry.fetch(options.adapter))
     prompts, _ = load_prompts(base)
     dataset = load_data(card.data.name, [language])
@@ -226,7 +233,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="of the recipe")
     parser.add_argument("--limit", type=int, default=400, help="held-out pairs that are translated")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--adapter", help="for editing")
+    parser.add_argument("--adapter", help="one that is trained already")
+    parser.add_argument("--plain", type=Path, help="for quality: the folder of one that the plain script trained")
     parser.add_argument("--source", default="libreoffice", help="for editing")
     parser.add_argument("--documents", type=int, default=8, help="for editing")
     parser.add_argument("--storage", default=default_storage())

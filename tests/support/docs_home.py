@@ -7,6 +7,7 @@ What is replaced is listed here and nowhere else; the commands themselves are ru
 import json
 import shutil
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,10 @@ def make_home(patch: pytest.MonkeyPatch, home: Path) -> None:
         find_base(name, task=own.tasks[0], accept_terms=True)
     _shorten(patch)
     images = [_image(number) for number in range(SOURCES["cldr"] + SOURCES["tuxpaint"])]
-    for language in WORDS:
-        content = json.dumps({"build": starter._build_hash(False), "shared": "made up", "skipped": []}).encode()
+    for language, full in product(WORDS, (False, True)):
+        content = json.dumps({"build": starter._build_hash(full), "shared": "made up", "skipped": []}).encode()
         rows = list(_starter_rows(language, images))
-        write_parquet(rows, starter.starter_folder() / f"{language}.parquet", {starter.STAMP: content})
+        write_parquet(rows, starter.starter_folder(full) / f"{language}.parquet", {starter.STAMP: content})
     names = list(topics.topics())
     labels = {media_key("image", image): names[number % 3] for number, image in enumerate(images)}
     patch.setattr(topics, "_topics_of_images", lambda _sources, _fetch: labels)
@@ -113,6 +114,9 @@ def fill_storage(storage: Path, train_by: Any) -> None:
 
 def fill_folder(folder: Path) -> None:
     """The files that the documents name, each the smallest that is right."""
+    (folder / "app.po").write_text(
+        'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"\n\nmsgid "Open %s"\nmsgstr ""\n'
+    )
     for number, name in enumerate(("cat.png", "dog.png")):
         (folder / name).write_bytes(_image(number))
     for number, name in enumerate(("clip.wav", "clip2.wav")):
@@ -153,7 +157,9 @@ def _starter_rows(language: str, images: Sequence[bytes]) -> Any:
             yield dict.fromkeys(SCHEMA.names) | {
                 "id": f"{language}-{source}-{number}", "group": short_hash(source, str(place)), "language": language,
                 "prompt": None if language == "en" else f"Translate into {display_name(language)}: {english}",
-                "text": text, "source": source, "licence": "CC0-1.0", "synthetic": False,
+                "input": None if language == "en" else english,
+                "input_language": None if language == "en" else "en", "text": text,
+                "source": source, "licence": "CC0-1.0", "synthetic": False,
                 "image": images[first + place] if source in ("cldr", "tuxpaint") else None,
                 "audio": _speech(number) if source == "tuxpaint" and language in SPOKEN else None,
                 "split": SPLITS[place % len(SPLITS)],
