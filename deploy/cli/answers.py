@@ -66,7 +66,14 @@ def transcribe(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", help="text, subtitles (srt, vtt), or OpenAI's json, verbose_json [text]."),
+        typer.Option(
+            "--format",
+            help="text, subtitles (srt, vtt), annotations (eaf, textgrid), or OpenAI's json, verbose_json [text].",
+        ), or OpenAI's json, verbose_json [text]."),
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option("--into", help="With --format eaf or textgrid: a file of ELAN or Praat that gets one more tier."),
     ] = None,
     words: Annotated[
         bool, typer.Option("--words", help="Add the times of words to --json or --format verbose_json.")
@@ -99,6 +106,8 @@ def transcribe(
     if as_json and form:
         raise UsageError(f"--json and --format {form} are two formats of one result: give one of them")
     check_format(form or "text", len(files))
+    if into is not None and form not in ("eaf", "textgrid"):
+        raise UsageError(f"--into {into}: add --format eaf or --format textgrid")
     if words and not as_json and form != "verbose_json":
         raise UsageError(f"--words does not apply to {form or 'text'}: add --json or --format verbose_json")
     words = words or form in ("srt", "vtt")
@@ -121,7 +130,7 @@ def transcribe(
         {"file": str(path), "error": errors[path]} if path in errors else as_result(path, found[path], route, words)
         for path in files
     ]
-    output(as_json, results if len(results) > 1 else results[0], rendered(results, form or "text").rstrip("\n"))
+    output(as_json, results if len(results) > 1 else results[0], rendered(results, form or "text", into).rstrip("\n"))
     if errors:
         for error in errors.values():
             print(f"error: {error}", file=sys.stderr, flush=True)

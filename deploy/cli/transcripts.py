@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from kauli.serving.routing import Route
     from kauli.serving.transcript import Transcript
 
-FORMATS = ("text", "json", "verbose_json", "srt", "vtt")
+FORMATS = ("text", "json", "verbose_json", "srt", "vtt", "eaf", "textgrid")
+ONE_FILE = ("srt", "vtt", "eaf", "textgrid")
+"""Those that hold the transcript of one file."""
 
 
 def check_format(form: str, count: int) -> None:
     """Raise UsageError for a format that is not in `FORMATS`, or that holds the transcript of one file only."""
     if form not in FORMATS:
         raise UsageError(f"--format '{form}' is unknown: use {', '.join(FORMATS)}.{nearest(form, FORMATS)}")
-    if form in ("srt", "vtt") and count > 1:
-        raise UsageError(f"--format {form} writes the subtitles of one file, not of {count}: give one file.")
+    if form in ONE_FILE and count > 1:
+        raise UsageError(f"--format {form} writes the transcript of one file, not of {count}: give one file.")
 
 
 def as_result(path: Path, transcript: "Transcript", route: "Route", words: bool) -> dict[str, Any]:
@@ -44,8 +46,10 @@ def as_result(path: Path, transcript: "Transcript", route: "Route", words: bool)
     }  # fmt: skip
 
 
-def rendered(results: Sequence[dict[str, Any]], form: str) -> str:
+def rendered(results: Sequence[dict[str, Any]], form: str, into: Path | None = None) -> str:
     """Results in one of `FORMATS`; several files are one line each, or a JSON list. Subtitles need words.
+
+    `into` is a file of ELAN or Praat that gets the transcript as one more tier.
 
     A file that failed has a result with its `error`: a JSON list holds it, a text leaves it out.
     """
@@ -54,11 +58,26 @@ def rendered(results: Sequence[dict[str, Any]], form: str) -> str:
     if form in ("srt", "vtt"):
         shown = cues(_segments(results[0]))
         return as_srt(shown) if form == "srt" else as_vtt(shown)
+    if form in ("eaf", "textgrid"):
+        return _annotated(results[0], form, into)
     if form == "text":
         whole = [one for one in results if "error" not in one]
         return "\n".join(f"{one['file']}\t{one['text']}" if len(results) > 1 else one["text"] for one in whole)
     several = [{**({"file": one["file"]} if len(results) > 1 else {}), **_openai(one, form)} for one in results]
     return json.dumps(several if len(several) > 1 else several[0], ensure_ascii=False, indent=2)
+
+
+def _annotated(result: dict[str, Any], form: str, into: Path | None) -> str:
+    from kauli.models.documents.tiers import elan_of, textgrid_of
+
+    spans = [(one["start"], one["end"], one["text"].strip()) for one in result["segments"]]
+    try:
+        given, name = (into.read_bytes(), into.name) if into else (None, "")
+    except OSError as error:
+        raise UsageError(f"--into {into} can't be read: {error.strerror}") from None
+    if form == "eaf":
+        return elan_of(spans, Path(result["file"]).name, given, name).decode()
+    return textgrid_of(spans, result["seconds"], given, name).decode()
 
 
 def _segments(result: dict[str, Any]) -> "list[Segment]":

@@ -45,32 +45,12 @@ class TextGrid(Annotations):
     def read(cls, data: bytes, name: str, options: DocumentOptions) -> Self:
         """Raises UsageError for what is no TextGrid, is cut off, or has no clear tier."""
         text, encoding = decoded(data, name, options.encoding)
-        # In the long form "[1]:" and "item []:" are no values
-        tokens = [
-            one for one in _TOKEN.finditer(text) if not one[0].startswith("!") and not _is_number_of_item(text, one)
-        ]
-        values = [one[0] for one in tokens]
-        if values[:2] != ['"ooTextFile"', '"TextGrid"'] or len(values) < 6 or values[4] != "<exists>":
-            raise UsageError(f'{name}: it does not begin as a TextGrid does (File type = "ooTextFile")')
-        tiers, at = list[_Tier](), 6
-        try:
-            for _ in range(int(values[5])):
-                kind, own, begin, end, count = values[at : at + 5]
-                tier, at = _Tier(_string(kind), _string(own), begin, end), at + 5
-                width = 3 if tier.kind == "IntervalTier" else 2
-                for _ in range(int(count)):
-                    *times, mark = values[at : at + width]
-                    float(times[0])
-                    tier.items.append((times, _string(mark)))
-                    at += width
-                tiers.append(tier)
-        except (ValueError, IndexError):
-            raise UsageError(f"{name}: its tiers do not match their numbers: the file is cut off or broken") from None
+        tiers, count = _parsed(text, name)
         names = [one.name for one in tiers]
         full = [one.name for one in tiers if any(text.strip() for _, text in one.items)]
         chosen = chosen_tier(options.tier, full, names, name)
         tier = next(one for one in tiers if one.name == chosen)
-        return cls(text, tiers, tokens[5], tier, new_tier(options.target or "translation", names), encoding, name)
+        return cls(text, tiers, count, tier, new_tier(options.target or "translation", names), encoding, name)
 
     @property
     def segments(self) -> Sequence[Segment]:
@@ -95,29 +75,71 @@ class TextGrid(Annotations):
 
     def write(self) -> bytes:
         """The new tier is the last one."""
-        text = self._text
-        if self._filled:
-            text = text[: self._count.start()] + str(len(self._tiers) + 1) + text[self._count.end() :]
-            end = "\r\n" if "\r\n" in text else "\n"
-            text = text.rstrip("\r\n ") + end + end.join(self._lines("item []:" in text)) + end
-        return self._encoding.encode(text, self._name)
+        if not self._filled:
+            return self._encoding.encode(self._text, self._name)
+        items = [(times, self._filled.get(at, "")) for at, (times, _) in enumerate(self._tier.items)]
+        new = _Tier(self._tier.kind, self._new, self._tier.begin, self._tier.end, items)
+        return self._encoding.encode(_with(self._text, self._count, len(self._tiers), new), self._name)
 
-    def _lines(self, long: bool) -> list[str]:
-        """The lines of the new tier, in the form of the file."""
-        tier, points = self._tier, self._tier.kind != "IntervalTier"
-        head = [_quoted(tier.kind), _quoted(self._new), tier.begin, tier.end, str(len(tier.items))]
-        names = ["class", "name", "xmin", "xmax", "points: size" if points else "intervals: size"]
-        if not long:
-            items = [[*times, _quoted(self._filled.get(at, ""))] for at, (times, _) in enumerate(tier.items)]
-            return [*head, *(part for one in items for part in one)]
-        out = [f"    item [{len(self._tiers) + 1}]:"]
-        out += [f"        {name} = {value} " for name, value in zip(names, head, strict=True)]
-        inner = ["number", "mark"] if points else ["xmin", "xmax", "text"]
-        for at, (times, _) in enumerate(tier.items):
-            out.append(f"        {'points' if points else 'intervals'} [{at + 1}]:")
-            values = [*times, _quoted(self._filled.get(at, ""))]
-            out += [f"            {name} = {value} " for name, value in zip(inner, values, strict=True)]
-        return out
+
+def with_intervals(data: bytes, name: str, tier: str, intervals: Sequence[tuple[float, float, str]]) -> bytes:
+    """A TextGrid with one more tier of intervals, which touch each other; `tier` names it, where that is free.
+
+    Raises UsageError for what is no TextGrid.
+    """
+    text, encoding = decoded(data, name, None)
+    tiers, count = _parsed(text, name)
+    items = [([f"{begin:.6g}", f"{end:.6g}"], words) for begin, end, words in intervals]
+    own = new_tier(tier, [one.name for one in tiers])
+    last = items[-1][0][1] if items else "0"
+    return encoding.encode(_with(text, count, len(tiers), _Tier("IntervalTier", own, "0", last, items)), name)
+
+
+def _parsed(text: str, name: str) -> tuple[list[_Tier], re.Match[str]]:
+    """The tiers, and the place of their number."""
+    # In the long form "[1]:" and "item []:" are no values
+    found = (one for one in _TOKEN.finditer(text) if not one[0].startswith("!"))
+    tokens = [one for one in found if not _is_number_of_item(text, one)]
+    values = [one[0] for one in tokens]
+    if values[:2] != ['"ooTextFile"', '"TextGrid"'] or len(values) < 6 or values[4] != "<exists>":
+        raise UsageError(f'{name}: it does not begin as a TextGrid does (File type = "ooTextFile")')
+    tiers, at = list[_Tier](), 6
+    try:
+        for _ in range(int(values[5])):
+            kind, own, begin, end, count = values[at : at + 5]
+            tier, at = _Tier(_string(kind), _string(own), begin, end), at + 5
+            width = 3 if tier.kind == "IntervalTier" else 2
+            for _ in range(int(count)):
+                *times, mark = values[at : at + width]
+                float(times[0])
+                tier.items.append((times, _string(mark)))
+                at += width
+            tiers.append(tier)
+    except (ValueError, IndexError):
+        raise UsageError(f"{name}: its tiers do not match their numbers: the file is cut off or broken") from None
+    return tiers, tokens[5]
+
+
+def _with(text: str, count: re.Match[str], number: int, tier: _Tier) -> str:
+    """A file's text with one more tier at its end, in the form of the file."""
+    text = text[: count.start()] + str(number + 1) + text[count.end() :]
+    end = "\r\n" if "\r\n" in text else "\n"
+    return text.rstrip("\r\n ") + end + end.join(_lines(tier, number + 1, "item []:" in text)) + end
+
+
+def _lines(tier: _Tier, number: int, long: bool) -> list[str]:
+    points = tier.kind != "IntervalTier"
+    head = [_quoted(tier.kind), _quoted(tier.name), tier.begin, tier.end, str(len(tier.items))]
+    names = ["class", "name", "xmin", "xmax", "points: size" if points else "intervals: size"]
+    if not long:
+        return [*head, *(part for times, text in tier.items for part in (*times, _quoted(text)))]
+    out = [f"    item [{number}]:"]
+    out += [f"        {name} = {value} " for name, value in zip(names, head, strict=True)]
+    inner = ["number", "mark"] if points else ["xmin", "xmax", "text"]
+    for at, (times, text) in enumerate(tier.items, 1):
+        out.append(f"        {'points' if points else 'intervals'} [{at}]:")
+        out += [f"            {name} = {value} " for name, value in zip(inner, [*times, _quoted(text)], strict=True)]
+    return out
 
 
 def _is_number_of_item(text: str, token: re.Match[str]) -> bool:

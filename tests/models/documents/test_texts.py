@@ -9,6 +9,7 @@ from pympi.Elan import Eaf  # type: ignore[import-untyped]
 
 from kauli.models.documents.document import Document, DocumentOptions
 from kauli.models.documents.table import open_document
+from kauli.models.documents.tiers import elan_of, textgrid_of
 from kauli.models.errors import UsageError
 from support.generated_documents import made
 
@@ -151,3 +152,38 @@ def test_a_new_tier_of_a_textgrid_is_read_by_praatio(tmp_path: Path, seed: int) 
     assert [one[:2] for one in found] == [(one.start, one.end) for one in words]
     with pytest.raises(UsageError, match="the file is cut off or broken"):
         open_document(data[: len(data) // 4 * 3 // 2 * 2], name, DocumentOptions())
+
+
+SPANS = [(0.5, 1.0, "Прывітанне & <свет>"), (1.0, 2.25, 'другое "слова"')]
+
+
+def test_a_transcript_becomes_a_tier_of_elan(tmp_path: Path) -> None:
+    (tmp_path / "a.eaf").write_bytes(elan_of(SPANS, "clip.wav"))
+    new = Eaf(str(tmp_path / "a.eaf"))
+    assert new.get_annotation_data_for_tier("transcript@kauli") == [(500, 1000, SPANS[0][2]), (1000, 2250, SPANS[1][2])]
+    assert new.media_descriptors[0]["MEDIA_URL"] == "./clip.wav"
+    name, data = made("eaf", 5)
+    (tmp_path / name).write_bytes(elan_of(SPANS, "clip.wav", data, name))
+    both = Eaf(str(tmp_path / name))
+    assert len(both.get_annotation_data_for_tier("transcript@kauli")) == 2
+    before = open_document(data, name, DocumentOptions())
+    assert len(both.get_annotation_data_for_tier("words")) == len(before.segments)
+    again = elan_of(SPANS, "clip.wav", (tmp_path / name).read_bytes(), name)  # a second transcript beside the first
+    assert b"transcript@kauli-2" in again
+    with pytest.raises(UsageError, match="its root element is <x>"):
+        elan_of(SPANS, "clip.wav", b"<x/>", "a.eaf")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_transcript_becomes_a_tier_of_a_textgrid(tmp_path: Path, seed: int) -> None:
+    (tmp_path / "new.TextGrid").write_bytes(textgrid_of(SPANS, 3.0))
+    name, data = made("textgrid", seed)
+    (tmp_path / name).write_bytes(textgrid_of(SPANS, 3.0, data, name))
+    for file in ("new.TextGrid", name):
+        theirs = textgrid.openTextgrid(str(tmp_path / file), includeEmptyIntervals=True)
+        entries = theirs.getTier("transcript@kauli").entries
+        assert [(one.start, one.end, one.label) for one in entries] == [
+            (0.0, 0.5, ""), *SPANS, (2.25, 3.0, ""),
+        ]  # fmt: skip
+    with pytest.raises(UsageError, match="does not begin as a TextGrid"):
+        textgrid_of(SPANS, 3.0, b"x", name)
