@@ -69,7 +69,7 @@ def transcribe(
         typer.Option(
             "--format",
             help="text, subtitles (srt, vtt), annotations (eaf, textgrid), or OpenAI's json, verbose_json [text].",
-        ), or OpenAI's json, verbose_json [text]."),
+        ),
     ] = None,
     into: Annotated[
         Path | None,
