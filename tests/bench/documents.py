@@ -48,9 +48,8 @@ def main() -> None:
                         continue
                     dropped += 1
                     unmarked += not lost(one.source, one.source.replace(next(iter(marks)), "", 1))
-        lines.append(
-            f"| {form} | {options.documents} | {equal} | {segments} | {filled} | {dropped} | {unmarked} | {wrong} |"
-        )
+        counts = (form, options.documents, equal, segments, filled, dropped, unmarked, wrong)
+        lines.append(f"| {' | '.join(map(str, counts))} |")
     print("\n".join(lines))
     if options.results:
         update_section(options.results, "documents", "\n".join(lines))
