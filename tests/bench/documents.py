@@ -29,7 +29,7 @@ def main() -> None:
     lines = [
         f"{options.documents} documents of each format. Command: `python tests/bench/documents.py`.",
         "",
-        "| format | documents | byte-equal | segments | with placeholders | lost on purpose | unmarked | wrongly marked |",
+        "| format | documents | byte-equal | segments | with placeholders | taken out | unmarked | wrongly marked |",
         "| --- |" + " --- |" * 7,
     ]
     for form in FORMATS:
