@@ -138,7 +138,7 @@ def _settings(storage: str, port: int, chosen: Sequence[Lesson]) -> "ServeArgs":
     share = {"num_cpus": 0.2}
     workers: dict[str, Any] = {
         worker: {**share, "base": bases[worker][0]} for worker in ("image", "audio") if worker in bases
-    }
+    } | {"memory": share}
     texts = tuple(dict.fromkeys(bases.get("text", ())))
     values: dict[str, Any] = {
         "storage": storage,

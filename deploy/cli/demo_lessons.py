@@ -3,7 +3,8 @@
 Questions go to the running service over HTTP, as any client would send them.
 """
 
-from base64 import b64encode
+import json
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ GEMMA = "gemma-3-270m-q4"
 _SHOWN = 6
 """Held-out examples that base and adapter are asked."""
 _ANSWER_TOKENS = 32
+_REMEMBERED = 200
+"""Training pairs in the memory of the document that is translated."""
 _LONGEST = 60  # characters of a text that fits into the table
 
 Sample = dict[str, str]
@@ -52,14 +55,19 @@ class Client:
 
     def classify(self, model: str, images: Sequence[bytes]) -> list[str]:
         """The likeliest class of each image."""
+        body = {"model": model, "input": [data_uri(image) for image in images]}
+        return [one["label"] for one in self.post("/v1/classify", body)["data"]]
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The JSON that a path answers. Raises KauliError for a status over 200."""
         import httpx
 
-        body = {"model": model, "input": [data_uri(image) for image in images]}
-        with httpx.Client(trust_env=False, timeout=120) as client:
-            response = client.post(f"{self.url}/v1/classify", json=body)
+        with httpx.Client(trust_env=False, timeout=300) as client:
+            response = client.post(f"{self.url}{path}", json=body)
         if response.status_code != 200:
-            raise KauliError(f"the service did not classify: {response.status_code} {response.text[:300]}")
-        return [one["label"] for one in response.json()["data"]]
+            raise KauliError(f"the service refused {path}: {response.status_code} {response.text[:300]}")
+        found: dict[str, Any] = response.json()
+        return found
 
 
 Ask = Callable[[Client, Any, str, str], list[Sample]]
@@ -140,6 +148,41 @@ def _classes(client: Client, recipe: Any, base: str, adapter: str) -> list[Sampl
     ]
 
 
+def _document(client: Client, recipe: Any, base: str, adapter: str) -> list[Sample]:
+    """A small PO file of held-out strings, translated with a memory of training pairs; the file is kept for a look."""
+    from kauli.models.text.translation import translation_prompt
+    from kauli.training.data.dataset import load_data
+    from kauli.training.evaluation.rows import choose
+    from kauli.training.features.translations import pair_rows
+
+    (tag,) = recipe.language
+    dataset = load_data(recipe.data, recipe.language, recipe.data_options)
+    short = [row for row in pair_rows(dataset, "test", [tag]) if max(len(row["input"]), len(row["text"])) <= _LONGEST]
+    rows = choose(short, _SHOWN, ("source",))
+    known = choose(pair_rows(dataset, "train", [tag]), _REMEMBERED, ("source",))
+    languages = {"source": rows[0]["input_language"], "target": tag}
+    pairs = [{"source": row["input"], "target": row["text"]} for row in known]
+    client.post("/v1/memory", {"memory": "demo", "pairs": pairs, **languages})
+    texts = [row["input"] for row in rows] + [known[0]["input"]]  # the last one is in the memory
+    quoted = [json.dumps(text, ensure_ascii=False) for text in texts]
+    content = "".join(f'\nmsgid {text}\nmsgstr ""\n' for text in quoted)
+    document = f'msgid ""\nmsgstr "Content-Type: text/plain; charset=UTF-8\\n"\n{content}'.encode()
+    body = {"name": "demo.po", "content": b64encode(document).decode()}
+    found = client.post("/v1/translate", {"document": body, "memory": "demo", "model": adapter, **languages})
+    folder = kauli_home() / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"demo.{tag}.po").write_bytes(b64decode(found["document"]["content"]))
+    return [
+        {
+            "text": text, "mark": one["mark"], "reference": reference, "adapter": one["text"],
+            "base": client.chat(base, translation_prompt(text, languages["source"], tag, recipe.prompting)),
+        }
+        for text, one, reference in zip(
+            texts, found["segments"], [*(row["text"] for row in rows), known[0]["text"]], strict=True
+        )
+    ]  # fmt: skip
+
+
 def _answers(client: Client, recipe: Any, base: str, adapter: str) -> list[Sample]:
     from kauli.training.data.dataset import load_data
     from kauli.training.evaluation.rows import choose
@@ -203,6 +246,11 @@ FIRST = (
     TEXT,
 )  # fmt: skip
 LATER = (
+    Lesson(
+        "translate", "translate-sw", "English to Swahili and back, and a PO file with a memory", "translate", "text",
+        _document, (("chrf_pp", "{generated} held-out pairs"),), scored=24,
+        overrides=("base=smollm2-135m-q4",), otherwise=_ENGLISH_ONLY.replace("text-sw-gemma", "translate-sw"),
+    ),
     Lesson(
         "describe", "describe-multi", "images described in English and Swahili", "describe", "text", _descriptions,
         (("chrf", "{generated} held-out images"), ("bits_per_byte", "{examples} held-out descriptions")), scored=120,

@@ -95,7 +95,8 @@ def demo(
     once: Annotated[bool, typer.Option("--once", help="Exit after the first round instead of serving on.")] = False,
     minutes: Annotated[float, typer.Option("--minutes", min=0.05, help="Time of each training.")] = 2.0,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Some of transcribe, head, text, describe [all, in this order].")
+        str | None,
+        typer.Option("--tasks", help="Some of transcribe, head, text, translate, describe [all, in this order]."),
     ] = None,
     port: Annotated[int, typer.Option("--port", help="Port of the service.", min=1, max=65535)] = 8000,
     storage: Storage = None,

@@ -76,5 +76,6 @@ def test_lessons_are_chosen_by_task_and_begin_with_speech(monkeypatch: pytest.Mo
     assert [one.recipe for one in lessons([], later=False)] == ["transcribe-be", "head-topics", "text-sw"]
     assert [one.recipe for one in lessons(["text", "head"], later=False)] == ["head-topics", "text-sw"]
     assert [one.recipe for one in lessons(["describe"], later=True)] == ["describe-multi"]
-    with pytest.raises(UsageError, match=r"--tasks: 'speach' is none of transcribe, head, text, describe"):
+    assert [one.recipe for one in lessons(["translate"], later=True)] == ["translate-sw"]
+    with pytest.raises(UsageError, match=r"--tasks: 'speach' is none of transcribe, head, text, translate, describe"):
         lessons(["speach"], later=False)
