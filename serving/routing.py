@@ -21,7 +21,7 @@ from kauli.models.tasks import task_of
 from kauli.serving.tasks import DEFAULT_BASE, TASKS, WORKERS
 
 _SPEC = re.compile(r"([a-z0-9][a-z0-9._-]{0,63})(?:@([a-z0-9._-]{1,64}))?")
-_MISS_S = 0.5  # an unknown name reads the registry again, but not more often than this
+_MISS_S = 0.5  # unknown names read the registry again, but not more often than this
 
 
 class UnknownModel(UsageError):
@@ -89,7 +89,7 @@ class Catalogue:
         self._lock = threading.Lock()
         self._cards: dict[tuple[str, int], Card] = {}
         self._adapters: dict[str, Adapter] = {}
-        self._read_at = float("-inf")
+        self._read_at = self._missed_at = float("-inf")
 
     def bases(self) -> dict[str, Base]:
         """Every base that answers, by its name."""
@@ -106,7 +106,7 @@ class Catalogue:
 
     def adapters(self) -> list[Adapter]:
         """All adapters that a served base can answer with, by name."""
-        return [adapter for adapter in self._snapshot(self._refresh_s).values() if self._place_of(adapter.card)]
+        return [adapter for adapter in self._snapshot().values() if self._place_of(adapter.card)]
 
     def route(self, model: str, language: str | None = None, allow_base: bool = False) -> Route:
         """Who answers `model` (a task, a base, an adapter spec) in `language`.
@@ -181,8 +181,9 @@ class Catalogue:
         bare = Route(task.worker, base, None, tag) if base is not None and task.bare else None
         if bare and (tag is None or not task.answers):
             return bare
-        for age in (self._refresh_s, _MISS_S):
-            served = [a for a in self._snapshot(age).values() if served_task(a.card) == name and self._place_of(a.card)]
+        for missed in (False, True):
+            found = self._snapshot(missed).values()
+            served = [one for one in found if served_task(one.card) == name and self._place_of(one.card)]
             for candidate in fallback_chain(tag) if tag else ():
                 fitting = [adapter for adapter in served if candidate in adapter.card.language]
                 if fitting:
@@ -218,13 +219,13 @@ class Catalogue:
         )
 
     def _find(self, name: str) -> Adapter | None:
-        return self._snapshot(self._refresh_s).get(name) or self._snapshot(_MISS_S).get(name)
+        return self._snapshot().get(name) or self._snapshot(missed=True).get(name)
 
     def _version(self, adapter: Adapter, wanted: str | None) -> Card:
         if wanted is None:
             return adapter.card
-        for age in (self._refresh_s, _MISS_S):
-            adapter = self._snapshot(age).get(adapter.name, adapter)
+        for missed in (False, True):
+            adapter = self._snapshot(missed).get(adapter.name, adapter)
             number = adapter.aliases.get(wanted, int(wanted) if wanted.isdecimal() else None)
             if number in adapter.versions:
                 assert number is not None
@@ -248,9 +249,18 @@ class Catalogue:
             self._cards[name, version] = self._registry.card(f"{name}@{version}")
         return self._cards[name, version]
 
-    def _snapshot(self, max_age: float) -> dict[str, Adapter]:
+    def _snapshot(self, missed: bool = False) -> dict[str, Adapter]:
+        """The adapters; read again when they are old, and at once when a name was `missed`: it may be new.
+
+        A miss counts from the miss before, not from the last read: else what was published just after a read is
+        unknown for a while.
+        """
         with self._lock:
-            if time.monotonic() - self._read_at > max_age:
+            begun = time.monotonic()
+            again = missed and begun - self._missed_at > _MISS_S
+            if again:
+                self._missed_at = begun
+            if again or begun - self._read_at > self._refresh_s:
                 self._adapters = {name: found for name in self._registry.names() if (found := self._read(name))}
                 self._read_at = time.monotonic()
             return self._adapters

@@ -21,7 +21,11 @@ class Ranks:
         """Start them. `file` is the test file that holds the function: its `__file__`."""
         path, port = Path(file), str(free_port())
         tests = Path(__file__).parents[1]
-        code = f"import {path.stem}; {path.stem}.{function}({str(argument)!r})"
+        # A process that ends with its group still up aborts now and then: gloo's threads outlive the interpreter.
+        code = (
+            f"import {path.stem}, torch.distributed as group; {path.stem}.{function}({str(argument)!r}); "
+            "group.is_initialized() and group.destroy_process_group()"
+        )
         self._processes = [
             subprocess.Popen(
                 [sys.executable, "-c", code], stderr=subprocess.PIPE, text=True,
