@@ -11,6 +11,7 @@ from functools import cache, lru_cache
 from html import unescape
 from typing import Any
 
+import langcodes
 import numpy as np
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.naive_bayes import MultinomialNB
@@ -28,16 +29,16 @@ _SMOOTHING = 0.1
 _IN_SCRIPT = 0.5  # of a text's letters, that a language's script must have
 
 
-def detect(text: str, among: Iterable[str] | None = None) -> list[tuple[str, float]]:
+def detect(text: str, among: Iterable[str]) -> list[tuple[str, float]]:
     """(BCP-47 tag, confidence) of the likeliest languages, the likeliest first; at most five, none for no letters.
 
-    `among`: the languages to choose from, of which those without a Declaration are never found; None: all. The
-    confidences sum to at most 1. They are those of the text's n-grams as if few were independent: a text of some words
-    is rarely sure. Raises SourceUnavailable where the Declarations can't be fetched.
+    `among`: the languages to choose from, of which those without a Declaration are never found. The confidences
+    sum to at most 1. They are those of the text's n-grams as if few were independent: a text of some words is rarely
+    sure. Raises SourceUnavailable where the Declarations can't be fetched.
     """
     read = nfc(text)[:_MOST_CHARACTERS]
     known = _declarations()
-    chosen = sorted(known) if among is None else sorted({tag for one in among if (tag := _known(one, known))})
+    chosen = sorted({tag for one in among if (tag := _known(one, known))})
     able = [tag for tag in chosen if script_share(read, tag) >= _IN_SCRIPT]
     if not able or not re.search(r"[^\W\d_]", read):
         return []
@@ -63,17 +64,23 @@ def _classifier(tags: tuple[str, ...]) -> Any:
 
 @cache
 def _declarations() -> dict[str, str]:
-    """Tag -> the code of a Declaration in the package's index, which is a JavaScript module."""
+    """Tag -> the code of a Declaration in the package's index, which is a JavaScript module.
+
+    A language's variants (`de-1996`, `el-monoton`) are the language. Of several Declarations the one in the language's
+    own ISO 639-3 code is taken; the index also has numbers ('068'), which are old copies or of other languages.
+    """
     index = (fetch_package(_TEXTS) / "package" / "index.js").read_text(encoding="utf-8")
-    found: dict[str, str] = {}
+    found: dict[str, tuple[bool, bool, int, str]] = {}
     for bcp47, code in re.findall(r"bcp47: '([^']+)',\s*code: '([^']+)'", index):
         try:
-            tag = likely_tag(check_tag(bcp47))
-        except UsageError:
+            parsed = langcodes.Language.get(check_tag(bcp47))
+            alpha3 = parsed.to_alpha3()
+        except (UsageError, LookupError):
             continue
-        if tag not in found or (len(code), code) < (len(found[tag]), found[tag]):
-            found[tag] = code
-    return found
+        tag = likely_tag(parsed.update_dict({"variants": None, "territory": None}).to_tag())
+        rank = (not code.startswith(alpha3), code.isdigit(), len(code), code)
+        found[tag] = min(found.get(tag, rank), rank)
+    return {tag: rank[-1] for tag, rank in found.items()}
 
 
 @cache
