@@ -40,6 +40,8 @@ _ROWS = (
         "chrf_pp", "chrF++, 0 to 100", "chrF that counts words as well.", "higher", "chrf_pp", "chrF++",
         digits=1, headline=True,
     ),
+    Metric("chrf3", "chrF3, 0 to 100", "chrF of one answer, in which what is missing counts three times as much.",
+           "higher", "", "chrF3", digits=1),
     Metric("bleu", "BLEU, 0 to 100", "Runs of up to four words that answer and reference share.", "higher", "bleu",
            "BLEU", digits=1),
     Metric("exact", "Exact answers", "Answers equal to the reference, letter for letter.", "higher", "ratio",

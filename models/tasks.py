@@ -54,6 +54,8 @@ class Task:
     check: str
     """Refuses a folder that is no base of this task: (folder, name) -> None."""
     peft: Peft | None = None
+    certified: str = ""
+    """The metric of an answer's certificate; "": answers of the task have none."""
     model_types: tuple[str, ...] = ()
     """`model_type`s in config.json by which a base of this task is recognised; none: by the architecture's suffix."""
 
@@ -65,6 +67,7 @@ _ROWS = (
         served="kauli.models.text.task:TextTask", trainable="kauli.models.text.training:TrainableText",
         usage="kauli.models.adapters.usage:text_usage", command="kauli generate Habari",
         headline=("bits_per_byte",), validation="bits_per_byte", check="kauli.models.bases.folder:check_text",
+        certified="chrf3",
         peft=_LANGUAGE_MODEL,
     ),
     Task(
@@ -73,6 +76,7 @@ _ROWS = (
         usage="kauli.models.adapters.usage:translate_usage", command="kauli translate Hello --to am",
         headline=("chrf_pp", "bits_per_byte"), validation="bits_per_byte",
         check="kauli.models.bases.folder:check_text",
+        certified="chrf3",
     ),
     Task(
         "prompt", "translate", takes="text", debug="debug-text",
@@ -80,12 +84,14 @@ _ROWS = (
         usage="kauli.models.adapters.usage:prompt_usage", command="kauli translate Hello --to am",
         headline=("chrf_pp", "bits_per_byte"), validation="bits_per_byte",
         check="kauli.models.bases.folder:check_text",
+        certified="chrf3",
     ),
     Task(
         "describe", "describe", takes="text", debug="debug-text",
         served="kauli.models.text.task:TextTask", trainable="kauli.models.text.describe:TrainableDescribe",
         usage="kauli.models.adapters.usage:describe_usage", command="kauli describe --image image.png",
         headline=("bits_per_byte",), validation="bits_per_byte", check="kauli.models.bases.folder:check_text",
+        certified="chrf3",
     ),
     Task(
         "align", "align", takes="align", debug="debug-clip",
@@ -104,6 +110,7 @@ _ROWS = (
         served="kauli.models.speech.task:Recogniser", trainable="kauli.models.speech.task:TrainableRecogniser",
         usage="kauli.models.adapters.usage:transcribe_usage", command="kauli transcribe clip.ogg",
         headline=("cer",), validation="bits_per_byte", check="kauli.models.bases.folder:check_recogniser",
+        certified="cer",
         peft=Peft(
             "AutoModelForSpeechSeq2Seq", None,
             (("wav2vec2", "plain PEFT does not keep the characters that such an adapter writes"),),

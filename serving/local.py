@@ -206,7 +206,7 @@ class Local(Backends):
             transcripts = [
                 Transcript(
                     self.of(route), request, route.adapter, _UNLIMITED, at_once=at_once,
-                    guards=guards or self.args.audio.guards,
+                    guards=guards or self.args.audio.guards, certified=self.catalogue.certificate(route),
                 )
                 for _ in clips
             ]  # fmt: skip

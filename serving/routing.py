@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from kauli.models.adapters.card import Card
+from kauli.models.adapters.certificate import Certificate
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base
 from kauli.models.errors import KauliError, UsageError, nearest
@@ -170,6 +171,15 @@ class Catalogue:
         raise UnknownLanguage(
             f"nothing translates '{source}' to '{target}' here. {f'Served: {served}' if pairs else advice}"
         )
+
+    def certificate(self, route: Route) -> tuple[Certificate, str] | None:
+        """What is known of answers by `route`, and their language; None where the adapter has no certificate for it."""
+        if route.adapter is None:
+            return None
+        name, _, version = route.adapter.rpartition("@")
+        known = self._card(name, int(version)).certificates
+        tag = route.language or (next(iter(known)) if len(known) == 1 else None)
+        return (known[tag], tag) if tag in known else None
 
     def _of_task(self, name: str, tag: str | None, allow_base: bool) -> Route:
         task = TASKS[name]

@@ -5,12 +5,13 @@ import time
 import unicodedata
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kauli.models.adapters.certificate import Certificate, figures_of
 from kauli.models.media.decode import DecodedAudio
 from kauli.models.requests import TokenLogprob, TranscriptionRequest, Word
 from kauli.models.speech.chunking import LONGEST, LONGEST_LEARNED, AudioSpan, Segment, as_text, cut, join
@@ -55,8 +56,9 @@ class Transcript:
 
     def __init__(
         self, audio: "Transcriber", request: TranscriptionRequest, adapter: str | None, deadline_s: float, *,
-        at_once: int = AT_ONCE, guards: Guards = _GUARDS,
+        at_once: int = AT_ONCE, guards: Guards = _GUARDS, certified: tuple[Certificate, str] | None = None,
     ) -> None:  # fmt: skip
+        self._certified = certified
         self._audio, self._request, self._adapter = audio, replace(request, logprobs=0), adapter
         self._deadline_s, self._guards = deadline_s, guards
         self.clip = _NOTHING
@@ -95,10 +97,17 @@ class Transcript:
 
     def _scored(self, segment: Segment) -> Segment:
         """A segment with the numbers of the span that it comes from."""
-        part = self._parts[max(place for place, span in enumerate(self.spans) if span.start <= segment.start)]
+        at = max(place for place, span in enumerate(self.spans) if span.start <= segment.start)
+        part, known = self._parts[at], None
+        if self._certified is not None:
+            certificate, language = self._certified
+            costs, seconds = [one.logprob for one in part.tokens], self.spans[at].end - self.spans[at].start
+            figures = figures_of(part.text, costs, language, seconds=seconds, cut=part.finish == "length")
+            known = certificate.assess(figures)
         return replace(
             segment, avg_logprob=part.avg_logprob, compression_ratio=compression_ratio(segment.text),
             no_speech_prob=part.no_speech_prob, tokens=tuple(one.token for one in part.tokens if one.bytes),
+            certificate=known,
         )  # fmt: skip
 
     def _texts(self) -> list[str]:
@@ -233,6 +242,7 @@ def verbose_json(
                 "text": one.text, "tokens": list(one.tokens), "temperature": temperature,
                 "avg_logprob": one.avg_logprob, "compression_ratio": one.compression_ratio,
                 "no_speech_prob": one.no_speech_prob,
+                **({"certificate": asdict(one.certificate)} if one.certificate else {}),
             }
             for number, one in enumerate(segments)
         ],

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, get_args
 
 from kauli.models.adapters.card import Prompting
+from kauli.models.adapters.certificate import COLOURS, Certificate, Estimate, figures_of
 from kauli.models.documents.document import Document, Segment
 from kauli.models.documents.placeholders import lost, placeholders
 from kauli.models.requests import TextRequest
@@ -45,6 +46,31 @@ class Draft:
     """The fuzzy match score, 0 to 100, of the most similar pair in the memory; None: there is none."""
     examples: int = 0
     """The pairs that the prompt showed."""
+    certificate: Estimate | None = None
+    """How good it is expected to be; None: the memory's own, or by an adapter without a certificate."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is known of a document's drafts as a whole."""
+
+    metric: str
+    expected: float
+    """The mean."""
+    segments: int
+    """Drafts with a certificate that are no headings."""
+    colours: dict[str, int]
+    """How many of them have each."""
+    doubt: str | None
+    """Why all of them are to be doubted, as a sentence."""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    text: str
+    finish: str
+    """Why it ended."""
+    logprobs: list[float]
 
 
 class Translator:
@@ -52,8 +78,9 @@ class Translator:
 
     def __init__(
         self, backends: Backends, route: Route, source: str, target: str, prompting: Prompting | None = None,
-        memories: Sequence[str] = (), tenant: str = "local",
+        memories: Sequence[str] = (), tenant: str = "local", certificate: Certificate | None = None,
     ) -> None:  # fmt: skip
+        self._certificate = certificate
         self._backends, self._route = backends, route
         self.source, self.target = source, target
         self._prompting, self._memories, self._tenant = prompting or Prompting(), tuple(memories), tenant
@@ -66,7 +93,9 @@ class Translator:
         """The translator of a model, which is a task or an adapter. Raises what `Catalogue.route_pair` raises."""
         route, card = await asyncio.to_thread(backends.catalogue.route_pair, model, source, target)
         prompting = card.translation.prompting if card.translation else None
-        return cls(backends, route, source, target, prompting, memories, tenant)
+        return cls(
+            backends, route, source, target, prompting, memories, tenant, card.certificates.get(route.language or "")
+        )
 
     @property
     def route(self) -> Route:
@@ -124,9 +153,22 @@ class Translator:
         for one in open_ones:
             draft = drafts[one.id]
             if draft.text.strip():
-                note = "; ".join(draft.reasons)
+                note = "; ".join([*draft.reasons, *([draft.certificate.words] if draft.certificate else [])])
                 document.fill(one.id, draft.text, draft=draft.mark != "exact", note=note)
         return {one.id: drafts[one.id] for one in open_ones}
+
+    def judged(self, document: Document, drafts: Mapping[str, Draft]) -> Judgement | None:
+        """What is known of a document's drafts as a whole, without its headings; None without a certificate."""
+        found = [drafts[one.id].certificate for one in document.segments if one.id in drafts and not one.heading]
+        estimates = [one for one in found if one is not None]
+        if self._certificate is None or not estimates:
+            return None
+        expected = sum(one.expected for one in estimates) / len(estimates)
+        return Judgement(
+            self._certificate.metric, round(expected, 4), len(estimates),
+            {colour: sum(one.colour == colour for one in estimates) for colour in COLOURS},
+            self._certificate.doubt(estimates),
+        )  # fmt: skip
 
     async def _translated(self, text: str, limit: int | None) -> Draft:
         matches, terms = await self._remembered(text)
@@ -136,15 +178,22 @@ class Translator:
                 return Draft(one.target, "exact", (), 100.0)
         pairs = [Example(one.source, one.target) for one in matches if one.score < 100]
         examples = await self._fitting(pairs)
-        answer, finish = await self._answer(text, examples, terms)
-        faults = self._faults(text, answer, finish, terms, limit)
+        answer = await self._answer(text, examples, terms)
+        faults = self._faults(text, answer.text, answer.finish, terms, limit)
         if faults:
             marks = [Example(one, one) for one in placeholders(text)]
             again = await self._answer(text, examples, [*terms, *marks], **(_RETRY if not marks else {}))
-            if len(found := self._faults(text, *again, terms, limit)) < len(faults):
-                answer, faults = again[0], found
+            if len(found := self._faults(text, again.text, again.finish, terms, limit)) < len(faults):
+                answer, faults = again, found
         mark: Mark = "red" if faults else "fuzzy" if (score or 0) >= FUZZY else "drafted"
-        return Draft(answer, mark, tuple(faults), score, len(examples))
+        known = None
+        if self._certificate is not None:
+            figures = figures_of(
+                answer.text, answer.logprobs, self.target, source=text, similarity=score or 0.0,
+                cut=answer.finish == "length",
+            )  # fmt: skip
+            known = self._certificate.assess(figures)
+        return Draft(answer.text, mark, tuple(faults), score, len(examples), known)
 
     async def _remembered(self, text: str) -> tuple[list[Any], list[Example]]:
         if not self._memories:
@@ -171,12 +220,13 @@ class Translator:
 
     async def _answer(
         self, text: str, examples: Sequence[Example], terms: Sequence[Example], **options: Any
-    ) -> tuple[str, str]:
-        """A translation, and why it ended."""
+    ) -> _Answer:
+        """A translation."""
         prompt = translation_prompt(text, self.source, self.target, self._prompting, examples, terms)
         stop = () if STOP[0] in text else STOP
-        request = TextRequest.of_prompt(prompt, stop=stop, **options)
-        answer, finish = "", ""
+        logprobs = None if self._certificate is None else 0
+        request = TextRequest.of_prompt(prompt, stop=stop, logprobs=logprobs, **options)
+        answer, finish, costs = "", "", list[float]()
         async with aclosing(self._backends.of(self._route).stream(request, self._route.adapter, True)) as events:
             async for event in events:
                 if isinstance(event, Failed):
@@ -184,7 +234,8 @@ class Translator:
                 if isinstance(event, Piece):
                     answer += event.text
                     finish = event.finish or finish
-        return answer.strip(), finish
+                    costs += [one.logprob for one in event.logprobs]
+        return _Answer(answer.strip(), finish, costs)
 
     def _faults(self, text: str, answer: str, finish: str, terms: Sequence[Example], limit: int | None) -> list[str]:
         """What is wrong with an answer, in words."""

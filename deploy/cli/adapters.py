@@ -77,17 +77,28 @@ def adapters_add(
 def adapters_promote(
     adapter: Annotated[str, typer.Argument(metavar="NAME@VERSION")],
     alias: Annotated[str, typer.Argument(help="prod, or any other name.")],
+    without_certificate: Annotated[
+        bool, typer.Option("--without-certificate", help="Let prod mean a version without one; the alias records it.")
+    ] = False,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
-    """Point an alias to a version; `prod` is what a bare NAME means."""
+    """Point an alias to a version; `prod` is what a bare NAME means, and asks for a certificate."""
     from kauli.models.adapters.registry import Registry
+    from kauli.models.tasks import task_of
 
     registry = Registry(storage or default_storage())
     if "@" not in adapter:
         raise UsageError(f"'{adapter}' names no version: add one, for example {adapter}@1 or {adapter}@latest")
     name, version = registry.resolve(adapter)
-    registry.set_alias(name, version, alias)
+    card = registry.card(f"{name}@{version}")
+    bare = bool(task_of(card.task, str(card.method.get("kind", ""))).certified) and not card.certificates
+    if alias == "prod" and bare and not without_certificate:
+        raise UsageError(
+            f"{name}@{version} has no certificate: nobody knows which of its answers can be trusted. Run `kauli "
+            f"certify {name}@{version}` and promote what it publishes, or add --without-certificate"
+        )
+    registry.set_alias(name, version, alias, certified=not bare)
     found = {"adapter": f"{name}@{version}", "aliases": registry.aliases(name)}
     output(as_json, found, f"{name}@{alias} -> {name}@{version}")
 

@@ -52,6 +52,7 @@ def fetch(
 
 app.command()(training.train)
 app.command("eval")(training.evaluate)
+app.command()(training.certify)
 app.command()(training.compare)
 app.command()(answers.generate)
 app.command()(translate)

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from kauli.deploy.cli.terminal import AcceptTerms, Json, Storage, hint, output
+from kauli.deploy.cli.terminal import AcceptTerms, Json, Storage, hint, output, table
 from kauli.models.errors import UsageError
+from kauli.models.metrics import label
 from kauli.models.paths import default_storage
 
 Overrides = Annotated[
@@ -67,6 +68,39 @@ def evaluate(
     output(as_json, result.to_json(), result.summary())
     better = f"kauli adapters promote {result.adapter} prod"
     hint(f"open {shlex.quote(str(out))}" if out else better if result.verdict.better else f"{again} --out report.html")
+
+
+def certify(
+    adapter: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="An adapter, e.g. text-sw@latest.")],
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Validation rows that are answered.")] = 200,
+    data: Annotated[str | None, typer.Option("--data", help="Another data set than that of the training.")] = None,
+    green: Annotated[float | None, typer.Option("--green", help="An answer is green from this score on.")] = None,
+    yellow: Annotated[float | None, typer.Option("--yellow", help="And yellow from this one on.")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Learn on validation rows how good each answer of an adapter will be; publish the same weights with that.
+
+    Answers then come with an expected score, a bound that holds for nine of ten, and a colour.
+    """
+    if (green is None) != (yellow is None):
+        raise UsageError("give both --green and --yellow, or none")
+    from kauli.training.certify import certify as run_certification
+
+    thresholds = None if green is None or yellow is None else (green, yellow)
+    result = run_certification(adapter, storage or default_storage(), rows=rows, data=data, thresholds=thresholds)
+    lines = [
+        {"language": tag, "score": label(one.metric), "rows": one.segments, "groups": one.groups,
+         "bound holds": f"{one.coverage:.0%}", "rank correlation": f"{one.rank_correlation:.2f}",
+         "green from": one.green, "yellow from": one.yellow}
+        for tag, one in result.certificates.items()
+    ]  # fmt: skip
+    aliases = f" ({', '.join(result.aliases)})" if result.aliases else ""
+    fields = {"adapter": result.adapter, "aliases": list(result.aliases)}
+    certificates = {tag: one.model_dump(mode="json") for tag, one in result.certificates.items()}
+    text = f"{result.adapter}{aliases}\n{table(lines, list(lines[0]))}"
+    output(as_json, fields | {"certificates": certificates}, text)
+    hint(f"kauli adapters promote {result.adapter} prod")
 
 
 def compare(

@@ -16,6 +16,7 @@ import typer
 
 from kauli.deploy.cli.terminal import Json, Storage, output, split_list, table
 from kauli.models.errors import UsageError, whole
+from kauli.models.metrics import METRICS
 from kauli.models.paths import default_storage, kauli_home
 from kauli.models.progress import bar, note
 
@@ -70,6 +71,8 @@ def translate(
             draft, spoken = translate_text(local, text, source, target, memory or (), model)
             for reason in draft.reasons:
                 note(f"look at it: {reason}")
+            if draft.certificate:
+                note(draft.certificate.words)
             output(as_json, {**asdict(draft), "source": spoken, "target": target}, draft.text)
             return
         where = out or path.with_name(f"{path.stem}.{target}{path.suffix}")
@@ -78,6 +81,12 @@ def translate(
         done = translate_file(local, path, where, options, memory or (), model, form, only_missing)
     rows = [{"mark": mark, "segments": count} for mark, count in done["marks"].items()]
     print(table(rows, ["mark", "segments"]), file=sys.stderr)
+    if judged := done["certificate"]:
+        colours = ", ".join(f"{count} {colour}" for colour, count in judged["colours"].items())
+        label = METRICS[judged["metric"]].label.split(",")[0]
+        print(f"Expected {label} {judged['expected']:.1f} over {judged['segments']} drafts: {colours}", file=sys.stderr)
+        if judged["doubt"]:
+            note(judged["doubt"])
     red = [one for one in done["segments"] if one["mark"] == "red"]
     for one in red[:_SHOWN]:
         print(f"red: {one['source'][:60]!r}: {'; '.join(one['reasons'])}", file=sys.stderr)
@@ -137,7 +146,9 @@ def translate_file(
             )
         write_atomically(out, document.write())
         journal.done()
+    judged = translator.judged(document, found)
     return {
+        "certificate": asdict(judged) if judged else None,
         "document": str(out), "format": document.format, "source": source, "target": target,
         "model": translator.route.model, "memory": list(memories), "marks": count_marks(found),
         "kept": len(document.segments) - len(found),
@@ -177,6 +188,7 @@ class Journal:
         self._path.unlink(missing_ok=True)
 
     def _read(self) -> "dict[str, Draft]":
+        from kauli.models.adapters.certificate import Estimate
         from kauli.serving.translation import Draft
 
         found = {}
@@ -186,8 +198,9 @@ class Journal:
                     content = json.loads(line)
                 except ValueError:  # the line that was being written when the command was killed
                     continue
-                id = content.pop("id")
-                found[id] = Draft(**{**content, "reasons": tuple(content["reasons"])})
+                id, known = content.pop("id"), content.pop("certificate", None)
+                estimate = Estimate(**known) if known else None
+                found[id] = Draft(**{**content, "reasons": tuple(content["reasons"])}, certificate=estimate)
         return found
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from kauli.models.adapters.certificate import Certificate
 from kauli.models.adapters.upgrade import upgrade_card
 from kauli.models.errors import KauliError, UsageError
 
@@ -208,6 +209,8 @@ class Card(_Part):
     decoding: Decoding = Field(default_factory=Decoding)
     translation: TranslationReference | None = None
     """Of the task `translate`."""
+    certificates: dict[str, Certificate] = Field(default_factory=dict)
+    """Language of answers -> what is known of how good each will be."""
     metrics: dict[str, float | None] = Field(default_factory=dict)
     """The adapter on the test split."""
     base_metrics: dict[str, float | None] | None = None

@@ -25,7 +25,7 @@ _WHAT = {"full": ("All weights of", "fine-tuned"), "prompt": ("A prompt for", "c
 
 def render_readme(card: Card) -> str:
     """Markdown with the Hugging Face metadata block in front."""
-    parts = (_metadata, _summary, _usage, _data, _results, _training, _notes, _limits, _exceptions)
+    parts = (_metadata, _summary, _usage, _data, _results, _certificates, _training, _notes, _limits, _exceptions)
     return "\n\n".join(text for part in parts if (text := part(card))) + "\n"
 
 
@@ -87,6 +87,24 @@ def _results(card: Card) -> str:
         rows.append([_meaning(name), _number(base), _number(value), interval])
     table = _table(["metric", "base", "adapter", "95 % interval (adapter)"], rows)
     return f"## Results\n\nOn held-out groups that no choice was made on (split `test`).\n\n{table}"
+
+
+def _certificates(card: Card) -> str:
+    if not card.certificates:
+        return ""
+    rows = [
+        [
+            display_name(tag), label(one.metric), str(one.segments), f"{one.coverage:.0%}",
+            f"{one.rank_correlation:.2f}", f"{one.green:g}, {one.yellow:g}",
+        ]
+        for tag, one in card.certificates.items()
+    ]  # fmt: skip
+    head = ["answers in", "score", "validation rows", "bound holds", "rank correlation", "green, yellow from"]
+    return (
+        "## Certificates\n\nEach answer comes with the score that it is expected to have and a bound that holds for "
+        "nine of ten answers like those of the validation split, on which both were learned.\n\n"
+        f"{_table(head, rows)}"
+    )
 
 
 def _training(card: Card) -> str:

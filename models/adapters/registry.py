@@ -209,14 +209,14 @@ class Registry:
         if versions:
             _compare_identities(card, [_identity(self._card(card.name, versions[-1]))])
 
-    def set_alias(self, name: str, version: int, alias: str) -> None:
-        """Let `name@alias` mean `version`; moves it when it meant another."""
+    def set_alias(self, name: str, version: int, alias: str, *, certified: bool = True) -> None:
+        """Let `name@alias` mean `version`; moves it when it meant another. That it is not `certified` is recorded."""
         check_name(alias, "alias")
         if _NUMBER.fullmatch(alias):
             raise UsageError(f"'{alias}' cannot be an alias: numbers are versions.")
         self.resolve(f"{name}@{version}")
-        content = json.dumps({"version": version, "set": _now()}).encode()
-        self._store.write(f"{name}/aliases/{alias}.json", content)
+        content = {"version": version, "set": _now()} | ({} if certified else {"without_certificate": True})
+        self._store.write(f"{name}/aliases/{alias}.json", json.dumps(content).encode())
 
     def remove(self, spec: str) -> None:
         """Delete one version (`NAME@3`), or an alias (`NAME@prod`: the version stays).

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from kauli.models.adapters.certificate import Estimate
 from kauli.models.languages import nfc
 from kauli.models.media.decode import RATE
 from kauli.models.requests import Word
@@ -77,6 +78,8 @@ class Segment:
     """The probability that nothing is spoken in the span; None: the model has none."""
     tokens: tuple[int, ...] = ()
     """Of the span."""
+    certificate: Estimate | None = None
+    """How wrong the span's transcript is expected to be; None: its adapter has no certificate."""
 
 
 def cut(samples: Any, longest: float, overlap: float = 2.0) -> list[AudioSpan]:

@@ -4,11 +4,14 @@ import json
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from fastapi.responses import JSONResponse
 
+from kauli.models.adapters.certificate import Certificate, figures_of
 from kauli.models.requests import TextRequest, TokenLogprob
 from kauli.serving.events import Event, Failed, Piece, Refused
 from kauli.serving.routing import Route
@@ -43,9 +46,13 @@ def error_response(failed: Failed) -> JSONResponse:
 class AnswerFormat:
     """The form of an endpoint's answers to `requests`, which differ in nothing but the prompt: chat or completions."""
 
-    def __init__(self, chat: bool, model: str, requests: Sequence[TextRequest]) -> None:
-        self._chat, self._requests = chat, requests
-        self._n, self._logprobs = requests[0].n, requests[0].logprobs is not None
+    def __init__(
+        self, chat: bool, model: str, requests: Sequence[TextRequest], logprobs: bool = False,
+        certified: tuple[Certificate, str] | None = None,
+    ) -> None:  # fmt: skip
+        """`logprobs`: whether they are shown; `certified`: what is known of the answers, and their language."""
+        self._chat, self._requests, self._logprobs, self._certified = chat, requests, logprobs, certified
+        self._n = requests[0].n
         name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
         self._head = {"id": name, "created": int(time.time()), "model": model}
 
@@ -70,6 +77,7 @@ class AnswerFormat:
         for place in range(count):
             found = self._logprobs_of(logprobs[place], 0)
             choice: dict[str, Any] = {"index": place, "logprobs": found, "finish_reason": finishes[place]}
+            choice |= self._certificate(place, texts[place], logprobs[place], finishes[place])
             if self._chat:
                 choice["message"] = {"role": "assistant", "content": texts[place], "refusal": None}
             else:
@@ -82,6 +90,8 @@ class AnswerFormat:
         """Server-sent events, the last one [DONE]; or an error event as the last one."""
         tokens = 0
         offsets = [0] * (self._n * len(prompt_tokens))
+        texts: list[str] = [""] * len(offsets)
+        logprobs: list[list[TokenLogprob]] = [[] for _ in offsets]
         # As few chunks as possible: each passes the proxy by itself.
         data = b""
         if self._chat:
@@ -99,18 +109,37 @@ class AnswerFormat:
                 text = self._echo(request, event)
                 data += self._event(echoing, {"text": text}, event.echo, None, 0)
                 offsets[echoing] += len(text)
-            if event.text or event.logprobs:
+            texts[place] += event.text
+            logprobs[place] += event.logprobs
+            if event.text or (event.logprobs and self._logprobs):
                 delta = {"content": event.text} if self._chat else {"text": event.text}
                 data += self._event(place, delta, event.logprobs, None, offsets[place])
                 offsets[place] += len(event.text)
             if event.finish:
-                data += self._event(place, {} if self._chat else {"text": ""}, [], event.finish, 0)
+                known = self._certificate(place, texts[place], logprobs[place], event.finish)
+                data += self._event(place, {} if self._chat else {"text": ""}, [], event.finish, 0, known)
             if data:
                 yield data
                 data = b""
         if with_usage:
             data += sse({**self._stream_head(), "choices": [], "usage": _usage(prompt_tokens, tokens)})
         yield data + sse("[DONE]")
+
+    def _certificate(
+        self, place: int, text: str, logprobs: Sequence[TokenLogprob], finish: str
+    ) -> dict[str, dict[str, Any]]:
+        """`certificate` of an answer that has one: how good it is expected to be."""
+        if self._certified is None:
+            return {}
+        certificate, language = self._certified
+        request = self._requests[place // self._n]
+        source = request.messages[-1].content if request.messages else request.prompt
+        costs = [one.logprob for one in logprobs if not math.isnan(one.logprob)]
+        figures = figures_of(
+            text, costs, language, cut=finish == "length",
+            source=source if isinstance(source, str) and not request.media else None,
+        )  # fmt: skip
+        return {"certificate": asdict(certificate.assess(figures))}
 
     def _echoing(self, request: int, event: Piece) -> Sequence[int]:
         """The places of the answers that begin with the prompt which the first of them has brought."""
@@ -123,10 +152,11 @@ class AnswerFormat:
         )
 
     def _event(
-        self, place: int, delta: dict[str, str], logprobs: Sequence[TokenLogprob], finish: str | None, offset: int
-    ) -> bytes:
+        self, place: int, delta: dict[str, str], logprobs: Sequence[TokenLogprob], finish: str | None, offset: int,
+        known: Mapping[str, Any] = MappingProxyType({}),
+    ) -> bytes:  # fmt: skip
         found = self._logprobs_of(logprobs, offset) if logprobs else None
-        choice: dict[str, Any] = {"index": place, "logprobs": found, "finish_reason": finish}
+        choice: dict[str, Any] = {"index": place, "logprobs": found, "finish_reason": finish, **known}
         choice |= {"delta": delta} if self._chat else delta
         return sse({**self._stream_head(), "choices": [choice], "usage": None})
 

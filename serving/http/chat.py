@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -38,6 +39,10 @@ async def _answer(body: ChatRequest | CompletionRequest, backends: Backends) -> 
             backends.aligned()
         requests[0], timing = await encode(backends, requests[0], body, route)
         headers |= {"Server-Timing": timing} if timing else {}
+    certified = await asyncio.to_thread(backends.catalogue.certificate, route)
+    shown = requests[0].logprobs is not None
+    if certified and not shown:
+        requests = [replace(request, logprobs=0) for request in requests]
     streams = [backends.of(route).stream(request, route.adapter, not body.stream) for request in requests]
     try:
         # The first event decides the status, which a stream has to send before its text.
@@ -45,7 +50,7 @@ async def _answer(body: ChatRequest | CompletionRequest, backends: Backends) -> 
     except BaseException:
         await _close(streams)
         raise
-    answers = AnswerFormat(isinstance(body, ChatRequest), route.model, requests)
+    answers = AnswerFormat(isinstance(body, ChatRequest), route.model, requests, shown, certified)
     pieces = _together(streams)
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)

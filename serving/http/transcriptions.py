@@ -105,7 +105,10 @@ def add_transcriptions(app: FastAPI, backends: Backends) -> None:
             )
             own = form.model_dump(include=set(Guards.model_fields), exclude_none=True)
             guards = args.audio.guards.model_copy(update=own)
-            transcript = Transcript(backends.of(route), asked, route.adapter, args.deadline_s, guards=guards)
+            certified = await asyncio.to_thread(backends.catalogue.certificate, route)
+            transcript = Transcript(
+                backends.of(route), asked, route.adapter, args.deadline_s, guards=guards, certified=certified
+            )
             pieces = _held(in_progress, upload, transcript, limits, form.stream)
             if form.stream:
                 first = await anext(pieces)  # decides the status, which a stream has to send before its text

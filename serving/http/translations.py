@@ -105,6 +105,8 @@ def add_translations(app: FastAPI, backends: Backends) -> None:
         segments = [{"id": one.id, "source": one.source} | _shown(found[one.id])
                     for one in document.segments if one.id in found]  # fmt: skip
         content = base64.b64encode(document.write()).decode()
+        judged = translator.judged(document, found)
+        answer |= {"certificate": asdict(judged)} if judged else {}
         answer |= {
             "document": {"name": body.document.name, "format": document.format, "content": content},
             "segments": segments, "marks": count_marks(found),

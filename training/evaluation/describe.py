@@ -7,7 +7,7 @@ adapter that does not beat them ignores its image.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,14 +17,15 @@ from kauli.models.errors import KauliError
 from kauli.models.media.decode import decode_image
 from kauli.models.metrics import NEW_PICTURES
 from kauli.models.requests import TextRequest
-from kauli.models.tasks import load_served
+from kauli.models.tasks import TASKS, load_served
 from kauli.models.text.connector import Connector, PartSettings
 from kauli.models.vision.image_tower import ImageTower
+from kauli.training.evaluation.certify import Answered, answered
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import by_language, choose, some_groups
 from kauli.training.evaluation.scorers import Row, clean, tally
-from kauli.training.evaluation.systems import BASE, Answering, System, Systems
+from kauli.training.evaluation.systems import BASE, Answering, System, Systems, reference_text
 from kauli.training.features.images import image_rows, load_tower, other_images, with_media, without_media
 from kauli.training.features.left_out import LeftOut
 from kauli.training.features.room import Room
@@ -75,6 +76,19 @@ def evaluate_describe(request: EvalRequest) -> EvalResult:
     if aligned is None:
         systems.notes.append(f"clip_similarity needs the base {ALIGNED}: kauli fetch {ALIGNED}")
     return systems.result([row for one in sets for row in one.rows], sum(len(one.chosen) for one in sets))
+
+
+def answered_descriptions(request: EvalRequest) -> list[Answered]:
+    """About `request.limit` images described and scored for a certificate."""
+    tower, grid = _tower(request)
+    found, _ = described_rows(request)
+    rows: list[Row] = list(with_media(choose(found[request.split], request.limit), tower, grid))
+    task = request.task("describe")
+
+    def ask(row: Row) -> TextRequest:
+        return replace(request_for(row), logprobs=0)
+
+    return answered(task, ADAPTER, TASKS["describe"].certified, rows, ask, reference_text, lambda row: {})
 
 
 def request_for(row: Row) -> TextRequest:

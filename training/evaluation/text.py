@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kauli.models.requests import Message, TextRequest
+from kauli.models.tasks import TASKS
+from kauli.training.evaluation.certify import Answered, answered
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import COLUMNS, choose, english_rows, some_groups, source_of, whole_groups
@@ -55,6 +57,22 @@ def evaluate_text(request: EvalRequest) -> EvalResult:
         systems.sources[name] = (_by_source(real, bits[name]), _by_source(english, bits[name]))
     systems.show(chosen, texts, [row["prompt"] or str(request_for(row).prompt or "") for row in chosen])
     return systems.result(rows, len(chosen))
+
+
+def answered_texts(request: EvalRequest) -> list[Answered]:
+    """About `request.limit` rows answered and scored for a certificate: half of each text without a prompt."""
+    found, _ = text_rows(request)
+    task, room = request.task("text"), Room(request.base)
+    rows = [_short(row, room) for row in generated(found, request.limit, synthetic=False)]
+
+    def ask(row: Row) -> TextRequest:
+        guarded: TextRequest = task.guarded(replace(request_for(row), logprobs=0), ADAPTER)
+        return replace(guarded, max_tokens=min(MAX_TOKENS, guarded.max_tokens or MAX_TOKENS))
+
+    def known(row: Row) -> dict[str, str]:
+        return {"source": row["prompt"] or str(request_for(row).prompt)}
+
+    return answered(task, ADAPTER, TASKS["text"].certified, rows, ask, reference_for, known)
 
 
 def text_rows(request: EvalRequest) -> tuple[Sequence[Row], LeftOut]:

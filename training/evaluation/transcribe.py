@@ -6,11 +6,15 @@ windows: they show what the shorter or longer input costs or gains.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kauli.models.media.decode import RATE
 from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.loops import collapsed
+from kauli.models.tasks import TASKS
+from kauli.training.evaluation.certify import Answered, answered
 from kauli.training.evaluation.error_rates import NORMALISATION
 from kauli.training.evaluation.request import ADAPTER, MAX_CHARS_PER_SECOND, EvalRequest
 from kauli.training.evaluation.results import EvalResult, paired
@@ -51,6 +55,20 @@ def evaluate_transcribe(request: EvalRequest) -> EvalResult:
         systems.notes.append(f"NOT SOUND: {fault}")
     systems.show(rows, texts, ["(audio)"] * len(rows))
     return systems.result(rows, len(rows))
+
+
+def answered_transcripts(request: EvalRequest) -> list[Answered]:
+    """About `request.limit` clips transcribed and scored for a certificate."""
+    rows, _ = some_groups(transcribed_rows(request).rows, request.limit, request.split)
+    task = request.task("transcribe")
+
+    def known(row: Row) -> dict[str, float]:
+        return {"seconds": len(row["samples"]) / RATE}
+
+    def ask(row: Row) -> TranscriptionRequest:
+        return replace(request_for(row), logprobs=0)
+
+    return answered(task, ADAPTER, TASKS["transcribe"].certified, rows, ask, lambda row: str(row["text"]), known)
 
 
 def transcribed_rows(request: EvalRequest) -> AudioRows:

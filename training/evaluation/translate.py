@@ -7,12 +7,15 @@ weights stands beside the base that is asked without examples, and beside the us
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from kauli.models.adapters.card import Prompting
 from kauli.models.metrics import REVERSE
 from kauli.models.requests import TextRequest
+from kauli.models.tasks import TASKS
 from kauli.models.text.translation import STOP
+from kauli.training.evaluation.certify import Answered, answered
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import choose, some_groups
@@ -43,13 +46,7 @@ def evaluate_translate(request: EvalRequest, *, weights: bool = True) -> EvalRes
     found, left_out = translated_rows(request)
     prompter = _prompter(request)
     task = request.task("translate")
-
-    def ask(row: Row) -> TextRequest:
-        """As a user would, with the guards of the adapter's card: for all systems, so that they alone differ."""
-        guarded: TextRequest = task.guarded(TextRequest.of_prompt(row["prompt"], stop=STOP), ADAPTER)
-        return replace(guarded, max_tokens=min(MAX_TOKENS, guarded.max_tokens or MAX_TOKENS))
-
-    systems = Systems(request, replace(ANSWERING, ask=ask), left_out)
+    systems = Systems(request, replace(ANSWERING, ask=partial(_ask, task)), left_out)
     measured, num_chosen = list[Row](), 0
     pairs, systems.notes = some_groups(found, request.scored or SCORED, request.split)
     for reverse in (False, True):
@@ -69,6 +66,29 @@ def evaluate_translate(request: EvalRequest, *, weights: bool = True) -> EvalRes
         measured += rows
         num_chosen += len(chosen)
     return systems.result(measured, num_chosen)
+
+
+def answered_translations(request: EvalRequest) -> list[Answered]:
+    """About `request.limit` rows of each direction translated and scored for a certificate."""
+    found, _ = translated_rows(request)
+    prompter, task = _prompter(request), request.task("translate")
+    rows = [
+        row for reverse in (False, True)
+        for row in prompter.prompted([directed(one, reverse=reverse) for one in choose(
+            found, request.limit, by=("language", "source"))])
+    ]  # fmt: skip
+
+    def known(row: Row) -> dict[str, Any]:
+        return {"source": row["input"], "similarity": row["similarity"]}
+
+    ask = partial(_ask, task, logprobs=0)
+    return answered(task, ADAPTER, TASKS["translate"].certified, rows, ask, lambda row: str(row["text"]), known)
+
+
+def _ask(task: Any, row: Row, **options: Any) -> TextRequest:
+    """As a user would, with the guards of the adapter's card: for all systems, so that they alone differ."""
+    guarded: TextRequest = task.guarded(TextRequest.of_prompt(row["prompt"], stop=STOP, **options), ADAPTER)
+    return replace(guarded, max_tokens=min(MAX_TOKENS, guarded.max_tokens or MAX_TOKENS))
 
 
 def translated_rows(request: EvalRequest) -> tuple[list[Any], LeftOut]:

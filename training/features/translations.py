@@ -9,6 +9,7 @@ from kauli.models.adapters.card import Prompting
 from kauli.models.bases.find import Base
 from kauli.models.languages import nfc
 from kauli.models.text.language_model import load_prompts
+from kauli.models.text.retrieval import similarity
 from kauli.models.text.translation import Example, fitting, marked_prompt
 from kauli.training.data.dataset import Dataset
 from kauli.training.features.neighbours import Neighbours
@@ -60,7 +61,8 @@ class Prompter:
     def prompted(
         self, rows: Sequence[Row], examples: int | None = None, prompting: Prompting | None = None
     ) -> list[Row]:
-        """The rows with `prompt`, `targets` (the examples' translations in it) and `nearest` (the first of these).
+        """The rows with `prompt`, `targets` (the examples' translations in it), `nearest` (the first of these) and
+        `similarity` (the fuzzy match score of the most similar source; 0 where there is none).
 
         No example is of a row's own group. `examples`: at most so many; None: as `prompting` says, which in turn is
         the prompter's own where it is None.
@@ -79,6 +81,8 @@ class Prompter:
                 prompt, targets = marked_prompt(
                     row["input"], *key, prompting, fitting(pairs[:count], prompting, self._count)
                 )
-                nearest = pairs[0].target if pairs else ""
-                made[row["id"]] = {**row, "prompt": prompt, "targets": targets, "nearest": nearest}
+                made[row["id"]] = {
+                    **row, "prompt": prompt, "targets": targets, "nearest": pairs[0].target if pairs else "",
+                    "similarity": max((similarity(row["input"], one.source) for one in pairs), default=0.0),
+                }  # fmt: skip
         return [made[row["id"]] for row in rows]

@@ -20,6 +20,7 @@ from kauli.training.tasks.sampler import Plan, micro_batches, share_out
 if TYPE_CHECKING:
     from kauli.models.bases.find import Base
     from kauli.training.data.dataset import Dataset
+    from kauli.training.evaluation.certify import Answered
     from kauli.training.evaluation.request import EvalRequest
     from kauli.training.evaluation.results import EvalResult
     from kauli.training.loop.checkpoint import TrainState
@@ -198,6 +199,10 @@ class TrainingTask(ABC):
     @abstractmethod
     def evaluate(self, request: "EvalRequest") -> "EvalResult":
         """The adapter beside its base and the baselines of the task, on a split."""
+
+    def answered(self, request: "EvalRequest") -> "list[Answered]":
+        """Rows of a split answered and scored, for a certificate: about `request.limit`; of tasks that have one."""
+        raise NotImplementedError
 
     def fault(self, served: Any, state: "TrainState", examples: Examples) -> str | None:
         """Why a run must not become `latest`, as the end of a sentence; None where it may.

@@ -13,6 +13,7 @@ from kauli.models.adapters.card import EncoderReference, EvaluationSettings, Pro
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import Base
+from kauli.models.errors import UsageError
 from kauli.models.frozen import FrozenModel
 from kauli.models.requests import Media
 from kauli.models.tasks import load_trainable
@@ -23,7 +24,8 @@ from kauli.training.augment.base import Augmentation
 from kauli.training.augment.image import ImageAugmentation, warn_of_risk
 from kauli.training.augment.table import augmentations
 from kauli.training.data.dataset import Dataset
-from kauli.training.evaluation.describe import described_rows, evaluate_describe
+from kauli.training.evaluation.certify import Answered
+from kauli.training.evaluation.describe import answered_descriptions, described_rows, evaluate_describe
 from kauli.training.evaluation.fusion import evaluate_fusion, rows_with_both
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
@@ -224,6 +226,13 @@ class DescribeTraining(TrainingTask):
         connector = Connector.load(request.folder)
         audio = connector is not None and "audio" in connector.settings
         return evaluate_fusion(request) if audio else evaluate_describe(request)
+
+    def answered(self, request: EvalRequest) -> list[Answered]:
+        """Descriptions of images."""
+        connector = Connector.load(request.folder)
+        if connector is not None and "audio" in connector.settings:
+            raise UsageError("answers about audio get no certificate: the adapter takes audio")
+        return answered_descriptions(request)
 
     def card_fields(self, recipe: DescribeRecipe, rows: Sequence[Row] = ()) -> dict[str, Any]:
         """Encoders by the medium, the instruction, the limit of speech."""

@@ -27,9 +27,10 @@ from kauli.models.files import read_json
 from kauli.models.progress import bar
 from kauli.models.tasks import load_served
 from kauli.training.data.dataset import Dataset
+from kauli.training.evaluation.certify import Answered
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
-from kauli.training.evaluation.translate import PAIR_ROWS, evaluate_translate
+from kauli.training.evaluation.translate import PAIR_ROWS, answered_translations, evaluate_translate
 from kauli.training.features.left_out import LeftOut
 from kauli.training.features.room import Room
 from kauli.training.features.translations import Prompter, directed, pair_rows
@@ -147,3 +148,7 @@ class PromptTraining(TranslateTraining):
         """As an adapter, but the base is asked without examples."""
         result, compared = evaluate_translate(request, weights=False), len(read_json(request.folder / PROMPTS))
         return replace(result, notes=(*result.notes, f"prompts compared on validation rows to choose it: {compared}"))
+
+    def answered(self, request: EvalRequest) -> list[Answered]:
+        """Translations in both directions."""
+        return answered_translations(request)

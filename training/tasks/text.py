@@ -20,10 +20,11 @@ from kauli.models.text.training import TrainableText
 from kauli.training.augment.table import augmentations
 from kauli.training.augment.text import TextAugmentation, augmented_rows
 from kauli.training.data.dataset import Dataset
+from kauli.training.evaluation.certify import Answered
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import english_rows
-from kauli.training.evaluation.text import evaluate_text, text_rows
+from kauli.training.evaluation.text import answered_texts, evaluate_text, text_rows
 from kauli.training.features.left_out import LeftOut
 from kauli.training.features.room import Room
 from kauli.training.recipe import Objective, Recipe, method_of
@@ -163,6 +164,10 @@ class TextTraining(TrainingTask):
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Bits per byte on the split and on English rows, chrF of generated answers."""
         return evaluate_text(request)
+
+    def answered(self, request: EvalRequest) -> list[Answered]:
+        """Answers to prompts, and continuations."""
+        return answered_texts(request)
 
 
 def _texts(rows: Any) -> list[Row]:

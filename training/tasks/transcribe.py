@@ -22,9 +22,11 @@ from kauli.models.tasks import load_trainable
 from kauli.training.augment.audio import AudioAugmentation, SpecAugment, Speed, augmented_mel, augmented_wave
 from kauli.training.augment.table import augmentations
 from kauli.training.data.dataset import Dataset
+from kauli.training.evaluation.certify import Answered
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.transcribe import (
+    answered_transcripts,
     check_transcripts,
     choose_window,
     evaluate_transcribe,
@@ -193,6 +195,10 @@ class TranscribeTraining(TrainingTask):
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Character and word error rate."""
         return evaluate_transcribe(request)
+
+    def answered(self, request: EvalRequest) -> list[Answered]:
+        """Transcripts of clips."""
+        return answered_transcripts(request)
 
     def fault(self, served: Any, state: TrainState, examples: Examples) -> str | None:
         """Also where the transcripts of validation loop, or are one text for all."""

@@ -21,9 +21,15 @@ from kauli.models.frozen import FrozenModel
 from kauli.models.tasks import load_trainable
 from kauli.models.text.seen_softmax import SeenSoftmax
 from kauli.training.data.dataset import Dataset
+from kauli.training.evaluation.certify import Answered
 from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.results import EvalResult
-from kauli.training.evaluation.translate import PAIR_ROWS, evaluate_translate, translated_rows
+from kauli.training.evaluation.translate import (
+    PAIR_ROWS,
+    answered_translations,
+    evaluate_translate,
+    translated_rows,
+)
 from kauli.training.features.left_out import LeftOut
 from kauli.training.features.room import Room
 from kauli.training.features.translations import Prompter, directed, pair_rows
@@ -118,6 +124,10 @@ class TranslateTraining(TrainingTask):
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """Bits per byte, chrF++, BLEU in both directions, beside the base, the nearest pair and the text itself."""
         return evaluate_translate(request)
+
+    def answered(self, request: EvalRequest) -> list[Answered]:
+        """Translations in both directions."""
+        return answered_translations(request)
 
 
 def chosen_direction(row: Row, reverse: float) -> Row:

@@ -58,7 +58,8 @@ def test_texts_and_their_marks(client: TestClient) -> None:
         "object": "translation", "model": "translate-am@1", "source": "en", "target": "am",
     }  # fmt: skip
     first, second = body["translations"]
-    assert first == {"text": "%s ክፈት", "mark": "exact", "reasons": [], "score": 100.0, "examples": 0}
+    assert first == {"text": "%s ክፈት", "mark": "exact", "reasons": [], "score": 100.0, "examples": 0,
+                     "certificate": None}  # fmt: skip
     assert (second["text"], second["mark"], second["examples"]) == ("መልስ", "drafted", 1)
 
 
