@@ -36,6 +36,9 @@ def as_result(path: Path, transcript: "Transcript", route: "Route", words: bool)
         note(f"{path}: the transcript is empty")
     for warning in transcript.warnings[len(transcript.clip.warnings) :]:  # those of the file are noted already
         note(f"{path}: {warning}")
+    for one in segments:
+        if one.certificate and one.certificate.colour == "red":
+            note(f"{path}: from {one.start:.1f} to {one.end:.1f} s: {one.certificate.words}")
     return {
         "file": str(path), "text": as_text(segments), "model": route.model, "base": route.base,
         "adapter": route.adapter, "language": transcript.language, "seconds": round(transcript.clip.seconds, 3),

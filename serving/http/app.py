@@ -159,6 +159,11 @@ def _adapter_model(adapter: Adapter) -> dict[str, Any]:
         "id": adapter.public, "object": "model", "created": adapter.created, "owned_by": "kauli",
         "parent": card.base.name, "root": card.spec, "task": card.task, "language": card.language,
         "licence": card.licence, "versions": list(adapter.versions), "aliases": adapter.aliases,
+        "certificates": {
+            tag: one.model_dump(include={"metric", "level", "green", "yellow", "segments", "coverage",
+                                         "rank_correlation"})
+            for tag, one in card.certificates.items()
+        },
     }  # fmt: skip
 
 

@@ -164,7 +164,8 @@ def test_adapters(store: str, plain: Path) -> None:
     where = ["--storage", store]
     listed = json.loads(run("adapters", "list", "--json", *where).stdout)
     assert [row["adapter"] for row in listed] == ["text-sw@2", "text-sw@1"]
-    promoted = run("adapters", "promote", "text-sw@1", "prod", *where)
+    fails(2, "has no certificate", "adapters", "promote", "text-sw@1", "prod", *where)
+    promoted = run("adapters", "promote", "text-sw@1", "prod", "--without-certificate", *where)
     assert promoted.stdout == "text-sw@prod -> text-sw@1\n"
     table = run("adapters", "list", *where).stdout.splitlines()
     assert table[0].split()[:4] == ["adapter", "aliases", "task", "language"]

@@ -25,6 +25,8 @@ CHECKED_ONLY = {
     r"kauli (serve|demo)\b": "runs until it is stopped; the service of these pages runs in this process",
     r"kauli .*(s3|hf)://": "needs an object store",
     r"kauli .*\b(Qwen|google|openai|facebook|HuggingFaceTB|laion)/": "needs the hub",
+    r"kauli certify\b": "needs 60 validation rows; tests/deploy/test_cli_certify.py runs it",
+    r"kauli adapters promote \S+ prod$": "asks for a certificate, which that test makes",
     r"make\b": "sets up or tests the environment that this test runs in; the target must exist",
     r"(\.venv/bin/)?python (tests/bench|docs)/": "measures for minutes; the options must exist",
     r"lm_eval\b": "starts a process of its own; a test of the service runs it",

@@ -43,6 +43,8 @@ class Answered:
     """Of the answer."""
     figures: dict[str, float]
     score: float
+    source: str = ""
+    """Of the row."""
 
 
 def chrf3(text: str, reference: str) -> float:
@@ -88,7 +90,8 @@ def answered(
     for row, text, logprobs, end in zip(rows, texts, costs, ends, strict=True):
         language = row.get("to") or row["language"]
         figures = figures_of(text, logprobs, language, cut=end == "length", **known(row))
-        found.append(Answered(str(row["group"]), language, figures, SCORES[metric](text, reference(row))))
+        score = SCORES[metric](text, reference(row))
+        found.append(Answered(str(row["group"]), language, figures, score, str(row.get("source") or "")))
     return found
 
 

@@ -10,7 +10,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kauli.models.metrics import metric_of
+from kauli.models.adapters.certificate import Certificate
+from kauli.models.metrics import METRICS, metric_of
 from kauli.training.evaluation.intervals import Interval
 
 INK, MUTED, LINE, ADAPTER, BASE = "#1d2433", "#667085", "#e4e7ec", "#0b6e5b", "#98a2b3"
@@ -65,6 +66,35 @@ def learning_curve(curve: Sequence[Sequence[float | None]], metric: str) -> Draw
         axes.annotate(f"{last[1]:.2f}", last, xytext=(7, 0), textcoords="offset points", va="center", color=colour)
     words = "; ".join(f"{title}: from {points[0][1]:.2f} to {points[-1][1]:.2f}" for title, points, _ in drawn)
     return _draw(figure, f"Learning curve. {words}.")
+
+
+def calibration(certificates: Mapping[str, Certificate]) -> Drawing | None:
+    """Expected against true score of ten parts of the validation rows, a panel a language; None without certificates.
+
+    The rows of a part were not seen by the fit that tells their expected score.
+    """
+    if not certificates:
+        return None
+    figure = Figure(figsize=(3.4 * len(certificates), 3.2), layout="constrained")
+    words = []
+    panels = figure.subplots(1, len(certificates), squeeze=False)[0]
+    for axes, (tag, one) in zip(panels, certificates.items(), strict=True):
+        _bare(axes)
+        label = METRICS[one.metric].label.split(",")[0]
+        ends = [min(map(min, one.curve)), max(map(max, one.curve))]
+        axes.plot(ends, ends, color=LINE, linewidth=1.5)
+        axes.plot(*zip(*one.curve, strict=True), "o", color=ADAPTER, markersize=4.5)
+        for limit, name in ((one.green, "green"), (one.yellow, "yellow")):
+            if ends[0] <= limit <= ends[1]:
+                axes.axvline(limit, color=MUTED, linewidth=0.8, linestyle=":")
+                axes.annotate(
+                    name, (limit, ends[0]), xytext=(3, 0), textcoords="offset points", color=MUTED, fontsize=8
+                )
+        axes.set_title(tag, loc="left", fontsize=10, color=INK)
+        axes.set_xlabel(f"expected {label}")
+        axes.set_ylabel("true", color=MUTED)
+        words.append(f"{tag}: " + ", ".join(f"{expected:.2f} {true:.2f}" for expected, true in one.curve))
+    return _draw(figure, f"Expected and true score. {'; '.join(words)}.")
 
 
 def _series(curve: Sequence[Sequence[float | None]], column: int) -> list[tuple[float, float]]:

@@ -24,7 +24,7 @@ from kauli.models.metrics import (
     plain_name,
 )
 from kauli.models.tasks import TASKS
-from kauli.training.evaluation.charts import dumbbells, learning_curve
+from kauli.training.evaluation.charts import calibration, dumbbells, learning_curve
 from kauli.training.evaluation.intervals import Interval, interval
 from kauli.training.evaluation.results import FEW_GROUPS, EvalResult, Sample, Scores, bracket, format_value, paired
 
@@ -56,6 +56,7 @@ def render_report(result: EvalResult, card: Card | None = None, profile: str = "
         sources=dumbbells(ours, theirs, "bits per byte") if ours else None,
         languages=_languages(result) if len(result.languages) > 1 else None,
         curve=learning_curve(training.curve, card.validation.metric) if training and card and card.validation else None,
+        calibration=calibration(card.certificates) if card else None,
         training=_training(card),
         samples=[_sample(one) for one in result.samples],
         samples_note=_samples_note(result),
