@@ -16,7 +16,7 @@ from kauli.models.text.detection import detect
 from kauli.serving.backends import Backends
 from kauli.serving.events import Failed, Refused
 from kauli.serving.http.auth import check_body_key
-from kauli.serving.http.bodies import ApiError
+from kauli.serving.http.bodies import ApiError, check_limits
 from kauli.serving.translation import Translator, languages_of, pairs_of
 
 MEMORY = "default"
@@ -34,13 +34,15 @@ def add_libretranslate(app: FastAPI, backends: Backends) -> None:
         try:
             tenant = check_body_key(request.scope, backends.args, fields.get("api_key"))
             q, source, target = (fields.get(name) for name in ("q", "source", "target"))
-            if not q or not source or not target:
-                raise ApiError(400, "Invalid request: missing q, source or target parameter", "invalid_value")
+            texts = q if isinstance(q, list) else [q]
+            if not all(one and isinstance(one, str) for one in (*texts, source, target)) or not texts:
+                text = "Invalid request: q (a text or a list of them), source and target parameters are needed"
+                raise ApiError(400, text, "invalid_value")
             if fields.get("format", "text") not in _MARKUP:
                 raise ApiError(400, f"Invalid format '{fields['format']}'", "invalid_value")
-            texts = q if isinstance(q, list) else [q]
+            check_limits(("q", len(texts), "max_inputs", backends.args.max_inputs))
             served = await asyncio.to_thread(languages_of, backends)
-            found = detect(" ".join(texts), served) if source == "auto" else []
+            found = await asyncio.to_thread(detect, " ".join(texts), served) if source == "auto" else []
             if source == "auto" and not found:
                 raise ApiError(400, "The language of q is not known: send source", "invalid_value")
             spoken, names = found[0][0] if found else source, await _memories(backends, tenant)
@@ -64,7 +66,8 @@ def add_libretranslate(app: FastAPI, backends: Backends) -> None:
                 raise ApiError(400, "Invalid request: missing q parameter", "invalid_value")
         except Refused as error:
             return _error(error)
-        found = detect(str(fields["q"]), await asyncio.to_thread(languages_of, backends))
+        served = await asyncio.to_thread(languages_of, backends)
+        found = await asyncio.to_thread(detect, str(fields["q"]), served)
         return JSONResponse([{"confidence": round(100 * share), "language": tag} for tag, share in found])
 
     @app.get("/languages")
@@ -99,7 +102,9 @@ async def _fields(request: Request) -> dict[str, Any]:
         except ValueError:
             return query
         return query | body if isinstance(body, dict) else query
-    return query | dict(await request.form())
+    form = await request.form()
+    several = {name: form.getlist(name) for name in form}
+    return query | {name: found if len(found) > 1 else found[0] for name, found in several.items()}
 
 
 def _error(error: Exception) -> JSONResponse:

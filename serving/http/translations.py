@@ -89,7 +89,8 @@ def add_translations(app: FastAPI, backends: Backends) -> None:
         check_limits(("text", len(texts), "max_inputs", args.max_inputs))
         document = await asyncio.to_thread(_opened, body, args.max_segments) if body.document else None
         sample = " ".join(texts) if document is None else " ".join(one.source for one in document.segments[:50])
-        source = source_of(body.source, sample, await asyncio.to_thread(languages_of, backends))
+        served = await asyncio.to_thread(languages_of, backends)
+        source = await asyncio.to_thread(source_of, body.source, sample, served)
         translator = await Translator.of(
             backends, body.model, source, body.target, body.memories, tenant(request.scope)
         )

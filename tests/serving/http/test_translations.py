@@ -165,7 +165,10 @@ def test_libretranslate(client: TestClient) -> None:
         {"code": "am", "name": "Amharic", "targets": ["am", "en"]},
         {"code": "en", "name": "English", "targets": ["am", "en"]},
     ]
-    for wrong in ({"target": "sw"}, {"q": ""}, {"format": "pdf"}):
+    form = {"q": ["Open", "Close"], "source": "en", "target": "am"}
+    assert client.post("/translate", data=form).json() == {"translatedText": ["መልስ", "መልስ"]}
+    for wrong in ({"target": "sw"}, {"q": ""}, {"format": "pdf"}, {"q": 5}, {"q": ["a", 5]}, {"q": []}, {"source": 1},
+                  {"q": ["a"] * 1000}):  # fmt: skip
         response = client.post("/translate", json=body | wrong)
         assert response.status_code == 400
         assert response.json().keys() == {"error"}
