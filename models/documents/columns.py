@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from kauli.models.documents.document import Document, DocumentOptions, Segment
-from kauli.models.documents.encoded import Encoding, decoded
+from kauli.models.documents.encoded import Encoding, decoded, lines_of
 from kauli.models.errors import UsageError, nearest
 
 SOURCES = ("source", "text", "english", "en", "original", "input", "src")
 """Columns that are taken for the text where none is named."""
 TARGETS = ("target", "translation", "translated", "output", "tgt")
+_MIDDLE = "{name} row {number}: a quote in the middle of a cell: put the cell in quotes, and double its own"
 _CONTEXTS = ("context", "comment", "id", "key")
 
 
@@ -95,6 +96,8 @@ class Delimited(_Table):
         for number, (raw, cells) in enumerate(records[1:], 2):
             if cells and len(cells) != len(columns):
                 raise UsageError(f"{name} row {number}: {len(cells)} cells, but the header has {len(columns)}")
+            if cells and len(_split(raw, delimiter)) != len(cells):
+                raise UsageError(_MIDDLE.format(name=name, number=number))
             rows.append(_Row(raw, dict(zip(columns, cells, strict=False))))
         table = cls(records[0][0], columns, rows, _chosen(columns, options, name), encoding, name)
         table._delimiter = delimiter
@@ -114,14 +117,7 @@ class Delimited(_Table):
 
     def _with(self, raw: str, place: int, cell: str) -> str:
         """A record with another text in one of its cells, or with one more cell."""
-        body = raw.rstrip("\r\n")
-        cells, quoted = [""], False
-        for sign in body:
-            quoted ^= sign == '"'
-            if sign == self._delimiter and not quoted:
-                cells.append("")
-            else:
-                cells[-1] += sign
+        body, cells = raw.rstrip("\r\n"), _split(raw, self._delimiter)
         out = io.StringIO()
         csv.writer(out, delimiter=self._delimiter, lineterminator="\r\n").writerow(
             [cell]
@@ -143,7 +139,7 @@ class JsonLines(_Table):
         """Raises UsageError with the line that is no JSON object."""
         text, encoding = decoded(data, name, options.encoding)
         rows, columns = [], dict[str, None]()
-        for number, line in enumerate(text.splitlines(keepends=True), 1):
+        for number, line in enumerate(lines_of(text), 1):
             cells: dict[str, Any] = {}
             if line.strip():
                 try:
@@ -177,18 +173,30 @@ def _delimiter(text: str) -> str:
     return max(",;\t|", key=lambda one: (header.count(one), one == ","))
 
 
+def _split(raw: str, delimiter: str) -> list[str]:
+    """The cells of a record as they are written, with their quotes and without the line's end."""
+    cells, quoted = [""], False
+    for sign in raw.rstrip("\r\n"):
+        quoted ^= sign == '"'
+        if sign == delimiter and not quoted:
+            cells.append("")
+        else:
+            cells[-1] += sign
+    return cells
+
+
 def _records(text: str, delimiter: str, name: str) -> Any:
     """(text with its line ends, cells) of each record; a quoted cell may hold line ends."""
-    raw = ""
-    for line in text.splitlines(keepends=True):
+    raw, number = "", 0
+    for line in lines_of(text):
         raw += line
         if raw.count('"') % 2:
             continue
-        try:
-            cells = next(csv.reader([raw], delimiter=delimiter, strict=True), []) if raw.strip() else []
-        except csv.Error:
-            cells = next(csv.reader(io.StringIO(raw, newline=""), delimiter=delimiter), [])
-        yield raw, cells
+        number += 1
+        found = list(csv.reader(io.StringIO(raw, newline=""), delimiter=delimiter)) if raw.strip() else [[]]
+        if len(found) != 1:
+            raise UsageError(_MIDDLE.format(name=name, number=number))
+        yield raw, found[0]
         raw = ""
     if raw:
         raise UsageError(f"{name}: a quote is opened and never closed, from '{raw[:40].strip()}'")

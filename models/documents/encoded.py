@@ -1,6 +1,7 @@
 """Bytes of a document as text and back, in the same encoding, with the same byte order mark."""
 
 import codecs
+import io
 from dataclasses import dataclass
 
 from kauli.models.errors import UsageError
@@ -49,3 +50,8 @@ def decoded(data: bytes, where: str, encoding: str | None) -> tuple[str, Encodin
     if "\0" in text:
         raise UsageError(f"{where}: it holds NUL characters: it is no text, or in another encoding (--encoding utf-16)")
     return text, Encoding(found, mark)
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines with their ends; only CR, LF and CRLF end one, not the other signs that `str.splitlines` takes."""
+    return list(io.StringIO(text, newline=""))

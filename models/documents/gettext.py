@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from kauli.models.documents.document import Document, DocumentOptions, Segment, State
-from kauli.models.documents.encoded import Encoding, decoded
+from kauli.models.documents.encoded import Encoding, decoded, lines_of
 from kauli.models.errors import UsageError
 from kauli.models.languages import check_tag
 
@@ -58,7 +58,7 @@ class Catalogue(Document):
         charset = re.search(rb"charset=([\w.:-]+)", data[:20_000])
         declared = charset[1].decode() if charset and charset[1] != b"CHARSET" else None
         text, encoding = decoded(data, name, options.encoding or declared)
-        lines = text.splitlines(keepends=True)
+        lines = lines_of(text)
         return cls(lines, _entries(lines, name), encoding, name)
 
     @property
@@ -202,6 +202,9 @@ def _entries(lines: Sequence[str], name: str) -> list[_Entry]:
             raise UsageError(f"{name} line {at + 1}: {key} twice in one message")
         if word.startswith("msgstr") and "msgid" not in entry.texts:
             raise UsageError(f"{name} line {at + 1}: msgstr without msgid")
+        if word == "msgstr" and (form is None) == ("msgid_plural" in entry.texts):
+            needed = "msgstr[0], as there is a msgid_plural" if form is None else "msgstr, as there is no msgid_plural"
+            raise UsageError(f"{name} line {at + 1}: {key} in the place of {needed}")
         entry.texts[key], entry.spans[key] = _unescaped(string[1]), (at, at + 1)
     close(len(lines))
     if not found and any(line.strip() for line in lines):

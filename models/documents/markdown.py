@@ -8,7 +8,7 @@ import re
 from typing import Self
 
 from kauli.models.documents.document import DocumentOptions
-from kauli.models.documents.encoded import decoded
+from kauli.models.documents.encoded import decoded, lines_of
 from kauli.models.documents.plain import Plain
 
 _FENCE = re.compile(r"^[ ]{0,3}(`{3,}|~{3,})")
@@ -31,7 +31,7 @@ class Markdown(Plain):
     def read(cls, data: bytes, name: str, options: DocumentOptions) -> Self:
         """Raises UsageError for bytes that are no text."""
         text, encoding = decoded(data, name, options.encoding)
-        lines = text.splitlines(keepends=True)
+        lines = lines_of(text)
         pieces, places, headings = list[str](), list[int](), set[int]()
         at, fence = _front_matter(lines), ""
         kept = "".join(lines[:at])

@@ -32,10 +32,12 @@ class SubRip(Plain):
                 f"{name}: no line has times, such as 00:00:01,000 --> 00:00:02,500: it is no subtitle file"
             )
         pieces, places, at = list[str](), list[int](), 0
-        for time in times:
-            body = re.match(r"(?:[^\S\r\n]*\S[^\r\n]*(?:\r\n|\n|\r|$))*", text[time.end() :])
+        for time, following in zip(times, [*(one.start() for one in times[1:]), len(text)], strict=False):
+            body = re.match(r"(?:[^\S\r\n]*\S[^\r\n]*(?:\r\n|\n|\r|$))*", text[time.end() : following])
             assert body is not None  # it matches an empty text
             spoken = body[0].rstrip()
+            if body.end() == following - time.end() and following < len(text):  # no empty line before the next cue
+                spoken = re.sub(r"(?:^|[\r\n]+)[^\S\r\n]*\d+$", "", spoken)  # whose number this is
             if not spoken:
                 continue
             pieces += [text[at : time.end()], spoken]

@@ -111,10 +111,12 @@ def _parsed(text: str, name: str) -> tuple[list[_Tier], re.Match[str]]:
             width = 3 if tier.kind == "IntervalTier" else 2
             for _ in range(int(count)):
                 *times, mark = values[at : at + width]
-                float(times[0])
+                [float(one) for one in times]
                 tier.items.append((times, _string(mark)))
                 at += width
             tiers.append(tier)
+        if at != len(values):
+            raise ValueError
     except (ValueError, IndexError):
         raise UsageError(f"{name}: its tiers do not match their numbers: the file is cut off or broken") from None
     return tiers, tokens[5]

@@ -119,6 +119,8 @@ def test_other_encodings() -> None:
         ('msgstr "a"\n', "line 1: msgstr without msgid"),
         ('msgctxt "c"\nmsgstr "a"\n', "line 2: msgstr without msgid"),
         ('msgid "a"\nmsgstr "b\n', "line 2: this is no line of a PO file|line 2: the quotes of msgstr do not match"),
+        ('msgid "a"\nmsgstr[0] "b"\n', r"line 2: msgstr\[0\] in the place of msgstr, as there is no msgid_plural"),
+        ('msgid "a"\nmsgid_plural "b"\nmsgstr "c"\n', r"line 3: msgstr in the place of msgstr\[0\]"),
         ("hello\n", "line 1: this is no line of a PO file: hello"),
         ('msgid "a"\nmsgid_plural "b"\nmsgid_plural "c"\n', "line 3: msgid_plural twice"),
         (b'msgid "\xff"\nmsgstr ""\n', "line 1: byte 0xff is no utf-8"),

@@ -1,5 +1,7 @@
 """Every format of the table: a document that is read and written is the same, one that is filled in differs there."""
 
+import random
+
 import pytest
 
 from kauli.models.documents.document import Document, DocumentOptions
@@ -94,3 +96,32 @@ def test_an_unknown_format_names_the_known_ones() -> None:
 )
 def test_what_does_not_survive(source: str, target: str, faults: list[str]) -> None:
     assert lost(source, target) == faults
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    """The document with an end that is missing, other bytes, a part that is missing or twice, or other line ends."""
+    at = draw.randrange(len(data))
+    to = min(len(data), at + draw.randrange(1, 60))
+    inserted = (b'"', b"<", b">", b"&", b"\\", b"\n\n", b"\r\n", b"\x00", b"\xff", b"{", b"|", b"\t", "\u2028".encode())
+    return draw.choice([
+        data[:at], data[:at] + bytes([draw.randrange(256)]) + data[at + 1 :], data[:at] + data[to:],
+        data[:to] + data[at:], data[:at] + draw.choice(inserted) + data[at:], data.replace(b"\n", b"\r\n"),
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_damaged_document_is_refused_or_keeps_its_bytes(format: str) -> None:
+    read = 0
+    for seed in range(100):
+        name, data = made(format, seed)
+        data = damaged(data, random.Random(seed))
+        try:
+            document = open_document(data, name, OPTIONS)
+        except UsageError:
+            continue
+        read += 1
+        assert document.write() == data
+        for one in document.segments:
+            document.fill(one.id, f"ሀ <b>&{one.source[:3]}", draft=True, note="look -- here")
+        reread(document, name)
+    assert read > 10

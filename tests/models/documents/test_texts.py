@@ -187,3 +187,43 @@ def test_a_transcript_becomes_a_tier_of_a_textgrid(tmp_path: Path, seed: int) ->
         ]  # fmt: skip
     with pytest.raises(UsageError, match="does not begin as a TextGrid"):
         textgrid_of(SPANS, 3.0, b"x", name)
+
+
+def test_cues_without_empty_lines_between_them() -> None:
+    text = "1\n00:00:01,000 --> 00:00:02,000\nHello there\n2\n00:00:03,000 --> 00:00:04,000\nIt is\n1984\n"
+    document = opened(text, "a.srt")
+    assert [one.source for one in document.segments] == ["Hello there", "It is 1984"]
+    document.fill("0", "ሰላም", draft=True)
+    assert document.write().decode() == text.replace("Hello there", "ሰላም")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "id,source\n1,one\u2028two\x0cthree\n2,four\n"),
+        ("a.jsonl", '{"source": "one\u2028two"}\n{"source": "four"}\n'),
+        ("a.po", 'msgid "one\u2028two"\nmsgstr ""\n\nmsgid "four"\nmsgstr ""\n'),
+        ("a.md", "one\u2028two\n\nfour\n"),
+    ],
+)
+def test_only_line_ends_end_lines(name: str, text: str) -> None:
+    document = opened(text, name)
+    assert len(document.segments) == 2
+    assert "two" in document.segments[0].source
+    for one in document.segments:
+        document.fill(one.id, one.source, draft=True)
+    assert [one.source for one in opened(document.write().decode(), name).segments] == [
+        one.source for one in document.segments
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('id,source\n1,{"a\nb"\n', "row 2: a quote in the middle of a cell"),
+        ('id,source\n1,a"b,c"\n', "row 2: a quote in the middle|row 2: 3 cells, but the header has 2"),
+    ],
+)
+def test_quotes_in_the_middle_of_cells_are_refused(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        opened(text, "a.csv")
