@@ -6,6 +6,7 @@ the reasons where it fails again.
 """
 
 import asyncio
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -101,6 +102,16 @@ class Translator:
     def route(self) -> Route:
         """Who answers."""
         return self._route
+
+    async def state(self) -> str:
+        """What decides its drafts beside the text: the adapter, the languages and what the memories hold now.
+
+        Raises Refused.
+        """
+        found = await self._backends.memory().states(self._tenant, self._memories) if self._memories else []
+        if isinstance(found, Failed):
+            raise Refused(found)
+        return json.dumps([self._route.model, self.source, self.target, self._memories, found])
 
     async def draft(self, text: str, limit: int | None = None) -> Draft:
         """The translation of a text of at most a paragraph; `limit` is the most characters it may have.

@@ -132,8 +132,7 @@ def translate_file(
     source = options.source or said[0] or _detected(local, sample, model)
     _check_language(local, path, sample, source, target)
     translator = local.translator(model, source, target, memories)
-    key: list[str | bytes] = [data, translator.route.model, source, target, *sorted(memories)]
-    with Journal(key) as journal:
+    with Journal([data, local.run(translator.state())]) as journal:
         count = len([one for one in document.segments if one.state != "confirmed"])
         with bar("Translating", count) as advance:
 
@@ -161,7 +160,7 @@ class Journal:
     """The drafts of a document that was not finished, in `KAULI_HOME/translations`, a line a draft."""
 
     def __init__(self, key: Sequence[str | bytes]) -> None:
-        """`key`: all that decides the drafts: the document's bytes, the model, languages, memories."""
+        """`key`: all that decides the drafts: the document's bytes, `Translator.state`."""
         parts = [part if isinstance(part, bytes) else part.encode() for part in key]
         digest = hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
         self._path = kauli_home() / "translations" / f"{digest[:32]}.jsonl"

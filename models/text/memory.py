@@ -215,6 +215,12 @@ class Memory:
             self._refresh()
             return dict(+self._languages)
 
+    def state(self) -> str:
+        """What differs after every change of what it holds."""
+        with self._lock:
+            self._refresh()
+            return "-".join(map(str, self._state))
+
     def check_languages(self, source: str, target: str) -> None:
         """Raise UsageError where the memory holds pairs, and none of these two languages."""
         held, asked = self.languages(), (short_tag(source), short_tag(target))

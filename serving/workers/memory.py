@@ -105,6 +105,11 @@ class MemoryWorker:
         return await self._run(lambda: [(name, opened(name).languages()) for name in self._memories.names(tenant)])
 
     @refusable
+    async def states(self, tenant: str, names: Sequence[str]) -> list[str]:
+        """What differs after every change of these memories."""
+        return await self._run(lambda: [self._memories.open(tenant, name).state() for name in names])
+
+    @refusable
     async def delete(self, tenant: str, name: str) -> None:
         """See `Memories.delete`."""
         await self._run(lambda: self._memories.delete(tenant, name))

@@ -13,6 +13,7 @@ from kauli.deploy.api import load
 from kauli.deploy.cli.translate import Journal
 from kauli.models.bases.find import find_base
 from kauli.models.paths import kauli_home
+from kauli.serving.local import Local
 from kauli.serving.translation import Draft
 from support.cli import fails, run
 from support.memories import small_embedder
@@ -103,9 +104,23 @@ def test_only_missing_and_the_same_file(home: Path) -> None:
     assert '#, fuzzy\nmsgid "A draft"\nmsgstr "ረቂቅ"' in po.read_text()
 
 
-def test_an_earlier_try_goes_on(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    key = [(home / "app.po").read_bytes(), "translate-am@1", "en", "am"]
-    with Journal(key) as journal:
+def state(storage: Path, *memories: str) -> str:
+    with Local(str(storage)) as local:
+        return local.run(local.translator("translate", "en", "am", memories).state())
+
+
+def test_what_was_drafted_before_a_correction_is_drafted_anew(home: Path, adapters: Path) -> None:
+    pair = ("--from", "en", "--to", "am")
+    states = []
+    for target in ("ክፈት", "ይክፈቱ"):
+        assert run("memory", "add", "changed", "--pair", "Open", target, *pair).exit_code == 0
+        states.append(state(adapters, "changed"))
+    run("memory", "remove", "changed", "--all")
+    assert len({*states, state(adapters)}) == 3
+
+
+def test_an_earlier_try_goes_on(home: Path, adapters: Path) -> None:
+    with Journal([(home / "app.po").read_bytes(), state(adapters)]) as journal:
         journal.add("1:", Draft("%s ተከፈተ", "drafted"))
     path = journal._path
     path.write_text(path.read_text() + '{"id": "2:", "te')  # the line that was being written
