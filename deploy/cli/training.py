@@ -106,6 +106,9 @@ def certify(
 def compare(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes; the first is the reference.")],
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each recipe, one a seed.")] = 5,
+    folds: Annotated[
+        int | None, typer.Option("--folds", min=2, help="Test every group once, by so many runs a seed.")
+    ] = None,
     overrides: Overrides = None,
     storage: Storage = None,
     as_json: Json = False,
@@ -115,5 +118,5 @@ def compare(
     from kauli.training.recipe_file import load_recipe
 
     loaded = [load_recipe(name, overrides or []) for name in recipes]
-    result = run_comparison(loaded, seeds, storage or default_storage())
+    result = run_comparison(loaded, seeds, storage or default_storage(), folds=folds)
     output(as_json, result.to_json(), result.summary())

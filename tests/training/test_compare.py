@@ -8,11 +8,14 @@ import pytest
 
 from kauli.models.errors import KauliError, UsageError
 from kauli.training.compare import compare
+from kauli.training.data.dataset import load_data
+from kauli.training.data.options import DataOptions
 from kauli.training.evaluation.comparison import Cell, CompareResult, Line
 from kauli.training.evaluation.results import Scores
 from kauli.training.evaluation.scorers import Tally, score_answers, tally
 from kauli.training.recipe import Recipe
 from kauli.training.recipe_file import parse_recipe
+from kauli.training.train import train
 
 SIZES = (10, 20, 30, 40)
 
@@ -177,6 +180,46 @@ def test_a_real_comparison_trains_each_cell_once(tmp_path: Path, capsys: pytest.
     again = compare([one, two], 1, str(tmp_path / "store"))
     assert capsys.readouterr().err.count("finished before") == 2
     assert again.to_json() == first.to_json()
+
+
+def test_every_group_is_tested_once_over_the_folds(tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {n}", "text": f"moto {n} maji {n % 7}", "language": "sw"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    budget = {"steps": 1, "batch_tokens": 200, "max_length": 64, "validate_every": 1}
+    content = {"base": "debug", "language": "sw", "data": str(tmp_path / "rows.jsonl"), "train": budget}
+    one = parse_recipe({**content, "name": "folded"}, "folded")
+
+    def run_here(recipe: Recipe, storage: str) -> Cell:
+        done = train(recipe, storage, promote=False, use_ray=False)
+        scores = done.evaluation.scores, done.evaluation.base_scores
+        return Cell(recipe.name, recipe.sha256(with_seed=False), 0, done.adapter, 1.0, *scores)
+
+    result = compare([one], 1, str(tmp_path / "store"), run_here, folds=3)
+    dataset = load_data(one.data, ["sw"])
+    assert result.groups == len({row["group"] for row in dataset.iter_rows()})
+    assert len(result.lines[0].adapters) == 3
+    assert "60 groups in 3 folds" in result.summary()
+    sizes = result.lines[0].sums["bits_per_byte"][0, :, 1]
+    assert sizes.sum() == sum(len(row["text"].encode()) for row in rows)  # each text was scored once
+    tested = []
+    for part in range(3):
+        folded = load_data(one.data, ["sw"], DataOptions(fold=(part, 3)))
+        sides = {name: {row["group"] for row in folded.iter_rows(name)} for name in ("train", "validation", "test")}
+        assert sum(map(len, sides.values())) == len(set().union(*sides.values())) == 60
+        assert all(sides.values())
+        assert {row["split"] for row in folded.iter_rows("test", columns=["split"])} == {"test"}
+        tested += sides["test"]
+    assert len(tested) == len(set(tested)) == 60
+
+
+def test_folds_need_groups(tmp_path: Path) -> None:
+    rows = [{"text": f"neno {n}", "language": "sw"} for n in range(12)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    one = parse_recipe({"name": "few", "base": "debug", "language": "sw", "data": str(tmp_path / "rows.jsonl")}, "few")
+    with pytest.raises(UsageError, match="--folds 9: the data of few has 12 groups in sw; at least 18 are needed"):
+        compare([one], 1, str(tmp_path), folds=9)
+    with pytest.raises(UsageError, match=r"fold \[3, 3\]"):
+        load_data(one.data, ["sw"], DataOptions(fold=(3, 3)))
 
 
 def test_the_table_of_a_comparison() -> None:

@@ -4,7 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,15 +82,21 @@ class Dataset:
         return self._read(split, wanted, list(dict.fromkeys(columns)))
 
     def _read(self, split: str | None, languages: list[str], columns: list[str]) -> Iterator[dict[str, Any]]:
+        fold = self.options.fold
+
         def selected(batch: pa.RecordBatch | pa.Table) -> Any:
             chosen = pc.is_in(batch["language"], pa.array(languages, pa.string()))
-            return pc.and_(chosen, pc.equal(batch["split"], split)) if split else chosen
+            if split is None:
+                return chosen
+            found = pa.array([split_of(one, *fold) for one in batch["group"].to_pylist()]) if fold else batch["split"]
+            return pc.and_(chosen, pc.equal(found, split))
 
-        read = list(dict.fromkeys([*columns, "language", "split"]))
+        keys = ["language", "group" if fold else "split"]
+        read = list(dict.fromkeys([*columns, *keys]))
         for path in self._paths:
             with pq.ParquetFile(path, buffer_size=1 << 20) as file:  # buffered: not a whole column of a group at once
                 for group in range(file.num_row_groups):
-                    if not pc.any(selected(file.read_row_group(group, ["language", "split"]))).as_py():
+                    if not pc.any(selected(file.read_row_group(group, keys))).as_py():
                         continue
                     size = _BATCH_ROWS
                     if set(columns) & set(MEDIA):
@@ -100,7 +106,11 @@ class Dataset:
                     absent = dict.fromkeys(set(columns) - set(file.schema_arrow.names))
                     there = [name for name in columns if name not in absent]
                     for batch in file.iter_batches(size, [group], read):
-                        for row in batch.filter(selected(batch)).select(there).to_pylist():
+                        chosen = batch.filter(selected(batch))
+                        groups = chosen["group"].to_pylist() if fold and "split" in columns else None
+                        for place, row in enumerate(chosen.select(there).to_pylist()):
+                            if groups is not None and fold is not None:
+                                row["split"] = split_of(groups[place], *fold)
                             yield {**row, **absent} if absent else row
 
     def read_media(self, column: str, ids: Iterable[str]) -> dict[str, bytes | None]:
@@ -167,6 +177,15 @@ class Dataset:
         return DatasetReference(self.name, self.languages, self.sha256, paths, self._versions, self.options)
 
 
+@lru_cache(1 << 17)
+def split_of(group: str, fold: int, folds: int) -> str:
+    """The split of a group where part `fold` of `folds` is tested."""
+    chance = int(hashlib.sha256(group.encode()).hexdigest()[:15], 16)
+    if chance % folds == fold:
+        return "test"
+    return "validation" if chance // folds % 8 == 0 else "train"
+
+
 @dataclass
 class _Index:
     """Where each row lies: id -> (number of the file, row group, row in the group); and each file's metadata."""
@@ -216,16 +235,18 @@ def load_data(name: str, languages: Sequence[str] | None = None, options: DataOp
     `UsageError` that lists up to ten of them with their rows.
     """
     wanted = None if languages is None else list(dict.fromkeys(check_tag(language) for language in languages))
+    options = options or DataOptions()
+    fold = DataOptions(fold=options.fold)
     if name in BUILT:
-        return Dataset(name, *BUILT[name](wanted))
+        return Dataset(name, *BUILT[name](wanted), fold)
     path = _local_copy(name)
     own = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if own and all(file.suffix == ".parquet" and starter.is_starter_file(file) for file in own):
-        return _narrowed(name, own, wanted)  # `kauli data build --out DIR`
-    options = options or DataOptions()
+        return _narrowed(name, own, wanted, fold)  # `kauli data build --out DIR`
     if options.language is None and wanted and len(wanted) == 1:
         options = options.model_copy(update={"language": wanted[0]})
-    return _narrowed(name, [import_data(path, options)], wanted, options)
+    imported = import_data(path, options.model_copy(update={"fold": None}))
+    return _narrowed(name, [imported], wanted, options)
 
 
 def _narrowed(name: str, paths: list[Path], languages: list[str] | None, options: DataOptions | None = None) -> Dataset:

@@ -13,7 +13,7 @@ Leaks = Literal["content", "pair", "group"]
 
 
 class DataOptions(FrozenModel):
-    """What the files themselves do not tell. Built data sets ignore all of it."""
+    """What the files themselves do not tell. Built data sets ignore all of it but `fold`."""
 
     map: dict[str, str] = Field(default={})
     """Our column -> the file's, as `{text: sentence, language: locale}` or `text=sentence,language=locale`; an empty
@@ -31,6 +31,9 @@ class DataOptions(FrozenModel):
     leaks: Leaks = "content"
     """Which rows stay in one split: `content`, those that share a prompt, image, audio or distinctive text; `pair`,
     those whose prompt, image, audio and text are all the same; `group`, those of one `group` alone."""
+    fold: tuple[int, int] | None = None
+    """[K, N]: other splits than those of the data; of N parts of all groups part K, from 0, is the test split, and an
+    eighth of the rest is for validation. `kauli compare --folds N` tests every part once."""
 
     @field_validator("map", mode="before")
     @classmethod
@@ -65,6 +68,13 @@ class DataOptions(FrozenModel):
         if len(found) != 1 or found in '"\r\n':
             raise UsageError(f"delimiter '{given}': one character such as ';', ',' or '|', or 'tab'.")
         return found
+
+    @field_validator("fold")
+    @classmethod
+    def _one_of_the_parts(cls, given: tuple[int, int] | None) -> tuple[int, int] | None:
+        if given is not None and not (given[1] >= 2 and 0 <= given[0] < given[1]):
+            raise UsageError(f"fold {list(given)}: [K, N] with N from 2 up and K from 0 to N - 1.")
+        return given
 
     @field_validator("leaks", mode="before")
     @classmethod

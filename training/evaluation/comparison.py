@@ -72,6 +72,8 @@ class CompareResult:
     seeds: tuple[int, ...]
     groups: int
     lines: tuple[Line, ...]
+    folds: int | None = None
+    """Parts of the groups that were tested, each by its own run; None: the test split."""
 
     @property
     def metrics(self) -> list[str]:
@@ -88,6 +90,7 @@ class CompareResult:
         return {
             "languages": list(self.languages),
             "split": "test",
+            "folds": self.folds,
             "seeds": list(self.seeds),
             "groups": self.groups,
             "recipes": [self._line_json(line) for line in self.lines],
@@ -125,7 +128,8 @@ class CompareResult:
         names = ", ".join(display_name(tag) for tag in self.languages)
         seeds = "1 seed" if len(self.seeds) == 1 else f"{len(self.seeds)} seeds"
         over = "groups" if len(self.seeds) == 1 else "seeds and groups"
-        return f"{names}, {self.groups} test groups, {seeds}; 95 % intervals over {over}, differences paired"
+        tested = f"{self.groups} test groups" if self.folds is None else f"{self.groups} groups in {self.folds} folds"
+        return f"{names}, {tested}, {seeds}; 95 % intervals over {over}, differences paired"
 
     def table(self) -> list[list[str]]:
         """Rows of cells, the first one the heads."""
