@@ -34,10 +34,11 @@ def add_libretranslate(app: FastAPI, backends: Backends) -> None:
         try:
             tenant = check_body_key(request.scope, backends.args, fields.get("api_key"))
             q, source, target = (fields.get(name) for name in ("q", "source", "target"))
-            texts = q if isinstance(q, list) else [q]
+            texts: list[Any] = q if isinstance(q, list) else [q]
             if not all(one and isinstance(one, str) for one in (*texts, source, target)) or not texts:
                 text = "Invalid request: q (a text or a list of them), source and target parameters are needed"
                 raise ApiError(400, text, "invalid_value")
+            source, target = str(source), str(target)
             if fields.get("format", "text") not in _MARKUP:
                 raise ApiError(400, f"Invalid format '{fields['format']}'", "invalid_value")
             check_limits(("q", len(texts), "max_inputs", backends.args.max_inputs))

@@ -26,6 +26,7 @@ CHECKED_ONLY = {
     r"kauli .*(s3|hf)://": "needs an object store",
     r"kauli .*\b(Qwen|google|openai|facebook|HuggingFaceTB|laion)/": "needs the hub",
     r"kauli certify\b": "needs 60 validation rows; tests/deploy/test_cli_certify.py runs it",
+    r"kauli compare .*--folds": "trains ten times; tests/training/test_compare.py does so",
     r"kauli adapters promote \S+ prod$": "asks for a certificate, which that test makes",
     r"make\b": "sets up or tests the environment that this test runs in; the target must exist",
     r"(\.venv/bin/)?python (tests/bench|docs)/": "measures for minutes; the options must exist",
