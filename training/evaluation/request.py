@@ -7,6 +7,7 @@ from typing import Any
 
 from kauli.models.adapters.card import Card, Prompting
 from kauli.models.bases.find import Base
+from kauli.models.engine.precision import choose_precision, place
 from kauli.models.errors import UsageError
 from kauli.models.languages import check_tag
 from kauli.models.tasks import load_served
@@ -59,8 +60,11 @@ class EvalRequest:
         return UsageError(f"data '{self.dataset.name}' has no {what} in {where}: nothing can be measured{reasons}.")
 
     def base_task(self, name: str) -> Any:
-        """The served task of this name, without the adapter."""
-        return load_served(name, self.base) if self.served is None else self.served
+        """The served task of this name, without the adapter, in the precision that the service chooses."""
+        if self.served is not None:
+            return self.served
+        device = place()[0]
+        return load_served(name, self.base, str(device), choose_precision(self.base, device.type).dtype)
 
     def task(self, name: str) -> Any:
         """The served task of this name with the adapter loaded under the key `ADAPTER`.

@@ -15,8 +15,10 @@ from kauli.models.adapters.card import Card
 from kauli.models.adapters.folder import write_card
 from kauli.models.adapters.store import open_store
 from kauli.models.bases.find import Base, find_base
+from kauli.models.engine.generative import Generative
 from kauli.models.engine.precision import choose_precision, cpu_flags
 from kauli.models.errors import KauliError, UsageError
+from kauli.models.tasks import load_served
 from kauli.training.card import draft_card, finished_card
 from kauli.training.data.dataset import DatasetReference, load_reference
 from kauli.training.evaluation.request import GENERATED, request_of
@@ -137,10 +139,20 @@ def work(
         draft = draft_card(recipe, base, examples.train)
         draft = draft.model_copy(update={"decoding": fitted.decoding, **fitted.found})
         write_card(adapter, draft)  # the evaluation asks as a user would: with what the card says of decoding
+        served = _as_in_service(task, base, device, fitted)
         request = request_of(draft, adapter, base, dataset)
-        result = task.evaluate(replace(request, limit=job.generated, scored=job.scored, served=fitted.served))
-        fault = task.fault(fitted.served, fitted.state, fitted.examples)
+        result = task.evaluate(replace(request, limit=job.generated, scored=job.scored, served=served))
+        fault = task.fault(served, fitted.state, fitted.examples)
     return Outcome(finished_card(draft, recipe, fitted, result), result, fault, tuple(notes.told))
+
+
+def _as_in_service(task: TrainingTask, base: Base, device: str, fitted: Fitted) -> Any:
+    """The served task in the precision that the service chooses: what is measured is what is served, and as fast."""
+    served = fitted.served
+    dtype = choose_precision(base, device).dtype if isinstance(served, Generative) else None
+    if dtype in (None, served.model.dtype):
+        return served
+    return load_served(task.name, base, device, dtype)
 
 
 def fit_by_loop(task: TrainingTask, run: Run, folder: Path) -> Fitted | None:
