@@ -147,12 +147,12 @@ def work(
 
 
 def _as_in_service(task: TrainingTask, base: Base, device: str, fitted: Fitted) -> Any:
-    """The served task in the precision that the service chooses: what is measured is what is served, and as fast."""
+    """What was trained, loaded anew where the service would choose another precision: what is served is measured."""
     served = fitted.served
-    dtype = choose_precision(base, device).dtype if isinstance(served, Generative) else None
-    if dtype in (None, served.model.dtype):
+    if not isinstance(served, Generative):
         return served
-    return load_served(task.name, base, device, dtype)
+    dtype = choose_precision(base, device).dtype
+    return served if dtype == served.model.dtype else load_served(task.name, base, device, dtype)
 
 
 def fit_by_loop(task: TrainingTask, run: Run, folder: Path) -> Fitted | None:
