@@ -16,7 +16,7 @@ from typing import Any, Literal, Self, get_args
 from kauli.models.adapters.card import Prompting
 from kauli.models.adapters.certificate import COLOURS, Certificate, Estimate, figures_of
 from kauli.models.documents.document import Document, Segment
-from kauli.models.documents.placeholders import lost, placeholders
+from kauli.models.documents.placeholders import lost, placeholders, without
 from kauli.models.requests import TextRequest
 from kauli.models.text.memory_terms import occurs
 from kauli.models.text.translation import STOP, Example, fitting, translation_prompt
@@ -151,6 +151,8 @@ class Translator:
                 if key not in texts:
                     texts[key] = asyncio.ensure_future(ask(segment))
                 found = await texts[key]
+            if segment.ambiguous and found.mark == "exact":
+                found = replace(found, mark="fuzzy", reasons=("the same text has several translations here",))
             drafts[segment.id] = found
             if advance:
                 advance(segment, found)
@@ -184,10 +186,10 @@ class Translator:
     async def _translated(self, text: str, limit: int | None) -> Draft:
         matches, terms = await self._remembered(text)
         score = max((one.score for one in matches), default=None)
-        for one in matches:
-            if one.score == 100 and not self._faults(text, one.target, "stop", terms, limit):
-                return Draft(one.target, "exact", (), 100.0)
-        pairs = [Example(one.source, one.target) for one in matches if one.score < 100]
+        for one in matches:  # a person stands for it, with or without the glossary's words
+            if one.score == 100 and not self._faults(text, one.target.strip(), "stop", (), limit):
+                return Draft(one.target.strip(), "exact", (), 100.0)
+        pairs = [Example(one.source.strip(), one.target.strip()) for one in matches]
         examples = await self._fitting(pairs)
         answer = await self._answer(text, examples, terms)
         faults = self._faults(text, answer.text, answer.finish, terms, limit)
@@ -215,7 +217,8 @@ class Translator:
         if isinstance(found, Failed):
             raise Refused(found)
         matches, terms = found
-        return list(matches), list(terms)
+        plain = without(text)
+        return list(matches), [one for one in terms if occurs(one.source, plain)]
 
     async def _fitting(self, pairs: Sequence[Example]) -> list[Example]:
         """The examples that the prompt has room for; the worker, which has the tokenizer, counts where it is needed."""

@@ -198,7 +198,7 @@ def _read(
     found = [
         Confirmed(one.source, one.target, out_of, into, path.name, kind)
         for one in document.segments
-        if one.state == "confirmed" and one.source.strip() and one.target.strip()
+        if one.state == "confirmed" and one.source.strip() and one.target.strip() and not one.ambiguous
     ]
     return found, len(document.segments) - len(found)
 

@@ -53,6 +53,9 @@ def translate(
         str | None, typer.Option("--columns", help="Columns of a table: text,translation [found by their names].")
     ] = None,
     tier: Annotated[str | None, typer.Option("--tier", help="Tier of an ELAN or Praat file.")] = None,
+    accept_language: Annotated[
+        bool, typer.Option("--accept-language", help="Translate a document that seems to be in another language.")
+    ] = False,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
@@ -67,7 +70,10 @@ def translate(
     path = None if what == "-" else _document_path(what, form)
     with Local(storage or default_storage()) as local:
         if path is None:
-            text = whole(sys.stdin.read() if what == "-" else what, "the text")
+            try:
+                text = whole(sys.stdin.read() if what == "-" else what, "the text")
+            except UnicodeDecodeError as error:
+                raise UsageError(f"stdin is no UTF-8: {error.reason} at byte {error.start}") from None
             draft, spoken = translate_text(local, text, source, target, memory or (), model)
             for reason in draft.reasons:
                 note(f"look at it: {reason}")
@@ -76,9 +82,14 @@ def translate(
             output(as_json, {**asdict(draft), "source": spoken, "target": target}, draft.text)
             return
         where = out or path.with_name(f"{path.stem}.{target}{path.suffix}")
+        if where.is_dir() or not where.absolute().parent.is_dir():
+            what = "is a folder" if where.is_dir() else "is in no folder that is there"
+            raise UsageError(f"--out {where} {what}: name a file")
         if out is None and where.exists():
             raise UsageError(f"{where} exists already: name the file to write with --out")
-        done = translate_file(local, path, where, options, memory or (), model, form, only_missing)
+        done = translate_file(
+            local, path, where, options, memory or (), model, form, only_missing, accept_language=accept_language
+        )
     rows = [{"mark": mark, "segments": count} for mark, count in done["marks"].items()]
     print(table(rows, ["mark", "segments"]), file=sys.stderr)
     if judged := done["certificate"]:
@@ -106,12 +117,13 @@ def translate_text(
 
 def translate_file(
     local: "Local", path: Path, out: Path, options: "DocumentOptions", memories: Sequence[str], model: str,
-    form: str | None = None, only_missing: bool = False,
+    form: str | None = None, only_missing: bool = False, *, accept_language: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Translate a document into another file, which appears when it is whole; an earlier try that was ended goes on.
 
     Returns what `--json` prints. Raises UsageError and KauliError.
     """
+    from kauli.models.documents.placeholders import without
     from kauli.models.documents.table import open_document
     from kauli.models.files import write_atomically
     from kauli.models.languages import check_tag
@@ -130,9 +142,10 @@ def translate_file(
     if said[1] and said[1].partition("-")[0] != target.partition("-")[0]:
         raise UsageError(f"{path} says that its translations are in '{said[1]}', not in '{target}': use --to {said[1]}")
     source = options.source or said[0] or _detected(local, sample, model)
-    _check_language(local, path, sample, source, target)
+    if not accept_language:
+        _check_language(local, path, without(sample), source, target)
     translator = local.translator(model, source, target, memories)
-    with Journal([data, local.run(translator.state())]) as journal:
+    with Journal([data, local.run(translator.state()), f"{form} {options}"]) as journal:
         count = len([one for one in document.segments if one.state != "confirmed"])
         with bar("Translating", count) as advance:
 
@@ -160,7 +173,7 @@ class Journal:
     """The drafts of a document that was not finished, in `KAULI_HOME/translations`, a line a draft."""
 
     def __init__(self, key: Sequence[str | bytes]) -> None:
-        """`key`: all that decides the drafts: the document's bytes, `Translator.state`."""
+        """`key`: all that decides the drafts: the document's bytes and options, `Translator.state`."""
         parts = [part if isinstance(part, bytes) else part.encode() for part in key]
         digest = hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
         self._path = kauli_home() / "translations" / f"{digest[:32]}.jsonl"
@@ -171,6 +184,8 @@ class Journal:
     def __enter__(self) -> "Journal":
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a", encoding="utf-8")
+        if self._file.tell():
+            self._file.write("\n")  # the line that was being written when the command was killed ends here
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -195,7 +210,7 @@ class Journal:
             for line in self._path.read_text(encoding="utf-8").splitlines():
                 try:
                     content = json.loads(line)
-                except ValueError:  # the line that was being written when the command was killed
+                except ValueError:  # half a line, or none
                     continue
                 id, known = content.pop("id"), content.pop("certificate", None)
                 estimate = Estimate(**known) if known else None
@@ -246,5 +261,5 @@ def _check_language(local: "Local", path: Path, sample: str, source: str, target
     if found and found[0][0].partition("-")[0] != source.partition("-")[0] and found[0][1] > _SURE:
         raise UsageError(
             f"{path} is in '{found[0][0]}', not in '{source}', as far as its first {len(sample)} characters tell: "
-            f"use --from {found[0][0]}" + (" and another --to" if found[0][0] == target else "")
+            f"use --from {found[0][0]}{' and another --to' if found[0][0] == target else ''}, or --accept-language"
         )

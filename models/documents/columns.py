@@ -193,7 +193,10 @@ def _records(text: str, delimiter: str, name: str) -> Any:
         if raw.count('"') % 2:
             continue
         number += 1
-        found = list(csv.reader(io.StringIO(raw, newline=""), delimiter=delimiter)) if raw.strip() else [[]]
+        try:
+            found = list(csv.reader(io.StringIO(raw, newline=""), delimiter=delimiter)) if raw.strip() else [[]]
+        except csv.Error as error:
+            raise UsageError(f"{name} row {number}: {error}") from None
         if len(found) != 1:
             raise UsageError(_MIDDLE.format(name=name, number=number))
         yield raw, found[0]

@@ -24,6 +24,8 @@ class Segment:
     """What a reader should know: msgctxt, a comment, a verse's reference."""
     heading: bool = False
     """Whether it is a title: means over a document leave it out."""
+    ambiguous: bool = False
+    """Whether the same text may have another translation elsewhere, such as in another plural form or context."""
     limit: int | None = None
     """The most characters that its place has room for."""
 

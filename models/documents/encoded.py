@@ -10,6 +10,8 @@ _MARKS = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
+_NO_TEXT = {"idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape", "utf_7"}
+"""Codecs of other things than documents."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Encoding:
         try:
             return self.mark + text.encode(self.name)
         except UnicodeEncodeError as error:
+            if error.start >= len(text):  # of a codec that is none for documents
+                raise UsageError(f"{where}: its encoding {self.name} can't be written: save it as UTF-8") from None
             lacking = text[error.start]
             raise UsageError(
                 f"{where}: its encoding {self.name} has no '{lacking}' (U+{ord(lacking):04X}): save it as UTF-8 first"
@@ -39,14 +43,16 @@ def decoded(data: bytes, where: str, encoding: str | None) -> tuple[str, Encodin
     mark, found = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", encoding or "utf-8"))
     try:
         text = data[len(mark) :].decode(found)
-    except LookupError:
-        raise UsageError(f"{where}: there is no encoding '{encoding}': use a name such as utf-8 or cp1252") from None
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UsageError(
             f"{where} line {line}: byte 0x{data[len(mark) + error.start]:02x} is no {found}: name its encoding with "
             "--encoding, such as cp1252 or utf-16"
         ) from None
+    except (LookupError, UnicodeError):
+        raise UsageError(f"{where}: there is no encoding '{encoding}': use a name such as utf-8 or cp1252") from None
+    if not isinstance(text, str) or found.lower().replace("-", "_") in _NO_TEXT:
+        raise UsageError(f"{where}: there is no encoding '{encoding}': use a name such as utf-8 or cp1252")
     if "\0" in text:
         raise UsageError(f"{where}: it holds NUL characters: it is no text, or in another encoding (--encoding utf-16)")
     return text, Encoding(found, mark)

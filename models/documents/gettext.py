@@ -5,6 +5,7 @@ that no program shows it before a person confirmed it.
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -73,7 +74,7 @@ class Catalogue(Document):
     @property
     def segments(self) -> Sequence[Segment]:
         """All messages but the header, in their order."""
-        found = []
+        found, times = [], Counter(one.texts["msgid"] for one in self._entries)
         for number, entry in enumerate(self._entries):
             message = entry.texts["msgid"]
             if not message:
@@ -81,11 +82,13 @@ class Catalogue(Document):
             context = " | ".join(part for part in (entry.texts.get("msgctxt", ""), *entry.comments) if part)
             for key in self._keys(entry):
                 target = self._filled.get(number, {}).get(key, entry.texts.get(key, ""))
-                fuzzy = self._drafts[number][0] if number in self._drafts else entry.fuzzy
+                fuzzy = self._draft(number, entry)
                 state: State = "missing" if not target else "draft" if fuzzy else "confirmed"
                 plural = entry.texts.get("msgid_plural")
                 source = message if plural is None or (key == "msgstr[0]" and self._forms != 1) else plural
-                found.append(Segment(f"{number}:{key[6:]}", source, target, state, context))
+                several = plural is not None and key != "msgstr[0]" and (self._forms or 3) > 2
+                ambiguous = several or times[message] > 1
+                found.append(Segment(f"{number}:{key[6:]}", source, target, state, context, ambiguous=ambiguous))
         return found
 
     def fill(self, id: str, target: str, *, draft: bool, note: str = "") -> None:
@@ -98,6 +101,13 @@ class Catalogue(Document):
         self._filled.setdefault(number, {})[key] = target
         was, notes = self._drafts.get(number, (False, []))
         self._drafts[number] = (was or draft, [*notes, *([note] if note else [])])
+
+    def _draft(self, number: int, entry: _Entry) -> bool:
+        """Whether a message is fuzzy: a form was filled with a draft, or was one and is not filled."""
+        if number not in self._drafts:
+            return entry.fuzzy
+        left = any(entry.texts.get(key) and key not in self._filled[number] for key in self._keys(entry))
+        return self._drafts[number][0] or (entry.fuzzy and left)
 
     def write(self) -> bytes:
         """As it was read, but for the entries that were filled in."""
@@ -120,7 +130,7 @@ class Catalogue(Document):
     def _rewritten(self, number: int, entry: _Entry) -> list[str]:
         """The lines of an entry that was filled in."""
         end = "\r\n" if self._lines[0].endswith("\r\n") else "\n"
-        draft, notes = self._drafts[number]
+        draft, notes = self._draft(number, entry), self._drafts[number][1]
         keys = self._keys(entry)
         spans = [entry.spans[key] for key in keys if key in entry.spans]
         begin, stop = min(first for first, _ in spans), max(last for _, last in spans)
@@ -174,6 +184,9 @@ def _entries(lines: Sequence[str], name: str) -> list[_Entry]:
         if text.startswith("#"):
             if any(one.startswith("msgstr") for one in entry.texts):
                 close(at)
+            if text.startswith("#~") and not entry.texts:
+                entry, key = _Entry(at + 1), ""  # what was said before is said of the obsolete message
+                continue
             if not entry.comments and entry.flags is None and not entry.previous and not entry.texts:
                 entry.begin = at
             _comment(entry, text, at)

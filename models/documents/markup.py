@@ -7,13 +7,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Self
 from xml.parsers import expat
-from xml.sax.saxutils import escape, quoteattr, unescape
+from xml.sax.saxutils import escape, quoteattr
 
 from kauli.models.documents.encoded import Encoding, decoded
 from kauli.models.errors import UsageError
 
 _TAG_END = re.compile(rb"""(?:[^>"']|"[^"]*"|'[^']*')*>""")
-_QUOTES = {"&quot;": '"', "&apos;": "'"}
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 @dataclass
@@ -35,9 +35,11 @@ class Element:
 
     def all(self, *names: str) -> list["Element"]:
         """The elements of these names below it, in their order."""
-        found = []
-        for one in self.children:
-            found += [one] * (one.name in names) + one.all(*names)
+        found, left = [], list(reversed(self.children))
+        while left:  # not by recursion: a file may nest thousands
+            one = left.pop()
+            found += [one] * (one.name in names)
+            left += reversed(one.children)
         return found
 
     def first(self, name: str) -> "Element | None":
@@ -65,19 +67,20 @@ class Markup:
     def text(self, element: Element) -> str:
         """What an element holds: plain text, or markup where it has elements inside."""
         inner = self.data[slice(*element.inner)].decode()
-        return inner if element.children else unescape(inner, _QUOTES)
+        return inner if element.children else _characters(inner)
 
     def spliced(self, edits: list[tuple[int, int, str]]) -> bytes:
         """The document with the bytes of each (begin, end) replaced by a text."""
-        out, at = b"", 0
+        out, at = list[bytes](), 0
         for begin, end, text in sorted(edits, key=lambda edit: edit[:2]):
-            out += self.data[at:begin] + text.encode()
+            out += [self.data[at:begin], text.encode()]
             at = end
-        return self._encoding.encode((out + self.data[at:]).decode(), self._name)
+        return self._encoding.encode(b"".join([*out, self.data[at:]]).decode(), self._name)
 
     def indent(self, element: Element) -> str:
         """The line end and the blanks before an element; "" where something else is before it."""
-        found = re.search(rb"\r?\n[ \t]*$", self.data[: element.begin])
+        line = self.data.rfind(b"\n", 0, element.begin)
+        found = re.fullmatch(rb"\r?\n[ \t]*", self.data[line - (self.data[line - 1 : line] == b"\r") : element.begin])
         return found[0].decode() if found else ""
 
     def start_tag(self, element: Element, **changes: str | None) -> tuple[int, int, str]:
@@ -93,7 +96,11 @@ class Markup:
 
 
 def written(text: str, *, markup: bool) -> str:
-    """A text as the content of an element; `markup`: elements in it are kept where they are well-formed."""
+    """A text as the content of an element; `markup`: elements in it are kept where they are well-formed.
+
+    Control characters, which XML cannot hold, are left out.
+    """
+    text = _CONTROL.sub("", text)
     if markup:
         try:
             _parsed(f"<r>{text}</r>".encode(), "")
@@ -101,6 +108,17 @@ def written(text: str, *, markup: bool) -> str:
             return escape(text)
         return text
     return escape(text)
+
+
+def _characters(inner: str) -> str:
+    """Well-formed content without elements as the text that it stands for."""
+    if "&" not in inner and "<" not in inner:
+        return inner
+    found = list[str]()
+    parser = expat.ParserCreate("utf-8")
+    parser.CharacterDataHandler = found.append
+    parser.Parse(f"<r>{inner}</r>".encode(), True)
+    return "".join(found)
 
 
 def _end_of_tag(data: bytes, begin: int) -> int:

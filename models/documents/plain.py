@@ -1,13 +1,11 @@
 """Plain text: a paragraph a segment. There is no place for a translation beside the text: it replaces it."""
 
-import re
 from collections.abc import Collection, Sequence
+from itertools import groupby
 from typing import ClassVar, Self
 
 from kauli.models.documents.document import Document, DocumentOptions, Segment
-from kauli.models.documents.encoded import Encoding, decoded
-
-_PARAGRAPH = re.compile(r"(?:[^\S\r\n]*\S[^\r\n]*(?:\r\n|\n|\r|$))+")
+from kauli.models.documents.encoded import Encoding, decoded, lines_of
 
 
 class Plain(Document):
@@ -27,14 +25,17 @@ class Plain(Document):
     def read(cls, data: bytes, name: str, options: DocumentOptions) -> Self:
         """Raises UsageError for bytes that are no text."""
         text, encoding = decoded(data, name, options.encoding)
-        pieces, places, at = list[str](), list[int](), 0
-        for match in _PARAGRAPH.finditer(text):
-            body = match[0].rstrip()
-            begin = match.start() + len(body) - len(body.lstrip())
-            pieces += [text[at:begin], text[begin : match.start() + len(body)]]
-            places.append(len(pieces) - 1)
-            at = match.start() + len(body)
-        return cls([*pieces, text[at:]], places, encoding, name)
+        pieces, places, kept = list[str](), list[int](), ""
+        for filled, lines in groupby(lines_of(text), lambda line: bool(line.strip())):
+            part = "".join(lines)
+            if filled:
+                body = part.strip()
+                begin = part.index(body)
+                pieces += [kept + part[:begin], body]
+                places.append(len(pieces) - 1)
+                part, kept = part[begin + len(body) :], ""
+            kept += part
+        return cls([*pieces, kept], places, encoding, name)
 
     @property
     def segments(self) -> Sequence[Segment]:

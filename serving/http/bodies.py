@@ -106,7 +106,7 @@ class JsonBody(Body):
             raise ApiError(415, text, "unsupported_media_type")
         if not isinstance(data, dict):
             raise ApiError(400, "the body must be a JSON object", "invalid_value")
-        _check_unicode(data)
+        check_unicode(data)
         read: dict[str, Any] = {}
         ignored: list[str] = []
         for name, value in data.items():
@@ -143,7 +143,7 @@ def _unserved(name: str, value: Any, harmless: Sequence[Any]) -> ApiError:
     return ApiError(400, f"{name}{shown} {verb} not served: leave it out{instead}", "unsupported_parameter", name)
 
 
-def _check_unicode(data: Any) -> None:
+def check_unicode(data: Any) -> None:
     """Raise ApiError for a text that is half a surrogate pair somewhere: JSON can write it, no encoding can."""
     waiting: list[tuple[Any, Any]] = [((), data)]  # (place of its parent, its name), and the value
     while waiting:

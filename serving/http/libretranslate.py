@@ -11,12 +11,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from kauli.models.errors import KauliError
-from kauli.models.languages import display_name
+from kauli.models.languages import check_tag, display_name
 from kauli.models.text.detection import detect
+from kauli.models.text.memory_pairs import short_tag
 from kauli.serving.backends import Backends
 from kauli.serving.events import Failed, Refused
 from kauli.serving.http.auth import check_body_key
-from kauli.serving.http.bodies import ApiError, check_limits
+from kauli.serving.http.bodies import ApiError, check_limits, check_unicode
 from kauli.serving.translation import Translator, languages_of, pairs_of
 
 MEMORY = "default"
@@ -46,7 +47,8 @@ def add_libretranslate(app: FastAPI, backends: Backends) -> None:
             found = await asyncio.to_thread(detect, " ".join(texts), served) if source == "auto" else []
             if source == "auto" and not found:
                 raise ApiError(400, "The language of q is not known: send source", "invalid_value")
-            spoken, names = found[0][0] if found else source, await _memories(backends, tenant)
+            spoken = found[0][0] if found else source
+            names = await _memories(backends, tenant, check_tag(spoken), check_tag(target))
             translator = await Translator.of(backends, "translate", spoken, target, names, tenant)
             drafts = await asyncio.gather(*(translator.draft(text) for text in texts))
         except (Refused, KauliError) as error:
@@ -85,13 +87,15 @@ def add_libretranslate(app: FastAPI, backends: Backends) -> None:
         ])  # fmt: skip
 
 
-async def _memories(backends: Backends, tenant: str) -> list[str]:
+async def _memories(backends: Backends, tenant: str, source: str, target: str) -> list[str]:
+    """The memory `default`, where it holds something in these languages."""
     if "memory" not in backends.workers:
         return []
-    found = await backends.memory().names(tenant)
+    found = await backends.memory().held(tenant, MEMORY)
     if isinstance(found, Failed):
         raise Refused(found)
-    return [name for name, _ in found if name == MEMORY]
+    asked = short_tag(source), short_tag(target)
+    return [MEMORY] if asked in found or asked[::-1] in found else []
 
 
 async def _fields(request: Request) -> dict[str, Any]:
@@ -100,7 +104,8 @@ async def _fields(request: Request) -> dict[str, Any]:
     if "json" in request.headers.get("content-type", ""):
         try:
             body = await request.json()
-        except ValueError:
+            check_unicode(body)
+        except (ValueError, RecursionError):
             return query
         return query | body if isinstance(body, dict) else query
     form = await request.form()

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
@@ -90,7 +89,12 @@ def add_translations(app: FastAPI, backends: Backends) -> None:
         document = await asyncio.to_thread(_opened, body, args.max_segments) if body.document else None
         sample = " ".join(texts) if document is None else " ".join(one.source for one in document.segments[:50])
         served = await asyncio.to_thread(languages_of, backends)
-        source = await asyncio.to_thread(source_of, body.source, sample, served)
+        said = (None, None) if document is None else document.languages
+        if said[1] and said[1].partition("-")[0] != check_tag(body.target).partition("-")[0]:
+            text = f"the document says that its translations are in '{said[1]}', not in '{body.target}'"
+            raise ApiError(400, text, "invalid_value", "target")
+        given = said[0] if said[0] and body.source == "auto" else body.source
+        source = await asyncio.to_thread(source_of, given, sample, served)
         translator = await Translator.of(
             backends, body.model, source, body.target, body.memories, tenant(request.scope)
         )
@@ -105,7 +109,7 @@ def add_translations(app: FastAPI, backends: Backends) -> None:
         found = await translator.document(document, only_missing=body.only_missing)
         segments = [{"id": one.id, "source": one.source} | _shown(found[one.id])
                     for one in document.segments if one.id in found]  # fmt: skip
-        content = base64.b64encode(document.write()).decode()
+        content = base64.b64encode(await asyncio.to_thread(document.write)).decode()
         judged = translator.judged(document, found)
         answer |= {"certificate": asdict(judged)} if judged else {}
         answer |= {
@@ -128,6 +132,7 @@ def add_translations(app: FastAPI, backends: Backends) -> None:
     @app.post("/v1/memory")
     async def add(body: MemoryRequest, request: Request) -> dict[str, Any]:
         """Add confirmed pairs and terms; they count at the next request."""
+        check_limits(("pairs", len(body.pairs), "max_segments", args.max_segments))
         tags = check_tag(body.source), check_tag(body.target)
         pairs = [Confirmed(one.source, one.target, *tags, one.origin, one.kind) for one in body.pairs]
         ids = _allowed(await backends.memory().add(tenant(request.scope), body.memory, pairs))
@@ -174,7 +179,7 @@ def _opened(body: TranslateRequest, most: int) -> Document:
     assert asked is not None
     try:
         content = base64.b64decode(asked.content, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # binascii.Error, and letters that are none of ASCII
         raise ApiError(400, f"document.content is not base64: {error}", "invalid_value", "document.content") from None
     options = DocumentOptions(
         None if body.source == "auto" else check_tag(body.source), check_tag(body.target), asked.encoding,

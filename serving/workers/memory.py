@@ -105,6 +105,15 @@ class MemoryWorker:
         return await self._run(lambda: [(name, opened(name).languages()) for name in self._memories.names(tenant)])
 
     @refusable
+    async def held(self, tenant: str, name: str) -> dict[tuple[str, str], int]:
+        """How many pairs a memory has by its languages; none where it is not there."""
+
+        def found() -> dict[tuple[str, str], int]:
+            return self._memories.open(tenant, name).languages() if name in self._memories.names(tenant) else {}
+
+        return await self._run(found)
+
+    @refusable
     async def states(self, tenant: str, names: Sequence[str]) -> list[str]:
         """What differs after every change of these memories."""
         return await self._run(lambda: [self._memories.open(tenant, name).state() for name in names])

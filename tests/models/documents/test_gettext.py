@@ -55,8 +55,8 @@ def test_what_a_catalogue_holds() -> None:
         Segment("1:", "_Open", "", "missing", "menu | for the menu"),
         Segment("2:", "New %s\n", "Alt %s\n", "draft"),
         Segment("3:[0]", "%d file"),
-        Segment("3:[1]", "%d files"),
-        Segment("3:[2]", "%d files"),  # the header's number of forms
+        Segment("3:[1]", "%d files", ambiguous=True),  # two forms of one text
+        Segment("3:[2]", "%d files", ambiguous=True),  # the header's number of forms
         Segment("4:", 'A long one in "two" lines', "done", "confirmed"),
     ]
 

@@ -82,7 +82,7 @@ def test_an_unknown_format_names_the_known_ones() -> None:
         ("50% of it", "50% ከ", []),
         ("Hello {name}", "ሰላም {nome}", ["{name} is missing", "{nome} is not in the source"]),
         ("<b>x</b> &amp;", "<b>y</b> &amp;", []),
-        ("<b>x</b>", "<b>y", ["</b> is missing"]),
+        ("<b>x</b>", "<b>y", ["</b> is missing", "its tags are not in order"]),
         ("%(n)s %PRODUCTNAME ${a} {{b}}", "%(n)s %PRODUCTNAME ${a} {{b}}", []),
         ("_File", "ፋይል", ["the accelerator _ is missing"]),
         ("~File", "ፋይል(~F)", []),
