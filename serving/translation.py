@@ -151,6 +151,7 @@ class Translator:
                 if key not in texts:
                     texts[key] = asyncio.ensure_future(ask(segment))
                 found = await texts[key]
+            document.check_text(found.text)  # of the first draft that cannot be written, not of the last
             if segment.ambiguous and found.mark == "exact":
                 found = replace(found, mark="fuzzy", reasons=("the same text has several translations here",))
             drafts[segment.id] = found

@@ -4,7 +4,7 @@ Heavy imports are inside the functions, so that `kauli --help` answers at once.
 """
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,11 +187,18 @@ def _read(
         return _read_data(name, source, target, kind)
     from kauli.models.documents.document import DocumentOptions
     from kauli.models.documents.table import open_document
+    from kauli.models.text.memory_import import imported
+    from kauli.models.text.memory_pairs import short_tag
 
     if columns is not None and len(columns) != 2:
         raise UsageError(f"--columns {','.join(columns)}: give two, the source's and the target's")
+    data = path.read_bytes()
+    if columns is None and (pairs := imported(data, path.name)) is not None:
+        kept = [one for one in pairs if all(tag is None or short_tag(tag) == short_tag(own) for tag, own in (
+            (source, one.source_language), (target, one.target_language)))]  # fmt: skip
+        return [replace(one, kind=kind) if kind == "term" else one for one in kept], len(pairs) - len(kept)
     options = DocumentOptions(source, target, columns=columns and (columns[0], columns[1]))
-    document = open_document(path.read_bytes(), path.name, options)
+    document = open_document(data, path.name, options)
     own, other = document.languages
     into = _language(path.name, "--to", target, other)
     out_of = _language(path.name, "--from", source, own)

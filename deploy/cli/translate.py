@@ -225,10 +225,15 @@ def _document_path(what: str, form: str | None) -> Path | None:
     try:
         if Path(what).is_file():
             return Path(what)
+        if Path(what).is_dir():
+            raise UsageError(f"{what} is a folder: name one file, or quote a longer text")
     except (OSError, ValueError):  # a text that is too long for a name
         return None
     known = [suffix for one in FORMATS for suffix in suffixes(one)]
-    if form is not None or (re.fullmatch(r"\S+", what) and what.lower().endswith(tuple(known))):
+    is_name = re.fullmatch(r"\S+", what) and (
+        what.lower().endswith(tuple(known)) or re.fullmatch(r"(?!\w+://).*[/\\][^/\\]+\.\w{1,8}", what)
+    )
+    if form is not None or is_name:
         raise UsageError(f"there is no file {what}")
     return None
 

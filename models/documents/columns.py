@@ -3,19 +3,23 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from kauli.models.documents.document import Document, DocumentOptions, Segment
+from kauli.models.documents.document import Document, DocumentOptions, Segment, State
 from kauli.models.documents.encoded import Encoding, decoded, lines_of
-from kauli.models.errors import UsageError, nearest
+from kauli.models.errors import UsageError, nearest, whole
 
 SOURCES = ("source", "text", "english", "en", "original", "input", "src")
 """Columns that are taken for the text where none is named."""
 TARGETS = ("target", "translation", "translated", "output", "tgt")
 _MIDDLE = "{name} row {number}: a quote in the middle of a cell: put the cell in quotes, and double its own"
+_BLANK = re.compile(r"[ \t\r\n]*")
 _CONTEXTS = ("context", "comment", "id", "key")
+_STATE = "kauli_state"
+"""The column that says `draft` beside a translation which nobody confirmed."""
 
 
 @dataclass
@@ -25,6 +29,7 @@ class _Row:
     raw: str
     cells: dict[str, str]
     filled: str | None = None
+    draft: bool = False
 
 
 class _Table(Document):
@@ -45,16 +50,24 @@ class _Table(Document):
             context = " | ".join(
                 row.cells[name] for name in self._columns if name.lower() in _CONTEXTS and row.cells.get(name)
             )
+            draft = row.draft or (row.filled is None and row.cells.get(_STATE, "").strip() == "draft")
             if (source := row.cells.get(self._source, "")).strip():
-                state = "confirmed" if target.strip() else "missing"
-                found.append(Segment(str(number), source, target, state, context))  # type: ignore[arg-type]
+                state: State = "missing" if not target.strip() else "draft" if draft else "confirmed"
+                found.append(Segment(str(number), source, target, state, context))
         return found
 
     def fill(self, id: str, target: str, *, draft: bool, note: str = "") -> None:
-        """Tables have no place for a mark."""
+        """A draft has the word `draft` in the column `kauli_state`, which is added where there is none."""
         if not id.isdecimal() or int(id) >= len(self._rows):
             raise KeyError(id)
-        self._rows[int(id)] = replace(self._rows[int(id)], filled=target)
+        self._rows[int(id)] = replace(self._rows[int(id)], filled=target, draft=draft)
+
+    def _changes(self, row: _Row) -> dict[str, str]:
+        """Column -> its new text, for a row that was filled in."""
+        if row.filled is None:
+            return {}
+        marked = row.draft or bool(row.cells.get(_STATE))
+        return {self._target: row.filled} | ({_STATE: "draft" if row.draft else ""} if marked else {})
 
 
 def _chosen(columns: Sequence[str], options: DocumentOptions, name: str) -> tuple[str, str]:
@@ -105,25 +118,26 @@ class Delimited(_Table):
 
     def write(self) -> bytes:
         """A column for the translations is added where there is none; all other cells keep their bytes."""
-        new = self._target not in self._columns and any(row.filled is not None for row in self._rows)
-        place = len(self._columns) if new else self._columns.index(self._target) if self._target in self._columns else 0
-        out = [self._with(self._head, place, self._target) if new else self._head]
-        for row in self._rows:
-            if row.cells and (new or row.filled is not None):
-                out.append(self._with(row.raw, place, row.filled or ""))
-            else:
-                out.append(row.raw)
+        changes = [self._changes(row) for row in self._rows]
+        new = [one for one in (self._target, _STATE) if one not in self._columns and any(one in row for row in changes)]
+        columns = [*self._columns, *new]
+        out = [self._with(self._head, {one: one for one in new}, columns)]
+        for row, changed in zip(self._rows, changes, strict=True):
+            out.append(self._with(row.raw, dict.fromkeys(new, "") | changed, columns) if row.cells else row.raw)
         return self._encoding.encode("".join(out), self._name)
 
-    def _with(self, raw: str, place: int, cell: str) -> str:
-        """A record with another text in one of its cells, or with one more cell."""
+    def _with(self, raw: str, changed: dict[str, str], columns: Sequence[str]) -> str:
+        """A record with other texts in some of its cells, or with more cells."""
+        if not changed:
+            return raw
         body, cells = raw.rstrip("\r\n"), _split(raw, self._delimiter)
-        out = io.StringIO()
-        csv.writer(out, delimiter=self._delimiter, lineterminator="\r\n").writerow(
-            [cell]
-        )  # else it quotes no line ends
-        written = out.getvalue()[:-2] if cell else ""
-        return self._delimiter.join([*cells[:place], written, *cells[place + 1 :]]) + raw[len(body) :]
+        cells += [""] * (len(columns) - len(cells))
+        for column, text in changed.items():
+            out = io.StringIO()
+            # Another line end, and it would quote no line ends
+            csv.writer(out, delimiter=self._delimiter, lineterminator="\r\n").writerow([text])
+            cells[columns.index(column)] = out.getvalue()[:-2] if text else ""
+        return self._delimiter.join(cells) + raw[len(body) :]
 
     _delimiter = ","
 
@@ -148,7 +162,8 @@ class JsonLines(_Table):
                     raise UsageError(f"{name} line {number}: no JSON: {error}") from None
                 if not isinstance(cells, dict):
                     raise UsageError(f'{name} line {number}: a JSON object is needed, such as {{"source": "..."}}')
-            texts = {key: value for key, value in cells.items() if isinstance(value, str)}
+            texts = {key: whole(value, f"{name} line {number}, '{key}'") for key, value in cells.items()
+                     if isinstance(value, str)}  # fmt: skip
             columns |= dict.fromkeys(texts)
             rows.append(_Row(line, texts))
         if not columns:
@@ -156,15 +171,31 @@ class JsonLines(_Table):
         return cls("", list(columns), rows, _chosen(list(columns), options, name), encoding, name)
 
     def write(self) -> bytes:
-        """Lines that are not filled in keep their bytes."""
-        out = []
-        for row in self._rows:
-            if row.filled is None:
-                out.append(row.raw)
-                continue
-            end = row.raw[len(row.raw.rstrip("\r\n")) :]
-            out.append(json.dumps(json.loads(row.raw) | {self._target: row.filled}, ensure_ascii=False) + end)
-        return self._encoding.encode("".join(out), self._name)
+        """All but the values that were filled in keep their bytes."""
+        out = "".join(_with_values(row.raw, self._changes(row)) for row in self._rows)
+        return self._encoding.encode(out, self._name)
+
+
+def _with_values(raw: str, changed: dict[str, str]) -> str:
+    """A JSON object with other values, or more keys at its end."""
+    decoder, places = json.JSONDecoder(), dict[str, tuple[int, int]]()
+    at = raw.index("{") + 1
+    while changed and raw[at := _BLANK.match(raw, at).end()] != "}":  # type: ignore[union-attr] - it matches nothing too
+        key, at = decoder.raw_decode(raw, at)
+        at = _BLANK.match(raw, raw.index(":", at) + 1).end()  # type: ignore[union-attr]
+        _, end = decoder.raw_decode(raw, at)
+        places[key] = (at, end)  # of a key that stands twice, the last counts
+        at = _BLANK.match(raw, end).end()  # type: ignore[union-attr]
+        at += raw[at] == ","
+    edits = [(*places[key], json.dumps(text, ensure_ascii=False)) for key, text in changed.items() if key in places]
+    new = {key: text for key, text in changed.items() if key not in places}
+    if new:
+        last = max((end for _, end in places.values()), default=raw.index("{") + 1)
+        comma = ", " if places else ""
+        edits.append((last, last, comma + json.dumps(new, ensure_ascii=False)[1:-1]))
+    for begin, end, text in sorted(edits, reverse=True):
+        raw = raw[:begin] + text + raw[end:]
+    return raw
 
 
 def _delimiter(text: str) -> str:

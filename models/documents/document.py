@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
+from kauli.models.documents.encoded import Encoding
+
 State = Literal["missing", "draft", "confirmed"]
 
 
@@ -55,6 +57,13 @@ class Document(ABC):
     """Its name in `kauli.models.documents.table.FORMATS`."""
     suffixes: ClassVar[tuple[str, ...]]
     """Of file names, in small letters, such as ".po"."""
+    _encoding: Encoding = Encoding()
+    """What it is written in; XML can write any character in any encoding."""
+    _name: str = ""
+
+    def check_text(self, text: str) -> None:
+        """Raise UsageError for a translation that the document's encoding cannot hold."""
+        self._encoding.encode(text, self._name)
 
     @classmethod
     @abstractmethod

@@ -88,10 +88,16 @@ class Elan(Annotations):
         indent = self._markup.indent(self._tier) or "\n    "
         kept = {key: value for key, value in self._tier.attributes.items() if key not in ("TIER_ID", "LANG_REF")}
         lines = [f"{indent}<TIER{_written({**kept, 'TIER_ID': self._new})}>"]
+        before = dict[str | None, str]()  # of annotations that share another one: the last that was written
         for number, (id, text) in enumerate(self._filled.items(), 1):
             one = self._annotations[id]
             own = next(f"k{number}-{turn}" for turn in range(1000) if f"k{number}-{turn}" not in taken)
-            kept = {key: value for key, value in one.attributes.items() if key not in ("ANNOTATION_ID", "CVE_REF")}
+            kept = {key: value for key, value in one.attributes.items()
+                    if key not in ("ANNOTATION_ID", "CVE_REF", "PREVIOUS_ANNOTATION")}  # fmt: skip
+            shared = one.attributes.get("ANNOTATION_REF")
+            if "PREVIOUS_ANNOTATION" in one.attributes and shared in before:
+                kept["PREVIOUS_ANNOTATION"] = before[shared]
+            before[shared] = own
             lines.append(
                 f"{indent}    <ANNOTATION><{one.name}{_written({**kept, 'ANNOTATION_ID': own})}>"
                 f"<ANNOTATION_VALUE>{written(text, markup=False)}</ANNOTATION_VALUE></{one.name}></ANNOTATION>"

@@ -22,16 +22,16 @@ class Encoding:
     mark: bytes = b""
     """The byte order mark before them."""
 
-    def encode(self, text: str, where: str) -> bytes:
-        """The bytes of a text. Raises UsageError where the encoding lacks a character."""
+    def encode(self, text: str, where: str, lacking: str = "strict") -> bytes:
+        """The bytes of a text; `lacking` as `errors` of `str.encode`. Raises UsageError where it lacks a character."""
         try:
-            return self.mark + text.encode(self.name)
+            return self.mark + text.encode(self.name, lacking)
         except UnicodeEncodeError as error:
             if error.start >= len(text):  # of a codec that is none for documents
                 raise UsageError(f"{where}: its encoding {self.name} can't be written: save it as UTF-8") from None
-            lacking = text[error.start]
+            sign = text[error.start]
             raise UsageError(
-                f"{where}: its encoding {self.name} has no '{lacking}' (U+{ord(lacking):04X}): save it as UTF-8 first"
+                f"{where}: its encoding {self.name} has no '{sign}' (U+{ord(sign):04X}): save it as UTF-8 first"
             ) from None
 
 
@@ -41,6 +41,10 @@ def decoded(data: bytes, where: str, encoding: str | None) -> tuple[str, Encodin
     Raises UsageError for an unknown encoding, bytes that are none of its text, and NUL characters.
     """
     mark, found = next(((mark, name) for mark, name in _MARKS if data.startswith(mark)), (b"", encoding or "utf-8"))
+    if not mark and (plain := found.lower().replace("-", "").replace("_", "")) in ("utf16", "utf32", "utf8sig"):
+        # These would add a mark when written; without one the order of bytes shows in the first character
+        order = "-be" if data[:1] == b"\0" else "-le"
+        found = "utf-8" if plain == "utf8sig" else f"utf-{plain[3:]}{order}"
     try:
         text = data[len(mark) :].decode(found)
     except UnicodeDecodeError as error:

@@ -44,8 +44,11 @@ class Catalogue(Document):
     format = "po"
     suffixes = (".po", ".pot")
 
-    def __init__(self, lines: list[str], entries: list[_Entry], encoding: Encoding, name: str) -> None:
+    def __init__(
+        self, lines: list[str], entries: list[_Entry], encoding: Encoding, name: str, target: str | None
+    ) -> None:
         self._lines, self._entries, self._encoding, self._name = lines, entries, encoding, name
+        self._tag = target
         header = next((one for one in entries if one.texts.get("msgid") == "" and "msgctxt" not in one.texts), None)
         self._header = header.texts.get("msgstr", "") if header else ""
         found = re.search(r"nplurals\s*=\s*(\d{1,2})", self._header)
@@ -60,7 +63,7 @@ class Catalogue(Document):
         declared = charset[1].decode() if charset and charset[1] != b"CHARSET" else None
         text, encoding = decoded(data, name, options.encoding or declared)
         lines = lines_of(text)
-        return cls(lines, _entries(lines, name), encoding, name)
+        return cls(lines, _entries(lines, name), encoding, name, options.target)
 
     @property
     def languages(self) -> tuple[str | None, str | None]:
@@ -114,12 +117,22 @@ class Catalogue(Document):
         out: list[str] = []
         at = 0
         for number, entry in enumerate(self._entries):
+            if self._filled and entry.texts["msgid"] == "" and "msgctxt" not in entry.texts:
+                out += self._lines[at : entry.begin]
+                out += [self._in_header(line) for line in self._lines[entry.begin : entry.end]]
+                at = entry.end
             if number in self._filled:
                 out += self._lines[at : entry.begin]
                 out += self._rewritten(number, entry)
                 at = entry.end
         out += self._lines[at:]
         return self._encoding.encode("".join(out), self._name)
+
+    def _in_header(self, line: str) -> str:
+        """A line of the header with what a template leaves open: the language and the encoding."""
+        if self._tag and self.languages[1] is None:
+            line = re.sub(r'"Language:\s*(?=\\n")', lambda _: f'"Language: {self._tag.replace("-", "_")}', line)
+        return line.replace("charset=CHARSET", f"charset={self._encoding.name.upper()}")
 
     def _keys(self, entry: _Entry) -> list[str]:
         if "msgid_plural" not in entry.texts:

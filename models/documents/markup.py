@@ -51,7 +51,7 @@ class Markup:
     """An XML document and the edits to it."""
 
     def __init__(self, data: bytes, root: Element, encoding: Encoding, name: str) -> None:
-        self.data, self.root, self._encoding, self._name = data, root, encoding, name
+        self.data, self.root, self._form, self._name = data, root, encoding, name
 
     @classmethod
     def read(cls, data: bytes, name: str, root: str, encoding: str | None = None) -> Self:
@@ -75,7 +75,7 @@ class Markup:
         for begin, end, text in sorted(edits, key=lambda edit: edit[:2]):
             out += [self.data[at:begin], text.encode()]
             at = end
-        return self._encoding.encode(b"".join([*out, self.data[at:]]).decode(), self._name)
+        return self._form.encode(b"".join([*out, self.data[at:]]).decode(), self._name, "xmlcharrefreplace")
 
     def indent(self, element: Element) -> str:
         """The line end and the blanks before an element; "" where something else is before it."""

@@ -33,17 +33,19 @@ class SubRip(Plain):
             )
         pieces, places, at = list[str](), list[int](), 0
         for time, following in zip(times, [*(one.start() for one in times[1:]), len(text)], strict=False):
-            body = re.match(r"(?:[^\S\r\n]*\S[^\r\n]*(?:\r\n|\n|\r|$))*", text[time.end() : following])
-            assert body is not None  # it matches an empty text
-            spoken = body[0].rstrip()
-            if body.end() == following - time.end() and following < len(text):  # no empty line before the next cue
-                spoken = re.sub(r"(?:^|[\r\n]+)[^\S\r\n]*\d+$", "", spoken)  # whose number this is
+            spoken = cls._spoken(text[time.end() : following], following == len(text))
             if not spoken:
                 continue
             pieces += [text[at : time.end()], spoken]
             places.append(len(pieces) - 1)
             at = time.end() + len(spoken)
         return cls([*pieces, text[at:]], places, encoding, name)
+
+    @classmethod
+    def _spoken(cls, body: str, last: bool) -> str:
+        """The text of a cue, of all that stands before the next one's times: it may hold empty lines."""
+        body = body.rstrip()
+        return body if last else re.sub(r"(?:^|[\r\n]+)[^\S\r\n]*\d+$", "", body).rstrip()  # the next one's number
 
     @property
     def segments(self) -> Sequence[Segment]:
@@ -68,6 +70,15 @@ class WebVtt(SubRip):
     format = "vtt"
     suffixes = (".vtt",)
     begins = "WEBVTT"
+
+    @classmethod
+    def _spoken(cls, body: str, last: bool) -> str:
+        """An empty line ends a cue: what follows may be a note, or the next cue's name."""
+        found = re.match(r"(?:[^\S\r\n]*\S[^\r\n]*(?:\r\n|\n|\r|$))*", body)
+        assert found is not None  # it matches an empty text
+        if found.end() == len(body) and not last:
+            return super()._spoken(body, last)
+        return found[0].rstrip()
 
 
 def _wrapped(text: str, lines: int) -> list[str]:

@@ -60,7 +60,7 @@ class Tmx(Document):
         found = []
         for number, (first, second) in enumerate(self._units):
             target = self._text(second) if second is not None else ""
-            draft = second is not None and _DRAFT.encode() in self._markup.data[slice(*second.inner)]
+            draft = second is not None and any(self._is_mark(one) for one in second.all("prop"))
             state: State = "missing" if not target.strip() else "draft" if draft else "confirmed"
             if number in self._filled:
                 target, draft = self._filled[number]
@@ -82,15 +82,25 @@ class Tmx(Document):
             mark = _DRAFT if draft else ""
             segment = first.first("seg")
             content = written(text, markup=bool(segment and segment.children))
-            body = f"{mark}<seg>{content}</seg>"
-            if second is None:
-                new = f'<tuv xml:lang="{self._tags[1]}">{body}</tuv>'
-                edits.append((first.end, first.end, self._markup.indent(first) + new))
+            if second is None or second.closed:
+                new = f'<tuv xml:lang="{self._tags[1]}">{mark}<seg>{content}</seg></tuv>'
+                at = (first.end, first.end) if second is None else (second.begin, second.end)
+                edits.append((*at, self._markup.indent(first) * (second is None) + new))
+                continue
+            there = [one for one in second.children if one.name == "prop" and self._is_mark(one)]
+            own = second.first("seg")
+            if own is None:
+                edits.append((second.inner[1], second.inner[1], f"{mark * (not there)}<seg>{content}</seg>"))
             else:
-                kept = [one for one in second.children if one.name not in ("seg", "prop")]
-                others = "".join(self._markup.data[one.begin : one.end].decode() for one in kept)
-                edits.append((*second.inner, others + body))
+                edits.append((own.begin, own.end, f"<seg>{content}</seg>") if own.closed else (*own.inner, content))
+                if draft and not there:
+                    edits.append((own.begin, own.begin, mark))
+            if not draft:
+                edits += [(one.begin, one.end, "") for one in there]
         return self._markup.spliced(edits)
+
+    def _is_mark(self, one: Element) -> bool:
+        return one.attributes.get("type") == "x-kauli" and self._markup.text(one) == "draft"
 
     def _text(self, variant: Element) -> str:
         segment = variant.first("seg")

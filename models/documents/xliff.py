@@ -6,6 +6,7 @@ from typing import Self
 
 from kauli.models.documents.document import Document, DocumentOptions, Segment, State
 from kauli.models.documents.markup import Element, Markup, written
+from kauli.models.errors import UsageError
 from kauli.models.languages import check_tag
 
 _DRAFTS = ("needs-review-translation", "needs-translation", "needs-adaptation", "needs-l10n", "new",
@@ -22,6 +23,7 @@ class _Unit:
     source: Element
     target: Element | None
     context: str
+    limit: int | None
 
 
 class Xliff(Document):
@@ -30,25 +32,33 @@ class Xliff(Document):
     format = "xliff"
     suffixes = (".xlf", ".xliff")
 
-    def __init__(self, markup: Markup, units: list[_Unit], two: bool) -> None:
-        self._markup, self._units, self._two = markup, units, two
+    def __init__(self, markup: Markup, units: list[_Unit], two: bool, target: str | None) -> None:
+        self._markup, self._units, self._two, self._target = markup, units, two, target
         self._filled: dict[str, tuple[str, bool]] = {}
 
     @classmethod
     def read(cls, data: bytes, name: str, options: DocumentOptions) -> Self:
-        """Raises UsageError for broken XML, and XML that is no XLIFF."""
+        """Raises UsageError for broken XML, for XML that is no XLIFF, and for files in several languages."""
         markup = Markup.read(data, name, "xliff", options.encoding)
         two = not markup.root.attributes.get("version", "1.2").startswith("1")
+        pairs = {(one.attributes.get("source-language"), one.attributes.get("target-language"))
+                 for one in markup.root.all("file")}  # fmt: skip
+        if not two and len(pairs) > 1:
+            told = ", ".join(sorted(f"{source} to {target}" for source, target in pairs))
+            raise UsageError(f"{name} holds files in several languages ({told}): write a file for each pair")
         units = []
         for place, element in enumerate(markup.root.all("segment" if two else "trans-unit")):
             around = element.parent if two and element.parent is not None else element
             source = element.first("source")
-            if source is None or "no" in (element.attributes.get("translate"), around.attributes.get("translate")):
+            if source is None or _stays(element):
                 continue
+            width = element.attributes.get("maxwidth", "")
+            counts = element.attributes.get("size-unit") == "char" and width.isdecimal()
             notes = [markup.text(one) for one in around.all("note")]
             own = f"{place}:{around.attributes.get('id', '')}"
-            units.append(_Unit(own, element, source, element.first("target"), " | ".join(notes)))
-        return cls(markup, units, two)
+            limit = int(width) if counts else None
+            units.append(_Unit(own, element, source, element.first("target"), " | ".join(notes), limit))
+        return cls(markup, units, two, options.target)
 
     @property
     def languages(self) -> tuple[str | None, str | None]:
@@ -70,7 +80,8 @@ class Xliff(Document):
             if unit.id in self._filled:
                 target, draft = self._filled[unit.id]
                 state = "draft" if draft else "confirmed"
-            found.append(Segment(unit.id, self._markup.text(unit.source), target, state, unit.context))
+            text = self._markup.text(unit.source)
+            found.append(Segment(unit.id, text, target, state, unit.context, limit=unit.limit))
         return found
 
     def fill(self, id: str, target: str, *, draft: bool, note: str = "") -> None:
@@ -95,7 +106,7 @@ class Xliff(Document):
                 tag = f"{self._prefix(unit)}target"
                 attribute = f' state="{state}"' if state else ""
                 new = f"<{tag}{attribute}>{content}</{tag}>"
-                at = unit.source.end
+                at = (unit.element.first("seg-source") or unit.source).end
                 edits.append(
                     (at, at, self._markup.indent(unit.source) + new) if unit.target is None
                     else (unit.target.begin, unit.target.end, new)
@@ -104,6 +115,8 @@ class Xliff(Document):
                 edits.append((*unit.target.inner, content))
                 if state:
                     edits.append(self._markup.start_tag(unit.target, state=state))
+        if edits and self._two and self._target and "trgLang" not in self._markup.root.attributes:
+            edits.append(self._markup.start_tag(self._markup.root, trgLang=self._target))  # which targets need
         return self._markup.spliced(edits)
 
     def _prefix(self, unit: _Unit) -> str:
@@ -118,3 +131,13 @@ class Xliff(Document):
             )
         state = unit.target.attributes.get("state") if unit.target is not None else None
         return state in _DRAFTS or (state is None and unit.element.attributes.get("approved") == "no")
+
+
+def _stays(element: Element) -> bool:
+    """Whether an element is not translated: the nearest `translate` counts, of itself or of what it is in."""
+    one: Element | None = element
+    while one is not None:
+        if (said := one.attributes.get("translate")) is not None:
+            return said == "no"
+        one = one.parent
+    return False

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class MemoryWorker:
-    """The memories of a storage, one thread for all requests: a search takes some milliseconds.
+    """The memories of a storage: one thread for all searches, which take some milliseconds, one for additions.
 
     Each method names the tenant first, and reaches the memories of this tenant alone.
     """
@@ -29,6 +29,7 @@ class MemoryWorker:
         self._memories = Memories(args.storage, embedder)
         # OpenMP keeps the number of threads by thread: several of them cost a single text more than they save
         self._thread = ThreadPoolExecutor(1, "memory", initializer=torch.set_num_threads, initargs=(1,))
+        self._adding = ThreadPoolExecutor(1, "memory-add", initializer=torch.set_num_threads, initargs=(1,))
         self._stopped = False
 
     def alive(self) -> bool:
@@ -47,6 +48,7 @@ class MemoryWorker:
         """Stop."""
         self._stopped = True
         self._thread.shutdown(wait=False, cancel_futures=True)
+        self._adding.shutdown(wait=False, cancel_futures=True)
 
     async def adapters(self) -> list[dict[str, Any]]:
         """None: memories belong to no adapter."""
@@ -76,14 +78,17 @@ class MemoryWorker:
                     terms.setdefault(term.source.casefold(), term)
             turns = [(one.score < 100, turn, place, one) for place, those in enumerate(found)
                      for turn, one in enumerate(those)]  # fmt: skip
-            return [one for *_, one in sorted(turns, key=lambda turn: turn[:3])][:limit], list(terms.values())
+            once = dict[tuple[str, str], Match]()  # a pair that several memories have is shown once
+            for *_, one in sorted(turns, key=lambda turn: turn[:3]):
+                once.setdefault((one.source, one.target), one)
+            return list(once.values())[:limit], list(terms.values())
 
         return await self._run(find)
 
     @refusable
     async def add(self, tenant: str, name: str, pairs: Sequence[Confirmed], create: bool = True) -> list[str]:
         """See `Memory.add`; a memory that is not there is made."""
-        return await self._run(lambda: self._memories.open(tenant, name, create=create).add(pairs))
+        return await self._run(lambda: self._memories.open(tenant, name, create=create).add(pairs), self._adding)
 
     @refusable
     async def remove(self, tenant: str, name: str, ids: Sequence[str]) -> int:
@@ -123,10 +128,10 @@ class MemoryWorker:
         """See `Memories.delete`."""
         await self._run(lambda: self._memories.delete(tenant, name))
 
-    async def _run(self, call: Callable[[], T]) -> T:
-        """The result of a call in the worker's thread; a user's mistake is Refused."""
+    async def _run(self, call: Callable[[], T], thread: ThreadPoolExecutor | None = None) -> T:
+        """The result of a call in a thread of the worker, by default that of searches; a user's mistake is Refused."""
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+            return await asyncio.get_running_loop().run_in_executor(thread or self._thread, call)
         except UsageError as error:
             raise Refused(Failed(400, str(error), "invalid_value", "memory")) from None
         except KauliError as error:

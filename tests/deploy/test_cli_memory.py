@@ -149,3 +149,31 @@ def test_a_mistake_is_one_message_and_changes_nothing(store: Path, message: str,
     assert (store / "main.tmx").read_text() == "an older export"
     assert len(listed("main")) == 1
     assert [row["memory"] for row in listed()] == ["main"]
+
+
+@pytest.mark.parametrize("name", ["out.tmx", "out.csv", "out.jsonl"])
+def test_an_export_is_added_again_with_its_languages_and_kinds(store: Path, name: str) -> None:
+    add("main", "--pair", "Open <b>%s</b>", "ክፈት <b>%s</b>", "--from", "en", "--to", "am")
+    add("main", "--pair", "car", "gari", "--from", "en", "--to", "sw")
+    add("main", "--pair", "file", "ፋይል", "--from", "en", "--to", "am", "--glossary")
+    assert run("memory", "export", "main", "--out", str(store / name)).exit_code == 0
+    assert add("again", str(store / name)) == {"memory": "again", "added": 3, "left_out": 0, "total": 3}
+    kept = ("source", "target", "source_language", "target_language", "kind", "origin")
+    assert [[row[key] for key in kept] for row in listed("again")] == [
+        [row[key] for key in kept] for row in listed("main")
+    ]
+    assert add("swahili", str(store / name), "--to", "sw")["left_out"] == 2
+
+
+def test_drafts_of_a_table_are_no_memory(store: Path) -> None:
+    (store / "a.csv").write_text("en,am,kauli_state\ncar,መኪና,draft\nhouse,ቤት,\n", encoding="utf-8")
+    found = add("main", str(store / "a.csv"), "--columns", "en,am", "--from", "en", "--to", "am")
+    assert (found["added"], found["left_out"]) == (1, 1)
+
+
+def test_of_a_text_with_several_translations_none_is_added(store: Path) -> None:
+    opened = [f'msgctxt "{one}"\nmsgid "Open"\nmsgstr "{text}"\n\n' for one, text in (("a", "ክፈት"), ("b", "ክፍት"))]
+    text = "".join(opened) + 'msgid "Car"\nmsgstr "መኪና"\n'
+    (store / "a.po").write_text(text, encoding="utf-8")
+    found = add("main", str(store / "a.po"), "--from", "en", "--to", "am")
+    assert (found["added"], found["left_out"]) == (1, 2)

@@ -178,12 +178,17 @@ def test_a_killed_command_loses_nothing_and_leaves_no_half_of_a_file(home: Path)
         (["empty.txt", "--to", "am", "--from", "en"], "has nothing to translate"),
         (["latin.txt", "--to", "am", "--from", "en"], "byte 0xe4 is no utf-8: name its encoding with --encoding"),
         (["bomb.xlf", "--to", "am", "--from", "en"], "it declares entities"),
+        (["folder", "--to", "am", "--from", "en"], "folder is a folder: name one file"),
+        (["folder/missing.docx", "--to", "am", "--from", "en"], "there is no file folder/missing.docx"),
+        (["app.po", "--to", "am", "--from", "en", "--out", "folder"], "--out folder is a folder: name a file"),
+        (["app.po", "--to", "am", "--from", "en", "--out", "no/a.po"], "--out no/a.po is in no folder that is there"),
     ],
 )
 def test_what_is_refused_in_one_line(
     home: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.chdir(home)
+    (home / "folder").mkdir()
     (home / "wrong.po").write_text("hello\n")
     (home / "french.po").write_text('msgid ""\nmsgstr "Language: fr\\n"\n\nmsgid "a"\nmsgstr ""\n')
     (home / "english.txt").write_text(ENGLISH * 3)
@@ -193,3 +198,19 @@ def test_what_is_refused_in_one_line(
     files = {one.name: one.read_bytes() for one in home.iterdir() if one.is_file()}
     fails(2, message, "translate", *words)
     assert {one.name: one.read_bytes() for one in home.iterdir() if one.is_file()} == files
+
+
+def test_a_document_in_another_language_is_translated_where_it_is_asked_for(home: Path) -> None:
+    (home / "english.txt").write_text(ENGLISH * 3)
+    words = ("translate", str(home / "english.txt"), "--to", "en", "--from", "am")
+    fails(2, "or --accept-language", *words)
+    assert run(*words, "--accept-language").exit_code == 0
+
+
+def test_stdin_that_is_no_text_is_refused() -> None:
+    code = "from kauli.deploy.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "translate", "-", "--to", "am", "--from", "en"]
+    done = subprocess.run(command, input="Käse".encode("cp1252"), capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"UTF-8" in done.stderr
+    assert b"Traceback" not in done.stderr

@@ -235,3 +235,50 @@ def test_a_pair_of_languages_that_nothing_translates_names_those_that_are(storag
         run(of("en", "eng"))
     with pytest.raises(UsageError, match="does not translate; use model 'translate'"):
         run(of("en", "am", "debug-text"))
+
+
+def test_a_person_s_translation_counts_more_than_the_glossary(storage: Path) -> None:
+    own = pair("Open the file", " ሰነዱን ክፈት ")
+    draft, worker = drafted(storage, "Open the file", asked, own, pair("file", "ፋይል", "term"))
+    assert (draft.text, draft.mark, worker.asked) == ("ሰነዱን ክፈት", "exact", [])
+
+
+def test_the_glossary_is_not_looked_up_in_placeholders(storage: Path) -> None:
+    draft, worker = drafted(storage, "Open %(file)s", lambda prompt: "ክፈት %(file)s", pair("file", "ፋይል", "term"))
+    assert (draft.mark, len(worker.asked)) == ("drafted", 1)
+    assert "Use these terms" not in worker.asked[0]
+
+
+def test_what_has_several_translations_is_never_confirmed_by_a_memory(storage: Path) -> None:
+    text = b'msgctxt "a"\nmsgid "Open"\nmsgstr ""\n\nmsgctxt "b"\nmsgid "Open"\nmsgstr ""\n\nmsgid "Car"\nmsgstr ""\n'
+    document = open_document(text, "a.po", DocumentOptions("en", "am"))
+
+    async def translate() -> dict[str, Draft]:
+        found, _ = await translator(storage, asked, [pair("Open", "ክፈት"), pair("Car", "መኪና")])
+        return await found.document(document)
+
+    assert [one.mark for one in run(translate()).values()] == ["fuzzy", "fuzzy", "exact"]
+    assert document.write().count(b"#, fuzzy") == 2
+
+
+def test_a_pair_of_two_memories_is_one_example(storage: Path) -> None:
+    async def translate() -> int:
+        found, _ = backends(storage, asked)
+        for name in ("one", "two"):
+            await found.memory().add("local", name, [pair("Open the files", "ፋይሎች ክፈት")])
+        one = await Translator.of(found, "translate", "en", "am", ["one", "two"])
+        return (await one.draft("Open the file")).examples
+
+    assert run(translate()) == 1
+
+
+def test_a_document_that_cannot_hold_the_language_is_refused(storage: Path) -> None:
+    document = open_document(b"One\n\nTwo", "a.txt", DocumentOptions(encoding="cp1252"))
+
+    async def translate() -> None:
+        found, _ = await translator(storage, lambda prompt: "ሀ")
+        await found.document(document)
+
+    with pytest.raises(UsageError, match="its encoding cp1252 has no 'ሀ'"):
+        run(translate())
+    assert document.write() == b"One\n\nTwo"

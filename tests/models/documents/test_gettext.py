@@ -136,3 +136,37 @@ def test_an_unknown_segment() -> None:
     for id in ("0:", "9:", "3:[7]"):
         with pytest.raises(KeyError):
             opened().fill(id, "x", draft=True)
+
+
+def test_what_is_said_before_an_obsolete_message_stays_there() -> None:
+    text = '#, fuzzy\n#~ msgid "Old"\n#~ msgstr "x"\n\nmsgid "New"\nmsgstr "ሀ"\n'
+    assert [one.state for one in opened(text).segments] == ["confirmed"]
+    assert opened(text).write() == text.encode()
+
+
+def test_a_message_with_a_form_that_is_a_draft_stays_fuzzy() -> None:
+    text = '#, fuzzy\nmsgid "%d file"\nmsgid_plural "%d files"\nmsgstr[0] "%d ሀ"\nmsgstr[1] ""\n'
+    document = opened(text)
+    document.fill("0:[1]", "%d ለ", draft=False)
+    assert document.write().decode().startswith("#, fuzzy\n")
+    document.fill("0:[0]", "%d ሀ", draft=False)
+    assert "fuzzy" not in document.write().decode()
+
+
+def test_the_same_text_in_two_contexts_is_ambiguous() -> None:
+    text = 'msgctxt "a"\nmsgid "Open"\nmsgstr ""\n\nmsgctxt "b"\nmsgid "Open"\nmsgstr ""\n\nmsgid "Close"\nmsgstr ""\n'
+    assert [one.ambiguous for one in opened(text).segments] == [True, True, False]
+
+
+def test_a_template_becomes_a_catalogue() -> None:
+    head = (
+        'msgid ""\nmsgstr ""\n"Language: \\n"\n"Content-Type: text/plain; charset=CHARSET\\n"\n'
+        '"Plural-Forms: nplurals=INTEGER; plural=EXPRESSION;\\n"\n\n'
+    )
+    data = (head + 'msgid "Car"\nmsgstr ""\n').encode()
+    document = open_document(data, "a.pot", DocumentOptions("en", "pt-BR"))
+    assert document.write() == data
+    document.fill("1:", "Carro", draft=True)
+    written = document.write().decode()
+    assert '"Language: pt_BR\\n"\n"Content-Type: text/plain; charset=UTF-8\\n"\n' in written
+    assert open_document(written.encode(), "a.po", DocumentOptions()).languages == (None, "pt-BR")

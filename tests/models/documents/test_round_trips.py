@@ -92,6 +92,15 @@ def test_an_unknown_format_names_the_known_ones() -> None:
         ("see https://a.org/x", "https://a.org/x እዩ", []),
         ("a\n", "b", ["the line end at the end differs"]),
         ("100 %% sure %s", "%s", []),
+        ("%1 of %2", "%2 ከ %1", []),
+        ("%1 of %2", "%1 ከ 2", ["%2 is missing"]),
+        ("on {0, date}", "በ {0, date}", []),
+        ("Hi { $user }", "ሰላም", ["{ $user } is missing"]),
+        (r"{\an8}Up", "ላይ", [r"{\an8} is missing"]),
+        ("A [book][docs]", "[መጽሐፍ][ሰነድ]", ["[docs] is missing", "[ሰነድ] is not in the source"]),
+        ("%s is open", "%sን ተከፈተ", []),
+        ("{n, plural, one {a} other {b}} of %s", "{n, plural, other {ለ}}", ["%s is missing"]),
+        ("<b>x</b> <i>y</i>", "<b>ሀ</i> <i>ለ</b>", ["its tags are not in order"]),
     ],
 )
 def test_what_does_not_survive(source: str, target: str, faults: list[str]) -> None:

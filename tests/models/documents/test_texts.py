@@ -1,5 +1,6 @@
 """USFM, Markdown, subtitles, plain text, tables, ELAN and TextGrid: what is a segment, and where drafts go."""
 
+import json
 import re
 from pathlib import Path
 
@@ -107,7 +108,14 @@ def test_tables() -> None:
         ("car", "", "missing"), ("house", "ቤት", "confirmed"),
     ]  # fmt: skip
     document.fill("0", "መኪና; ቀይ", draft=True)
-    assert document.write().decode() == 'id;en;am\n1;car;"መኪና; ቀይ"\n2;house;ቤት\n'
+    assert document.write().decode() == 'id;en;am;kauli_state\n1;car;"መኪና; ቀይ";draft\n2;house;ቤት;\n'
+    again = opened(document.write().decode(), "a.csv", source="en", target="am")
+    assert [one.state for one in again.segments] == ["draft", "confirmed"]
+    again.fill("0", "መኪና", draft=False)  # a person confirmed it
+    assert again.write().decode() == "id;en;am;kauli_state\n1;car;መኪና;\n2;house;ቤት;\n"
+    document = opened("en,am\ncar,\n", "a.csv", source="en", target="am")
+    document.fill("0", "መኪና", draft=False)
+    assert document.write().decode() == "en,am\ncar,መኪና\n"
     with pytest.raises(UsageError, match=r"which column holds the text\? It has x, y"):
         opened("x,y\n1,2\n", "a.csv")
     assert sources(opened("x,y\n1,2\n", "a.csv", columns=("y", "z"))) == ["2"]
@@ -227,3 +235,60 @@ def test_only_line_ends_end_lines(name: str, text: str) -> None:
 def test_quotes_in_the_middle_of_cells_are_refused(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         opened(text, "a.csv")
+
+
+def test_a_json_line_keeps_all_but_its_values() -> None:
+    line = '{ "n":1.50, "text" : "caf\\u00e9",\t"target":"old" , "x":[1,  2]}\r\n'
+    document = opened(line + '{"text":"b"}\n{"text": "c"}', "a.jsonl")
+    for place, text in enumerate(("ሀ", "ለ")):
+        document.fill(str(place), text, draft=False)
+    assert document.write().decode() == line.replace('"old"', '"ሀ"') + '{"text":"b", "target": "ለ"}\n{"text": "c"}'
+    document.fill("0", "መ", draft=True)
+    assert json.loads(document.write().decode().splitlines()[0])["kauli_state"] == "draft"
+    with pytest.raises(UsageError, match=r"a\.jsonl line 1, 'text' is not valid Unicode"):
+        opened('{"text": "\\ud83d"}\n', "a.jsonl")
+
+
+def test_a_cue_may_hold_an_empty_line() -> None:
+    text = "1\n00:00:01,000 --> 00:00:02,000\nOne\n\ntwo\n\n2\n00:00:03,000 --> 00:00:04,000\nThree\n\n"
+    document = opened(text, "a.srt")
+    assert sources(document) == ["One two", "Three"]
+    document.fill("0", "ሀ ለ", draft=True)
+    assert document.write().decode().startswith("1\n00:00:01,000 --> 00:00:02,000\nሀ\nለ\n\n2\n")
+    noted = "WEBVTT\n\n00:01.000 --> 00:02.000\nOne\n\nNOTE kept\n\nname\n00:03.000 --> 00:04.000\nTwo\n"
+    assert sources(opened(noted, "a.vtt")) == ["One", "Two"]
+
+
+def test_annotations_of_a_subdivision_follow_each_other() -> None:
+    def one(id: str, before: str, text: str) -> str:
+        return (
+            f'<ANNOTATION><REF_ANNOTATION ANNOTATION_ID="{id}" ANNOTATION_REF="p"{before}>'
+            f"<ANNOTATION_VALUE>{text}</ANNOTATION_VALUE></REF_ANNOTATION></ANNOTATION>"
+        )
+
+    body = (
+        one("a", "", "red") + one("b", ' PREVIOUS_ANNOTATION="a"', "big") + one("c", ' PREVIOUS_ANNOTATION="b"', "car")
+    )
+    text = f'<ANNOTATION_DOCUMENT><TIER TIER_ID="w" LINGUISTIC_TYPE_REF="t">{body}</TIER></ANNOTATION_DOCUMENT>'
+    document = opened(text, "a.eaf", target="am")
+    document.fill("a", "ቀይ", draft=True)
+    document.fill("c", "መኪና", draft=True)
+    new = document.write().decode().partition('TIER_ID="am@kauli"')[2]
+    ids = re.findall(r'ANNOTATION_ID="([^"]+)"', new)
+    assert re.findall(r'PREVIOUS_ANNOTATION="([^"]+)"', new) == ids[:1]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-8-sig", "utf-32"])
+def test_no_byte_order_mark_is_added(encoding: str) -> None:
+    plain = {"utf-16": "utf-16-le", "utf-8-sig": "utf-8", "utf-32": "utf-32-be"}.get(encoding, encoding)
+    data = "A red car\n".encode(plain)
+    assert open_document(data, "a.txt", DocumentOptions(encoding=encoding)).write() == data
+
+
+def test_what_an_encoding_lacks_is_found_with_the_first_text() -> None:
+    document = open_document(b"A red car\n", "a.txt", DocumentOptions(encoding="cp1252"))
+    document.check_text("voilà")
+    with pytest.raises(UsageError, match="its encoding cp1252 has no 'ቀ'"):
+        document.check_text("ቀይ")
+    with pytest.raises(UsageError, match="there is no encoding 'base64'"):
+        open_document(b"A\n", "a.txt", DocumentOptions(encoding="base64"))

@@ -1,10 +1,12 @@
 """XLIFF and TMX: what is read and written, states, broken XML and bombs; translate-toolkit reads the same."""
 
+import re
+
 import pytest
 from translate.storage.tmx import tmxfile  # type: ignore[import-untyped]
 from translate.storage.xliff import xlifffile  # type: ignore[import-untyped]
 
-from kauli.models.documents.document import DocumentOptions, Segment
+from kauli.models.documents.document import Document, DocumentOptions, Segment
 from kauli.models.documents.table import open_document
 from kauli.models.errors import UsageError
 
@@ -25,7 +27,7 @@ XLIFF = """<?xml version="1.0" encoding="UTF-8"?>
 """
 
 
-def opened(text: str, name: str = "a.xlf", **options: str) -> object:
+def opened(text: str, name: str = "a.xlf", **options: str) -> Document:
     return open_document(text.encode(), name, DocumentOptions(**options))  # type: ignore[arg-type]
 
 
@@ -106,3 +108,64 @@ def test_broken_xml_and_bombs(name: str, root: str, text: str, message: str) -> 
     with pytest.raises(UsageError, match=message) as error:
         opened(text.replace("{0}", root), name)
     assert str(error.value).startswith(name)
+
+
+def test_what_is_inherited_and_where_targets_go() -> None:
+    text = XLIFF.replace(
+        "</body>",
+        """<group translate="no"><trans-unit id="6"><source>Stays</source></trans-unit>
+  <trans-unit id="7" translate="yes" maxwidth="9" size-unit="char"><source>Goes</source><seg-source>Goes</seg-source>
+  </trans-unit></group></body>""",
+    )
+    document = opened(text)
+    last = document.segments[-1]
+    assert (last.source, last.limit) == ("Goes", 9)
+    assert "Stays" not in [one.source for one in document.segments]
+    document.fill(last.id, "ሂድ", draft=True)
+    assert re.search(r'</seg-source>\s*<target state="needs-review-translation">ሂድ</target>', document.write().decode())
+    other = '<file source-language="en" target-language="sw"><body/></file></xliff>'
+    with pytest.raises(UsageError, match=r"several languages \(en to sw, en-US to am\): write a file for each pair"):
+        opened(XLIFF.replace("</xliff>", other))
+
+
+def test_xliff_2_says_the_language_of_its_targets() -> None:
+    text = (
+        '<xliff version="2.0" srcLang="en"><file id="f"><unit id="u" translate="no"><segment><source>Stays</source>'
+        '</segment></unit><unit id="v"><segment><source>Car</source></segment></unit></file></xliff>'
+    )
+    document = opened(text, target="am")
+    (only,) = document.segments
+    document.fill(only.id, "መኪና", draft=True)
+    assert document.write().decode().startswith('<xliff version="2.0" srcLang="en" trgLang="am">')
+
+
+def test_a_memory_keeps_what_else_its_units_say() -> None:
+    text = (
+        '<tmx version="1.4"><header srclang="en"/><body><tu><tuv xml:lang="en"><seg>Car</seg></tuv>'
+        '<tuv xml:lang="am"><prop type="x-who">Abebe</prop>\n <prop type="x-kauli">draft</prop><seg>x</seg></tuv></tu>'
+        '<tu><tuv xml:lang="en"><seg>&#66;us</seg></tuv><tuv xml:lang="am"/></tu></body></tmx>'
+    )
+    document = opened(text, "a.tmx", source="en", target="am")
+    assert [(one.source, one.state) for one in document.segments] == [("Car", "draft"), ("Bus", "missing")]
+    document.fill("0", "መኪና", draft=False)
+    document.fill("1", "አውቶቡስ", draft=True)
+    written = document.write().decode()
+    assert '<prop type="x-who">Abebe</prop>\n <seg>መኪና</seg></tuv>' in written
+    assert '<tuv xml:lang="am"><prop type="x-kauli">draft</prop><seg>አውቶቡስ</seg></tuv></tu></body>' in written
+
+
+def test_xml_writes_what_its_encoding_lacks_as_references() -> None:
+    text = XLIFF.replace("UTF-8", "ISO-8859-1").replace("ሆነ", "fait")
+    document = open_document(text.encode("latin-1"), "a.xlf", DocumentOptions())
+    document.fill("4:5", "ሀ\x08", draft=True)  # XML holds no control characters
+    assert b"&#4608;</target>" in document.write()
+
+
+def test_what_a_text_of_xml_stands_for() -> None:
+    document = opened(XLIFF.replace("Done", "It&#8217;s <![CDATA[<b>]]>"))
+    assert document.segments[2].source == "It\u2019s <b>"
+
+
+def test_deep_xml_is_read() -> None:
+    deep = "<group>" * 20_000 + '<trans-unit id="9"><source>Deep</source></trans-unit>' + "</group>" * 20_000
+    assert opened(XLIFF.replace("</body>", deep + "</body>")).segments[-1].source == "Deep"

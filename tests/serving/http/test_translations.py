@@ -82,6 +82,10 @@ def test_a_document(client: TestClient) -> None:
     assert '# %s is missing\n#, fuzzy\nmsgid "Open %s"\nmsgstr "መልስ"\n' in written
 
 
+WIDE = base64.b64encode(b'text\n"' + b"a" * 200_000 + b'"').decode()
+FRENCH = base64.b64encode(PO.replace(b"charset=UTF-8\\n", b"charset=UTF-8\\nLanguage: fr\\n")).decode()
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -92,6 +96,13 @@ def test_a_document(client: TestClient) -> None:
         ({"text": "a", "target": "not a tag"}, "not a tag"),
         ({"text": "a", "memory": "nothing"}, "there is no memory 'nothing'"),
         ({"document": {"name": "a.po", "content": "!"}}, "document.content is not base64"),
+        ({"document": {"name": "a.po", "content": "ሀሀሀሀ"}}, "document.content is not base64"),
+        ({"document": {"name": "a.txt", "content": "QQ==", "encoding": "base64"}}, "there is no encoding 'base64'"),
+        (
+            {"document": {"name": "a.csv", "content": "dGV4dAoi" + "YWFh" * 60_000 + "Ig=="}},
+            "a.csv row 2: field larger",
+        ),
+        ({"document": {"name": "a.po", "content": FRENCH}}, "says that its translations are in 'fr', not in 'am'"),
         ({"document": {"name": "a.doc", "content": ""}}, "a.doc: no document format has this suffix"),
         ({"document": {"name": "a.po", "content": "aGVsbG8="}}, "a.po line 1: this is no line of a PO file"),
         ({"text": "a", "colour": 1}, "unknown field 'colour'"),
@@ -124,6 +135,29 @@ def test_a_memory_is_filled_read_and_emptied(client: TestClient) -> None:
     assert len(client.get("/v1/memory/mine").json()["data"]) == 1
     assert client.delete("/v1/memory/mine").json() == {"id": "mine", "object": "memory", "deleted": True}
     assert "mine" not in {one["id"] for one in client.get("/v1/memory").json()["data"]}
+
+
+def test_more_pairs_than_are_allowed_are_refused(adapters: Path) -> None:
+    client, _ = service(adapters, max_segments=2)
+    assert add(client, "many", ("a", "ሀ"), ("b", "ለ"), ("c", "መ")).status_code == 400
+    assert [one["id"] for one in client.get("/v1/memory").json()["data"] if one["id"] == "many"] == []
+
+
+def test_a_document_says_its_languages(client: TestClient) -> None:
+    xliff = (
+        '<xliff version="1.2"><file source-language="en" target-language="am"><body><trans-unit id="1">'
+        "<source>1 2 3 A</source></trans-unit></body></file></xliff>"
+    )
+    document = {"name": "a.xlf", "content": base64.b64encode(xliff.encode()).decode()}
+    body = ask(client, document=document, source="auto").json()
+    assert (body["source"], body["target"]) == ("en", "am")
+
+
+def test_half_a_surrogate_pair_is_refused(client: TestClient) -> None:
+    for path, body in (("/v1/translate", '{"text": "\\ud83d", "source": "en", "target": "am"}'),
+                       ("/translate", '{"q": "\\ud83d", "source": "en", "target": "am"}')):  # fmt: skip
+        response = client.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert response.status_code == 400, response.text
 
 
 def test_a_glossary_that_contradicts_itself_is_refused_and_nothing_is_kept(client: TestClient) -> None:
@@ -179,6 +213,10 @@ def test_libretranslate_uses_the_memory_called_default(client: TestClient) -> No
     try:
         body = {"q": "Open", "source": "en", "target": "am"}
         assert client.post("/translate", json=body).json() == {"translatedText": "ክፈት"}
+        other = {"memory": "default", "source": "en", "target": "sw", "pairs": [{"source": "Open", "target": "Fungua"}]}
+        client.delete("/v1/memory/default")
+        assert client.post("/v1/memory", json=other).status_code == 200  # nothing in these languages: not used
+        assert client.post("/translate", json=body).json() == {"translatedText": "መልስ"}
     finally:
         client.delete("/v1/memory/default")
 
