@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -16,7 +15,6 @@ SOURCES = ("source", "text", "english", "en", "original", "input", "src")
 """Columns that are taken for the text where none is named."""
 TARGETS = ("target", "translation", "translated", "output", "tgt")
 _MIDDLE = "{name} row {number}: a quote in the middle of a cell: put the cell in quotes, and double its own"
-_BLANK = re.compile(r"[ \t\r\n]*")
 _CONTEXTS = ("context", "comment", "id", "key")
 _STATE = "kauli_state"
 """The column that says `draft` beside a translation which nobody confirmed."""
@@ -178,15 +176,18 @@ class JsonLines(_Table):
 
 def _with_values(raw: str, changed: dict[str, str]) -> str:
     """A JSON object with other values, or more keys at its end."""
+    if not changed:
+        return raw
     decoder, places = json.JSONDecoder(), dict[str, tuple[int, int]]()
-    at = raw.index("{") + 1
-    while changed and raw[at := _BLANK.match(raw, at).end()] != "}":  # type: ignore[union-attr] - it matches nothing too
+    at = _filled(raw, raw.index("{") + 1)
+    while raw[at] != "}":
         key, at = decoder.raw_decode(raw, at)
-        at = _BLANK.match(raw, raw.index(":", at) + 1).end()  # type: ignore[union-attr]
+        at = _filled(raw, raw.index(":", at) + 1)
         _, end = decoder.raw_decode(raw, at)
         places[key] = (at, end)  # of a key that stands twice, the last counts
-        at = _BLANK.match(raw, end).end()  # type: ignore[union-attr]
-        at += raw[at] == ","
+        at = _filled(raw, end)
+        if raw[at] == ",":
+            at = _filled(raw, at + 1)
     edits = [(*places[key], json.dumps(text, ensure_ascii=False)) for key, text in changed.items() if key in places]
     new = {key: text for key, text in changed.items() if key not in places}
     if new:
@@ -196,6 +197,11 @@ def _with_values(raw: str, changed: dict[str, str]) -> str:
     for begin, end, text in sorted(edits, reverse=True):
         raw = raw[:begin] + text + raw[end:]
     return raw
+
+
+def _filled(raw: str, at: int) -> int:
+    """The place of the first character that is no blank."""
+    return next(place for place in range(at, len(raw)) if raw[place] not in " \t\r\n")
 
 
 def _delimiter(text: str) -> str:

@@ -131,7 +131,8 @@ class Catalogue(Document):
     def _in_header(self, line: str) -> str:
         """A line of the header with what a template leaves open: the language and the encoding."""
         if self._tag and self.languages[1] is None:
-            line = re.sub(r'"Language:\s*(?=\\n")', lambda _: f'"Language: {self._tag.replace("-", "_")}', line)
+            tag = self._tag.replace("-", "_")
+            line = re.sub(r'"Language:\s*(?=\\n")', f'"Language: {tag}', line)
         return line.replace("charset=CHARSET", f"charset={self._encoding.name.upper()}")
 
     def _keys(self, entry: _Entry) -> list[str]:

@@ -55,8 +55,8 @@ def _row(row: Mapping[str, Any], where: str) -> Confirmed:
         raise UsageError(f"{where}: {bad[0]} is {texts[bad[0]]!r}, not a text")
     if texts["kind"] not in ("", "pair", "term"):
         raise UsageError(f"{where}: it is of the kind '{texts['kind']}': use pair or term")
-    source, target, *tags = (texts[key] for key in _NEEDED)
-    return Confirmed(source, target, *tags, texts["origin"], "term" if texts["kind"] == "term" else "pair")
+    source, target, spoken, wanted = (texts[key] for key in _NEEDED)
+    return Confirmed(source, target, spoken, wanted, texts["origin"], "term" if texts["kind"] == "term" else "pair")
 
 
 def _unit(markup: Markup, unit: Element, where: str) -> Confirmed:
