@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
+from kauli.models.engine.beams import BeamSearch
+
 DEFAULT_TOKENS = 128
 """New tokens of a request that does not set a number."""
 
@@ -144,5 +146,8 @@ class TranscriptionRequest:
     """Whether word times are wanted, for which Whisper's decoder reads the transcript once more."""
     ignore_eos: bool = False
     """Whether generation continues to `max_tokens`, for benchmarks."""
+    beam: BeamSearch | None = None
+    """None: the likeliest token each time. Else Whisper searches with as many paths, without `temperature` and
+    `logprobs`."""
     n: int = 1
     """One transcript; for the service, which counts answers."""

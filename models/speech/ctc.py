@@ -160,6 +160,8 @@ class CtcTask(CtcBase, Recogniser):
     ) -> list[ClipTicket]:
         """See `Recogniser`; prompt and temperature have no effect: a CTC model has neither."""
         self._check(request)
+        if request.beam is not None:
+            raise UsageError(f"{self.base.name} is a CTC model and searches no beam: leave the beam out.")
         runner, head = self._chosen(adapter, request.language)
         wave = self.model_input(request.samples)
         language, frames = self._language_of(request, adapter), frame_count(self._bare.config, len(wave))

@@ -162,7 +162,7 @@ def fit(
     unigrams = _unigrams(*counts[0], vocabulary)
     model = TokenModel(language, tokenizer, vocabulary, unigrams, (), (), ())
     for level in range(1, order):
-        if limit <= 0:
+        if limit <= 0 or not len(raw[level][0]):
             break
         model = _with_order(model, *counts[level], raw[level][1], limit)
         limit -= len(model.keys[-1])
@@ -182,8 +182,8 @@ def _kneser_ney(raw: Sequence[tuple[Ints, Ints]], level: int, start: int) -> tup
     ngrams, counts = raw[level]
     if level + 1 < len(raw):
         before = np.zeros_like(counts)
-        longer, inverse = np.unique(np.concatenate([ngrams, raw[level + 1][0][:, 1:]]), axis=0, return_inverse=True)
-        np.add.at(before, inverse.ravel()[len(ngrams) :], 1)  # `longer` are the n-grams, in their order
+        _, inverse = np.unique(np.concatenate([ngrams, raw[level + 1][0][:, 1:]]), axis=0, return_inverse=True)
+        np.add.at(before, inverse.ravel()[len(ngrams) :], 1)  # the distinct ones are `ngrams`
         counts = np.where(ngrams[:, 0] == start, counts, before)
     return ngrams, counts
 

@@ -18,6 +18,7 @@ from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperToken
 from transformers.utils.logging import disable_progress_bar
 
 from kauli.models.bases.find import Base
+from kauli.models.engine.beams import BeamSearch
 from kauli.models.engine.detokenize import TokenBytes
 from kauli.models.engine.engine import Generation, Part, Ticket
 from kauli.models.engine.generative import SLOTS
@@ -211,6 +212,8 @@ class WhisperTask(WhisperBase, Recogniser):
         self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None
     ) -> list[Ticket]:
         self._check(request)
+        if request.beam is not None:
+            self._check_beam(request, request.beam)
         language = self._language_of(request, adapter)
         if language != request.language:
             request, tokens = replace(request, language=language), None
@@ -228,8 +231,16 @@ class WhisperTask(WhisperBase, Recogniser):
         )
         memory = ClipState(spectrogram, language, seconds, pauses(request.samples) if request.words else None)
         limit = min(request.max_tokens or room, room)
-        generation = Generation(parts, key, limit, sampling, logprobs=request.logprobs, memory=memory)
+        generation = Generation(
+            parts, key, limit, sampling, logprobs=request.logprobs, beam=request.beam, memory=memory
+        )
         return [runner.engine.submit(generation)]
+
+    def _check_beam(self, request: TranscriptionRequest, beam: BeamSearch) -> None:
+        if not 1 <= beam.size <= self.slots:
+            raise UsageError(f"beam.size is {beam.size}: 1 to {self.slots}, the slots of the engine, are allowed.")
+        if request.temperature or request.logprobs is not None:
+            raise UsageError("a beam takes temperature 0 and no logprobs: leave them out, or the beam.")
 
     def _embedding(self, language: str, adapter: str | None) -> Tensor:
         """That of a language without a token, from the adapter."""
