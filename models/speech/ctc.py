@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from kauli.models.bases.find import Base
 from kauli.models.engine.generative import SLOTS
-from kauli.models.errors import KauliError
+from kauli.models.errors import KauliError, UsageError
 from kauli.models.media.decode import RATE
 from kauli.models.requests import Progress, TranscriptionRequest
 from kauli.models.speech.ctc_adapter import (
