@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, Self
 
-from kauli.models.engine.beams import BeamSearch
-
 DEFAULT_TOKENS = 128
 """New tokens of a request that does not set a number."""
 
@@ -121,6 +119,19 @@ class Chunk(Progress):
 
     row: int = 0
     index: int = 0
+
+
+@dataclass(frozen=True)
+class BeamSearch:
+    """How one request is searched."""
+
+    size: int
+    """Answers that are kept at each step."""
+    scorer: Any = None
+    """A language model: a `NextTokens` of `kauli.models.engine.beams`; None: without."""
+    weight: float = 0.0
+    bonus: float = 0.0
+    """Added for each token but the one that ends the answer."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from kauli.models.requests import BeamSearch
+
 CANDIDATES = 16
 """Likeliest tokens after each answer that are looked at, or twice the beam's size where that is more."""
 
@@ -27,18 +29,6 @@ class NextTokens(Protocol):
 
     def log_probs(self, histories: Array, candidates: Array) -> Array:
         """(H, C) log probabilities of candidates (H, C) after histories (H, n)."""
-
-
-@dataclass(frozen=True)
-class BeamSearch:
-    """How one request is searched."""
-
-    size: int
-    """Answers that are kept at each step."""
-    scorer: NextTokens | None = None
-    weight: float = 0.0
-    bonus: float = 0.0
-    """Added for each token but the one that ends the answer."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +115,13 @@ def fused(searches: Sequence[BeamSearch], answers: Sequence[Sequence[int]], toke
 
     `scores` are the model's own log probabilities of `tokens`, both (H, C).
     """
-    out = scores + np.array([[search.bonus] for search in searches])
+    out: Array = scores + np.array([[search.bonus] for search in searches])
     groups: dict[int, list[int]] = {}
     for row, search in enumerate(searches):
         if search.scorer is not None and search.weight:
             groups.setdefault(id(search.scorer), []).append(row)
     for rows in groups.values():
-        scorer = searches[rows[0]].scorer
-        assert scorer is not None
+        scorer: NextTokens = searches[rows[0]].scorer
         histories = np.array([scorer.history(answers[row]) for row in rows], dtype=np.int64)
         weights = np.array([[searches[row].weight] for row in rows])
         out[rows] += weights * scorer.log_probs(histories, tokens[rows])

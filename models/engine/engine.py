@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kauli.models.engine.beams import CANDIDATES, Beam, BeamSearch, fused, repeats
+from kauli.models.engine.beams import CANDIDATES, Beam, fused, repeats
 from kauli.models.engine.detokenize import TextStream, TokenBytes
 from kauli.models.engine.kv_cache import SlotCache, SlotPass, Span
 from kauli.models.engine.lora_batch import LoraBatch, Segment
 from kauli.models.engine.sampling import Draw, Sampling, choose
-from kauli.models.requests import Progress, TokenLogprob
+from kauli.models.requests import BeamSearch, Progress, TokenLogprob
 
 PROMPT_TOKENS = 256
 """Tokens of prompts that one pass reads at most."""

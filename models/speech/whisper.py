@@ -18,7 +18,6 @@ from transformers import GenerationConfig, WhisperFeatureExtractor, WhisperToken
 from transformers.utils.logging import disable_progress_bar
 
 from kauli.models.bases.find import Base
-from kauli.models.engine.beams import BeamSearch
 from kauli.models.engine.detokenize import TokenBytes
 from kauli.models.engine.engine import Generation, Part, Ticket
 from kauli.models.engine.generative import SLOTS
@@ -27,7 +26,7 @@ from kauli.models.engine.sampling import Sampling
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
 from kauli.models.media.decode import RATE
-from kauli.models.requests import TranscriptionRequest
+from kauli.models.requests import BeamSearch, TranscriptionRequest
 from kauli.models.speech.chunking import pauses
 from kauli.models.speech.task import Recogniser, Row, SpeechModel
 from kauli.models.speech.whisper_adapter import LoadedWhisperAdapter, load_model, read_adapter, set_window

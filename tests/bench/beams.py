@@ -20,9 +20,9 @@ import torch
 from kauli.deploy.cli.terminal import table
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
-from kauli.models.engine.beams import BeamSearch
 from kauli.models.languages import nfc
 from kauli.models.paths import default_storage
+from kauli.models.requests import BeamSearch
 from kauli.models.speech.token_lm import TokenModel, fit
 from kauli.models.speech.whisper import WhisperTask
 from kauli.models.tasks import load_served

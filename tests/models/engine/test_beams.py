@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kauli.models.engine.beams import Beam, BeamSearch, fused, repeats
+from kauli.models.engine.beams import Beam, fused, repeats
 from kauli.models.errors import UsageError
-from kauli.models.requests import TranscriptionRequest
+from kauli.models.requests import BeamSearch, TranscriptionRequest
 from kauli.models.speech.token_lm import TokenModel, fit
 from support.whisper import adapter, sound, whisper
 
