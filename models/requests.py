@@ -122,6 +122,19 @@ class Chunk(Progress):
 
 
 @dataclass(frozen=True)
+class BeamSearch:
+    """How one request is searched."""
+
+    size: int
+    """Answers that are kept at each step."""
+    scorer: Any = None
+    """A language model: a `NextTokens` of `kauli.models.engine.beams`; None: without."""
+    weight: float = 0.0
+    bonus: float = 0.0
+    """Added for each token but the one that ends the answer."""
+
+
+@dataclass(frozen=True)
 class TranscriptionRequest:
     """What to transcribe: one clip, short enough for its base (Whisper takes 30 seconds)."""
 
@@ -144,5 +157,8 @@ class TranscriptionRequest:
     """Whether word times are wanted, for which Whisper's decoder reads the transcript once more."""
     ignore_eos: bool = False
     """Whether generation continues to `max_tokens`, for benchmarks."""
+    beam: BeamSearch | None = None
+    """None: the likeliest token each time. Else Whisper searches with as many paths, without `temperature` and
+    `logprobs`."""
     n: int = 1
     """One transcript; for the service, which counts answers."""

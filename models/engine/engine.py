@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kauli.models.engine.beams import CANDIDATES, Beam, fused, repeats
 from kauli.models.engine.detokenize import TextStream, TokenBytes
 from kauli.models.engine.kv_cache import SlotCache, SlotPass, Span
 from kauli.models.engine.lora_batch import LoraBatch, Segment
 from kauli.models.engine.sampling import Draw, Sampling, choose
-from kauli.models.requests import Progress, TokenLogprob
+from kauli.models.requests import BeamSearch, Progress, TokenLogprob
 
 PROMPT_TOKENS = 256
 """Tokens of prompts that one pass reads at most."""
@@ -46,6 +47,9 @@ class Generation:
     echo: int = 0
     """The number of the prompt's last tokens that the answer's first progress repeats, with their log probabilities
     where `logprobs` asks for some. They must not be embeddings."""
+    beam: BeamSearch | None = None
+    """None: one answer grows by itself. Else the answer comes at once, at its end; of `sampling` it heeds `no_repeat`
+    and `ignore_eos`. It takes as many slots as the beam has answers."""
     index: int = 0
     """Which of several answers to the same prompt this is: each draws its own random numbers from the seed."""
     memory: Any = None
@@ -73,6 +77,10 @@ class Ticket:
     answer: list[int] = field(default_factory=list)
     echoed: list[TokenLogprob] = field(default_factory=list)
     """The tokens of `Generation.echo` that are read; the first has no log probability."""
+
+    beam: Beam | None = None
+    beside: list["Ticket"] = field(default_factory=list)
+    """Those of the beam's other slots; only the first is queued and reported."""
 
     @property
     def scored(self) -> int:
@@ -142,6 +150,8 @@ class Engine:
         adapter = generation.adapter
         if adapter is not None and (self._lora is None or adapter not in self._lora):
             raise ValueError(f"adapter {adapter!r} is not loaded")
+        if generation.beam is not None and not 1 <= generation.beam.size <= len(self._slots):
+            raise ValueError(f"a beam of {generation.beam.size}; the engine has {len(self._slots)} slots")
         known = [token for part in generation.prompt if not isinstance(part, Tensor) for token in part]
         ticket = Ticket(
             generation,
@@ -174,7 +184,12 @@ class Engine:
         for ticket, span in [*answering, *reading]:
             ticket.done = span.end
         complete = [ticket for ticket, _ in [*answering, *reading] if not ticket.reading]
-        return ended + self._choose(complete, logits)
+        beams = [place for place, ticket in enumerate(complete) if ticket.beam is not None]
+        if not beams:
+            return ended + self._choose(complete, logits)
+        single = [place for place, ticket in enumerate(complete) if ticket.beam is None]
+        ended += self._choose([complete[place] for place in single], logits[single])
+        return ended + self._search([complete[place] for place in beams], logits[beams])
 
     def _drop_cancelled(self) -> list[tuple[Ticket, Progress]]:
         ended = [ticket for ticket in [*self._waiting, *self._order] if ticket.cancelled]
@@ -191,15 +206,22 @@ class Engine:
         if not self._order:
             self._cache.shrink()
         while self._waiting and None in self._slots:
-            memory = self._waiting[0].generation.memory
-            if memory is not None and not memory.ready:
+            asked = self._waiting[0].generation
+            if asked.memory is not None and not asked.memory.ready:
                 break  # a slot that became free after `coming` was asked: the next step takes it
+            if asked.beam is not None and self._slots.count(None) < asked.beam.size:
+                break
             ticket = self._waiting.popleft()
-            ticket.slot = self._slots.index(None)
-            self._slots[ticket.slot] = ticket
+            if asked.beam is not None:
+                ends = frozenset() if asked.sampling.ignore_eos else self._ends
+                ticket.beam = Beam(asked.beam, ends, ticket.limit)
+                ticket.beside = [replace(ticket, beside=[], answer=[]) for _ in range(asked.beam.size - 1)]
             self._order.append(ticket)
-            if ticket.generation.memory is not None:
-                self._model.remember(ticket.slot, ticket.generation.memory)
+            for one in (ticket, *ticket.beside):
+                one.slot = self._slots.index(None)
+                self._slots[one.slot] = one
+                if asked.memory is not None:
+                    self._model.remember(one.slot, asked.memory)
 
     def _share(self, ticket: Ticket) -> bool:
         """Whether `ticket` must wait for a sibling that is reading the same prompt; copies what is read already."""
@@ -314,6 +336,66 @@ class Engine:
             out.append((ticket, progress))
         return out
 
+    def _search(self, rows: list[Ticket], logits: Tensor) -> list[tuple[Ticket, Progress]]:
+        """Extend all beams by a token; those that ended."""
+        sound = logits.sum(dim=-1).isfinite().tolist()
+        found = torch.log_softmax(logits if all(sound) else logits.nan_to_num(0.0, 0.0, 0.0), dim=-1)
+        banned = [
+            (row, token)
+            for row, one in enumerate(rows)
+            for token in [
+                *repeats(one.answer, one.generation.sampling.no_repeat),
+                *(self._ends if one.generation.sampling.ignore_eos else ()),
+            ]
+        ]
+        kept = found
+        if banned:
+            kept = found.clone()
+            kept[[row for row, _ in banned], [token for _, token in banned]] = float("-inf")
+        searches = [one.beam.search for one in rows if one.beam is not None]
+        width = min(kept.shape[1], max(CANDIDATES, *(2 * search.size for search in searches)))
+        values, tokens = (part.cpu().numpy() for part in kept.topk(width, dim=-1))
+        scores = fused(searches, [one.answer for one in rows], tokens, values.astype("float64"))
+        for end in self._ends:
+            scores -= (tokens == end) * [[search.bonus] for search in searches]
+        places = {one.slot: row for row, one in enumerate(rows)}
+        out = []
+        # The first ticket of a beam has the lowest of its slots, and is always among the rows
+        for leader in {id(one.beam): one for one in sorted(rows, key=lambda one: -one.slot)}.values():
+            beam, members = leader.beam, [leader, *leader.beside]
+            assert beam is not None
+            own = [places[members[place].slot] for place in beam.live]
+            if not all(sound[row] for row in own):
+                for one in members:
+                    self._cache.erase(one.slot)
+                progress = Progress("", 0, "failed")
+            else:
+                self._move(members, beam.advance(tokens[own], scores[own]))
+                best = beam.best()
+                if best is None:
+                    continue
+                leader.answer = list(best.tokens)
+                stopped = bool(leader.answer) and leader.answer[-1] in beam.ends
+                written = leader.answer[: len(leader.answer) - stopped]
+                text = "".join(map(leader.stream.push, written)) + leader.stream.close()
+                progress = Progress(text, len(leader.answer), "stop" if stopped else "length")
+            self._release(leader)
+            out.append((leader, progress))
+        return out
+
+    def _move(self, members: list[Ticket], moves: list[tuple[int, int]]) -> None:
+        """Let the slots of a beam take over each other's contents."""
+        beam, done = members[0].beam, members[0].done
+        assert beam is not None
+        for place, source in moves:
+            one, path = members[place], beam.paths[place]
+            assert path is not None
+            if place != source:
+                self._cache.copy(members[source].slot, one.slot, done)
+            if one not in self._order:
+                self._order.append(one)
+            one.done, one.answer = done, list(path.tokens)
+
     def _advance(self, ticket: Ticket, token: int, logprobs: Tensor | None) -> Progress:
         """The progress of one row by one more token."""
         if not ticket.limit:  # only the prompt was asked for
@@ -343,8 +425,10 @@ class Engine:
         return TokenLogprob(token, bytes_of(token), float(logprobs[token]), likeliest)
 
     def _release(self, ticket: Ticket) -> None:
-        self._slots[ticket.slot] = None
-        self._order.remove(ticket)
+        for one in (ticket, *ticket.beside):
+            self._slots[one.slot] = None
+            if one in self._order:
+                self._order.remove(one)
 
 
 def _embeddings(ticket: Ticket, span: Span) -> list[tuple[int, Tensor]]:

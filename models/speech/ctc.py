@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from kauli.models.bases.find import Base
 from kauli.models.engine.generative import SLOTS
-from kauli.models.errors import KauliError
+from kauli.models.errors import KauliError, UsageError
 from kauli.models.media.decode import RATE
 from kauli.models.requests import Progress, TranscriptionRequest
 from kauli.models.speech.ctc_adapter import (
@@ -160,6 +160,8 @@ class CtcTask(CtcBase, Recogniser):
     ) -> list[ClipTicket]:
         """See `Recogniser`; prompt and temperature have no effect: a CTC model has neither."""
         self._check(request)
+        if request.beam is not None:
+            raise UsageError(f"{self.base.name} is a CTC model and searches no beam: leave the beam out.")
         runner, head = self._chosen(adapter, request.language)
         wave = self.model_input(request.samples)
         language, frames = self._language_of(request, adapter), frame_count(self._bare.config, len(wave))

@@ -26,7 +26,7 @@ from kauli.models.engine.sampling import Sampling
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
 from kauli.models.media.decode import RATE
-from kauli.models.requests import TranscriptionRequest
+from kauli.models.requests import BeamSearch, TranscriptionRequest
 from kauli.models.speech.chunking import pauses
 from kauli.models.speech.task import Recogniser, Row, SpeechModel
 from kauli.models.speech.whisper_adapter import LoadedWhisperAdapter, load_model, read_adapter, set_window
@@ -211,6 +211,8 @@ class WhisperTask(WhisperBase, Recogniser):
         self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None
     ) -> list[Ticket]:
         self._check(request)
+        if request.beam is not None:
+            self._check_beam(request, request.beam)
         language = self._language_of(request, adapter)
         if language != request.language:
             request, tokens = replace(request, language=language), None
@@ -228,8 +230,16 @@ class WhisperTask(WhisperBase, Recogniser):
         )
         memory = ClipState(spectrogram, language, seconds, pauses(request.samples) if request.words else None)
         limit = min(request.max_tokens or room, room)
-        generation = Generation(parts, key, limit, sampling, logprobs=request.logprobs, memory=memory)
+        generation = Generation(
+            parts, key, limit, sampling, logprobs=request.logprobs, beam=request.beam, memory=memory
+        )
         return [runner.engine.submit(generation)]
+
+    def _check_beam(self, request: TranscriptionRequest, beam: BeamSearch) -> None:
+        if not 1 <= beam.size <= self.slots:
+            raise UsageError(f"beam.size is {beam.size}: 1 to {self.slots}, the slots of the engine, are allowed.")
+        if request.temperature or request.logprobs is not None:
+            raise UsageError("a beam takes temperature 0 and no logprobs: leave them out, or the beam.")
 
     def _embedding(self, language: str, adapter: str | None) -> Tensor:
         """That of a language without a token, from the adapter."""
