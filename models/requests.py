@@ -132,6 +132,8 @@ class BeamSearch:
     weight: float = 0.0
     bonus: float = 0.0
     """Added for each token but the one that ends the answer."""
+    bias: Any = None
+    """Hot words, a second language model with the weight 1 (`kauli.models.speech.hot_words`); None: without."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,11 @@ class TranscriptionRequest:
     ignore_eos: bool = False
     """Whether generation continues to `max_tokens`, for benchmarks."""
     beam: BeamSearch | None = None
-    """None: the likeliest token each time. Else Whisper searches with as many paths, without `temperature` and
-    `logprobs`."""
+    """How Whisper searches; None: with the adapter's language model where it has one, else greedily. Temperatures
+    above 0 are sampled without either."""
+    language_model: bool = True
+    """Whether the adapter's language model is used, where it has one for the language."""
+    hot_words: tuple[str, ...] = ()
+    """Words that are likely in the clip, which the search is drawn to."""
     n: int = 1
     """One transcript; for the service, which counts answers."""

@@ -190,11 +190,14 @@ class Local(Backends):
 
     def transcribe(
         self, route: Route, clips: Sequence[DecodedAudio], prompt: str | None = None, words: bool = False,
-        guards: Guards | None = None,
+        guards: Guards | None = None, **options: Any,
     ) -> list[Transcript]:  # fmt: skip
-        """The transcripts of audio files, computed together. Raises UsageError and KauliError."""
+        """The transcripts of audio files, computed together; `options` are those of `TranscriptionRequest`.
+
+        Raises UsageError and KauliError.
+        """
         self._check(route, "transcribe")
-        request = TranscriptionRequest(None, route.language, prompt, words=words)
+        request = TranscriptionRequest(None, route.language, prompt, words=words, **options)
 
         async def finish(transcript: Transcript, advance: Callable[[], None]) -> None:
             async with aclosing(transcript.pieces(False, advance)) as pieces:

@@ -81,6 +81,13 @@ def transcribe(
     prompt: Annotated[
         str | None, typer.Option("--prompt", help="The text before the audio, or names and words that may occur.")
     ] = None,
+    hotwords: Annotated[
+        str | None, typer.Option("--hotwords", help="Words that are likely, such as names, with commas between them.")
+    ] = None,
+    language_model: Annotated[
+        bool,
+        typer.Option("--language-model/--no-language-model", help="Use the adapter's language model, if it has one."),
+    ] = True,
     no_speech_threshold: Annotated[
         float | None,
         typer.Option(
@@ -112,9 +119,15 @@ def transcribe(
         raise UsageError(f"--words does not apply to {form or 'text'}: add --json or --format verbose_json")
     words = words or form in ("srt", "vtt")
     clips, errors = read_each(files)
+    from kauli.models.speech.hot_words import check_hot_words, hot_words_of
     from kauli.serving.local import Local, in_language
 
     asked = whole(prompt, "--prompt") if prompt is not None else None
+    wanted = hot_words_of(whole(hotwords or "", "--hotwords"))
+    try:
+        check_hot_words(wanted)
+    except ValueError as error:
+        raise UsageError(f"--hotwords: {error}") from None
     with Local(storage or default_storage()) as local:
         route = local.choose("transcribe", model, None if language == "auto" else language, allow_base=True)
         note(f"{route.model} transcribes {sum(clip.seconds for clip in clips.values()):.1f} s{in_language(route)}")
@@ -125,7 +138,10 @@ def transcribe(
         guards = local.args.audio.guards.model_copy(
             update={key: value for key, value in thresholds.items() if value is not None}
         )
-        found = dict(zip(clips, local.transcribe(route, list(clips.values()), asked, words, guards), strict=True))
+        transcripts = local.transcribe(
+            route, list(clips.values()), asked, words, guards, language_model=language_model, hot_words=wanted
+        )
+        found = dict(zip(clips, transcripts, strict=True))
     results = [
         {"file": str(path), "error": errors[path]} if path in errors else as_result(path, found[path], route, words)
         for path in files

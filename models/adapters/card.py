@@ -162,6 +162,24 @@ class TranslationReference(_Part):
     """Prompts of which this one was the best on validation rows; None: there was no search."""
 
 
+class LanguageModelReference(_Part):
+    """A language model in a recogniser's adapter, and what it was worth on validation clips."""
+
+    order: int
+    texts: int
+    """That it was made of."""
+    ngrams: int
+    weight: float
+    bonus: float
+    beams: int
+    clips: int
+    """Validation clips by which weight and bonus were chosen."""
+    cer: float
+    """Their character error rate with it."""
+    greedy_cer: float
+    """And without it."""
+
+
 class Validation(_Part):
     """A figure on the validation split; the adapter gets the alias `latest` when its figure is the smaller."""
 
@@ -209,6 +227,8 @@ class Card(_Part):
     decoding: Decoding = Field(default_factory=Decoding)
     translation: TranslationReference | None = None
     """Of the task `translate`."""
+    language_models: dict[str, LanguageModelReference] = Field(default_factory=dict)
+    """Of the task `transcribe`: language -> what its transcripts are searched with."""
     certificates: dict[str, Certificate] = Field(default_factory=dict)
     """Language of answers -> what is known of how good each will be."""
     metrics: dict[str, float | None] = Field(default_factory=dict)

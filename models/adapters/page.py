@@ -25,7 +25,19 @@ _WHAT = {"full": ("All weights of", "fine-tuned"), "prompt": ("A prompt for", "c
 
 def render_readme(card: Card) -> str:
     """Markdown with the Hugging Face metadata block in front."""
-    parts = (_metadata, _summary, _usage, _data, _results, _certificates, _training, _notes, _limits, _exceptions)
+    parts = (
+        _metadata,
+        _summary,
+        _usage,
+        _data,
+        _results,
+        _language_models,
+        _certificates,
+        _training,
+        _notes,
+        _limits,
+        _exceptions,
+    )
     return "\n\n".join(text for part in parts if (text := part(card))) + "\n"
 
 
@@ -87,6 +99,23 @@ def _results(card: Card) -> str:
         rows.append([_meaning(name), _number(base), _number(value), interval])
     table = _table(["metric", "base", "adapter", "95 % interval (adapter)"], rows)
     return f"## Results\n\nOn held-out groups that no choice was made on (split `test`).\n\n{table}"
+
+
+def _language_models(card: Card) -> str:
+    if not card.language_models:
+        return ""
+    rows = [
+        [
+            display_name(tag), f"{one.texts:,}", f"{one.order}", f"{one.weight:g}, {one.bonus:g}", str(one.beams),
+            f"{one.cer:.3f}", f"{one.greedy_cer:.3f}",
+        ]
+        for tag, one in card.language_models.items()
+    ]  # fmt: skip
+    head = ["language", "texts", "order", "weight, bonus", "beams", "CER", "CER without"]
+    return (
+        "## Language models\n\nTranscripts are searched with an n-gram model of the language. It was made of training "
+        f"texts, its weight and bonus chosen on validation clips, of which these are the rates.\n\n{_table(head, rows)}"
+    )
 
 
 def _certificates(card: Card) -> str:

@@ -37,6 +37,8 @@ class Path:
 
     tokens: tuple[int, ...] = ()
     score: float = 0.0
+    logprobs: tuple[float, ...] = ()
+    """What the model itself gave each token."""
 
 
 @dataclass
@@ -58,15 +60,22 @@ class Beam:
         """The slots that hold a path."""
         return [place for place, path in enumerate(self.paths) if path is not None]
 
-    def advance(self, candidates: Array, scores: Array) -> list[tuple[int, int]]:
+    def advance(self, candidates: Array, scores: Array, logprobs: Array) -> list[tuple[int, int]]:
         """Extend the live paths; (slot, slot whose contents it takes over) for each new one.
 
-        `candidates` and `scores` are (live, C), the scores those of the candidates alone. A slot whose contents are
-        taken over keeps one of the paths that begin with its own, so that contents may be copied in any order.
+        All are (live, C): the scores those of the candidates alone, `logprobs` the model's own. A slot whose contents
+        are taken over keeps one of the paths that begin with its own, so that contents may be copied in any order.
         """
         live = self.live
         before = [self.paths[place] for place in live]
         total = scores + np.array([path.score for path in before if path is not None])[:, None]
+
+        def longer(row: int, column: int) -> Path:
+            path = before[row]
+            assert path is not None
+            token, cost = int(candidates[row, column]), float(logprobs[row, column])
+            return Path((*path.tokens, token), float(total[row, column]), (*path.logprobs, cost))
+
         chosen: list[tuple[int, int]] = []
         for rank, flat in enumerate(np.argsort(-total, axis=None, kind="stable").tolist()):
             row, column = divmod(flat, total.shape[1])
@@ -75,7 +84,7 @@ class Beam:
             if int(candidates[row, column]) not in self.ends:
                 chosen.append((row, column))
             elif rank < self.search.size:
-                self.ended.append(self._longer(before[row], candidates[row, column], total[row, column]))
+                self.ended.append(longer(row, column))
         first = {row: at for at, (row, _) in reversed(list(enumerate(chosen)))}
         stay = {at: live[row] for row, at in first.items()}
         free = [place for place in range(self.search.size) if place not in stay.values()]
@@ -83,13 +92,9 @@ class Beam:
         moves = []
         for at, (row, column) in enumerate(chosen):
             place = stay[at] if at in stay else free.pop(0)
-            self.paths[place] = self._longer(before[row], candidates[row, column], total[row, column])
+            self.paths[place] = longer(row, column)
             moves.append((place, live[row]))
         return moves
-
-    def _longer(self, path: Path | None, token: Any, score: Any) -> Path:
-        assert path is not None
-        return Path((*path.tokens, int(token)), float(score))
 
     def best(self) -> Path | None:
         """The answer, once no live path can be better or as many have ended as the beam holds; else None."""
@@ -116,13 +121,14 @@ def fused(searches: Sequence[BeamSearch], answers: Sequence[Sequence[int]], toke
     `scores` are the model's own log probabilities of `tokens`, both (H, C).
     """
     out: Array = scores + np.array([[search.bonus] for search in searches])
-    groups: dict[int, list[int]] = {}
+    groups: dict[int, list[tuple[int, NextTokens, float]]] = {}
     for row, search in enumerate(searches):
-        if search.scorer is not None and search.weight:
-            groups.setdefault(id(search.scorer), []).append(row)
-    for rows in groups.values():
-        scorer: NextTokens = searches[rows[0]].scorer
+        for scorer, weight in ((search.scorer, search.weight), (search.bias, 1.0)):
+            if scorer is not None and weight:
+                groups.setdefault(id(scorer), []).append((row, scorer, weight))
+    for group in groups.values():
+        rows, scorer = [row for row, *_ in group], group[0][1]
         histories = np.array([scorer.history(answers[row]) for row in rows], dtype=np.int64)
-        weights = np.array([[searches[row].weight] for row in rows])
+        weights = np.array([[weight] for *_, weight in group])
         out[rows] += weights * scorer.log_probs(histories, tokens[rows])
     return out

@@ -14,10 +14,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kauli.models.engine.beams import CANDIDATES, Beam, fused, repeats
+from kauli.models.engine.beams import CANDIDATES, Beam, Path, fused, repeats
 from kauli.models.engine.detokenize import TextStream, TokenBytes
 from kauli.models.engine.kv_cache import SlotCache, SlotPass, Span
 from kauli.models.engine.lora_batch import LoraBatch, Segment
@@ -49,7 +50,7 @@ class Generation:
     where `logprobs` asks for some. They must not be embeddings."""
     beam: BeamSearch | None = None
     """None: one answer grows by itself. Else the answer comes at once, at its end; of `sampling` it heeds `no_repeat`
-    and `ignore_eos`. It takes as many slots as the beam has answers."""
+    and `ignore_eos`, and of `logprobs` it gives no likeliest tokens. It takes as many slots as the beam has answers."""
     index: int = 0
     """Which of several answers to the same prompt this is: each draws its own random numbers from the seed."""
     memory: Any = None
@@ -355,6 +356,7 @@ class Engine:
         searches = [one.beam.search for one in rows if one.beam is not None]
         width = min(kept.shape[1], max(CANDIDATES, *(2 * search.size for search in searches)))
         values, tokens = (part.cpu().numpy() for part in kept.topk(width, dim=-1))
+        values, tokens = _with_wanted(kept, values, tokens, searches, [one.answer for one in rows])
         scores = fused(searches, [one.answer for one in rows], tokens, values.astype("float64"))
         for end in self._ends:
             scores -= (tokens == end) * [[search.bonus] for search in searches]
@@ -370,7 +372,7 @@ class Engine:
                     self._cache.erase(one.slot)
                 progress = Progress("", 0, "failed")
             else:
-                self._move(members, beam.advance(tokens[own], scores[own]))
+                self._move(members, beam.advance(tokens[own], scores[own], values[own]))
                 best = beam.best()
                 if best is None:
                     continue
@@ -378,10 +380,18 @@ class Engine:
                 stopped = bool(leader.answer) and leader.answer[-1] in beam.ends
                 written = leader.answer[: len(leader.answer) - stopped]
                 text = "".join(map(leader.stream.push, written)) + leader.stream.close()
-                progress = Progress(text, len(leader.answer), "stop" if stopped else "length")
+                progress = Progress(
+                    text, len(leader.answer), "stop" if stopped else "length", self._costs(leader, best)
+                )
             self._release(leader)
             out.append((leader, progress))
         return out
+
+    def _costs(self, ticket: Ticket, path: Path) -> tuple[TokenLogprob, ...]:
+        if ticket.generation.logprobs is None:
+            return ()
+        pairs = zip(path.tokens, path.logprobs, strict=True)
+        return tuple(TokenLogprob(token, self._token_bytes(token), value) for token, value in pairs)
 
     def _move(self, members: list[Ticket], moves: list[tuple[int, int]]) -> None:
         """Let the slots of a beam take over each other's contents."""
@@ -429,6 +439,23 @@ class Engine:
             self._slots[one.slot] = None
             if one in self._order:
                 self._order.remove(one)
+
+
+def _with_wanted(
+    found: Tensor, values: Any, tokens: Any, searches: Sequence[BeamSearch], answers: Sequence[Sequence[int]]
+) -> tuple[Any, Any]:
+    """The likeliest candidates (H, C) of each answer, and those of its hot words beside them."""
+    more = [
+        [] if search.bias is None else sorted({*search.bias.wanted(search.bias.history(answer))} - {*row.tolist()})
+        for search, answer, row in zip(searches, answers, tokens, strict=True)
+    ]
+    if not (width := max(map(len, more))):
+        return values, tokens
+    # The others' rows are filled with an impossible token
+    places = np.array([[*row, *[-1] * (width - len(row))] for row in more])
+    extra = found.cpu().numpy()[np.arange(len(more))[:, None], places]
+    extra[places < 0] = -np.inf
+    return np.concatenate([values, extra], 1), np.concatenate([tokens, np.maximum(places, 0)], 1)
 
 
 def _embeddings(ticket: Ticket, span: Span) -> list[tuple[int, Tensor]]:

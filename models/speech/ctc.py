@@ -160,8 +160,9 @@ class CtcTask(CtcBase, Recogniser):
     ) -> list[ClipTicket]:
         """See `Recogniser`; prompt and temperature have no effect: a CTC model has neither."""
         self._check(request)
-        if request.beam is not None:
-            raise UsageError(f"{self.base.name} is a CTC model and searches no beam: leave the beam out.")
+        if request.beam is not None or request.hot_words:
+            what = "beam" if request.beam is not None else "hot_words"
+            raise UsageError(f"{self.base.name} is a CTC model and searches no beam: leave {what} out.")
         runner, head = self._chosen(adapter, request.language)
         wave = self.model_input(request.samples)
         language, frames = self._language_of(request, adapter), frame_count(self._bare.config, len(wave))

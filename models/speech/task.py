@@ -120,6 +120,10 @@ class Recogniser(SpeechModel, Generative):
         """Seconds that shorter clips are padded to for a loaded adapter; 0: they are taken at their own length."""
         return 0.0
 
+    def searches(self, adapter: str) -> bool:
+        """Whether a loaded adapter has a language model."""
+        return False
+
     def set_window(self, folder: Path, seconds: float) -> None:
         """Write such a window into an adapter's folder, where the architecture `pads`."""
         raise NotImplementedError(f"{type(self).__name__} takes clips at their own length")

@@ -14,7 +14,7 @@ letters: H histories, C candidates, N n-grams of an order.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,13 +90,13 @@ class TokenModel:
         place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         return np.where(keys[place] == wanted, place, -1)
 
-    def save(self, path: Path) -> None:
-        """Write it as safetensors, its language and tokenizer in the header."""
+    def save(self, path: Path, header: Mapping[str, str] | None = None) -> None:
+        """Write it as safetensors, its language and tokenizer in the header, with what else is given."""
         arrays = {"unigrams": self.unigrams}
         for name in ("keys", "scores", "backoffs"):
             arrays |= {f"{name}.{level}": array for level, array in enumerate(getattr(self, name))}
         about = {"language": self.language, "tokenizer": self.tokenizer, "vocabulary": self.vocabulary}
-        save_file(arrays, path, {"kauli_token_model": json.dumps(about | {"order": self.order})})
+        save_file(arrays, path, {"kauli_token_model": json.dumps(about | {"order": self.order}), **(header or {})})
 
 
 def read(path: Path, tokenizer: str, language: str) -> TokenModel:

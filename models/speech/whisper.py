@@ -4,10 +4,13 @@ Clips are packed, not padded: the frames of all clips are one row for the encode
 for the decoder, which the text engine runs (`kauli.models.engine.engine`).
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +31,7 @@ from kauli.models.languages import nfc
 from kauli.models.media.decode import RATE
 from kauli.models.requests import BeamSearch, TranscriptionRequest
 from kauli.models.speech.chunking import pauses
+from kauli.models.speech.hot_words import HotWords
 from kauli.models.speech.task import Recogniser, Row, SpeechModel
 from kauli.models.speech.whisper_adapter import LoadedWhisperAdapter, load_model, read_adapter, set_window
 from kauli.models.speech.whisper_decoder import ClipState, WhisperRunner
@@ -37,6 +41,8 @@ disable_progress_bar()  # type: ignore[no-untyped-call]
 
 NO_REPEAT = 16
 """Tokens: no run of this length occurs twice in a transcript. An untrained base repeats the word of a short clip."""
+BEAMS = 4
+"""Answers that a search keeps at each step where no adapter says otherwise."""
 _TOKENS_AT_REST, _TOKENS_A_SECOND = 16, 40  # room for the fastest speech in a script of three tokens a letter
 
 
@@ -71,6 +77,11 @@ class WhisperBase(SpeechModel):
         tokenizer = WhisperTokenizer.from_pretrained(base.folder, local_files_only=True)
         extractor = WhisperFeatureExtractor.from_pretrained(base.folder, local_files_only=True)
         return cls(model, tokenizer, extractor, base, **options)
+
+    @cached_property
+    def tokenizer_sha256(self) -> str:
+        """Of the tokens and their numbers."""
+        return hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest()
 
     @property
     def window(self) -> int:
@@ -174,7 +185,7 @@ class WhisperTask(WhisperBase, Recogniser):
         return [part.float().cpu() for part in self._shared().frames(spectrograms)]
 
     def read_adapter(self, folder: Path) -> LoadedWhisperAdapter:
-        return read_adapter(folder, self.model, self._layers())
+        return read_adapter(folder, self.model, self._layers(), self.tokenizer_sha256)
 
     def _new_runner(self, model: Any) -> WhisperRunner:
         return WhisperRunner(
@@ -204,6 +215,9 @@ class WhisperTask(WhisperBase, Recogniser):
     def window_of(self, adapter: str) -> float:
         return self._padding(adapter, None)
 
+    def searches(self, adapter: str) -> bool:
+        return bool(self._loaded[adapter].language_models)
+
     def set_window(self, folder: Path, seconds: float) -> None:
         set_window(folder, seconds)
 
@@ -211,9 +225,8 @@ class WhisperTask(WhisperBase, Recogniser):
         self, request: TranscriptionRequest, adapter: str | None, tokens: list[int] | None = None
     ) -> list[Ticket]:
         self._check(request)
-        if request.beam is not None:
-            self._check_beam(request, request.beam)
         language = self._language_of(request, adapter)
+        beam = self._beam(request, language, adapter)
         if language != request.language:
             request, tokens = replace(request, language=language), None
         prompt = tokens or self.prompt_tokens(request)
@@ -230,16 +243,29 @@ class WhisperTask(WhisperBase, Recogniser):
         )
         memory = ClipState(spectrogram, language, seconds, pauses(request.samples) if request.words else None)
         limit = min(request.max_tokens or room, room)
-        generation = Generation(
-            parts, key, limit, sampling, logprobs=request.logprobs, beam=request.beam, memory=memory
-        )
+        generation = Generation(parts, key, limit, sampling, logprobs=request.logprobs, beam=beam, memory=memory)
         return [runner.engine.submit(generation)]
 
-    def _check_beam(self, request: TranscriptionRequest, beam: BeamSearch) -> None:
-        if not 1 <= beam.size <= self.slots:
-            raise UsageError(f"beam.size is {beam.size}: 1 to {self.slots}, the slots of the engine, are allowed.")
-        if request.temperature or request.logprobs is not None:
-            raise UsageError("a beam takes temperature 0 and no logprobs: leave them out, or the beam.")
+    def _beam(self, request: TranscriptionRequest, language: str | None, adapter: str | None) -> BeamSearch | None:
+        """How a request is searched; None: token by token."""
+        if (beam := request.beam) is not None:
+            if not 1 <= beam.size <= self.slots:
+                raise UsageError(f"beam.size is {beam.size}: 1 to {self.slots}, the slots of the engine, are allowed.")
+            if request.temperature or request.logprobs:
+                raise UsageError("a beam takes temperature 0 and no likeliest tokens: leave them out, or the beam.")
+            return beam
+        if request.temperature or request.logprobs:
+            return None
+        bias = self._hot_words(request.hot_words) if request.hot_words else None
+        models = self._loaded[adapter].language_models if adapter and request.language_model else {}
+        if language in models:
+            return models[language].search(self.slots, bias)  # type: ignore[no-any-return]
+        return None if bias is None else BeamSearch(min(BEAMS, self.slots), bias=bias)
+
+    def _hot_words(self, words: Sequence[str]) -> HotWords:
+        """Each as it is spelled, and with a capital as at the beginning of a sentence."""
+        spellings = dict.fromkeys(nfc(one).strip() for word in words for one in (word, word[:1].upper() + word[1:]))
+        return HotWords([self.tokenizer(f" {one}", add_special_tokens=False).input_ids for one in spellings if one])
 
     def _embedding(self, language: str, adapter: str | None) -> Tensor:
         """That of a language without a token, from the adapter."""

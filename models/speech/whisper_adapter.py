@@ -2,11 +2,13 @@
 
 An adapter folder has a PEFT adapter or, after full fine-tuning, `model.safetensors`; in `speech.json` the languages
 that it was trained on and the window that its clips are padded to, and in `languages.safetensors` the
-embeddings of those languages that the base has no token for.
+embeddings of those languages that the base has no token for; language models are side files of
+`kauli.models.speech.fusion`.
 """
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from transformers import WhisperForConditionalGeneration
 from kauli.models.adapters.linear import read_deltas
 from kauli.models.errors import KauliError
 from kauli.models.files import read_json
+from kauli.models.speech.fusion import Fusion, read_fusions
 from kauli.models.speech.task import LoadedRecogniserAdapter
 
 SETTINGS, LANGUAGES = "speech.json", "languages.safetensors"
@@ -29,6 +32,8 @@ class LoadedWhisperAdapter(LoadedRecogniserAdapter):
     """With the embeddings (W,) of its languages that the base has no token for."""
 
     language_embeddings: dict[str, Tensor]
+    language_models: Mapping[str, Fusion]
+    """Language -> what its transcripts are searched with."""
     window: float
     """Seconds that shorter clips are padded to; infinite for plain PEFT's, which learned with the whole window."""
 
@@ -46,8 +51,11 @@ def load_model(folder: Path, dtype: torch.dtype) -> Any:
     )
 
 
-def read_adapter(folder: Path, base: Any, linears: dict[str, nn.Linear]) -> LoadedWhisperAdapter:
-    """An adapter folder for the model `base`, with adaptable layers `linears`; KauliError where it does not fit."""
+def read_adapter(folder: Path, base: Any, linears: dict[str, nn.Linear], tokenizer: str) -> LoadedWhisperAdapter:
+    """An adapter folder for the model `base`, with adaptable layers `linears`; KauliError where it does not fit.
+
+    `tokenizer` is the SHA-256 of the base's tokens, which language models must be of.
+    """
     embeddings: dict[str, Tensor] = {}
     settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     languages = tuple(settings.get("languages", ()))
@@ -67,5 +75,6 @@ def read_adapter(folder: Path, base: Any, linears: dict[str, nn.Linear]) -> Load
     else:
         model, deltas = None, read_deltas(folder, linears, torch.float32)
     return LoadedWhisperAdapter(
-        languages=languages, deltas=deltas, model=model, language_embeddings=embeddings, window=window
-    )
+        languages=languages, deltas=deltas, model=model, language_embeddings=embeddings, window=window,
+        language_models=read_fusions(folder, tokenizer),
+    )  # fmt: skip

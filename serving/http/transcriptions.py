@@ -18,6 +18,7 @@ from kauli.models.media.decode import AudioLimits, DecodedAudio, decode_audio
 from kauli.models.requests import TranscriptionRequest
 from kauli.models.speech.chunking import as_text
 from kauli.models.speech.guards import Guards
+from kauli.models.speech.hot_words import check_hot_words, hot_words_of
 from kauli.models.speech.subtitles import as_srt, as_vtt, cues
 from kauli.serving.backends import Backends
 from kauli.serving.events import Refused
@@ -52,6 +53,10 @@ class TranscriptionForm(Body):
     user: str | None = None
     """Changes nothing."""
     # Ours
+    hotwords: Annotated[str, Field(max_length=4096)] | None = None
+    """Words that are likely in the audio, such as names, with commas between them."""
+    language_model: bool = True
+    """Whether the adapter's language model is used, where it has one."""
     no_speech_threshold: Annotated[float, Field(ge=0, le=1)] | None = None
     """For this and the next two see `Guards`; None: the setting of the service."""
     logprob_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
@@ -71,6 +76,12 @@ class TranscriptionForm(Body):
         for one in value:
             if one not in ("segment", "word"):
                 raise ValueError(f"timestamps of '{one}' are not available: give word or segment, or leave it out")
+        return value
+
+    @field_validator("hotwords")
+    @classmethod
+    def _few(cls, value: str | None) -> str | None:
+        check_hot_words(hot_words_of(value or ""))
         return value
 
     @model_validator(mode="after")
@@ -101,8 +112,9 @@ def add_transcriptions(app: FastAPI, backends: Backends) -> None:
         try:
             route = await backends.route("transcribe", form.model, form.language, form.allow_base)
             asked = TranscriptionRequest(
-                None, route.language, form.prompt, temperature=form.temperature, seed=form.seed, words=form.words
-            )
+                None, route.language, form.prompt, temperature=form.temperature, seed=form.seed, words=form.words,
+                language_model=form.language_model, hot_words=hot_words_of(form.hotwords or ""),
+            )  # fmt: skip
             own = form.model_dump(include=set(Guards.model_fields), exclude_none=True)
             guards = args.audio.guards.model_copy(update=own)
             certified = await asyncio.to_thread(backends.catalogue.certificate, route)

@@ -2,7 +2,7 @@
 
 A Whisper base is measured as it was trained, with the clip padded to its whole window; the adapter as it is served,
 with the window that `choose_window` found. The baselines `whole_window` and `own_length` are the adapter with other
-windows: they show what the shorter or longer input costs or gains.
+windows: they show what the shorter or longer input costs or gains. `greedy` is the adapter without its language model.
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from kauli.training.evaluation.scorers import Row, Tally, clean, score_bits
 from kauli.training.evaluation.systems import BASE, Answering, System, Systems, generate
 from kauli.training.features.audio import AudioRows, audio_rows
 
+GREEDY = "greedy"
 WINDOW_CLIPS = 48
 """Validation clips, about, by which an adapter's window is chosen."""
 
@@ -51,6 +52,9 @@ def evaluate_transcribe(request: EvalRequest) -> EvalResult:
             for name, full, seconds in others if seconds != task.window_of(ADAPTER)
         ]  # fmt: skip
     texts = systems.compare(task, compared, rows, rows)
+    if task.searches(ADAPTER):  # the bits of a transcript are the same
+        greedy = System(GREEDY, rows, ADAPTER, {"language_model": False})
+        systems.add_texts(GREEDY, rows, systems.answers(task, [greedy], rows)[GREEDY])
     if fault := collapsed([clean(text) for text in texts[ADAPTER]], [str(row["text"]) for row in rows]):
         systems.notes.append(f"NOT SOUND: {fault}")
     systems.show(rows, texts, ["(audio)"] * len(rows))
@@ -127,9 +131,9 @@ def _window_name(seconds: float) -> str:
     return f"filled up to {seconds:g} s" if seconds else "at their own length"
 
 
-def request_for(row: Row, full_window: bool | None = None) -> TranscriptionRequest:
-    """The greedy request that a row makes."""
-    return TranscriptionRequest(row["samples"], row["language"], full_window=full_window)
+def request_for(row: Row, full_window: bool | None = None, language_model: bool = True) -> TranscriptionRequest:
+    """The request that a row makes: without temperature, with the adapter's language model where it has one."""
+    return TranscriptionRequest(row["samples"], row["language"], full_window=full_window, language_model=language_model)
 
 
 ANSWERING = Answering("transcribe", ("transcript",), request_for, length=None, together=False)

@@ -20,7 +20,7 @@ from kauli.models.engine.precision import choose_precision, cpu_flags
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.tasks import load_served
 from kauli.training.card import draft_card, finished_card
-from kauli.training.data.dataset import DatasetReference, load_reference
+from kauli.training.data.dataset import Dataset, DatasetReference, load_reference
 from kauli.training.evaluation.request import GENERATED, request_of
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.loop.checkpoint import Checkpoint
@@ -57,6 +57,7 @@ class Run:
     recipe: Recipe
     base: Base
     examples: Examples
+    dataset: Dataset
     session: Session
     device: str
     start: Path | None
@@ -130,7 +131,9 @@ def work(
     log = MetricsLog(store, f"{job.folder}/{METRICS}")
     first = not distributed.is_initialized() or distributed.get_rank() == 0
     notes = NoteLog(store, f"{job.folder}/{NOTES}")
-    run = Run(recipe, base, examples, session, device, job.start, log.add, notes.add if first else lambda text: None)
+    run = Run(
+        recipe, base, examples, dataset, session, device, job.start, log.add, notes.add if first else lambda text: None
+    )
     with stages_written(store, job.folder) if first else nullcontext():
         adapter.mkdir(parents=True)
         fitted = task.fit(run, adapter)

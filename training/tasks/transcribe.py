@@ -17,12 +17,14 @@ from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
 from kauli.models.frozen import FrozenModel
 from kauli.models.media.decode import RATE
+from kauli.models.speech.fusion import MOST_BEAMS
 from kauli.models.speech.task import TrainableRecogniser
 from kauli.models.tasks import load_trainable
 from kauli.training.augment.audio import AudioAugmentation, SpecAugment, Speed, augmented_mel, augmented_wave
 from kauli.training.augment.table import augmentations
-from kauli.training.data.dataset import Dataset
+from kauli.training.data.dataset import Dataset, load_data
 from kauli.training.evaluation.certify import Answered
+from kauli.training.evaluation.fusion import choose_language_model
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.transcribe import (
@@ -33,6 +35,7 @@ from kauli.training.evaluation.transcribe import (
     transcribed_rows,
 )
 from kauli.training.features.audio import audio_rows
+from kauli.training.features.language_texts import language_texts
 from kauli.training.features.left_out import LeftOut
 from kauli.training.features.stored import StoredAudio
 from kauli.training.loop.checkpoint import TrainState
@@ -40,6 +43,17 @@ from kauli.training.loop.session import Run
 from kauli.training.recipe import Recipe, method_of
 from kauli.training.tasks.base import Examples, Fitted, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, made_up_rows, weighted
+
+
+class LanguageModelSection(FrozenModel):
+    """A language model of transcripts, made of the data's training texts."""
+
+    order: int = Field(default=5, ge=2, le=8)
+    """Tokens in the longest n-grams."""
+    beams: int = Field(default=4, ge=1, le=MOST_BEAMS)
+    """Answers that are kept at each step of the search."""
+    texts: tuple[str, ...] = ()
+    """Further data sets whose training texts are learned."""
 
 
 class TranscribeSection(FrozenModel):
@@ -52,6 +66,9 @@ class TranscribeSection(FrozenModel):
     concat_prob: float = Field(default=0.5, ge=0, lt=1)
     """The probability that a clip is concatenated with the next of its step and language, and their transcripts too.
     An adapter that was trained on single sentences alone stops after the first sentence."""
+    language_model: LanguageModelSection | None = None
+    """The language model that transcripts are searched with, of each language; kept where it makes fewer errors on
+    validation clips. None: no language model."""
 
 
 class TranscribeRecipe(Recipe):
@@ -76,6 +93,10 @@ class TranscribeLearner(Learner):
         if task.input_kind == "wave" and any(isinstance(one, SpecAugment) for one in recipe.augment):
             raise UsageError(
                 f"augment: spec_augment masks a spectrogram, and {task.base.name} takes the wave itself: remove it."
+            )
+        if task.input_kind == "wave" and recipe.transcribe.language_model is not None:
+            raise UsageError(
+                f"transcribe.language_model: {task.base.name} is a CTC model, which searches no beam: remove it."
             )
         budget = recipe.train
         rows = weighted(examples.train, budget.source_weights)
@@ -175,7 +196,7 @@ class TranscribeTraining(TrainingTask):
         return TranscribeLearner(load_trainable(self.name, base, device=device, dtype=torch.float32), recipe, examples)
 
     def fit(self, run: Run, folder: Path) -> Fitted | None:
-        """Train; then choose the window that the adapter's clips are padded to, where the base pads."""
+        """Train; then choose what the base allows: the window that clips are padded to, and a language model."""
         fitted = super().fit(run, folder)
         if fitted is None or not fitted.served.pads:
             return fitted
@@ -186,7 +207,19 @@ class TranscribeTraining(TrainingTask):
             bits, sizes = zip(*served.bits(rows, ADAPTER), strict=True)
             fitted.state.best_validation = sum(bits) / sum(sizes)
         served.remove_adapter(ADAPTER)
-        return fitted
+        return fitted if run.recipe.transcribe.language_model is None else self._fused(fitted, run, folder)
+
+    def _fused(self, fitted: Fitted, run: Run, folder: Path) -> Fitted:
+        """With a language model of each language in the adapter's folder, where it helps."""
+        section, found = run.recipe.transcribe.language_model, {}
+        others = {tag: [load_data(name, [tag]) for name in section.texts] for tag in run.recipe.language}
+        for tag in run.recipe.language:
+            texts = language_texts(run.dataset, tag, others[tag])
+            figures = choose_language_model(
+                fitted.served, fitted.examples.validation, folder, texts, tag, section.order, section.beams, run.tell
+            )
+            found |= {tag: figures} if figures else {}
+        return replace(fitted, found={**fitted.found, "language_models": found})
 
     def check_measurable(self, request: EvalRequest) -> None:
         """Audio with a transcript."""

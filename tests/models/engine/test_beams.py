@@ -51,19 +51,23 @@ def test_a_wide_beam_finds_what_an_exhaustive_search_finds(weight: float, bonus:
     while (best := beam.best()) is None:
         answers = [path.tokens for path in beam.paths if path is not None]
         tokens = np.tile(np.arange(4), (len(answers), 1))
-        scores = fused([search] * len(answers), answers, tokens, np.stack([acoustic(one) for one in answers]))
-        beam.advance(tokens, scores - (tokens == END) * bonus)
+        own = np.stack([acoustic(one) for one in answers])
+        scores = fused([search] * len(answers), answers, tokens, own)
+        beam.advance(tokens, scores - (tokens == END) * bonus, own)
     score, answer = exhaustive(search, limit)
     assert best.score == pytest.approx(score, rel=1e-5)
     assert best.tokens == answer
+    assert best.logprobs == pytest.approx([acoustic(answer[:at])[token] for at, token in enumerate(answer)])
 
 
 def test_a_slot_is_never_overwritten_before_it_is_read() -> None:
     beam = Beam(BeamSearch(3), frozenset(), 9)
     tokens = np.arange(4)[None]
-    beam.advance(tokens, np.array([[-1.0, -2.0, -3.0, -9.0]]))
+    first = np.array([[-1.0, -2.0, -3.0, -9.0]])
+    beam.advance(tokens, first, first)
     # All that is left begins with the worst path: it stays in its slot, and the others take its contents over.
-    moves = beam.advance(np.tile(tokens, (3, 1)), np.array([[-90.0] * 4, [-90.0] * 4, [-1.0, -2.0, -3.0, -4.0]]))
+    second = np.array([[-90.0] * 4, [-90.0] * 4, [-1.0, -2.0, -3.0, -4.0]])
+    moves = beam.advance(np.tile(tokens, (3, 1)), second, second)
     assert dict(moves) == {0: 2, 1: 2, 2: 2}
     assert [path.tokens for path in beam.paths if path is not None] == [(2, 1), (2, 2), (2, 0)]
 
@@ -108,6 +112,7 @@ def test_many_beams_with_adapters_and_language_models_share_passes(tmp_path: Any
         ({"beam": BeamSearch(0)}, "beam.size is 0"),
         ({"beam": BeamSearch(999)}, "beam.size is 999"),
         ({"beam": BeamSearch(2), "temperature": 0.5}, "temperature 0"),
+        ({"beam": BeamSearch(2), "logprobs": 3}, "no likeliest tokens"),
     ],
 )
 def test_a_beam_that_cannot_be_searched_is_refused(change: dict[str, Any], named: str) -> None:
@@ -121,3 +126,17 @@ def test_a_cancelled_beam_frees_its_slots() -> None:
     for _ in task.generate([request], [None], cancelled=lambda row: True):
         pass
     assert texts_of(task, [request], [None]) == texts_of(whisper(), [request], [None])
+
+
+def test_a_beam_gives_the_log_probabilities_of_its_answer() -> None:
+    task = whisper()
+    request = TranscriptionRequest(sound(0.5, 1), "be", max_tokens=12, logprobs=0)
+
+    def costs(beam: BeamSearch | None) -> list[tuple[int, float]]:
+        chunks = [one for some in task.generate([replace(request, beam=beam)], [None]) for one in some]
+        return [(token.token, token.logprob) for one in chunks for token in one.logprobs]
+
+    greedy, narrow = costs(None), costs(BeamSearch(1))
+    assert [token for token, _ in narrow] == [token for token, _ in greedy]
+    assert [cost for _, cost in narrow] == pytest.approx([cost for _, cost in greedy], abs=1e-4)
+    assert sum(cost for _, cost in costs(BeamSearch(4))) >= sum(cost for _, cost in greedy) - 1e-4

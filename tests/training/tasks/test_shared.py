@@ -113,7 +113,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         return learners[-1]
 
     task.learner = kept
-    fitted = task.fit(Run(recipe, base, examples, LocalSession(folder), "cpu", None, lines.append), folder)
+    fitted = task.fit(Run(recipe, base, examples, dataset, LocalSession(folder), "cpu", None, lines.append), folder)
     task.learner = make
     return Trained(task, recipe, dataset, examples, folder, fitted, learners, lines)
 

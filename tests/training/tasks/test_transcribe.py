@@ -21,6 +21,7 @@ from kauli.training.evaluation.request import EvalRequest
 from kauli.training.evaluation.run import evaluate
 from kauli.training.evaluation.transcribe import choose_window, evaluate_transcribe
 from kauli.training.features.audio import audio_rows
+from kauli.training.features.language_texts import language_texts
 from kauli.training.recipe_file import parse_recipe
 from kauli.training.tasks.base import Examples
 from kauli.training.tasks.transcribe import TranscribeLearner, TranscribeRecipe
@@ -239,3 +240,36 @@ def test_one_worker_two_workers_and_small_packs_have_the_same_gradient(concat_pr
     assert gradients[0].norm() > 0
     for other in gradients[1:]:
         assert torch.allclose(gradients[0], other, atol=1e-5)
+
+
+def test_a_language_model_is_made_chosen_kept_and_measured(data: str, tmp_path: Path) -> None:
+    own = [row["text"] for row in audio_rows(load_data(data, ["be"]), "test", ["be"], 25.0).rows]
+    more = [{"text": f"{word} {number}"} for word in WORDS for number in range(60)]
+    (tmp_path / "more.jsonl").write_text("\n".join(json.dumps(row) for row in more))
+    section = {"order": 4, "beams": 3, "texts": [str(tmp_path / "more.jsonl")]}
+    result = train(recipe(data, transcribe={"language_model": section}), str(tmp_path / "store"), use_ray=False)
+    registry = Registry(str(tmp_path / "store"))
+    card, folder = registry.card("transcribe-x@1"), registry.fetch("transcribe-x@1")
+    model = card.language_models["be"]
+    assert model.cer < model.greedy_cer
+    assert model.order == 4
+    assert 0 < model.texts < len(more)
+    assert (folder / "lm.be.safetensors").is_file()
+    assert any(note.startswith(f"Language model of be: {model.texts} texts") for note in card.notes)
+    assert "Transcripts are searched with an n-gram model" in (folder / "README.md").read_text()
+    greedy = result.evaluation.baselines["greedy"]
+    assert greedy.total()["cer"].value() != result.metrics["cer"]
+    others = [load_data(str(tmp_path / "more.jsonl"), ["be"])]
+    texts = language_texts(load_data(data, ["be"]), "be", others)
+    assert len(texts) == model.texts
+    assert not set(own) & set(texts)  # what is tested is in no language model
+
+
+def test_a_language_model_that_cannot_be_made_is_told(data: str, tmp_path: Path) -> None:
+    result = train(recipe(data, transcribe={"language_model": {}}), str(tmp_path), use_ray=False)
+    card = Registry(str(tmp_path)).card(str(result.adapter))
+    assert card.language_models == {}
+    assert any(note.startswith("No language model for be: ") for note in card.notes)
+    ctc = recipe(data, base="debug-wav2vec2", augment=[], transcribe={"language_model": {}})
+    with pytest.raises(UsageError, match=r"transcribe\.language_model: debug-wav2vec2 is a CTC model"):
+        train(ctc, str(tmp_path), use_ray=False)
