@@ -126,8 +126,8 @@ def transcribe(
     wanted = hot_words_of(whole(hotwords or "", "--hotwords"))
     try:
         check_hot_words(wanted)
-    except ValueError as error:
-        raise UsageError(f"--hotwords: {error}") from None
+    except ValueError as fault:
+        raise UsageError(f"--hotwords: {fault}") from None
     with Local(storage or default_storage()) as local:
         route = local.choose("transcribe", model, None if language == "auto" else language, allow_base=True)
         note(f"{route.model} transcribes {sum(clip.seconds for clip in clips.values()):.1f} s{in_language(route)}")

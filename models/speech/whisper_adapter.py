@@ -3,7 +3,7 @@
 An adapter folder has a PEFT adapter or, after full fine-tuning, `model.safetensors`; in `speech.json` the languages
 that it was trained on and the window that its clips are padded to, and in `languages.safetensors` the
 embeddings of those languages that the base has no token for; language models are side files of
-`kauli.models.speech.fusion`.
+`kauli.models.speech.language_model`.
 """
 
 import json
@@ -21,7 +21,7 @@ from transformers import WhisperForConditionalGeneration
 from kauli.models.adapters.linear import read_deltas
 from kauli.models.errors import KauliError
 from kauli.models.files import read_json
-from kauli.models.speech.fusion import Fusion, read_fusions
+from kauli.models.speech.language_model import LanguageModel, read_language_models
 from kauli.models.speech.task import LoadedRecogniserAdapter
 
 SETTINGS, LANGUAGES = "speech.json", "languages.safetensors"
@@ -32,7 +32,7 @@ class LoadedWhisperAdapter(LoadedRecogniserAdapter):
     """With the embeddings (W,) of its languages that the base has no token for."""
 
     language_embeddings: dict[str, Tensor]
-    language_models: Mapping[str, Fusion]
+    language_models: Mapping[str, LanguageModel]
     """Language -> what its transcripts are searched with."""
     window: float
     """Seconds that shorter clips are padded to; infinite for plain PEFT's, which learned with the whole window."""
@@ -76,5 +76,5 @@ def read_adapter(folder: Path, base: Any, linears: dict[str, nn.Linear], tokeniz
         model, deltas = None, read_deltas(folder, linears, torch.float32)
     return LoadedWhisperAdapter(
         languages=languages, deltas=deltas, model=model, language_embeddings=embeddings, window=window,
-        language_models=read_fusions(folder, tokenizer),
+        language_models=read_language_models(folder, tokenizer),
     )  # fmt: skip

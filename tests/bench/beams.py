@@ -20,46 +20,31 @@ import torch
 from kauli.deploy.cli.terminal import table
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
-from kauli.models.languages import nfc
 from kauli.models.paths import default_storage
 from kauli.models.requests import BeamSearch
 from kauli.models.speech.token_lm import TokenModel, fit
 from kauli.models.speech.whisper import WhisperTask
 from kauli.models.tasks import load_served
 from kauli.training.card import machine
-from kauli.training.data.dataset import Dataset, load_data
-from kauli.training.evaluation.error_rates import normalised
+from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.results import bracket, paired
 from kauli.training.evaluation.rows import whole_groups
 from kauli.training.evaluation.scorers import Tally, clean, score_answers
 from kauli.training.evaluation.systems import generate
 from kauli.training.evaluation.transcribe import request_for
 from kauli.training.features.audio import audio_rows
+from kauli.training.features.language_texts import language_texts
 
 KEY = "adapter"
-
-
-def language_texts(dataset: Dataset, language: str) -> list[str]:
-    """The texts of the training split that share neither group nor wording with the other splits."""
-    texts: dict[str, str] = {}
-    held: set[str] = set()
-    groups: set[str] = set()
-    rows = list(dataset.iter_rows(None, [language], ["split", "group", "text"]))
-    for row in rows:
-        if row["split"] != "train":
-            held.add(normalised(row["text"] or ""))
-            groups.add(row["group"])
-    for row in rows:
-        if row["group"] not in groups and (row["text"] or "").strip():
-            texts.setdefault(normalised(row["text"]), nfc(row["text"]).strip())
-    return [text for key, text in texts.items() if key not in held]
 
 
 def fitted(task: WhisperTask, texts: Sequence[str], language: str, order: int) -> TokenModel:
     """The language model of these texts in the tokens of the base."""
     tokens = [task.tokenizer(" " + text, add_special_tokens=False).input_ids for text in texts]
     vocabulary = int(task.model.config.vocab_size)
-    return fit(tokens, vocabulary=vocabulary, end=task.end, order=order, language=language, tokenizer=task.base.sha256)
+    return fit(
+        tokens, vocabulary=vocabulary, end=task.end, order=order, language=language, tokenizer=task.tokenizer_sha256
+    )
 
 
 def measure(task: WhisperTask, rows: Sequence[Any], adapter: str | None, beam: BeamSearch | None) -> tuple[Any, float]:

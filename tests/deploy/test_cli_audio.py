@@ -241,6 +241,13 @@ def test_a_prompt_and_what_is_odd_about_a_file_reach_the_model_and_the_user(
     assert "clipped" in json.loads(done.stdout)["warnings"][0]
 
 
+def test_hot_words(store: Path, clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    words = (str(clips["one"]), "--language", "be")
+    assert result(*words, "--no-language-model") == result(*words)  # this adapter has none
+    monkeypatch.setattr("kauli.models.speech.hot_words.BONUS", 30.0)  # of random weights, which want nothing
+    assert "жаба" in result(*words, "--hotwords", "жаба").lower()
+
+
 def test_wrong_use_of_transcribe_is_one_clear_error(store: Path, clips: dict[str, Path], tmp_path: Path) -> None:
     one, two = str(clips["one"]), str(clips["two"])
     fails(2, "none.wav", "transcribe", str(tmp_path / "none.wav"))
@@ -257,6 +264,7 @@ def test_wrong_use_of_transcribe_is_one_clear_error(store: Path, clips: dict[str
     fails(2, "transcribe-bee", "transcribe", one, "--model", "transcribe-bee")
     fails(2, "Model 'fused-be@1' cannot transcribe; use model 'transcribe'", "transcribe", one, "--model", "fused-be")
     fails(2, "nonsense-language", "transcribe", one, "--language", "nonsense-language")
+    fails(2, f"--hotwords: '{'a' * 65}' has 65 characters", "transcribe", one, "--hotwords", "a" * 65)
 
 
 def test_files_that_cannot_be_read_do_not_cost_the_others_their_transcripts(

@@ -10,21 +10,21 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from kauli.models.adapters.card import EvaluationSettings
+from kauli.models.adapters.card import EvaluationSettings, LanguageModelReference
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import Base
 from kauli.models.errors import UsageError
 from kauli.models.frozen import FrozenModel
 from kauli.models.media.decode import RATE
-from kauli.models.speech.fusion import MOST_BEAMS
+from kauli.models.speech.language_model import MOST_BEAMS
 from kauli.models.speech.task import TrainableRecogniser
 from kauli.models.tasks import load_trainable
 from kauli.training.augment.audio import AudioAugmentation, SpecAugment, Speed, augmented_mel, augmented_wave
 from kauli.training.augment.table import augmentations
 from kauli.training.data.dataset import Dataset, load_data
 from kauli.training.evaluation.certify import Answered
-from kauli.training.evaluation.fusion import choose_language_model
+from kauli.training.evaluation.language_model import choose_language_model
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.transcribe import (
@@ -207,11 +207,13 @@ class TranscribeTraining(TrainingTask):
             bits, sizes = zip(*served.bits(rows, ADAPTER), strict=True)
             fitted.state.best_validation = sum(bits) / sum(sizes)
         served.remove_adapter(ADAPTER)
-        return fitted if run.recipe.transcribe.language_model is None else self._fused(fitted, run, folder)
+        assert isinstance(run.recipe, TranscribeRecipe)
+        section = run.recipe.transcribe.language_model
+        return fitted if section is None else self._with_language_models(fitted, run, folder, section)
 
-    def _fused(self, fitted: Fitted, run: Run, folder: Path) -> Fitted:
+    def _with_language_models(self, fitted: Fitted, run: Run, folder: Path, section: LanguageModelSection) -> Fitted:
         """With a language model of each language in the adapter's folder, where it helps."""
-        section, found = run.recipe.transcribe.language_model, {}
+        found = dict[str, LanguageModelReference]()
         others = {tag: [load_data(name, [tag]) for name in section.texts] for tag in run.recipe.language}
         for tag in run.recipe.language:
             texts = language_texts(run.dataset, tag, others[tag])

@@ -249,6 +249,19 @@ def test_a_prompt_a_seed_and_a_temperature_are_used(house: House, client: TestCl
     assert warm[0] == warm[1] != warm[2]
 
 
+def test_hot_words_and_the_language_model_are_options(
+    house: House, client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kauli.models.speech.hot_words.BONUS", 30.0)  # of random weights, which want nothing
+    text = hear(client, hotwords="жаба, Абебе").json()["text"]
+    assert text == here(house, "transcribe-be@1", language="be", hot_words=("жаба", "Абебе"), logprobs=0)
+    assert {"жаба", "абебе"} & set(text.lower().split())
+    timed = hear(client, hotwords="жаба", response_format="verbose_json").json()["segments"][0]
+    assert timed["avg_logprob"] < 0  # the recogniser's own
+    plain = hear(client, language_model="false").json()["text"]
+    assert plain == here(house, "transcribe-be@1", language="be")
+
+
 def test_forty_at_once_with_adapters_and_the_base(client: TestClient) -> None:
     asked = [("transcribe-be", "be"), ("transcribe-ky", "ky"), ("debug-whisper", "en"), ("debug-whisper", None)]
     alone = [hear(client, model=model, language=language).json()["text"] for model, language in asked]
@@ -358,6 +371,8 @@ def test_recordings_that_are_refused(client: TestClient, content: bytes, words: 
         ({"include[]": "segments"}, 400, "invalid_value", "include.0", "logprobs"),
         ({"no_speech_threshold": "2"}, 400, "invalid_value", "no_speech_threshold", "less than or equal to 1"),
         ({"prompt": "x" * 70_000}, 400, "invalid_value", "file", "curl -F file=@clip.wav does"),
+        ({"hotwords": ",".join(map(str, range(51)))}, 400, "invalid_value", "hotwords", "51 words: at most 50"),
+        ({"hotwords": "a" * 65}, 400, "invalid_value", "hotwords", "has 65 characters"),
     ],
 )
 def test_forms_that_are_refused(

@@ -265,11 +265,14 @@ def test_a_language_model_is_made_chosen_kept_and_measured(data: str, tmp_path: 
     assert not set(own) & set(texts)  # what is tested is in no language model
 
 
-def test_a_language_model_that_cannot_be_made_is_told(data: str, tmp_path: Path) -> None:
+def test_a_language_model_that_cannot_be_made_is_told(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kauli.training.evaluation.language_model.FEWEST_TEXTS", 1000)
     result = train(recipe(data, transcribe={"language_model": {}}), str(tmp_path), use_ray=False)
     card = Registry(str(tmp_path)).card(str(result.adapter))
     assert card.language_models == {}
     assert any(note.startswith("No language model for be: ") for note in card.notes)
     ctc = recipe(data, base="debug-wav2vec2", augment=[], transcribe={"language_model": {}})
     with pytest.raises(UsageError, match=r"transcribe\.language_model: debug-wav2vec2 is a CTC model"):
-        train(ctc, str(tmp_path), use_ray=False)
+        train(ctc, str(tmp_path / "other"), use_ray=False)

@@ -8,7 +8,7 @@ import pytest
 
 from kauli.models.errors import KauliError
 from kauli.models.requests import TranscriptionRequest
-from kauli.models.speech.fusion import Fusion, Weights, read_fusions
+from kauli.models.speech.language_model import LanguageModel, Weights, read_language_models
 from kauli.models.speech.token_lm import TokenModel, fit
 from kauli.models.speech.whisper import WhisperTask
 from support.whisper import adapter, sound, whisper
@@ -30,38 +30,38 @@ def test_an_adapter_s_own_is_used_by_default(tmp_path: Path) -> None:
     request = TranscriptionRequest(sound(0.5, 1), "be", max_tokens=12, logprobs=0)
     task.add_adapter("plain@1", folder)
     assert not task.searches("plain@1")
-    fusion = Fusion(made(task), Weights(3.0, 5.0, 4))
-    fusion.save(folder)
-    task.add_adapter("fused@1", folder)
-    assert task.searches("fused@1")
+    own = LanguageModel(made(task), Weights(3.0, 5.0, 4))
+    own.save(folder)
+    task.add_adapter("own@1", folder)
+    assert task.searches("own@1")
     greedy = text_of(task, request, "plain@1")
-    found = text_of(task, request, "fused@1")
-    assert found == text_of(task, replace(request, beam=fusion.search(task.slots)), "plain@1") != greedy
-    assert text_of(task, replace(request, language_model=False), "fused@1") == greedy
-    assert text_of(task, replace(request, language="kk"), "fused@1") == text_of(
+    found = text_of(task, request, "own@1")
+    assert found == text_of(task, replace(request, beam=own.search(task.slots)), "plain@1") != greedy
+    assert text_of(task, replace(request, language_model=False), "own@1") == greedy
+    assert text_of(task, replace(request, language="kk"), "own@1") == text_of(
         task, replace(request, language="kk"), "plain@1"
     )
     warm = replace(request, temperature=0.7, seed=1)
-    assert text_of(task, warm, "fused@1") == text_of(task, warm, "plain@1")
+    assert text_of(task, warm, "own@1") == text_of(task, warm, "plain@1")
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     task = whisper()
     sha256 = task.tokenizer_sha256
-    Fusion(made(task), Weights(0.4, 0.5, 4)).save(tmp_path)
-    assert read_fusions(tmp_path, sha256)["be"].weights == Weights(0.4, 0.5, 4)
+    LanguageModel(made(task), Weights(0.4, 0.5, 4)).save(tmp_path)
+    assert read_language_models(tmp_path, sha256)["be"].weights == Weights(0.4, 0.5, 4)
     with pytest.raises(KauliError, match="use the base that it was made for"):
-        read_fusions(tmp_path, "00" * 32)
+        read_language_models(tmp_path, "00" * 32)
     (tmp_path / "lm.be.safetensors").rename(tmp_path / "lm.ru.safetensors")
     with pytest.raises(KauliError, match="is of the language 'be', not of 'ru'"):
-        read_fusions(tmp_path, sha256)
+        read_language_models(tmp_path, sha256)
     (tmp_path / "lm.ru.safetensors").unlink()
     made(task).save(tmp_path / "lm.be.safetensors")
-    with pytest.raises(KauliError, match="does not say how it is fused"):
-        read_fusions(tmp_path, sha256)
-    Fusion(made(task), Weights(float("nan"), 0.5, 4)).save(tmp_path)
+    with pytest.raises(KauliError, match="names no weights"):
+        read_language_models(tmp_path, sha256)
+    LanguageModel(made(task), Weights(float("nan"), 0.5, 4)).save(tmp_path)
     with pytest.raises(KauliError, match="is damaged: its weights are"):
-        read_fusions(tmp_path, sha256)
+        read_language_models(tmp_path, sha256)
     (tmp_path / "lm.be.safetensors").write_bytes(b"no tensors")
     with pytest.raises(KauliError, match="is no language model of Kauli"):
-        read_fusions(tmp_path, sha256)
+        read_language_models(tmp_path, sha256)

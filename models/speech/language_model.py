@@ -17,7 +17,7 @@ from kauli.models.errors import KauliError
 from kauli.models.requests import BeamSearch
 from kauli.models.speech.token_lm import TokenModel, read
 
-_HEADER = "kauli_fusion"
+_HEADER = "kauli_search"
 MOST_BEAMS = 8
 
 
@@ -34,7 +34,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Fusion:
+class LanguageModel:
     """A language model and its weights."""
 
     model: TokenModel
@@ -51,7 +51,7 @@ class Fusion:
         self.model.save(path, {_HEADER: json.dumps(asdict(self.weights))})
 
 
-def read_fusions(folder: Path, tokenizer: str) -> Mapping[str, Fusion]:
+def read_language_models(folder: Path, tokenizer: str) -> Mapping[str, LanguageModel]:
     """Language -> its language model in an adapter's folder.
 
     Raises KauliError for a model of another tokenizer, a damaged one, and weights that are out of range.
@@ -65,8 +65,8 @@ def read_fusions(folder: Path, tokenizer: str) -> Mapping[str, Fusion]:
                 weights = Weights(**json.loads((file.metadata() or {})[_HEADER]))
             sound = math.isfinite(weights.weight + weights.bonus) and 1 <= weights.beams <= MOST_BEAMS
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            raise KauliError(f"{path} does not say how it is fused ({error}): train the adapter again.") from error
+            raise KauliError(f"{path} names no weights ({error}): train the adapter again.") from error
         if not sound:
             raise KauliError(f"{path} is damaged: its weights are {weights}. Train the adapter again.")
-        found[language] = Fusion(model, weights)
+        found[language] = LanguageModel(model, weights)
     return found
