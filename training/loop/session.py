@@ -169,7 +169,7 @@ def fit_by_loop(task: TrainingTask, run: Run, folder: Path) -> Fitted | None:
     if loop.rank != 0:
         return None
     learner.save(folder)
-    return Fitted(state, learner.served(), run.examples, learner.decoding())
+    return Fitted(state, learner.served(), learner.examples, learner.decoding())
 
 
 def _precision(run: Run) -> str:

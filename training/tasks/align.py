@@ -274,6 +274,7 @@ class AlignTraining(TrainingTask):
     """Images and texts in one space."""
 
     name = "align"
+    proved = False
     recipe = AlignRecipe
 
     def rows(self, recipe: AlignRecipe, dataset: Dataset, base: Base) -> Examples:

@@ -53,6 +53,10 @@ class Examples:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+_FEW = 8  # validation rows that tell whether an adapter changes anything
+_SAME = 0.05  # of bits per byte: the service may compute in another precision
+
+
 class Learner(ABC):
     """One rank's part of a training: what is learned, its steps and its losses."""
 
@@ -153,11 +157,33 @@ class Fitted:
     """Further fields of the card, which the training decided."""
 
 
+def _not_applied(served: Any, trained: float, rows: Sequence[Row]) -> str | None:
+    """What is wrong where a written adapter does not do what it did at the end of training, as the end of a sentence.
+
+    Args:
+        served: holds the adapter.
+        trained: its bits per byte of `rows` at the end of training.
+        rows: of validation.
+    """
+    from kauli.training.evaluation.request import ADAPTER
+
+    costs = served.bits(rows, ADAPTER)
+    few = [{**row, "media": ()} for row in rows[:_FEW]]  # the bare base takes none
+    if [bits for bits, _ in served.bits(few, None)] == [bits for bits, _ in costs[: len(few)]]:
+        return "it changes nothing: on validation the base alone gives the same probabilities"
+    found = sum(bits for bits, _ in costs) / sum(size for _, size in costs)
+    if abs(found - trained) <= _SAME * trained:
+        return None
+    return f"it costs {found:.3f} bits per byte on validation as it was written, at the end of training {trained:.3f}"
+
+
 class TrainingTask(ABC):
     """One row of `kauli.training.tasks.table.TASKS`."""
 
     name: ClassVar[str]
     recipe: ClassVar[type["Recipe"]]
+    proved: ClassVar[bool] = True
+    """Whether `fault` compares what the written adapter costs with the end of training: where validation is in bits."""
     distributed: ClassVar[bool] = True
     """Whether a run is worth Ray: False for what is fitted in seconds, in the process that asks for it."""
 
@@ -207,15 +233,15 @@ class TrainingTask(ABC):
     def fault(self, served: Any, state: "TrainState", examples: Examples) -> str | None:
         """Why a run must not become `latest`, as the end of a sentence; None where it may.
 
-        `served` holds the adapter under the key `kauli.training.evaluation.request.ADAPTER`.
+        `served` holds the adapter, as it was written, under the key `kauli.training.evaluation.request.ADAPTER`.
         """
         assert state.base_validation is not None
-        if state.best_validation < state.base_validation:
-            return None
-        return (
-            f"it is not better than its base on validation ({state.best_validation:.3f} "
-            f"{label(self.validation_metric)}, base {state.base_validation:.3f})"
-        )
+        if not state.best_validation < state.base_validation:
+            return (
+                f"it is not better than its base on validation ({state.best_validation:.3f} "
+                f"{label(self.validation_metric)}, base {state.base_validation:.3f})"
+            )
+        return _not_applied(served, state.best_validation, examples.validation) if self.proved else None
 
     def card_fields(self, recipe: Any, rows: Sequence[Row] = ()) -> dict[str, Any]:
         """The typed fields of the card that serving and evaluation read: `encoders`, `prompt`, `evaluation`.

@@ -59,6 +59,7 @@ class HeadTraining(TrainingTask):
     """A classifier from a few images of each class; it is fitted in seconds, once the images' features are there."""
 
     name = "head"
+    proved = False
     recipe = HeadRecipe
     distributed = False
 

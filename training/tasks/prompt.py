@@ -67,6 +67,7 @@ class PromptTraining(TranslateTraining):
     """A prompt for a base that is left as it is."""
 
     name = "prompt"
+    proved = False
     recipe: ClassVar = PromptRecipe
 
     def card_fields(self, recipe: TranslateRecipe, rows: Sequence[Row] = ()) -> dict[str, Any]:
