@@ -52,6 +52,8 @@ _ROWS = (
            percent=True),
     Metric("script_share", "Letters in the right script",
            "Of all letters in the answers, those of the language's script.", "higher", "ratio", percent=True),
+    Metric("copied", "Copied captions", "Answers that are the caption of a training picture, letter for letter.", None,
+           "ratio", percent=True),
     Metric("clip_similarity", "Similarity to the image", "Cosine of image and answer in a shared space.", "higher",
            "ratio"),
     Metric("macro_f1", "Macro-F1", "The mean over classes of precision and recall in one.", "higher", "macro_f1",

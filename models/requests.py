@@ -60,6 +60,10 @@ class TextRequest:
     """Whether the first progress of the first answer has the tokens of `prompt`."""
     media: tuple[Media, ...] = ()
     """Media for the marks of the messages or the prompt, in their order."""
+    language: str | None = None
+    """The tag of the answer's language, where it is known."""
+    captions: tuple[str, ...] | None = None
+    """Captions of similar pictures that the prompt shows; None: those that the adapter's memory finds."""
 
     @classmethod
     def of_prompt(cls, prompt: str | None, media: tuple[Media, ...] = (), **options: Any) -> Self:

@@ -122,6 +122,7 @@ class Local(Backends):
         self, route: Route, request: TextRequest, write: Callable[[str], None] | None = None
     ) -> tuple[list[str], Answer]:
         """All answers to a request, and the first with what they cost together; `write` gets the text as it comes."""
+        request = replace(request, language=route.language)
         texts, finish, prompt_tokens, tokens = [""] * request.n, None, 0, 0
         async with aclosing(self.of(route).stream(request, route.adapter, write is None)) as events:
             async for event in events:

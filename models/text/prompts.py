@@ -10,6 +10,7 @@ from kauli.models.engine.packing import FEATURE, Document
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
 from kauli.models.requests import MARK, Media, Message, TextRequest
+from kauli.models.text.picture_memory import with_captions
 
 
 class Prompts:
@@ -56,7 +57,8 @@ class Prompts:
         Raises UsageError where a prompt with media takes more than half of them and does not leave enough for the text.
         """
         media = tuple(row.get("media") or ())
-        prompt = self.tokens(TextRequest.of_prompt(row["prompt"], media))
+        asked = with_captions(row["prompt"], row.get("captions") or ())
+        prompt = self.tokens(TextRequest.of_prompt(asked, media))
         answer = [*self.text_tokens(row["text"]), self._end]
         if len(prompt) > limit // 2 and len(prompt) + len(answer) > limit:
             if media:

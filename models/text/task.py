@@ -20,9 +20,10 @@ from kauli.models.engine.lora_batch import LoraBatch
 from kauli.models.engine.packing import FEATURE, MediaFeatures
 from kauli.models.engine.sampling import Sampling
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.requests import DEFAULT_TOKENS, Media, Progress, TextRequest
+from kauli.models.requests import DEFAULT_TOKENS, MARK, Media, Progress, TextRequest
 from kauli.models.text.connector import Connector, Fused
 from kauli.models.text.language_model import LanguageModel, Row, load_model
+from kauli.models.text.picture_memory import PictureMemory, read_pictures, with_captions
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class LoadedTextAdapter(LoadedAdapter):
     """With its connector, if it has one, and how it answers a request that does not say."""
 
     connector: Connector | None = None
+    pictures: PictureMemory | None = None
+    """Captions for the prompts of pictures."""
     decoding: Decoding = field(default_factory=Decoding)
 
 
@@ -88,17 +91,45 @@ class TextTask(LanguageModel, Generative):
                     f"'{self.base.name}' have {wanted}: it was made for another base."
                 )
             connector.to(self.device)
+        seen = connector.settings.get("image") if connector else None
+        pictures = read_pictures(folder, seen.sha256 if seen else None)
         if (folder / "model.safetensors").exists():
             model: PreTrainedModel = load_model(folder, self.model.dtype).to(self.device)  # type: ignore[arg-type]
             model.train(False)
-            return LoadedTextAdapter(model=model, connector=connector, decoding=decoding)
+            return LoadedTextAdapter(model=model, connector=connector, pictures=pictures, decoding=decoding)
         [lora] = self._shared().batches
         deltas = {} if (folder / PROMPTS).exists() else lora.read(folder)
-        return LoadedTextAdapter(deltas=deltas, connector=connector, decoding=decoding)
+        return LoadedTextAdapter(deltas=deltas, connector=connector, pictures=pictures, decoding=decoding)
 
     def _connector(self, adapter: str | None) -> Connector | None:
         loaded: LoadedTextAdapter | None = self._loaded.get(adapter or "")
         return loaded.connector if loaded else None
+
+    def has_pictures(self, adapter: str) -> bool:
+        """Whether a loaded adapter has a memory of pictures."""
+        loaded: LoadedTextAdapter = self._loaded[adapter]
+        return loaded.pictures is not None
+
+    def captions(self, media: Sequence[Media], language: str | None, adapter: str | None) -> tuple[str, ...]:
+        """Those of similar pictures that an adapter's memory finds for one image; none for other media."""
+        loaded: LoadedTextAdapter | None = self._loaded.get(adapter or "")
+        images = [one for one in media if one.kind == "image"]
+        if loaded is None or loaded.pictures is None or len(images) != 1:
+            return ()
+        return loaded.pictures.near(images[0].features, language)
+
+    def _shown(self, request: TextRequest, adapter: str | None) -> TextRequest:
+        """The request with captions behind its image, before what is said of it."""
+        found = request.captions
+        if found is None:
+            found = self.captions(request.media, request.language, adapter)
+        messages = list(request.messages or ())
+        place = next((at for at in reversed(range(len(messages))) if MARK in messages[at].content), None)
+        if not found or place is None:
+            return request
+        before, mark, behind = messages[place].content.rpartition(MARK)
+        messages[place] = replace(messages[place], content=f"{before}{mark}{with_captions(behind, found)}")
+        return replace(request, messages=tuple(messages), captions=())
 
     def prompt_tokens(self, request: TextRequest) -> list[int]:
         """The tokens before the answer; see `kauli.models.text.prompts.Prompts.tokens`."""
@@ -110,6 +141,11 @@ class TextTask(LanguageModel, Generative):
         The end token is not counted: bits per byte are the text's alone. A text truncated at the context counts the
         bytes that are left.
         """
+        rows = [
+            row if "captions" in row or not row.get("media")
+            else {**row, "captions": self.captions(row["media"], row.get("language"), adapter)}
+            for row in rows
+        ]  # fmt: skip
         name = adapter or self.base.name
         full = self._full.get(adapter or "")
         model: nn.Module = self.model if full is None else full.model
@@ -139,6 +175,9 @@ class TextTask(LanguageModel, Generative):
 
     def submit(self, request: TextRequest, adapter: str | None, tokens: list[int] | None = None) -> list[Ticket]:
         """Queue a request, which has `n` answers; UsageError for a prompt that leaves no room in the context."""
+        shown = self._shown(request, adapter)
+        if shown is not request:
+            request, tokens = shown, None
         prompt = tokens or self.prompt_tokens(request)
         if len(prompt) >= self.window:
             raise UsageError(

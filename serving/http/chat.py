@@ -39,6 +39,7 @@ async def _answer(body: ChatRequest | CompletionRequest, backends: Backends) -> 
             backends.aligned()
         requests[0], timing = await encode(backends, requests[0], body, route)
         headers |= {"Server-Timing": timing} if timing else {}
+    requests = [replace(request, language=route.language) for request in requests]
     certified = await asyncio.to_thread(backends.catalogue.certificate, route)
     shown = requests[0].logprobs is not None
     if certified and not shown:

@@ -2,7 +2,8 @@
 
 Metrics of the second test set have the prefix `new_pictures_`. The baselines are the adapter with no image, the adapter
 with another concept's image, the caption of the nearest training image, and the most frequent training caption: an
-adapter that does not beat them ignores its image.
+adapter that does not beat them ignores its image. An adapter with a memory of pictures is measured without it as well
+(`no_memory`), and with the captions alone (`memory_alone`). `copied` are the answers that are a training caption.
 """
 
 from collections import Counter
@@ -19,6 +20,7 @@ from kauli.models.metrics import NEW_PICTURES
 from kauli.models.requests import TextRequest
 from kauli.models.tasks import TASKS, load_served
 from kauli.models.text.connector import Connector, PartSettings
+from kauli.models.text.picture_memory import with_captions
 from kauli.models.vision.image_tower import ImageTower
 from kauli.training.evaluation.certify import Answered, answered
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
@@ -31,6 +33,7 @@ from kauli.training.features.left_out import LeftOut
 from kauli.training.features.room import Room
 
 NO_IMAGE, WRONG_IMAGE, NEAREST, MOST_FREQUENT = "no_image", "wrong_image", "nearest", "most_frequent"
+MEMORY_ALONE, NO_MEMORY = "memory_alone", "no_memory"
 NO_OTHER = f"all images are of one group, so that none is wrong for another: {WRONG_IMAGE} is left out"
 MAX_TOKENS = 48
 ALIGNED = "kauli-clip"
@@ -64,7 +67,9 @@ def evaluate_describe(request: EvalRequest) -> EvalResult:
     sets, systems.notes = _sets(request, measured, tower, grid)
     task, aligned = request.task("describe"), _aligned()
     for one in sets:
-        texts = systems.compare(task, _systems(one, systems.notes), one.rows, one.chosen, one.prefix)
+        texts = systems.compare(task, _systems(one, task, systems.notes), one.rows, one.chosen, one.prefix)
+        for name, answers in texts.items():
+            _add_copied(systems, name, one, answers, known)
         captions = {NEAREST: _nearest(one.chosen, known), MOST_FREQUENT: _most_frequent(one.chosen, known)}
         for name, found in captions.items():
             systems.add_texts(name, one.chosen, found, one.prefix)
@@ -93,7 +98,11 @@ def answered_descriptions(request: EvalRequest) -> list[Answered]:
 
 def request_for(row: Row) -> TextRequest:
     """The greedy request that a row makes, guarded against loops as the adapter's card says."""
-    return TextRequest.of_prompt(row["prompt"], tuple(row["media"]), max_tokens=MAX_TOKENS)
+    prompt = with_captions(row["prompt"], row.get("captions") or ())
+    captions = () if "captions" in row else None
+    return TextRequest.of_prompt(
+        prompt, tuple(row["media"]), max_tokens=MAX_TOKENS, language=row["language"], captions=captions
+    )
 
 
 def wrong_images(rows: Sequence[Row]) -> list[dict[str, Any]] | None:
@@ -147,13 +156,20 @@ def _sets(
     return sets, notes
 
 
-def _systems(one: _Set, notes: list[str]) -> list[System]:
+def _systems(one: _Set, task: Any, notes: list[str]) -> list[System]:
     base = System(BASE, without_media(one.rows))
     found = [base, System(NO_IMAGE, base.rows, ADAPTER), System(ADAPTER, one.rows, ADAPTER)]
     if (wrong := wrong_images(one.rows)) is None:
         notes.append(f"{one.name}: {NO_OTHER}")
-        return found
-    return [*found, System(WRONG_IMAGE, wrong, ADAPTER)]
+    else:
+        found.append(System(WRONG_IMAGE, wrong, ADAPTER))
+    if task.has_pictures(ADAPTER):
+        shown = [
+            {**row, "captions": task.captions(row["media"], row["language"], ADAPTER), "media": ()} for row in one.rows
+        ]
+        found.append(System(MEMORY_ALONE, shown, ADAPTER))
+        found.append(System(NO_MEMORY, [{**row, "captions": ()} for row in one.rows], ADAPTER))
+    return found
 
 
 def _add_similarity(systems: Systems, name: str, aligned: Any, one: _Set, texts: Sequence[str]) -> None:
@@ -165,6 +181,16 @@ def _add_similarity(systems: Systems, name: str, aligned: Any, one: _Set, texts:
         cosines = [[float(value), 1.0] for value in (images * captions).sum(axis=1)]
         found = tally("clip_similarity", [row["group"] for row in rows], cosines)
         systems.add(name, {tag: {f"{kind}clip_similarity": found}}, one.prefix)
+
+
+def _add_copied(systems: Systems, name: str, one: _Set, texts: Sequence[str], known: Sequence[Row]) -> None:
+    """The share of one system's answers that are a training caption of their language, letter for letter."""
+    captions = {(row["language"], clean(row["text"])) for row in known}
+    answers = {row["id"]: clean(text) for row, text in zip(one.chosen, texts, strict=True)}
+    for tag, kind, rows in by_language(one.chosen):
+        copied = [[float((tag, answers[row["id"]]) in captions), 1.0] for row in rows]
+        found = tally("copied", [row["group"] for row in rows], copied)
+        systems.add(name, {tag: {f"{kind}copied": found}}, one.prefix)
 
 
 def _nearest(rows: Sequence[Row], known: Sequence[Row]) -> list[str]:

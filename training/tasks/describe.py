@@ -19,6 +19,7 @@ from kauli.models.requests import Media
 from kauli.models.tasks import load_trainable
 from kauli.models.text.connector import Connector, PartSettings
 from kauli.models.text.describe import TrainableDescribe
+from kauli.models.text.picture_memory import PictureMemory
 from kauli.training.augment.audio import AudioAugmentation
 from kauli.training.augment.base import Augmentation
 from kauli.training.augment.image import ImageAugmentation, warn_of_risk
@@ -41,6 +42,7 @@ from kauli.training.features.fusion import (
 )
 from kauli.training.features.images import image_rows, instructed, load_tower, part_settings, with_media
 from kauli.training.features.left_out import LeftOut
+from kauli.training.features.neighbour_captions import captioned
 from kauli.training.features.room import Room
 from kauli.training.recipe import method_of
 from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
@@ -89,6 +91,9 @@ class DescribeSection(FrozenModel):
     """The share of the budget in which the connector is trained alone, before the adapter joins."""
     views: int = Field(default=1, ge=1, le=32)
     """Views of each image in an epoch: the image itself, and augmented ones."""
+    examples: int = Field(default=0, ge=0, le=16)
+    """Captions of the nearest training images, never of the same group, that each prompt shows; the adapter keeps the
+    images' features and captions for it."""
     audio: AudioInput | None = None
     """With it, rows have an image and audio; null: images alone."""
     prompt: str | None = None
@@ -114,6 +119,12 @@ class DescribeRecipe(AnswerRecipe):
             raise ValueError("augment needs describe.views of 2 or more: the first view is the image as it is")
         return self
 
+    @model_validator(mode="after")
+    def _captions_of_images(self) -> Self:
+        if self.describe.examples and self.describe.audio is not None:
+            raise ValueError("describe.examples: captions of similar images are for rows without audio: leave one out")
+        return self
+
     @property
     def image_augment(self) -> tuple[ImageAugmentation, ...]:
         """Those of `augment` that change images."""
@@ -129,11 +140,21 @@ class DescribeLearner(TextLearner):
     """A language model that learns to read an encoder's features, through a connector that learns with it."""
 
     def __init__(
-        self, task: TrainableDescribe, recipe: DescribeRecipe, examples: Examples, parts: Mapping[str, PartSettings]
-    ) -> None:
-        """`task` holds the bare base; the rows have their `media`, of the kinds that `parts` of the connector take."""
+        self, task: TrainableDescribe, recipe: DescribeRecipe, examples: Examples, parts: Mapping[str, PartSettings],
+        pictures: PictureMemory | None = None,
+    ) -> None:  # fmt: skip
+        """`task` holds the bare base; the rows have their `media`, of the kinds that `parts` of the connector take.
+
+        `pictures` are what the adapter keeps for the captions in its prompts.
+        """
         super().__init__(task, recipe, examples)
-        self.parts = parts
+        self.parts, self.pictures = parts, pictures
+
+    def save(self, folder: Path) -> None:
+        """With the pictures."""
+        super().save(folder)
+        if self.pictures is not None:
+            self.pictures.save(folder)
 
     def attach(self, start: Path | None) -> None:
         self.task.add_connector(self.parts, [*self.examples.train, *self.examples.replay])
@@ -207,8 +228,13 @@ class DescribeTraining(TrainingTask):
             audio = audio_features(examples.validation, encoder, stack)
             validation = [_with(row, one) for row, one in zip(validation, audio, strict=True)]
         train, validation, replay = (instructed(rows, section.prompt) for rows in (train, validation, replay))
+        pictures = None
+        if section.examples:
+            pictures = PictureMemory.of(train[: len(examples.train)], tower.sha256, section.examples)
+            train = captioned(train, pictures, task, recipe.train.max_length, own=False)
+            validation = captioned(validation, pictures, task, recipe.train.max_length)
         chosen = replace(examples, train=train, validation=validation, replay=replay)
-        return DescribeLearner(task, recipe, chosen, parts)
+        return DescribeLearner(task, recipe, chosen, parts, pictures)
 
     def warnings(self, recipe: DescribeRecipe, base: Base, examples: Examples) -> list[str]:
         """Where the base cannot spell a language."""

@@ -1,6 +1,7 @@
 """Described images from data to figures: what is held out, what is cached, what is beaten; on debug bases."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,20 @@ from PIL import Image
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
+from kauli.models.errors import UsageError
+from kauli.models.requests import TextRequest
+from kauli.models.tasks import load_served
+from kauli.models.text.picture_memory import read_pictures
 from kauli.models.vision.image_tower import ImageTower
 from kauli.training.augment.image import Flip
 from kauli.training.data.dataset import Dataset, load_data
 from kauli.training.data.schema import write_parquet
-from kauli.training.evaluation.describe import NO_OTHER
+from kauli.training.evaluation.describe import NO_OTHER, request_for
 from kauli.training.evaluation.run import evaluate
 from kauli.training.features.images import image_rows, other_images, with_media
 from kauli.training.recipe import Recipe
 from kauli.training.recipe_file import parse_recipe
+from kauli.training.tasks.table import task_of_recipe
 from kauli.training.train import train
 
 COLOURS = {
@@ -141,7 +147,7 @@ def test_train_publish_measure_and_measure_again(data: Path, tmp_path: Path) -> 
     assert nearest > frequent
     assert "bits_per_byte" not in found["baselines"]["nearest"]
     # The test split has one concept alone, whose images are not wrong for each other
-    assert set(found["baselines"]["wrong_image"]) == {f"new_pictures_{name}" for name in names}
+    assert set(found["baselines"]["wrong_image"]) == {f"new_pictures_{name}" for name in (*names, "copied")}
     assert [text for text in found["notes"] if "wrong_image" in text] == [f"test: {NO_OTHER}"]
     assert found["wrong_image_gain"]["new_pictures_bits_per_byte"]["interval"] is not None
     folder = Registry(storage).fetch(result.adapter)
@@ -178,3 +184,60 @@ def test_a_run_with_views_and_two_languages_learns(data: Path, tmp_path: Path) -
 def test_a_recipe_that_makes_no_sense_says_why(data: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match=message.replace("?", r"\?").replace("'", ".")):
         recipe(data, **changes)
+
+
+def test_a_memory_of_pictures_is_trained_kept_served_and_measured(data: Path, tmp_path: Path) -> None:
+    storage, section = str(tmp_path / "store"), {**recipe(data).model_dump(mode="json")["describe"], "examples": 2}
+    result = train(recipe(data, describe=section), storage, use_ray=False, generated=6)
+    found = result.evaluation.to_json()
+    assert set(found["baselines"]) == {
+        "no_image", "wrong_image", "nearest", "most_frequent", "memory_alone", "no_memory",
+    }  # fmt: skip
+    assert {"copied", "new_pictures_copied"} <= set(found["metrics"])
+    assert found["metrics"]["bits_per_byte"] != found["baselines"]["no_memory"]["bits_per_byte"]
+    folder = Registry(storage).fetch("describe-sw@1")
+    memory = read_pictures(folder, ImageTower.load(find_base("debug", task="align"), "cpu").sha256)
+    assert memory is not None
+    assert memory.languages == ("sw",)
+    task = load_served("describe", find_base("debug"), "cpu")
+    task.add_adapter("a@1", folder)
+    tower = ImageTower.load(find_base("debug", task="align"), "cpu")
+    (row, *_) = with_media(image_rows(load_data(str(data), ["sw"]), "test", ["sw"], "In {language}?"), tower, 1)
+    captions = task.captions(row["media"], "sw", "a@1")
+    assert len(captions) == 2
+    own = {**row, "captions": captions}
+    assert task.bits([row], "a@1") == task.bits([own], "a@1") != task.bits([{**row, "captions": ()}], "a@1")
+
+    def answer(request: TextRequest) -> str:
+        return "".join(one.text for some in task.generate([request], ["a@1"]) for one in some)
+
+    asked = request_for(row)
+    by_hand = TextRequest.of_prompt(
+        f"Similar pictures: {'; '.join(captions)}.\nIn Swahili?", row["media"], max_tokens=48, captions=()
+    )
+    assert answer(asked) == answer(replace(asked, language=None)) == answer(by_hand)
+
+
+def test_training_rows_are_never_shown_captions_of_their_own_group(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = {**recipe(data).model_dump(mode="json")["describe"], "examples": 3}
+    one, base = recipe(data, describe=section), find_base("debug")
+    task = task_of_recipe(one)
+    examples = task.rows(one, load_data(str(data), ["en", "sw"]), base)
+    learner = task.learner(one, base, examples, "cpu")
+    texts = {row["group"]: {other["text"] for other in examples.train if other["group"] == row["group"]}
+             for row in examples.train}  # fmt: skip
+    shown = [row for row in learner.examples.train if row["captions"]]
+    assert len(shown) > len(learner.examples.train) / 2
+    assert all(not texts[row["group"]] & set(row["captions"]) for row in shown)
+    assert all(len(row["captions"]) == 3 for row in learner.examples.validation)
+    tight = parse_recipe(
+        {**one.model_dump(mode="json"), "train": {**one.model_dump(mode="json")["train"], "max_length": 60}}, "test"
+    )
+    learner = task.learner(tight, base, task.rows(tight, load_data(str(data), ["en", "sw"]), base), "cpu")
+    assert {len(row["captions"]) for row in learner.examples.validation} < {0, 1, 2}
+
+
+def test_captions_of_pictures_and_audio_are_refused_together(data: Path) -> None:
+    section = {**recipe(data).model_dump(mode="json")["describe"], "examples": 2, "audio": {}}
+    with pytest.raises(UsageError, match=r"describe\.examples: captions of similar images are for rows without audio"):
+        recipe(data, describe=section)
