@@ -19,7 +19,7 @@ from kauli.models.documents.document import Document, Segment
 from kauli.models.documents.placeholders import lost, placeholders, without
 from kauli.models.requests import TextRequest
 from kauli.models.text.memory_terms import occurs
-from kauli.models.text.translation import STOP, Example, fitting, translation_prompt
+from kauli.models.text.translation import STOP, Example, fitting, likelier, translation_prompt
 from kauli.serving.backends import Backends
 from kauli.serving.events import Failed, Piece, Refused
 from kauli.serving.routing import Route
@@ -28,6 +28,7 @@ Mark = Literal["exact", "fuzzy", "drafted", "red"]
 MARKS: tuple[Mark, ...] = get_args(Mark)
 FUZZY = 75.0
 """From this score on, a pair of the memory is called a fuzzy match, as translation memories do."""
+FROM_MEMORY = "the memory's translation of '{source}', which the adapter finds likelier than its own"
 _AT_ONCE = 16  # texts of a document that are under way
 _LETTER = re.compile(r"[^\W\d_]")
 _SPACES = re.compile(r"^(\s*)(.*?)(\s*)$", re.DOTALL)
@@ -42,7 +43,7 @@ class Draft:
     mark: Mark
     """exact: the memory's own; fuzzy: drafted after a similar pair; drafted: without one; red: look at it."""
     reasons: tuple[str, ...] = ()
-    """Why it is red."""
+    """Why it is red, or where it is from."""
     score: float | None = None
     """The fuzzy match score, 0 to 100, of the most similar pair in the memory; None: there is none."""
     examples: int = 0
@@ -199,6 +200,8 @@ class Translator:
             again = await self._answer(text, examples, [*terms, *marks], **(_RETRY if not marks else {}))
             if len(found := self._faults(text, again.text, again.finish, terms, limit)) < len(faults):
                 answer, faults = again, found
+        if (other := await self._likelier(text, answer, examples, terms, limit)) is not None:
+            return Draft(other.target, "fuzzy", (FROM_MEMORY.format(source=other.source),), score, len(examples))
         mark: Mark = "red" if faults else "fuzzy" if (score or 0) >= FUZZY else "drafted"
         known = None
         if self._certificate is not None:
@@ -232,6 +235,22 @@ class Translator:
             raise Refused(counted)
         counts = dict(zip(texts, counted, strict=True))
         return fitting(pairs, self._prompting, counts.__getitem__)
+
+    async def _likelier(
+        self, text: str, answer: _Answer, examples: Sequence[Example], terms: Sequence[Example], limit: int | None
+    ) -> Example | None:
+        """The most similar pair, where its translation is sound and likelier than the answer; else None."""
+        if not examples or not answer.text:
+            return None
+        other = examples[0]
+        if other.target == answer.text or self._faults(text, other.target, "stop", terms, limit):
+            return None
+        prompt = translation_prompt(text, self.source, self.target, self._prompting, examples, terms)
+        worker = self._backends.of(self._route)
+        costs = await worker.costs(prompt, [answer.text, other.target], self._route.adapter)
+        if isinstance(costs, Failed):
+            raise Refused(costs)
+        return other if likelier(costs) else None
 
     async def _answer(
         self, text: str, examples: Sequence[Example], terms: Sequence[Example], **options: Any

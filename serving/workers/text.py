@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from jinja2 import TemplateError
@@ -36,6 +37,31 @@ class TextGenerator(Generator[TextRequest]):
         """The tokens of each text."""
         task: Any = self._task
         return await asyncio.to_thread(lambda: [len(task.prompts.text_tokens(text)) for text in texts])
+
+    @refusable
+    async def costs(self, prompt: str, texts: Sequence[str], adapter: str | None) -> list[tuple[float, int]]:
+        """What each text costs as the answer to a message, in bits, and its UTF-8 bytes.
+
+        It is computed between two passes of the engine: a few texts at a time.
+        """
+        until = time.monotonic() + self._deadline_s
+        if adapter and not self._cache.take(adapter):
+            await self._load(adapter, until)
+        found: Future[list[tuple[float, int]]] = Future()
+        rows = [{"prompt": prompt, "text": text} for text in texts]
+
+        def compute() -> None:
+            try:
+                found.set_result(self._task.bits(rows, adapter))
+            except Exception as error:
+                found.set_exception(error)
+
+        try:
+            self._post(compute)
+            return await self._before(until, asyncio.wrap_future(found))
+        finally:
+            if adapter:
+                self._release(adapter)
 
     def _media_forms(self, adapter: str) -> dict[str, MediaForm]:
         connector = Connector.load(self._registry.fetch(adapter))

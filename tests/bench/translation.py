@@ -3,7 +3,8 @@
 quality: for each language the recipe and a plain Hugging Face + peft script train at the same time, on the same pairs
 in both directions, for the same minutes, with one half of the threads each. Both translate the same held-out strings
 by source (interface strings, names, the Universal Declaration), beside the base, the text of the nearest training pair
-and the text itself. editing: documents of 100 held-out strings in their order, each confirmed as soon as it was
+and the text itself. `own` is what the adapter wrote, `ours` what a user gets: the nearest pair's text where the adapter
+finds it likelier. editing: documents of 100 held-out strings in their order, each confirmed as soon as it was
 translated; the second half with this memory beside the same adapter without.
 """
 
@@ -37,12 +38,13 @@ from kauli.training.evaluation.results import bracket
 from kauli.training.evaluation.rows import choose
 from kauli.training.evaluation.scorers import Tally, score_answers
 from kauli.training.evaluation.systems import generate
+from kauli.training.evaluation.translate import likelier_of
 from kauli.training.features.neighbours import Neighbours
 from kauli.training.features.translations import Prompter, directed, pair_rows
 from kauli.training.recipe_file import load_recipe
 
 MAX_TOKENS = 160
-SYSTEMS = ("nearest", "copy", "base", "plain", "no_memory", "ours")
+SYSTEMS = ("nearest", "copy", "base", "plain", "no_memory", "own", "ours")
 Row = dict[str, Any]
 
 
@@ -115,14 +117,14 @@ def quality(options: argparse.Namespace) -> str:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             adapter = options.adapter or train_both(options, base, recipe, memory, folder)
-            plain = options.plain or folder / "plain"
+            plain = options.plain or (None if options.adapter else folder / "plain")
             parts.append(measured(options, language, base, dataset, memory, adapter, plain))
     return "\n\n".join(parts)
 
 
 def measured(
     options: argparse.Namespace, language: str, base: Base, dataset: Dataset, memory: Sequence[Row], adapter: str,
-    plain: Path,
+    plain: Path | None,
 ) -> str:  # fmt: skip
     """Markdown of one language: chrF++ by direction and source, with 95 % intervals of ours minus the others."""
     registry = Registry(options.storage)
@@ -131,7 +133,9 @@ def measured(
     assert card.training is not None
     served = loaded(base)
     served.add_adapter("ours", registry.fetch(adapter))
-    served.add_adapter("plain", plain)
+    if plain is not None:
+        served.add_adapter("plain", plain)
+    systems = [name for name in SYSTEMS if name != "plain" or plain is not None]
     prompter = Prompter(base, card.translation.prompting, memory)
     found = pair_rows(dataset, "test", [language])
     lines = [
@@ -139,29 +143,31 @@ def measured(
         "",
         f"{machine()}. chrF++ of held-out groups; in brackets the 95 % interval of `ours` minus the system.",
         "",
-        f"| direction | source | rows | {' | '.join(SYSTEMS)} |",
-        "| --- | --- | --- |" + " --- |" * len(SYSTEMS),
+        f"| direction | source | rows | {' | '.join(systems)} |",
+        "| --- | --- | --- |" + " --- |" * len(systems),
     ]
     for reverse in (False, True):
         pairs = choose(found, options.limit, by=("source",))
         rows = prompter.prompted([directed(row, reverse=reverse) for row in pairs])
         texts = {
-            "ours": answers(served, "ours", rows, [row["prompt"] for row in rows]),
+            "own": answers(served, "ours", rows, [row["prompt"] for row in rows]),
             "no_memory": answers(served, "ours", rows, [row["prompt"] for row in prompter.prompted(rows, 0)]),
             "base": answers(served, None, rows, [row["prompt"] for row in rows]),
-            "plain": answers(served, "plain", rows, [plain_prompt(row) for row in rows]),
             "nearest": [row["nearest"] for row in rows],
             "copy": [row["input"] for row in rows],
         }
+        if plain is not None:
+            texts["plain"] = answers(served, "plain", rows, [plain_prompt(row) for row in rows])
+        texts["ours"] = likelier_of(served, rows, texts["own"], "ours")
         for source in ("all", *sorted({row["source"] for row in rows})):
             places = [at for at, row in enumerate(rows) if source in ("all", row["source"])]
             mine = [rows[at] for at in places]
-            scores = {name: _chrf_pp([texts[name][at] for at in places], mine) for name in SYSTEMS}
-            cells = [_cell(scores[name], scores["ours"] if name != "ours" else None) for name in SYSTEMS]
+            scores = {name: _chrf_pp([texts[name][at] for at in places], mine) for name in systems}
+            cells = [_cell(scores[name], scores["ours"] if name != "ours" else None) for name in systems]
             way = f"{rows[0]['from']} to {rows[0]['to']}"
             lines.append(f"| {way} | {source} | {len(mine)} | {' | '.join(cells)} |")
         for at in range(0, len(rows), max(1, len(rows) // 6)):
-            note(f"{rows[at]['input']} | {rows[at]['text']} | {texts['ours'][at]} | {texts['plain'][at]}")
+            note(f"{rows[at]['input']} | {rows[at]['text']} | {texts['ours'][at]} | {texts['own'][at]}")
     return "\n".join(lines)
 
 
@@ -234,7 +240,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=400, help="held-out pairs that are translated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--adapter", help="one that is trained already")
-    parser.add_argument("--plain", type=Path, help="for quality: the folder of one that the plain script trained")
+    parser.add_argument("--plain", type=Path, help="for quality with --adapter: the plain script's folder")
     parser.add_argument("--source", default="libreoffice", help="for editing")
     parser.add_argument("--documents", type=int, default=8, help="for editing")
     parser.add_argument("--storage", default=default_storage())

@@ -282,3 +282,20 @@ def test_a_document_that_cannot_hold_the_language_is_refused(storage: Path) -> N
     with pytest.raises(UsageError, match="its encoding cp1252 has no 'ሀ'"):
         run(translate())
     assert document.write() == b"One\n\nTwo"
+
+
+def test_the_memory_s_translation_stands_where_the_adapter_finds_it_likelier(storage: Path) -> None:
+    async def ask(likelier: dict[str, float], text: str = "Open the file", *more: Confirmed) -> Draft:
+        found, worker = await translator(storage, lambda prompt: "መልስ", [pair("Open the files", "ፋይሎች ክፈት"), *more])
+        worker.likelier = likelier
+        return await found.draft(text)
+
+    draft = run(ask({"ፋይሎች ክፈት": 0.5}))
+    assert (draft.text, draft.mark, draft.score) == ("ፋይሎች ክፈት", "fuzzy", pytest.approx(100 * 13 / 14))
+    assert draft.reasons == (
+        "the memory's translation of 'Open the files', which the adapter finds likelier than its own",
+    )
+    assert run(ask({"ፋይሎች ክፈት": 1.5})).text == run(ask({})).text == "መልስ"
+    assert run(ask({"ፋይሎች ክፈት": 0.5}, "Open the file %s")).mark == "red"  # it has no placeholder
+    term = pair("file", "ሰነድ", "term")
+    assert "ፋይሎች ክፈት" not in run(ask({"ፋይሎች ክፈት": 0.5}, "Open the file", term)).text

@@ -104,11 +104,15 @@ class Systems:
             self.add(system, {tag: {kind + metric: one for metric, one in found.items()}}, prefix)
 
     def compare(
-        self, served: Any, systems: Sequence[System], rows: Sequence[Row], chosen: Sequence[Row], prefix: str = ""
-    ) -> dict[str, list[str]]:
-        """Score the bits of all `rows` and the answers to the `chosen` ones; system -> its text for each of these."""
+        self, served: Any, systems: Sequence[System], rows: Sequence[Row], chosen: Sequence[Row], prefix: str = "",
+        settle: Callable[[dict[str, list[str]]], dict[str, list[str]]] = lambda texts: texts,
+    ) -> dict[str, list[str]]:  # fmt: skip
+        """Score the bits of all `rows` and the answers to the `chosen` ones; system -> its text for each of these.
+
+        `settle` makes of the answers what users would get.
+        """
         bits = {system.name: self.bits(served, system) for system in systems}
-        texts = self.answers(served, systems, chosen)
+        texts = settle(self.answers(served, systems, chosen))
         for system in systems:
             self.add_bits(system.name, rows, bits[system.name], prefix)
             self.add_texts(system.name, chosen, texts[system.name], prefix)

@@ -2,30 +2,34 @@
 
 Metrics out of the language, such as into English, have the prefix `reverse_`. The baselines are the translation of the
 most similar pair of the training split (what a translation memory would offer), the text itself, and the adapter
-without examples: an adapter that does not beat the first is of no use to somebody who has a memory. A prompt without
+without examples: an adapter that does not beat the first is of no use to somebody who has a memory. `own_answer` is
+what the adapter wrote, before `likelier_of` chose between it and the most similar pair's translation. A prompt without
 weights stands beside the base that is asked without examples, and beside the usual prompt with examples.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from kauli.models.adapters.card import Prompting
+from kauli.models.documents.placeholders import lost
 from kauli.models.metrics import REVERSE
 from kauli.models.requests import TextRequest
 from kauli.models.tasks import TASKS
-from kauli.models.text.translation import STOP
+from kauli.models.text.translation import STOP, likelier
 from kauli.training.evaluation.certify import Answered, answered
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.evaluation.rows import choose, some_groups
-from kauli.training.evaluation.scorers import Row
+from kauli.training.evaluation.scorers import Row, clean
 from kauli.training.evaluation.systems import BASE, Answering, System, Systems
 from kauli.training.features.left_out import LeftOut
 from kauli.training.features.room import Room
 from kauli.training.features.translations import Prompter, directed, pair_rows
 
 MEMORY, COPY, NO_MEMORY, USUAL = "memory", "copy", "no_memory", "usual_prompt"
+OWN_ANSWER = "own_answer"
 PAIR_ROWS = "text with its translation (columns input, input_language, text)"
 """What a split must have, in errors."""
 SCORED = 150
@@ -58,14 +62,40 @@ def evaluate_translate(request: EvalRequest, *, weights: bool = True) -> EvalRes
         if not weights and prompter.prompting != Prompting():
             compared.append(System(USUAL, prompter.prompted(rows, prompting=Prompting())))
         prefix = REVERSE if reverse else ""
-        texts = systems.compare(task, compared, rows, chosen, prefix)
+        own: list[str] = []
+
+        def settle(texts: dict[str, list[str]], chosen: Sequence[Row] = chosen, own: list[str] = own) -> Any:
+            own += texts[ADAPTER]
+            adapter = ADAPTER if weights else None
+            return texts | {ADAPTER: likelier_of(task, chosen, texts[ADAPTER], adapter)}
+
+        texts = systems.compare(task, compared, rows, chosen, prefix, settle)
         for name, key in ((MEMORY, "nearest"), (COPY, "input")):
             systems.add_texts(name, chosen, [row[key] for row in chosen], prefix)
+        systems.add_texts(OWN_ANSWER, chosen, own, prefix)
         where = f" ({chosen[0]['from']} to {chosen[0]['to']})" if chosen else ""
         systems.show(chosen, texts, [row["input"] for row in chosen], where)
         measured += rows
         num_chosen += len(chosen)
     return systems.result(measured, num_chosen)
+
+
+def likelier_of(task: Any, rows: Sequence[Row], texts: Sequence[str], adapter: str | None) -> list[str]:
+    """The answers as a user gets them: where the adapter finds the most similar pair's translation likelier than its
+    own answer, and that translation keeps the text's placeholders, it takes the answer's place.
+    """
+    asked = [
+        at for at, (row, text) in enumerate(zip(rows, texts, strict=True))
+        if text.strip() and row["nearest"] and clean(text) != clean(row["nearest"])
+        and not lost(row["input"], row["nearest"])
+    ]  # fmt: skip
+    ours = task.bits([{**rows[at], "text": texts[at].strip()} for at in asked], adapter)
+    theirs = task.bits([{**rows[at], "text": rows[at]["nearest"]} for at in asked], adapter)
+    found = list(texts)
+    for at, own, other in zip(asked, ours, theirs, strict=True):
+        if likelier((own, other)):
+            found[at] = rows[at]["nearest"]
+    return found
 
 
 def answered_translations(request: EvalRequest) -> list[Answered]:

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from kauli.models.adapters.card import Prompting, PromptPair
-from kauli.models.text.translation import Example, fitting, marked_prompt, translation_prompt
+from kauli.models.text.translation import Example, fitting, likelier, marked_prompt, translation_prompt
 
 CAR, HOUSE = Example("a {car}", "መኪና"), Example("a house", "ቤት")
 
@@ -57,3 +57,9 @@ def test_examples_that_have_room() -> None:
 def test_a_pair_shows_the_text_before_its_translation(pair: str) -> None:
     with pytest.raises(ValidationError, match=r"a pair shows \{source\}, then \{target\}"):
         Prompting(pair=pair)
+
+
+def test_the_likelier_text_costs_fewer_bits_a_byte() -> None:
+    assert likelier([(10.0, 10), (30.0, 40)]) == 1
+    assert likelier([(10.0, 10), (10.0, 10)]) == 0
+    assert likelier([(0.0, 0), (1.0, 1)]) == 0
