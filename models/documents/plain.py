@@ -1,6 +1,6 @@
 """Plain text: a paragraph a segment. There is no place for a translation beside the text: it replaces it."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import ClassVar, Self
 
@@ -13,8 +13,6 @@ class Plain(Document):
 
     format = "text"
     suffixes: ClassVar[tuple[str, ...]] = (".txt",)
-    headings: Collection[int] = ()
-    """The numbers of those segments that are titles."""
 
     def __init__(self, pieces: list[str], places: list[int], encoding: Encoding, name: str) -> None:
         """`places` are those of `pieces` that are paragraphs."""
@@ -43,7 +41,7 @@ class Plain(Document):
         return [
             Segment(
                 str(number), self._pieces[place], self._filled.get(number, ""),
-                "draft" if number in self._filled else "missing", heading=number in self.headings,
+                "draft" if number in self._filled else "missing",
             )
             for number, place in enumerate(self._places)
         ]  # fmt: skip

@@ -134,9 +134,15 @@ def usfm(draw: random.Random) -> bytes:
         text = draw.choice((
             "In the beginning God made all.", "And the \\nd Lord\\nd* spoke,", "It was \\add very\\add* good",
             "he said\\f + \\fr 1:3 \\ft Or: he called\\f* it so", "as is written\\x - \\xo 1:4 \\xt Ps 33.6\\x* here.",
+            "\\va 3\\va* \\vp 3b\\vp* a \\w gnat|lemma=\"x\"\\w* and \\rb BB|gloss\\rb*", "a~word // on",
+            "\\qt-s |sid=\"x\" who=\"Pilate\"\\*What is \\wj true, \\+nd Lord\\+nd*\\wj*?\\qt-e\\*",
+            "\\zaln-s |x-strong=\"G1\"\\*\\w In|x-occurrence=\"1\"\\w*\\zaln-e\\* \\w time|x-occurrence=\"1\"\\w*",
+            "a note\\f + \\ft of \\fv 3\\fv* \\+nd more\\+nd* \\x - \\xt Ps 1\\x*\\f* in a note",
+            "\\fig A map|src=\"a.jpg\" ref=\"1.1\"\\fig* with words",
         ))  # fmt: skip
         out.append(f"\\v {verse} {text}")
-        out += draw.choice([[], [], ["\\q1 and a line of a poem", "\\q2 goes on"], ["\\p"], ["\\b"]])
+        out += draw.choice([[], [], ["\\q1 and a line of a poem", "\\q2 goes on"], ["\\p"], ["\\b"], ["\\ts\\*"],
+                            ["\\zcustom kept"], ["\\newer goes on"], ["\\rem \\f"], [f"\\c {verse}"]])  # fmt: skip
     return (end.join(out) + draw.choice(["", end])).encode()
 
 
@@ -147,9 +153,15 @@ def markdown(draw: random.Random) -> bytes:
         "> a quote\n> goes on", "```python\nprint('kept')\n```", "    indented code",
         "| a | b |\n| --- | --- |\n| c | d |",
         "<div>\nraw\n</div>", "[ref]: https://example.org", "---", "- [ ] a task", "Text with **bold** &amp; more  ",
-    ), draw.randint(4, 9))  # fmt: skip
-    front = draw.choice(["", "---\ntitle: kept\n---\n\n"])
-    return (front + "Some text first.\n\n" + "\n\n".join(blocks) + draw.choice(["", "\n"])).encode()
+        "A line\\\nand another  \nand\na third", "> a quote\n>\n> > in a quote  \n> > goes on\nand on",
+        "- loose\n\n  1) nested\n\n     more\n- tight",
+        "A note[^1]\n\n[^1]: is a note\n    of two lines\n\n    and more", "$$\na = b\n$$\nText",
+        "a | b\n:-- | --\nc\\|d | `e`", "> [!NOTE]\n> an alert", "<!-- kept\n\nkept -->",
+        "Title\nof two lines\n---", "## Title ##", "~~~\n# kept\n~~~", "\\# no title", "[a]: /b\n  'c'\nText behind",
+    ), draw.randint(4, 12))  # fmt: skip
+    front = draw.choice(["", "---\ntitle: kept\n---\n\n", "+++\ntitle = 'kept'\n+++\n"])
+    text = front + "Some text first.\n\n" + "\n\n".join(blocks) + draw.choice(["", "\n"])
+    return text.replace("\n", draw.choice(["\n", "\r\n"])).encode()
 
 
 def eaf(draw: random.Random) -> bytes:

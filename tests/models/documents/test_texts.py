@@ -1,4 +1,4 @@
-"""USFM, Markdown, subtitles, plain text, tables, ELAN and TextGrid: what is a segment, and where drafts go."""
+"""Subtitles, plain text, tables, ELAN and TextGrid: what is a segment, and where drafts go."""
 
 import json
 import re
@@ -14,34 +14,6 @@ from kauli.models.documents.tiers import elan_of, textgrid_of
 from kauli.models.errors import UsageError
 from support.generated_documents import made
 
-USFM = r"""\id GEN Test
-\h Genesis
-\mt1 Genesis
-\c 1
-\s1 The beginning
-\p
-\v 1 In the \nd Lord\nd*'s time\f + \fr 1:1 \ft Or: days\f* there was
-\q1 a poem
-\v 2-3 More\x - \xo 1:2 \xt Ps 1.1\x* here.
-"""
-MARKDOWN = """---
-title: kept
----
-# Heading #
-
-First `code` and
-[link](https://a.org).
-
-- item *one*
-- item two
-
-```
-kept
-```
-
-| a | b |
-| - | - |
-"""
 SRT = "1\n00:00:01,000 --> 00:00:02,000\nHello there,\nfriend\n\n2\n00:00:03,000 --> 00:00:04,000\nBye\n"
 
 
@@ -52,43 +24,6 @@ def opened(text: str | bytes, name: str, **options: object) -> Document:
 
 def sources(document: Document) -> list[str]:
     return [one.source for one in document.segments]
-
-
-def test_usfm() -> None:
-    document = opened(USFM, "GEN.usfm")
-    assert sources(document) == [
-        "Genesis", "Genesis", "The beginning", "In the <nd>Lord</nd>'s time{f1} there was", "Or: days", "a poem",
-        "More{f1} here.",
-    ]  # fmt: skip
-    assert [one.context for one in document.segments][3:] == ["GEN 1:1", "GEN 1:1 note", "GEN 1:1", "GEN 1:2-3"]
-    assert [one.heading for one in document.segments] == [True, True, True, False, False, False, False]
-    ids = [one.id for one in document.segments]
-    document.fill(ids[3], "እ<nd>ጌታ</nd>{f1} ነበረ", draft=True)
-    document.fill(ids[4], "ወይም", draft=True)
-    document.fill(ids[6], "ሌላ", draft=True)  # its note's mark is lost
-    expected = USFM.replace(r"In the \nd Lord\nd*'s time", r"እ\nd ጌታ\nd*").replace("f* there was", "f* ነበረ")
-    expected = expected.replace("Or: days", "ወይም").replace(
-        r"More\x - \xo 1:2 \xt Ps 1.1\x* here.", r"ሌላ\x - \xo 1:2 \xt Ps 1.1\x*"
-    )
-    assert document.write().decode() == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("hello", r"begins with \\id"), (USFM.replace(r"\f*", ""), r"a \\f has no \\f\*")]
-)
-def test_broken_usfm(text: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        opened(text, "GEN.usfm")
-
-
-def test_markdown() -> None:
-    document = opened(MARKDOWN, "a.md")
-    assert sources(document) == ["Heading", "First `code` and\n[link](https://a.org).", "item *one*", "item two"]
-    assert [one.heading for one in document.segments] == [True, False, False, False]
-    for one, text in zip(document.segments, "ABCD", strict=True):
-        document.fill(one.id, text, draft=True)
-    expected = MARKDOWN.replace("Heading", "A").replace("First `code` and\n[link](https://a.org).", "B")
-    assert document.write().decode() == expected.replace("item *one*", "C").replace("item two", "D")
 
 
 def test_subtitles() -> None:
