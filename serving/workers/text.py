@@ -48,11 +48,12 @@ class TextGenerator(Generator[TextRequest]):
         if adapter and not self._cache.take(adapter):
             await self._load(adapter, until)
         found: Future[list[tuple[float, int]]] = Future()
+        task: Any = self._task
         rows = [{"prompt": prompt, "text": text} for text in texts]
 
         def compute() -> None:
             try:
-                found.set_result(self._task.bits(rows, adapter))
+                found.set_result(task.bits(rows, adapter))
             except Exception as error:
                 found.set_exception(error)
 
