@@ -198,3 +198,24 @@ def test_a_prompt_that_the_template_refuses(storage: Path) -> None:
     assert isinstance(event, Failed)
     assert event.status == 400
     assert "only users may speak" in event.message
+
+
+def test_what_texts_cost_beside_requests_that_run(storage: Path, generator: TextGenerator) -> None:
+    task = TextTask.load(find_base("debug"))
+    task.add_adapter("text-sw@1", Registry(str(storage)).fetch("text-sw@1"))
+    texts = ["Habari", "ሰላም"]
+    rows = [{"prompt": "Hi", "text": text} for text in texts]
+
+    async def beside() -> tuple[Any, Any, list[Event]]:
+        long = asyncio.ensure_future(collect(generator, TextRequest.of_prompt("Habari", max_tokens=60), None))
+        found = [await generator.costs("Hi", texts, adapter) for adapter in ("text-sw@1", None)]
+        return found[0], found[1], await long
+
+    adapted, bare, events = asyncio.run(beside())
+    assert [bits for bits, _ in adapted] == pytest.approx([bits for bits, _ in task.bits(rows, "text-sw@1")], rel=1e-4)
+    assert [bits for bits, _ in bare] == pytest.approx([bits for bits, _ in task.bits(rows, None)], rel=1e-4)
+    assert [size for _, size in adapted] == [6, 9]
+    assert said(events)
+    missing = asyncio.run(generator.costs("Hi", texts, "nobody@1"))
+    assert isinstance(missing, Failed)
+    assert all(one["in_use"] == 0 for one in asyncio.run(generator.adapters()))
