@@ -27,6 +27,7 @@ from kauli.training.evaluation.results import EvalResult, bracket, format_value
 SETS = {"new_pictures_": "new images of known concepts", "": "new concepts"}
 SYSTEMS = {
     "adapter": "right image", "wrong_image": "wrong image", "no_image": "no image",
+    "memory_alone": "captions of similar images alone", "no_memory": "right image without captions",
     "nearest": "nearest training image's caption", "most_frequent": "most frequent caption",
 }  # fmt: skip
 SHOWN = 12
@@ -46,7 +47,7 @@ def table(result: EvalResult, tag: str) -> list[str]:
     against, gain = result.against_baselines([tag]), result.wrong_image_gain([tag])
     lines = []
     for prefix, words in SETS.items():
-        bits, chrf, exact = (f"{prefix}{name}" for name in ("bits_per_byte", "chrf", "exact"))
+        bits, chrf, exact, copied = (f"{prefix}{name}" for name in ("bits_per_byte", "chrf", "exact", "copied"))
         if bits not in totals["adapter"]:
             continue
         groups = len(totals["adapter"][bits].groups)
@@ -54,18 +55,20 @@ def table(result: EvalResult, tag: str) -> list[str]:
             f"{words[0].upper()}{words[1:]} ({groups} groups): bits per byte with the right image against a wrong "
             f"one {_percent(gain[bits])}.",
             "",
-            "| | bits per byte | chrF | chrF: right image minus this | exact |",
-            "| --- | ---: | ---: | ---: | ---: |",
+            "| | bits per byte | chrF | chrF: right image minus this | exact | a training caption |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
         ]
         for name, title in SYSTEMS.items():
+            if name not in totals:
+                continue
             total = totals[name]
             apart = ""
             if name in against and chrf in against[name]:
                 one = against[name][chrf]
                 apart = f"{format_value(chrf, one.value, sign=True)} {bracket(chrf, one, sign=True)}"
             cells = [format_value(key, total[key].value()) if key in total else "" for key in (bits, chrf)]
-            share = f"{100 * total[exact].value():.1f} %" if exact in total else ""
-            lines.append(f"| {title} | {cells[0]} | {cells[1]} | {apart} | {share} |")
+            shares = [f"{100 * total[key].value():.1f} %" if key in total else "" for key in (exact, copied)]
+            lines.append(f"| {title} | {cells[0]} | {cells[1]} | {apart} | {' | '.join(shares)} |")
         lines.append("")
     return lines
 
