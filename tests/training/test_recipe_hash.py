@@ -110,9 +110,16 @@ def test_all_shipped_recipes_are_known() -> None:
     assert set(recipe_names()) == set(KNOWN)
 
 
+CHANGED = {
+    "head-topics": ["base=kauli-clip", "method.head=tip_f"],
+    "transcribe-be": ["transcribe.language_model=null"],
+}
+"""What was changed in a recipe since, by its figures -> as it was."""
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_hash_is_that_of_the_first_release(name: str) -> None:
-    then = ["base=kauli-clip", "method.head=tip_f"] if name == "head-topics" else []  # since changed, by its figures
+    then = CHANGED.get(name, [])
     plain, seeded = load_recipe(name, then), load_recipe(name, [*then, "train.seed=7"])
     assert (plain.sha256(), plain.sha256(with_seed=False), seeded.sha256()) == KNOWN[name]
 
@@ -122,7 +129,7 @@ def test_a_recipe_in_old_keys_has_the_same_hash() -> None:
     content = recipe.model_dump(mode="json")
     section = content.pop("transcribe")
     names = {new: old.rpartition(".")[2] for old, new in RENAMED.items()}
-    content["speech"] = {names[f"transcribe.{key}"]: value for key, value in section.items()}
+    content["speech"] = {names.get(f"transcribe.{key}", key): value for key, value in section.items()}
     content["train"]["repeat"] = content["train"].pop("source_weights")
     others = {"fusion": None, "pairs": None, "prompt": None, "objective": {"regulariser": "none", "weight": 0.0}}
     old = {**content, **others}
