@@ -147,7 +147,8 @@ class Systems:
             by_id = {row["id"]: row for row in system.rows}
             places[system.name] = []
             for row in (by_id[one["id"]] for one in chosen):
-                what = row["prompt"] if row.get("media") == () else (system.name, row["id"])
+                shown = row["prompt"], tuple(row.get("captions") or ())
+                what = shown if row.get("media") == () else (system.name, row["id"])
                 place = known.setdefault((system.adapter, what), len(requests))
                 if place == len(requests):
                     requests.append(self.how.ask(row, **system.options))

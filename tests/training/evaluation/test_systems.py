@@ -94,6 +94,17 @@ def test_who_is_shown_no_media_answers_a_prompt_once() -> None:
     assert texts == {BASE: ["same"] * 3, "no_image": ["SAME"] * 3, ADAPTER: ["SAME"] * 3}
 
 
+def test_other_captions_are_another_question() -> None:
+    found, served = systems(), Echo()
+    rows = [
+        row(0, media=(), captions=("a",)),
+        row(1, prompt="p0", media=(), captions=()),
+        row(2, prompt="p0", media=()),
+    ]
+    found.answers(served, [System(ADAPTER, rows, "a")], rows)
+    assert len(served.asked) == 2
+
+
 def test_rows_are_scored_in_order_of_length_a_few_at_a_time_or_as_the_task_wants() -> None:
     rows = [row(n, text="x" * (100 - n)) for n in range(100)]
     task = Echo()
