@@ -201,11 +201,13 @@ def _first_form(content: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = absent | rename_keys(content, {new: old for old, new in RENAMED.items()})
     del out["scale"]
     describe, transcribe = out["fusion"] or {}, out.get("speech") or {}
-    later = ((transcribe, "language_model", None), (describe, "examples", 0), (describe, "hearing", None),
-             (out, "speech", None), (out, "text", None))  # fmt: skip
-    for section, key, default in later:
-        if section.get(key, default) == default:
-            section.pop(key, None)
+    later: list[tuple[dict[str, Any], str, Any]] = [
+        (transcribe, "language_model", None), (describe, "examples", 0), (describe, "hearing", None),
+        (out, "speech", None), (out, "text", None),
+    ]  # fmt: skip
+    for part, key, default in later:
+        if part.get(key, default) == default:
+            part.pop(key, None)
     default = DataOptions().model_dump()
     options = {key: value for key, value in out.pop("data_options", {}).items() if value != default.get(key)}
     return out | ({"data_options": options} if options else {})
