@@ -87,8 +87,8 @@ def _shorten(patch: pytest.MonkeyPatch) -> None:
     def run_here(*values: Any, **options: Any) -> Any:
         return run(*values, **{**options, "use_ray": False, "generated": 2, "scored": 8})
 
-    def compare_once(recipes: Any, _seeds: int, storage: str) -> Any:
-        return compare_all(recipes, 1, storage)
+    def compare_once(recipes: Any, _seeds: int, storage: str, **options: Any) -> Any:
+        return compare_all(recipes, 1, storage, **options)
 
     patch.setattr(recipe_file, "parse_recipe", parse_short)
     patch.setattr(compare, "compare", compare_once)
