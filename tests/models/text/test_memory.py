@@ -9,6 +9,7 @@ import boto3  # type: ignore[import-untyped]
 import lancedb
 import pytest
 from moto.server import ThreadedMotoServer
+from s3fs import S3FileSystem
 
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.text import memory_table
@@ -35,6 +36,7 @@ def s3() -> Iterator[None]:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        S3FileSystem.clear_instance_cache()  # one that an earlier test made knows another endpoint
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield
     server.stop()
