@@ -9,16 +9,13 @@ from pathlib import Path
 
 from kauli.models.adapters.card import CARD_FILE, README_FILE
 from kauli.models.adapters.certificate import Certificate
-from kauli.models.adapters.folder import check_base, write_card
+from kauli.models.adapters.folder import write_card
 from kauli.models.adapters.registry import Registry
-from kauli.models.bases.find import find_base
 from kauli.models.errors import UsageError
 from kauli.models.progress import note
 from kauli.models.tasks import task_of
-from kauli.training.data.dataset import load_data
-from kauli.training.data.options import DataOptions
 from kauli.training.evaluation.certify import FEWEST_GROUPS, FEWEST_ROWS, Answered, fit_certificate
-from kauli.training.evaluation.request import request_of
+from kauli.training.evaluation.request import published_request
 from kauli.training.tasks.table import task_of_card
 
 ROWS = 200
@@ -59,14 +56,7 @@ def certify(
     metric = task_of(card.task, str(card.method.get("kind", ""))).certified
     if not metric:
         raise UsageError(f"{exact} is for the task '{card.task}', whose answers get no certificate.")
-    base = find_base(card.base.name, task=card.task, allow_noncommercial=True)
-    check_base(card, base)
-    source = data or (card.data.name if card.data else None)
-    if source is None:
-        raise UsageError(f"The card of {exact} names no training data: name a data set with --data.")
-    options = card.data.options if card.data and data is None else {}
-    dataset = load_data(source, card.language, DataOptions.model_validate(options))
-    request = replace(request_of(card, registry.fetch(exact), base, dataset), split=SPLIT, limit=rows)
+    request = replace(published_request(registry, card, data), split=SPLIT, limit=rows)
     answers: dict[str, list[Answered]] = defaultdict(list)
     for one in task_of_card(card).answered(request):
         answers[one.language].append(one)

@@ -1,4 +1,4 @@
-"""Beam search: the most probable answers of one request side by side, each in a slot of its own.
+"""Beam search: the most probable answers of a request are extended together, each in its own slot of the cache.
 
     score = sum of log p(token) + weight x sum of log p_lm(token) + bonus x tokens
 

@@ -86,6 +86,8 @@ class TranscriptionForm(Body):
 
     @model_validator(mode="after")
     def _together(self) -> "TranscriptionForm":
+        if self.hotwords and self.temperature:
+            raise ValueError("hotwords are searched for without a temperature: set temperature to 0, or leave them out")
         if self.stream and self.response_format != "json":
             raise ValueError(f"a stream is for response_format json, not {self.response_format}")
         if self.timestamp_granularities and self.response_format != "verbose_json":

@@ -137,11 +137,12 @@ def measured(
         served.add_adapter("plain", plain)
     systems = [name for name in SYSTEMS if name != "plain" or plain is not None]
     prompter = Prompter(base, card.translation.prompting, memory)
-    found = pair_rows(dataset, "test", [language])
+    found = pair_rows(dataset, options.split, [language])
     lines = [
         f"### {language}: {adapter}, {card.training.steps} steps; {options.minutes:g} minutes, seed {options.seed}",
         "",
-        f"{machine()}. chrF++ of held-out groups; in brackets the 95 % interval of `ours` minus the system.",
+        f"{machine()}. chrF++ of groups of the split `{options.split}`; in brackets the 95 % interval of `ours` minus "
+        "the system.",
         "",
         f"| direction | source | rows | {' | '.join(systems)} |",
         "| --- | --- | --- |" + " --- |" * len(systems),
@@ -238,6 +239,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=40)
     parser.add_argument("--set", action="append", default=[], help="of the recipe")
     parser.add_argument("--limit", type=int, default=400, help="held-out pairs that are translated")
+    parser.add_argument("--split", default="test", help="for quality; validation: to choose by")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--adapter", help="one that is trained already")
     parser.add_argument("--plain", type=Path, help="for quality with --adapter: the plain script's folder")

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from kauli.models.adapters.card import Card, Prompting
-from kauli.models.bases.find import Base
+from kauli.models.adapters.folder import check_base
+from kauli.models.adapters.registry import Registry
+from kauli.models.bases.find import Base, find_base
 from kauli.models.engine.precision import choose_precision, place
 from kauli.models.errors import UsageError
 from kauli.models.languages import check_tag
 from kauli.models.tasks import load_served
-from kauli.training.data.dataset import Dataset
+from kauli.training.data.dataset import Dataset, load_data
+from kauli.training.data.options import DataOptions
 from kauli.training.features.left_out import LeftOut
 
 GENERATED = 48
@@ -85,3 +88,20 @@ def request_of(card: Card, folder: Path, base: Base, dataset: Dataset) -> EvalRe
         max_chars_per_second=settings.max_chars_per_second, base_languages=settings.base_languages,
         prompting=card.translation.prompting if card.translation else None,
     )  # fmt: skip
+
+
+def published_request(registry: Registry, card: Card, data: str | None = None) -> EvalRequest:
+    """The evaluation of a published adapter on the data that it was trained on, or on the data set `data`.
+
+    Raises:
+        UsageError: no data is known for the adapter.
+        KauliError: a damaged adapter, or a base here that is not the one it was trained on.
+    """
+    base = find_base(card.base.name, task=card.task, allow_noncommercial=True)
+    check_base(card, base)
+    source = data or (card.data.name if card.data else None)
+    if source is None:
+        raise UsageError(f"The card of {card.spec} names no training data: name a data set with --data.")
+    options = card.data.options if card.data and data is None else {}
+    dataset = load_data(source, card.language, DataOptions.model_validate(options))
+    return request_of(card, registry.fetch(card.spec), base, dataset)

@@ -4,17 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from kauli.models.adapters.card import Card
-from kauli.models.adapters.folder import check_base
 from kauli.models.adapters.registry import Registry
-from kauli.models.bases.find import Base, find_base
-from kauli.models.errors import UsageError
+from kauli.models.bases.find import Base
 from kauli.models.files import write_atomically
 from kauli.models.progress import note
-from kauli.training.data.dataset import Dataset, load_data
-from kauli.training.data.options import DataOptions
+from kauli.training.data.dataset import Dataset
 from kauli.training.data.profile import profile, render
 from kauli.training.evaluation.report import render_report
-from kauli.training.evaluation.request import GENERATED, request_of
+from kauli.training.evaluation.request import GENERATED, published_request
 from kauli.training.evaluation.results import EvalResult
 from kauli.training.tasks.table import task_of_card
 
@@ -46,19 +43,13 @@ def evaluate(
     name, version = registry.resolve(spec)
     exact = f"{name}@{version}"
     card = registry.card(exact)
-    base = find_base(card.base.name, task=card.task, allow_noncommercial=True)
-    check_base(card, base)
-    source = data or (card.data.name if card.data else None)
-    if source is None:
-        raise UsageError(f"The card of {exact} names no training data: name a data set with --data.")
-    options = card.data.options if card.data and data is None else {}
-    dataset = load_data(source, card.language, DataOptions.model_validate(options))
+    request = published_request(registry, card, data)
+    base, dataset = request.base, request.dataset
     notes = []
     if data is None and card.data and card.data.sha256 != dataset.sha256:
-        notes.append(f"the data '{source}' changed since {exact} was trained: its rows may have been trained on")
+        notes.append(f"the data '{dataset.name}' changed since {exact} was trained: its rows may have been trained on")
         note(f"Note: {notes[0]}.")
     wanted = GENERATED if limit is None else limit
-    request = request_of(card, registry.fetch(exact), base, dataset)
     result = task_of_card(card).evaluate(replace(request, split=split, limit=wanted))
     result = replace(result, adapter=exact, notes=(*result.notes, *notes))
     if out is not None:

@@ -372,6 +372,7 @@ def test_recordings_that_are_refused(client: TestClient, content: bytes, words: 
         ({"no_speech_threshold": "2"}, 400, "invalid_value", "no_speech_threshold", "less than or equal to 1"),
         ({"prompt": "x" * 70_000}, 400, "invalid_value", "file", "curl -F file=@clip.wav does"),
         ({"hotwords": ",".join(map(str, range(51)))}, 400, "invalid_value", "hotwords", "51 words: at most 50"),
+        ({"hotwords": "a", "temperature": "0.5"}, 400, "invalid_value", None, "without a temperature"),
         ({"hotwords": "a" * 65}, 400, "invalid_value", "hotwords", "has 65 characters"),
     ],
 )
