@@ -172,3 +172,46 @@ class TranscriptionRequest:
     """Words that are likely in the clip, which the search is drawn to."""
     n: int = 1
     """One transcript; for the service, which counts answers."""
+
+
+@dataclass(frozen=True)
+class SpeechRequest:
+    """What to speak."""
+
+    text: str
+    language: str | None = None
+    """A BCP-47 tag; None: the voice's own, or for longer texts the one that they seem to be in."""
+    voice: str | None = None
+    """None: the first of the base."""
+    speed: float = 1.0
+    seed: int = 0
+    """Of the noise in a voice: the same request gives the same sound."""
+    lexicon: tuple[tuple[str, str], ...] = ()
+    """Words and their pronunciation in the IPA."""
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A speaker that a base or eSpeak offers."""
+
+    id: str
+    language: str
+    """That of its recordings; others get its accent. "mul": none more than another."""
+    licence: str
+    consent: str
+    """Under which its recordings were given."""
+    synthetic: bool
+    """Whether it imitates no person."""
+    word_times: bool
+    """Whether it tells when each word is spoken."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """A sentence as sound."""
+
+    samples: Any
+    """(n,) numpy float32, mono, 24,000 a second, with the silence after it."""
+    text: str
+    words: tuple[Word, ...] = ()
+    """Times are from the start of the sentence."""

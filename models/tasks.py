@@ -42,9 +42,9 @@ class Task:
     """The debug base."""
     served: str
     trainable: str
-    """"" for a task that is fitted on a served base."""
+    """"" for a task that is fitted on a served base, or that has no adapters."""
     usage: str
-    """Renders the section "Use" of a model card from the card."""
+    """Renders the section "Use" of a model card from the card; "" for a task without adapters."""
     command: str
     """The command to try an adapter with."""
     headline: tuple[str, ...]
@@ -117,10 +117,15 @@ _ROWS = (
         ),
         model_types=("whisper", "wav2vec2"),
     ),
+    Task(
+        "speak", "speak", takes="speak", debug="debug-vits",
+        served="kauli.models.speech.speak:SpeakTask", trainable="", usage="", command="kauli speak Habari --out a.mp3",
+        headline=(), validation="", check="kauli.models.bases.folder:check_voice", model_types=("vits",),
+    ),
 )  # fmt: skip
 TASKS: dict[str, Task] = {row.name: row for row in _ROWS}
 """By name. A new task is a row here and the modules that it names."""
-RESERVED = frozenset({*TASKS, "classify", "embed", "speak"})
+RESERVED = frozenset({*TASKS, "classify", "embed"})
 """What a request's model may be beside bases and adapters: no adapter is called so."""
 
 

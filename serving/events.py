@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kauli.models.requests import Progress
+from kauli.models.requests import Progress, Spoken
 from kauli.serving.settings import ServeArgs, is_loopback
 from kauli.serving.tasks import WORKERS
 
@@ -48,6 +48,19 @@ class Refused(Exception):
 
 
 Event = Started | Piece | Failed
+
+
+@dataclass(frozen=True)
+class SpeechStarted:
+    """A text is about to be spoken."""
+
+    language: str
+    sentences: int
+    unread: tuple[str, ...] = ()
+    """Letters of the text that are not read."""
+
+
+SpeechEvent = SpeechStarted | Spoken | Failed
 
 
 def internal_error(what: str, args: ServeArgs) -> Failed:
@@ -108,7 +121,7 @@ Ranked = list[tuple[str, float]]
 
 STREAMED = frozenset({"stream"})
 """Methods that give events one by one."""
-CONSTANT = frozenset({"longest"})
+CONSTANT = frozenset({"longest", "voices"})
 """Methods whose answer never changes: asked once."""
 
 

@@ -16,13 +16,14 @@ from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import check_tag, display_name, fallback_chain
 from kauli.models.media.decode import DecodedAudio
 from kauli.models.progress import bar
-from kauli.models.requests import TextRequest, TranscriptionRequest
+from kauli.models.requests import SpeechRequest, TextRequest, TranscriptionRequest
 from kauli.models.speech.guards import Guards
 from kauli.models.tasks import resolve
 from kauli.serving.backends import RERANK_TEMPERATURE, Attachment, Backends
 from kauli.serving.events import Event, Failed, MediaForm, Piece, Ranked, Refused, Started
 from kauli.serving.routing import Catalogue, Route, choose_bases, newest_cards, public_name, served_task
 from kauli.serving.settings import load_settings
+from kauli.serving.speech import Speech
 from kauli.serving.tasks import TASKS, WORKERS, task_of_base
 from kauli.serving.transcript import Transcript
 from kauli.serving.translation import Translator
@@ -219,6 +220,20 @@ class Local(Backends):
             with bar("Transcribing", sum(len(one.spans) for one in transcripts)) as advance:
                 await asyncio.gather(*(finish(one, advance) for one in transcripts))
             return transcripts
+
+        return self.run(answer())
+
+    def speak(self, route: Route, request: SpeechRequest, times: bool = False) -> tuple[Speech, np.ndarray]:
+        """What was said, and its samples (n,) at `kauli.models.media.encode.RATE`; `times`: of words are needed.
+
+        Raises UsageError and KauliError.
+        """
+        self._check(route, "speak")
+
+        async def answer() -> tuple[Speech, np.ndarray]:
+            said = Speech(self.of(route), request)
+            await said.begin(times)
+            return said, await said.whole()
 
         return self.run(answer())
 

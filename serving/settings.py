@@ -81,6 +81,13 @@ class MemoryArgs(WorkerArgs):
     """Its text encoder embeds."""
 
 
+class VoiceArgs(WorkerArgs):
+    """The settings of the voices."""
+
+    base: str = "piper-vits"
+    batch: int = Field(default=8, ge=1, le=256)
+
+
 class ServeArgs(FrozenModel):
     """What `kauli serve` and `build` take; `deploy/local.yaml` shows every key."""
 
@@ -110,6 +117,7 @@ class ServeArgs(FrozenModel):
     image: ImageArgs = ImageArgs()
     audio: AudioArgs = AudioArgs()
     memory: MemoryArgs = MemoryArgs()
+    voice: VoiceArgs = VoiceArgs()
     max_queue: int = Field(default=64, ge=1)
     """Answers that may wait at a replica; a request for one more is refused with 429."""
     max_context: int = Field(default=4096, ge=64)
@@ -143,6 +151,8 @@ class ServeArgs(FrozenModel):
     """The most images in one conversation."""
     max_audio_clips: int = Field(default=4, ge=1)
     """The most audio clips in one conversation, each no longer than one window of the speech recogniser."""
+    max_speech_characters: int = Field(default=4096, ge=1)
+    """The longest text to speak."""
     max_audio_seconds: float = Field(default=600.0, gt=0)
     """The longest audio to transcribe."""
     max_body_bytes: int = Field(default=1_048_576, ge=1024)
@@ -303,7 +313,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             raise UsageError(f"the variable {old} is now {new}: set that instead, and unset {old}")
     names = {"KAULI_HOST": "host", "KAULI_PORT": "port", "KAULI_STORAGE": "storage", "KAULI_PROXY": "proxy"}
     values: dict[str, Any] = {key: environment[name] for name, key in names.items() if environment.get(name)}
-    for name, worker in {"KAULI_IMAGE_BASE": "image", "KAULI_AUDIO_BASE": "audio"}.items():
+    for name, worker in {"KAULI_IMAGE_BASE": "image", "KAULI_AUDIO_BASE": "audio", "KAULI_VOICE_BASE": "voice"}.items():
         if environment.get(name):
             values[worker] = {"base": environment[name]}
     lists = {"KAULI_TASKS": "tasks", "KAULI_BASES": "bases"}

@@ -56,6 +56,10 @@ WORKERS: Mapping[str, WorkerKind] = {
         missing="No speech recogniser is served; run `kauli fetch whisper-base` and serve the task 'transcribe'",
         media="audio", health="speech", recipe="describe-be-fused",
     ),
+    "voice": WorkerKind(
+        "kauli.serving.workers.speaker:build", "speak", "a voice", eager=True,
+        missing="No voice is served; run `kauli fetch piper-vits` and restart the service",
+    ),
 }  # fmt: skip
 
 
@@ -112,6 +116,10 @@ TASKS: Mapping[str, ServedTask] = {
         ("/v1/audio/transcriptions",), "transcribe", bare=True,
         advice="Train one with `kauli train transcribe-be --set language={tag} --set name=transcribe-{name}`, "
         "or set allow_base",
+    ),
+    "speak": ServedTask(
+        (), "voice", "kauli.serving.http.speech:add_speech", ("/v1/audio/speech", "/v1/audio/voices"), "speak",
+        bare=True,
     ),
     "embed": ServedTask((), "image", _SPACE, ("/v1/embeddings",), "produce embeddings", bare=True, aligned=True),
     "classify": ServedTask(

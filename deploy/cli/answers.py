@@ -44,7 +44,7 @@ def generate(
     from kauli.models.requests import TextRequest
     from kauli.serving.local import Local, in_language
 
-    asked = whole(_stdin() if prompt == "-" else prompt, "the prompt")
+    asked = whole(stdin_text() if prompt == "-" else prompt, "the prompt")
     request = TextRequest.of_prompt(
         asked, max_tokens=max_tokens, no_repeat=no_repeat, temperature=temperature, top_p=top_p, seed=seed
     )
@@ -219,7 +219,7 @@ def embed(
     output(as_json, found, cosine_table([*words, *(path.name for path in paths)], rows))
 
 
-def _stdin() -> str:
+def stdin_text() -> str:
     """All of stdin. Raises UsageError where it is not UTF-8: by default Python's reading depends on the locale."""
     try:
         return sys.stdin.buffer.read().decode("utf-8-sig")

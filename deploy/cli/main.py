@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from kauli.deploy.cli import adapters, answers, data, doctor, memory, training
+from kauli.deploy.cli.speak import speak
 from kauli.deploy.cli.terminal import AcceptTerms, Command, Json, Storage, hint, output, split_list
 from kauli.deploy.cli.translate import translate
 from kauli.models.paths import default_storage
@@ -58,6 +59,7 @@ app.command()(answers.generate)
 app.command()(translate)
 app.command()(answers.transcribe)
 app.command()(answers.describe)
+app.command()(speak)
 app.command()(answers.embed)
 app.command()(doctor.doctor)
 

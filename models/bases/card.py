@@ -35,6 +35,13 @@ class Whisper(JoinedFile):
     settings: PackagedFile
 
 
+class PiperVoice(FrozenModel):
+    """A voice of Piper: its ONNX file and the JSON beside it."""
+
+    model: PackagedFile
+    settings: PackagedFile
+
+
 class BaseCard(FrozenModel):
     """One entry of bases.yaml, or what is known of a hub model or a local folder."""
 
@@ -55,6 +62,7 @@ class BaseCard(FrozenModel):
     gguf: JoinedFile | None = None
     towers: Towers | None = None
     whisper: Whisper | None = None
+    piper: PiperVoice | None = None
     recipe: str | None = None
     """For source "recipe": the shipped recipe that trains the base."""
     notices: tuple[PackagedFile, ...] = ()

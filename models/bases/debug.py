@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kauli.models.bases.folder import PLAIN
+from kauli.models.bases.piper_import import VOICE
 
-Shape = Literal["llama", "gemma3", "qwen3", "clip", "whisper", "wav2vec2"]
+Shape = Literal["llama", "gemma3", "qwen3", "clip", "whisper", "wav2vec2", "vits"]
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -22,6 +23,8 @@ def build_debug(shape: Shape, out: Path) -> None:
         build_debug_whisper(out)
     elif shape == "wav2vec2":
         build_debug_wav2vec2(out)
+    elif shape == "vits":
+        build_debug_vits(out)
     else:
         build_debug_text(shape, out)
 
@@ -126,6 +129,32 @@ def build_debug_wav2vec2(out: Path) -> None:
         torch.manual_seed(0)
         model = Wav2Vec2ForCTC(config)
     model.save_pretrained(out)
+
+
+def build_debug_vits(out: Path) -> None:
+    """Write a VITS (2 layers, 32 wide, 16 kHz) that reads the IPA's commonest sounds, as a voice of Piper, into `out`.
+
+    Its sound is noise, of about as many frames as a real voice has.
+    """
+    import torch
+    from transformers import VitsConfig, VitsModel
+
+    symbols = {symbol: number for number, symbol in enumerate("_^$ !,.:;?abdefhijklmnopstuvwxzðŋɐɑɔəɛɡɪɾʃʊʌʒʔˈˌːθᵻ")}
+    config = VitsConfig(
+        vocab_size=len(symbols), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, ffn_dim=64, flow_size=16,
+        prior_encoder_num_flows=2, prior_encoder_num_wavenet_layers=2, posterior_encoder_num_wavenet_layers=2,
+        duration_predictor_num_flows=2, duration_predictor_filter_channels=32, depth_separable_num_layers=2,
+        upsample_initial_channel=32, upsample_rates=[8, 8, 4], upsample_kernel_sizes=[16, 16, 8],
+        resblock_kernel_sizes=[3, 5], resblock_dilation_sizes=[[1, 2], [2, 6]], spectrogram_bins=65,
+        sampling_rate=16_000,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = VitsModel(config)
+        torch.nn.init.constant_(model.duration_predictor.flows[0].translate, 0.3)  # some three frames a symbol
+        model.save_pretrained(out)
+    voice = {"symbols": symbols, "trained": sorted(symbols), "espeak": "en-us", "name": "debug", "speakers": {}}
+    (out / VOICE).write_text(json.dumps(voice, ensure_ascii=False), encoding="utf-8")
 
 
 def build_debug_text(shape: Shape, out: Path) -> None:

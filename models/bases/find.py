@@ -31,6 +31,7 @@ from kauli.models.bases.folder import (
 from kauli.models.bases.gguf import convert_gguf, join_parts
 from kauli.models.bases.hub import HUB_ID, Facts, download, look_up, read_facts
 from kauli.models.bases.packages import SourceUnavailable, fetch_package
+from kauli.models.bases.piper_import import convert_piper
 from kauli.models.bases.whisper_import import convert_whisper
 from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.files import atomic_folder, file_lock
@@ -184,6 +185,10 @@ def _make(name: str, card: BaseCard, out: Path) -> None:
         with _joined(card.whisper, out, "model.bin") as whole:
             note(f"converting {name} to safetensors, once (some seconds)")
             convert_whisper(whole, tokenizer, settings, out)
+    if card.piper is not None:
+        model, settings = _packaged(card.piper.model), _packaged(card.piper.settings)
+        note(f"converting {name} to safetensors, once (some seconds)")
+        convert_piper(model, settings, out)
     if card.gguf is not None:
         with _joined(card.gguf, out, "model.gguf") as whole:
             note(f"converting {name} to safetensors, once (one to three minutes)")
@@ -276,7 +281,7 @@ def _folder_of(name: str) -> Path:
 
 def _made_from(card: BaseCard) -> str:
     sources = card.model_dump_json(include={"gguf", "notices", "shape", "template"})
-    for other in (card.towers, card.whisper):
+    for other in (card.towers, card.whisper, card.piper):
         if other is not None:
             sources += other.model_dump_json()
     return hashlib.sha256(f"{FORMAT}\n{sources}".encode()).hexdigest()

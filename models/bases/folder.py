@@ -18,7 +18,15 @@ from kauli.models.tasks import TASKS, resolve
 
 RECORD = "base.json"
 # What a base is, besides its configuration: its weights and its vocabulary.
-IDENTITY_FILES = ("*.safetensors", "tokenizer.json", "tokenizer.model", "spiece.model", "vocab.*", "merges.txt")
+IDENTITY_FILES = (
+    "*.safetensors",
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.*",
+    "merges.txt",
+    "voice.json",
+)
 # Keys of config.json that differ between machines and library versions without changing the model.
 VOLATILE_KEYS = {"transformers_version", "_name_or_path", "_model_name_or_path", "dtype", "torch_dtype"}
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
@@ -119,6 +127,16 @@ def check_recogniser(folder: Path, name: str) -> None:
         raise UsageError(f"'{name}' has no tokenizer (tokenizer.json or vocab.json).")
     if not (folder / "preprocessor_config.json").is_file():
         raise UsageError(f"'{name}' has no preprocessor_config.json, which says how audio becomes its input.")
+
+
+def check_voice(folder: Path, name: str) -> None:
+    """Raise `UsageError` unless `folder` holds a voice that kauli loads."""
+    config = _check_config(folder, name)
+    kind, known = config.get("model_type"), TASKS["speak"].model_types
+    if kind not in known:
+        raise UsageError(f"'{name}' is a model of the kind '{kind}'; the task 'speak' takes {', '.join(known)}.")
+    if not any((folder / file).is_file() for file in ("voice.json", "vocab.json")):
+        raise UsageError(f"'{name}' has no vocab.json, which says what its voice reads.")
 
 
 def check_text(folder: Path, name: str) -> None:

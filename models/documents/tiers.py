@@ -66,7 +66,9 @@ def elan_of(spans: Sequence[Span], recording: str, into: bytes | None = None, na
     return markup.spliced(edits)
 
 
-def textgrid_of(spans: Sequence[Span], seconds: float, into: bytes | None = None, name: str = "") -> bytes:
+def textgrid_of(
+    spans: Sequence[Span], seconds: float, into: bytes | None = None, name: str = "", tier: str = "transcript"
+) -> bytes:
     """A TextGrid with the spans as a tier of intervals, without gaps, as Praat wants them; see `elan_of`."""
     own, at = list[Span](), 0.0
     for begin, end, text in spans:
@@ -81,4 +83,4 @@ def textgrid_of(spans: Sequence[Span], seconds: float, into: bytes | None = None
         'File type = "ooTextFile"\nObject class = "TextGrid"\n\nxmin = 0 \n'
         f"xmax = {seconds:.6g} \ntiers? <exists> \nsize = 0 \nitem []: \n"
     )
-    return with_intervals(into or empty.encode(), name, "transcript", own)
+    return with_intervals(into or empty.encode(), name, tier, own)

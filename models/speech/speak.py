@@ -1,0 +1,176 @@
+"""The task `speak`: sentences become sound, by the voices of a VITS base and by eSpeak's own.
+
+A voice that reads phonemes speaks every language that eSpeak has, with the accent of its recordings: sounds that it was
+not trained on are replaced by the nearest (`kauli.models.speech.sounds`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from kauli.models.bases.find import Base
+from kauli.models.engine.precision import place
+from kauli.models.errors import UsageError, nearest
+from kauli.models.languages import check_tag, display_name
+from kauli.models.media.encode import RATE
+from kauli.models.media.resample import resampled
+from kauli.models.media.watermark import watermark
+from kauli.models.requests import SpeechRequest, Spoken, Voice, Word
+from kauli.models.speech.espeak import SPEED, espeak, espeak_languages, espeak_voice
+from kauli.models.speech.reading import Reading, Sentence, read
+from kauli.models.speech.sounds import Symbols
+from kauli.models.speech.vits_model import (
+    Latent,
+    Utterance,
+    latents,
+    read_vits,
+    samples_per_frame,
+    sound,
+    voice_facts,
+)
+
+ESPEAK = Voice(
+    "espeak", "mul", "GPL-3.0-or-later (the program)", "none needed: a formant synthesiser", synthetic=True,
+    word_times=False,
+)  # fmt: skip
+"""eSpeak's voice: rough, and often easier to understand than a voice that never heard the language."""
+SLOWEST, FASTEST = 0.25, 4.0
+_ESPEAK_PACE = 175  # words a minute at speed 1
+_ESPEAK_PACES = (80, 450)  # that it allows
+_DETECTED = 20  # letters of a text from which its language is guessed
+_FADE = 0.005  # seconds at the end of a sentence, which may end in mid-sound
+
+
+@dataclass(frozen=True)
+class Job:
+    """A sentence to speak, as a request asks."""
+
+    sentence: Sentence
+    request: SpeechRequest
+    language: str
+    number: int = 0
+    """Of the sentence in its text: each has noise of its own."""
+
+
+class SpeakTask:
+    """A loaded base with its voices."""
+
+    def __init__(self, base: Base, model: Any, symbols: Symbols, voices: dict[str, int], slots: int) -> None:
+        """`voices`: each voice's name and its number in the model."""
+        self.base, self.model, self.symbols, self.slots = base, model, symbols, slots
+        self._rate = int(model.config.sampling_rate)
+        self._numbers = voices
+        language = base.languages[0] if base.languages else "mul"
+        consent = f"as its licence says: {base.licence}"
+        made = [Voice(name, language, base.licence, consent, synthetic=False, word_times=True) for name in voices]
+        self.voices: tuple[Voice, ...] = (*made, ESPEAK)
+
+    @classmethod
+    def load(
+        cls, base: Base, device: str | None = None, dtype: torch.dtype | None = None, slots: int = 8, **options: Any
+    ) -> Self:
+        """The base from its folder, in fp32 whatever `dtype` says. Raises UsageError for a folder that can't be read.
+
+        `slots`: sentences that are computed at a time.
+        """
+        where, _ = place(device, dtype)
+        facts = voice_facts(base.folder)
+        symbols = Symbols.read(base.folder, base.name)
+        model = read_vits(base.folder, where)
+        speakers = facts.get("speakers") or {}
+        if not speakers:
+            count = int(model.config.num_speakers)
+            name = facts.get("name") or base.name.rpartition("/")[2]
+            speakers = {name: 0} if count < 2 else {f"{name}-{number}": number for number in range(count)}
+        return cls(base, model, symbols, speakers, slots)
+
+    def voice(self, name: str | None) -> Voice:
+        """The voice called `name`. Raises UsageError that lists the voices."""
+        found = next((one for one in self.voices if name is None or one.id == name), None)
+        if found is None:
+            known = [one.id for one in self.voices]
+            raise UsageError(f"there is no voice '{name}'.{nearest(str(name), known)} Voices: {', '.join(known)}")
+        return found
+
+    def read(self, request: SpeechRequest) -> tuple[Reading, str]:
+        """The sentences of a text, and its language.
+
+        Raises UsageError for an unknown voice, a speed out of range, and what `reading.read` refuses.
+        """
+        voice = self.voice(request.voice)
+        if not SLOWEST <= request.speed <= FASTEST:
+            raise UsageError(f"speed {request.speed:g} is out of range: from {SLOWEST:g} to {FASTEST:g}")
+        language = check_tag(request.language) if request.language else self._guess(request.text, voice)
+        if voice is not ESPEAK and not self.symbols.phonemes and self.base.languages:
+            self._check_language(language)
+        symbols = _ANY if voice is ESPEAK and not self.symbols.phonemes else self.symbols
+        return read(request.text, language, symbols, dict(request.lexicon)), language
+
+    def speak(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Spoken]]:
+        """(its place among the jobs, a sentence as marked sound), each as soon as it is made."""
+        own = [at for at, job in enumerate(jobs) if self.voice(job.request.voice) is not ESPEAK]
+        made = latents(self.model, [self._utterance(jobs[at]) for at in own]) if own else []
+        for at in sorted(set(range(len(jobs))) - set(own)):
+            yield at, self._by_espeak(jobs[at])
+        for at, latent in zip(own, made, strict=True):
+            yield at, self._finished(jobs[at], latent)
+
+    def _utterance(self, job: Job) -> Utterance:
+        voice = self.voice(job.request.voice)
+        return Utterance(
+            self.symbols.tokens(job.sentence.symbols), job.request.speed, seed=job.request.seed * 65_536 + job.number,
+            speaker=self._numbers[voice.id],
+        )  # fmt: skip
+
+    def _finished(self, job: Job, latent: Latent) -> Spoken:
+        samples = sound(self.model, latent).float().cpu().numpy()
+        scale = samples_per_frame(self.model) / self._rate
+        ends = np.cumsum(latent.durations.cpu().numpy()) * scale
+        starts = ends - latent.durations.cpu().numpy() * scale
+        first, words = self.symbols.first, []
+        for word in job.sentence.words:
+            begin, last = first + 2 * word.begin, first + 2 * (word.end - 1)
+            words.append(Word(word.text, round(float(starts[begin]), 3), round(float(ends[last]), 3)))
+        return _marked(samples, self._rate, job.sentence, tuple(words))
+
+    def _by_espeak(self, job: Job) -> Spoken:
+        pace = min(max(round(_ESPEAK_PACE * job.request.speed), _ESPEAK_PACES[0]), _ESPEAK_PACES[1])
+        samples, rate = espeak().speak(job.sentence.text, espeak_voice(job.language), {SPEED: pace})
+        return _marked(samples, rate, job.sentence, ())
+
+    def _guess(self, text: str, voice: Voice) -> str:
+        """The language of a longer text; of a short one, or where it can't be told, the voice's own."""
+        own = voice.language if voice.language != "mul" else "en"
+        if sum(letter.isalpha() for letter in text) < _DETECTED and text.isascii():
+            return own
+        from kauli.models.text.detection import detect
+
+        found = detect(text, espeak_languages())
+        return found[0][0] if found else own
+
+    def _check_language(self, language: str) -> None:
+        known = self.base.languages
+        if "mul" not in known and not {one.partition("-")[0] for one in known} & {language.partition("-")[0]}:
+            spoken = ", ".join(f"{display_name(one)} ({one})" for one in known)
+            raise UsageError(
+                f"'{self.base.name}' reads the letters of {spoken} alone, not {display_name(language)}: take a voice "
+                "that reads phonemes, or the voice espeak"
+            )
+
+
+def _marked(samples: Any, rate: int, sentence: Sentence, words: tuple[Word, ...]) -> Spoken:
+    """A sentence at `RATE` with the watermark and the silence after it."""
+    samples = resampled([samples], rate, RATE)
+    faded = min(len(samples), round(_FADE * RATE))
+    if faded:
+        samples[-faded:] *= np.linspace(1, 0, faded, dtype=np.float32)
+    samples = watermark().mark(samples, RATE)
+    silence = np.zeros(round(sentence.pause * RATE), np.float32)
+    return Spoken(np.concatenate([samples, silence]), sentence.text, words)
+
+
+_ANY = Symbols({}, frozenset(",.;:!? "), phonemes=True)
+"""For eSpeak alone, which is given the text: nothing is known of a voice's symbols."""

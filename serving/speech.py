@@ -1,0 +1,95 @@
+"""A text that is spoken: its sentences as they come, their words with times in the whole. For HTTP and the command."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kauli.models.documents.tiers import textgrid_of
+from kauli.models.errors import UsageError
+from kauli.models.media.encode import RATE
+from kauli.models.requests import SpeechRequest, Voice
+from kauli.models.speech.chunking import Segment
+from kauli.models.speech.subtitles import as_srt, as_vtt, cues
+from kauli.serving.events import Failed, Refused, SpeechStarted
+
+if TYPE_CHECKING:  # torch is not needed to reach a worker behind a handle
+    from kauli.serving.workers.speaker import Speaker
+
+TIMES = {"vtt": "text/vtt", "srt": "application/x-subrip", "textgrid": "text/plain"}
+"""Formats of the words' times alone -> media type."""
+
+Samples = npt.NDArray[np.float32]
+
+
+class Speech:
+    """What a worker says to one request."""
+
+    def __init__(self, worker: "Speaker", request: SpeechRequest) -> None:
+        self._worker, self._request = worker, request
+        self.voice: Voice
+        """Known after `begin`, as are `language` and `unread`."""
+        self.language = ""
+        self.unread: tuple[str, ...] = ()
+        """Letters of the text that are not read."""
+        self.segments: list[Segment] = []
+        """The sentences that were spoken so far, with their words."""
+        self.seconds = 0.0
+        self._events: AsyncGenerator[Any] | None = None
+
+    async def begin(self, times: bool = False) -> None:
+        """Have the text read, up to its first sound. Raises Refused; with `times` for a voice that tells none."""
+        voices = await self._worker.voices()
+        self.voice = next((one for one in voices if one.id == self._request.voice), voices[0])
+        if times and not self.voice.word_times:
+            able = ", ".join(one.id for one in voices if one.word_times)
+            text = f"the voice '{self.voice.id}' does not tell when a word is spoken; voices that do: {able}"
+            raise Refused(Failed(400, text, "invalid_value", "voice"))
+        self._events = self._worker.stream(self._request)
+        started = await anext(self._events)
+        if isinstance(started, Failed):
+            raise Refused(started)
+        assert isinstance(started, SpeechStarted)
+        self.language, self.unread = started.language, started.unread
+
+    async def sentences(self) -> AsyncGenerator[Samples]:
+        """The samples (n,) of each sentence at `RATE`. Raises Refused."""
+        assert self._events is not None
+        async with aclosing(self._events) as events:
+            async for event in events:
+                if isinstance(event, Failed):
+                    raise Refused(event)
+                begin, self.seconds = self.seconds, self.seconds + len(event.samples) / RATE
+                words = tuple(replace(one, start=begin + one.start, end=begin + one.end) for one in event.words)
+                self.segments.append(Segment(begin, self.seconds, event.text, words))
+                yield event.samples
+
+    async def whole(self) -> Samples:
+        """All samples (n,). Raises Refused."""
+        found = [one async for one in self.sentences()]
+        return np.concatenate([np.zeros(0, np.float32), *found])
+
+    def times(self, form: str) -> str:
+        """When each word is spoken, in a format of `TIMES`."""
+        if form in ("vtt", "srt"):
+            shown = cues(self.segments)
+            return as_vtt(shown) if form == "vtt" else as_srt(shown)
+        if form == "textgrid":
+            spans = [(one.start, one.end, one.text) for segment in self.segments for one in segment.words]
+            return textgrid_of(spans, self.seconds, tier="words").decode()
+        raise UsageError(f"times of words can't be written as '{form}': use {', '.join(TIMES)}")
+
+    def words(self) -> list[dict[str, Any]]:
+        """Each word with its times in seconds."""
+        return [
+            {"word": one.text, "start": round(one.start, 3), "end": round(one.end, 3)}
+            for segment in self.segments for one in segment.words
+        ]  # fmt: skip
+
+
+def provenance(voice: Voice, language: str) -> str:
+    """What is written into every audio file that tells who speaks."""
+    return f"AI-generated speech by Kauli; voice {voice.id}; language {language}"

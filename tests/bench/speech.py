@@ -1,0 +1,240 @@
+"""How well speech is understood, beside people and eSpeak; and how fast it comes.
+
+    python tests/bench/speech.py quality --language be --split test
+    python tests/bench/speech.py speed
+
+quality: held-out captions with a recording, and held-out sentences, are spoken by eSpeak, by the base with eSpeak's
+sounds as they are, and by the base with the nearest sounds that it was trained on. Whisper transcribes each clip: the
+character error rate (letters and digits, small; of a clip 1 at most), and the error rate of the sounds that eSpeak
+reads in transcript and text. The recordings are judged in the same way: they show what the judge costs. DNSMOS tells
+how clean speech is, from 1 to 5. Choose by `--split validation`, with `--neighbour SOUND=SYMBOLS`.
+
+speed: seconds to the first sentence, and seconds of speech in a second, of one text and of several at once.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jiwer
+import numpy as np
+import regex
+from results_file import update_section
+
+from kauli.deploy.cli.terminal import table
+from kauli.models.bases.find import find_base
+from kauli.models.bases.packages import Package, fetch_package
+from kauli.models.media.decode import RATE, DecodedAudio, decode_audio
+from kauli.models.media.encode import RATE as SPOKEN_RATE
+from kauli.models.media.resample import resampled
+from kauli.models.paths import default_storage
+from kauli.models.progress import note
+from kauli.models.requests import SpeechRequest
+from kauli.models.speech import sounds
+from kauli.models.speech.espeak import espeak, espeak_voice
+from kauli.models.speech.sounds import Symbols
+from kauli.models.speech.speak import Job, SpeakTask
+from kauli.models.tasks import load_served
+from kauli.serving.local import Local
+from kauli.training.card import machine
+from kauli.training.data.dataset import load_data
+from kauli.training.evaluation.intervals import difference, interval
+from kauli.training.evaluation.results import bracket
+
+MOS = Package(
+    kind="pypi", name="speechmos", version="0.0.1.1",
+    sha256="31c4c9d3234f6ee10102edff74333014c50006a3f389daf7ecacae34e68ebbf7",
+)  # fmt: skip
+_MOS_SECONDS = 9.01
+_POLYNOMIAL = (-0.06766283, 1.11546468, 0.04602535)  # of DNSMOS P.835, overall
+SYSTEMS = ("recording", "espeak", "as it is", "nearest")
+SENTENCES = {
+    "be": "Дзеці гуляюць у садзе каля старой ліпы.", "sw": "Watoto wanacheza katika bustani karibu na mti.",
+    "am": "ልጆቹ በአትክልቱ ስፍራ ከዛፉ አጠገብ እየተጫወቱ ነው።", "ky": "Балдар бакта эски дарактын жанында ойноп жүрүшөт.",
+}  # fmt: skip
+
+
+class Dnsmos:
+    """The network of DNSMOS P.835 (Reddy et al. 2022) from the package speechmos."""
+
+    def __init__(self) -> None:
+        import onnxruntime
+
+        path = fetch_package(MOS) / "speechmos/dnsmos_models/sig_bak_ovr.onnx"
+        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def overall(self, samples: Any) -> float:
+        """Of samples (n,) at 16 kHz, repeated where they are shorter than what it takes."""
+        length = int(_MOS_SECONDS * RATE)
+        repeated = np.tile(samples, -(-length // len(samples)))[:length].astype(np.float32)
+        [[[_, _, overall]]] = self._session.run(None, {"input_1": repeated[None]})
+        return float(np.polyval(_POLYNOMIAL, overall))
+
+
+def plain(text: str) -> str:
+    """Small letters and digits alone."""
+    return " ".join(regex.sub(r"[^\p{L}\p{M}\p{N}\s]", "", text.lower()).split())
+
+
+def errors(reference: str, found: str) -> tuple[float, int]:
+    """Character errors, as many as the reference has at most, and its characters."""
+    letters = reference.replace(" ", "")
+    if not letters:
+        return 0.0, 0
+    return min(1.0, jiwer.cer(letters, found.replace(" ", "") or " ")) * len(letters), len(letters)
+
+
+def rows_of(language: str, split: str, limit: int) -> tuple[list[dict[str, Any]], list[str]]:
+    """Held-out captions with a recording, each text once, and sentences of the Declaration; none with a digit."""
+    dataset = load_data("starter", [language])
+    columns = ["id", "text", "audio", "source", "group", "synthetic"]
+    rows = [row for row in dataset.rows(split=split, languages=[language], columns=columns) if row["text"]]
+    rows = [row for row in rows if not regex.search(r"[\p{N}$€%]", row["text"])]
+    clips = {plain(row["text"]): row for row in rows if row["audio"] and not row["synthetic"]}
+    sentences = dict.fromkeys(row["text"] for row in rows if row["source"] == "udhr" and 20 < len(row["text"]) <= 160)
+    return list(clips.values())[:limit], list(sentences)[:limit]
+
+
+def spoken(task: SpeakTask, texts: Sequence[str], language: str, voice: str | None) -> list[Any]:
+    """The samples (n,) at 16 kHz of each text."""
+    found = []
+    for at, text in enumerate(texts):
+        request = SpeechRequest(text, language, voice, seed=at)
+        reading, tag = task.read(request)
+        jobs = [Job(one, request, tag, number) for number, one in enumerate(reading.sentences)]
+        parts = [made.samples for _, made in sorted(task.speak(jobs), key=lambda pair: pair[0])]
+        found.append(resampled(parts, SPOKEN_RATE, RATE))
+    return found
+
+
+def quality(options: argparse.Namespace) -> str:
+    """Print and return the table."""
+    for change in options.neighbour:
+        sound, _, near = change.partition("=")
+        sounds._table()["neighbours"][sound] = near
+    language = options.language
+    clips, sentences = rows_of(language, options.split, options.limit)
+    task: SpeakTask = load_served("speak", find_base(options.base, task="speak"))
+    mapped, raw = task.symbols, Symbols(task.symbols.numbers, frozenset(task.symbols.numbers) - set("_^$"), True,
+                                        task.symbols.espeak)  # fmt: skip
+    mos, voice = Dnsmos(), espeak_voice(language)
+    lines, scored = [], dict[tuple[str, str, str], Any]()
+    with Local(options.storage) as local:
+        for kind, texts in (("captions", [row["text"] for row in clips]), ("sentences", sentences)):
+            audio: dict[str, list[Any]] = {}
+            if kind == "captions":
+                audio["recording"] = [decode_audio(row["audio"]).samples for row in clips]
+            audio["espeak"] = spoken(task, texts, language, "espeak")
+            for name, symbols in (("as it is", raw), ("nearest", mapped)):
+                task.symbols = symbols
+                audio[name] = spoken(task, texts, language, None)
+            wanted = espeak().phonemes([plain(text) for text in texts], voice)
+            for judge in options.judges:
+                route = local.choose("transcribe", judge, language, allow_base=True)
+                for name, samples in audio.items():
+                    note(f"{judge} transcribes {len(samples)} {kind} of {name}")
+                    heard = local.transcribe(route, [DecodedAudio(one, len(one) / RATE) for one in samples])
+                    found = [plain(" ".join(part.text for part in one.segments)) for one in heard]
+                    read = espeak().phonemes(found, voice)
+                    scored[kind, name, judge] = (
+                        np.array([errors(plain(text), one) for text, one in zip(texts, found, strict=True)]),
+                        np.array([errors(_sounds(text), _sounds(one)) for text, one in zip(wanted, read, strict=True)]),
+                    )
+            clean = {name: statistics.mean(mos.overall(one) for one in samples) for name, samples in audio.items()}
+            for judge in options.judges:
+                for name in audio:
+                    cer, per = (interval(sums, _rate) for sums in scored[kind, name, judge])
+                    row = {"texts": f"{len(texts)} {kind}", "judge": judge, "speech": name, "CER": _shown(cer),
+                           "phoneme error": _shown(per), "DNSMOS": f"{clean[name]:.2f}"}  # fmt: skip
+                    lines.append(row)
+                for other in ("espeak", "as it is"):
+                    ours, theirs = (scored[kind, name, judge] for name in ("nearest", other))
+                    gaps = [difference(one, two, _rate) for one, two in zip(ours, theirs, strict=True)]
+                    lines.append({"texts": "", "judge": judge, "speech": f"nearest - {other}", "CER": _shown(gaps[0]),
+                                  "phoneme error": _shown(gaps[1]), "DNSMOS": ""})  # fmt: skip
+    columns = ("texts", "judge", "speech", "CER", "phoneme error", "DNSMOS")
+    print(table(lines, columns))
+    head = (
+        f"Held-out texts in {language} ({options.split}) spoken by {task.base.name}; 95 % intervals over texts; "
+        f"{machine()}.\n\n"
+    )
+    return head + _markdown(lines, columns)
+
+
+def speed(options: argparse.Namespace) -> str:
+    """Print and return the table."""
+    import torch
+
+    task: SpeakTask = load_served("speak", find_base(options.base, task="speak"))
+    lines = []
+    for voices in (list(SENTENCES)[:1], list(SENTENCES)):
+        firsts, rates = [], []
+        for turn in range(options.rounds + 1):
+            began = time.perf_counter()
+            jobs = []
+            for language in voices:
+                request = SpeechRequest(SENTENCES[language], language, seed=turn)
+                reading, tag = task.read(request)
+                jobs += [Job(one, request, tag, number) for number, one in enumerate(reading.sentences)]
+            times, seconds = [], 0.0
+            for _, made in task.speak(jobs):
+                times.append(time.perf_counter() - began)
+                seconds += len(made.samples) / SPOKEN_RATE
+            if turn:  # the first loads dictionaries and the watermark
+                firsts.append(times)
+                rates.append(seconds / times[-1])
+        lines.append(
+            {
+                "texts at once": len(voices), "first of them, s": f"{statistics.median(one[0] for one in firsts):.2f}",
+                "last of them, s": f"{statistics.median(one[-1] for one in firsts):.2f}",
+                "speech a second, s": f"{statistics.median(rates):.1f} ({min(rates):.1f} to {max(rates):.1f})",
+            }
+        )  # fmt: skip
+    columns = tuple(lines[0])
+    print(table(lines, columns))
+    head = f"Sentences of 6 to 8 words in be, sw, am and ky; {torch.get_num_threads()} threads; {machine()}.\n\n"
+    return head + _markdown(lines, columns)
+
+
+def _sounds(ipa: str) -> str:
+    return regex.sub(r"[ˈˌ\s]", "", ipa)
+
+
+def _rate(sums: Any) -> Any:
+    return sums[..., 0] / sums[..., 1]
+
+
+def _shown(found: Any) -> str:
+    return f"{found.value:.3f} {bracket('cer', found)}"
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" * len(columns)]
+    return "\n".join([*lines, *(f"| {' | '.join(str(row[name]) for name in columns)} |" for row in rows)])
+
+
+def main() -> None:
+    """Run a measurement, and write its section of a file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("quality", "speed"))
+    parser.add_argument("--base", default="piper-vits")
+    parser.add_argument("--language", default="be")
+    parser.add_argument("--split", default="validation")
+    parser.add_argument("--limit", type=int, default=60, help="captions, and sentences")
+    parser.add_argument("--judges", nargs="+", default=["whisper-base"], help="bases or adapters that transcribe")
+    parser.add_argument("--neighbour", action="append", default=[], help="SOUND=SYMBOLS, to try another one")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--storage", default=default_storage())
+    parser.add_argument("--results", type=Path, help="a file such as RESULTS.md, whose section is written anew")
+    options = parser.parse_args()
+    found = quality(options) if options.command == "quality" else speed(options)
+    if options.results is not None:
+        title = "How well speech is understood" if options.command == "quality" else "How fast speech comes"
+        update_section(options.results, f"speech-{options.command}", f"### {title}\n\n{found}")
+
+
+if __name__ == "__main__":
+    main()
