@@ -21,19 +21,23 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict  # pydantic takes no other on Python 3.11
 
 from kauli.deploy.cli.media import read_audio
+from kauli.deploy.cli.speak import format_of
 from kauli.deploy.cli.translate import translate_file, translate_text
 from kauli.deploy.sources import AudioSource, ImageSource, audio_bytes, image_bytes
 from kauli.models.adapters.listing import AdapterRow, list_adapters
 from kauli.models.adapters.registry import Registry
 from kauli.models.documents.document import DocumentOptions
 from kauli.models.errors import UsageError, whole
+from kauli.models.files import write_atomically
+from kauli.models.media.encode import RATE, encoded
 from kauli.models.paths import default_storage
-from kauli.models.requests import MARK, Message, TextRequest, Word
+from kauli.models.requests import MARK, Message, SpeechRequest, TextRequest, Word
 from kauli.models.speech.chunking import Segment, as_text
 from kauli.models.speech.subtitles import as_srt, as_vtt, cues
 from kauli.serving.backends import Attachment
 from kauli.serving.local import Local
 from kauli.serving.routing import Route
+from kauli.serving.speech import provenance
 
 if TYPE_CHECKING:
     from kauli.serving.transcript import Transcript
@@ -87,6 +91,32 @@ class Transcription:
     def as_vtt(self) -> str:
         """Subtitles in the format WebVTT."""
         return as_vtt(cues(self.segments))
+
+
+@dataclass(frozen=True)
+class SpokenText:
+    """A text as speech."""
+
+    samples: np.ndarray
+    """(n,) float32, with a watermark."""
+    rate: int
+    """Samples a second."""
+    voice: str
+    language: str
+    words: tuple[Word, ...]
+    """With `text`, `start` and `end` in seconds; none of a voice that does not tell them."""
+    unread: tuple[str, ...]
+    """Letters of the text that are not read."""
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return len(self.samples) / self.rate
+
+    def save(self, path: str | Path) -> None:
+        """Write an audio file, whose suffix chooses the format: .wav, .mp3, .opus, .flac, .aac or .pcm."""
+        form = format_of(Path(path))
+        write_atomically(Path(path), encoded(self.samples, form, provenance(self.voice, self.language)))
 
 
 class Model:
@@ -149,6 +179,18 @@ class Model:
         asked = None if prompt is None else whole(prompt, "the prompt")
         _, clip = read_audio(Path(audio) if isinstance(audio, str | Path) else audio_bytes(audio))
         return _transcription(self._local.transcribe(self._route, [clip], asked, words=True)[0])
+
+    def speak(
+        self, text: str, voice: str | None = None, *, speed: float = 1.0, seed: int = 0,
+        lexicon: Mapping[str, str] | None = None,
+    ) -> SpokenText:  # fmt: skip
+        """A text as speech; `lexicon` has the IPA of words."""
+        request = SpeechRequest(
+            whole(text, "the text"), self._route.language, voice, speed, seed, tuple((lexicon or {}).items())
+        )
+        said, samples = self._local.speak(self._route, request)
+        words = tuple(word for segment in said.segments for word in segment.words)
+        return SpokenText(samples, RATE, said.voice.id, said.language, words, said.unread)
 
     def translate(self, text: str, to: str, source: str | None = None, memory: Sequence[str] = ()) -> "Draft":
         """The translation of a text, with its mark; `source` None: the language is detected.

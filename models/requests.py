@@ -180,7 +180,7 @@ class SpeechRequest:
 
     text: str
     language: str | None = None
-    """A BCP-47 tag; None: the voice's own, or for longer texts the one that they seem to be in."""
+    """A BCP-47 tag; None: the voice's own."""
     voice: str | None = None
     """None: the first of the base."""
     speed: float = 1.0

@@ -90,6 +90,6 @@ class Speech:
         ]  # fmt: skip
 
 
-def provenance(voice: Voice, language: str) -> str:
+def provenance(voice: str, language: str) -> str:
     """What is written into every audio file that tells who speaks."""
-    return f"AI-generated speech by Kauli; voice {voice.id}; language {language}"
+    return f"AI-generated speech by Kauli; voice {voice}; language {language}"

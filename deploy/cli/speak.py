@@ -54,7 +54,7 @@ def speak(
     from kauli.serving.local import Local
     from kauli.serving.speech import provenance
 
-    form, times = _format_of(out), _times_of(words)
+    form, times = format_of(out), _times_of(words)
     asked = whole(stdin_text() if text == "-" else text, "the text")
     pairs = tuple(_lexicon(lexicon).items()) if lexicon else ()
     request = SpeechRequest(asked, language, voice, speed, seed, pairs)
@@ -64,7 +64,7 @@ def speak(
     note(f"{said.voice.id} of {route.base} speaks {said.language}: {len(samples) / RATE:.1f} s")
     if said.unread:
         note(f"Not read: {' '.join(said.unread)[:200]}")
-    content = encoded(samples, form, provenance(said.voice, said.language))
+    content = encoded(samples, form, provenance(said.voice.id, said.language))
     if str(out) == "-":
         sys.stdout.buffer.write(content)
         return
@@ -78,7 +78,8 @@ def speak(
     output(as_json, found, str(out))
 
 
-def _format_of(out: Path) -> str:
+def format_of(out: Path) -> str:
+    """The audio format that a file's suffix asks for. Raises UsageError where it asks for none."""
     from kauli.models.media.encode import SUFFIXES, check_format
 
     if str(out) == "-":
@@ -136,7 +137,7 @@ def _list(model: str, storage: str | None, as_json: bool) -> None:
 def _check(path: Path, as_json: bool) -> None:
     from kauli.deploy.cli.media import read_audio
     from kauli.models.media.decode import RATE
-    from kauli.models.media.watermark import SHORTEST, THRESHOLD, watermark
+    from kauli.models.speech.watermark import SHORTEST, THRESHOLD, watermark
 
     _, audio = read_audio(path)
     if len(audio.samples) < SHORTEST * RATE:

@@ -11,7 +11,7 @@ from typing import Any
 import regex
 
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.languages import check_tag, display_name, nfc, scripts
+from kauli.models.languages import check_tag, display_name, nfc, script_share, scripts
 from kauli.models.speech.espeak import espeak, espeak_languages, espeak_voice
 from kauli.models.speech.sounds import Symbols
 
@@ -109,12 +109,14 @@ def _voice(language: str, symbols: Symbols) -> str:
 def _nothing(language: str, symbols: Symbols, unread: Sequence[str]) -> str:
     if not symbols.phonemes:
         return f"the text has no letter that the voice reads. It reads: {''.join(sorted(symbols.numbers))}"
-    letters = f": it has the letters {''.join(unread)[:40]}" if unread else ""
     written = ", ".join(sorted(scripts(language)))
-    return (
-        f"the text has nothing to read in {display_name(language)}, which is written in the script {written}{letters}. "
-        f"Give its own language, one of {', '.join(espeak_languages())}"
-    )
+    text = f"the text has nothing to read in {display_name(language)}, which is written in the script {written}"
+    if not unread:
+        return f"{text}: it has no word"
+    letters = "".join(unread)
+    fitting = [tag for tag in espeak_languages() if script_share(letters, tag) > 0.5]
+    advice = f". Languages that write them: {', '.join(fitting)}" if fitting else ""
+    return f"{text}: it has the letters {letters[:40]}{advice}"
 
 
 def _sentences(text: str, language: str) -> list[tuple[str, dict[str, str], float]]:

@@ -17,9 +17,8 @@ from kauli.models.errors import UsageError, nearest
 from kauli.models.languages import check_tag, display_name
 from kauli.models.media.encode import RATE
 from kauli.models.media.resample import resampled
-from kauli.models.media.watermark import watermark
 from kauli.models.requests import SpeechRequest, Spoken, Voice, Word
-from kauli.models.speech.espeak import SPEED, espeak, espeak_languages, espeak_voice
+from kauli.models.speech.espeak import SPEED, espeak, espeak_voice
 from kauli.models.speech.reading import Reading, Sentence, read
 from kauli.models.speech.sounds import Symbols
 from kauli.models.speech.vits_model import (
@@ -31,6 +30,7 @@ from kauli.models.speech.vits_model import (
     sound,
     voice_facts,
 )
+from kauli.models.speech.watermark import watermark
 
 ESPEAK = Voice(
     "espeak", "mul", "GPL-3.0-or-later (the program)", "none needed: a formant synthesiser", synthetic=True,
@@ -40,7 +40,6 @@ ESPEAK = Voice(
 SLOWEST, FASTEST = 0.25, 4.0
 _ESPEAK_PACE = 175  # words a minute at speed 1
 _ESPEAK_PACES = (80, 450)  # that it allows
-_DETECTED = 20  # letters of a text from which its language is guessed
 _FADE = 0.005  # seconds at the end of a sentence, which may end in mid-sound
 
 
@@ -103,7 +102,7 @@ class SpeakTask:
         voice = self.voice(request.voice)
         if not SLOWEST <= request.speed <= FASTEST:
             raise UsageError(f"speed {request.speed:g} is out of range: from {SLOWEST:g} to {FASTEST:g}")
-        language = check_tag(request.language) if request.language else self._guess(request.text, voice)
+        language = check_tag(request.language or self.native(voice))
         if voice is not ESPEAK and not self.symbols.phonemes and self.base.languages:
             self._check_language(language)
         symbols = _ANY if voice is ESPEAK and not self.symbols.phonemes else self.symbols
@@ -141,15 +140,10 @@ class SpeakTask:
         samples, rate = espeak().speak(job.sentence.text, espeak_voice(job.language), {SPEED: pace})
         return _marked(samples, rate, job.sentence, ())
 
-    def _guess(self, text: str, voice: Voice) -> str:
-        """The language of a longer text; of a short one, or where it can't be told, the voice's own."""
-        own = voice.language if voice.language != "mul" else "en"
-        if sum(letter.isalpha() for letter in text) < _DETECTED and text.isascii():
-            return own
-        from kauli.models.text.detection import detect
-
-        found = detect(text, espeak_languages())
-        return found[0][0] if found else own
+    @staticmethod
+    def native(voice: Voice) -> str:
+        """The language of a request that names none."""
+        return "en" if voice.language == "mul" else voice.language
 
     def _check_language(self, language: str) -> None:
         known = self.base.languages

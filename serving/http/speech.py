@@ -90,7 +90,7 @@ def add_speech(app: FastAPI, backends: Backends) -> None:
         if body.response_format in TIMES:
             times = said.times(body.response_format)
             return PlainTextResponse(times, headers=headers, media_type=TIMES[body.response_format])
-        comment = provenance(said.voice, said.language)
+        comment = provenance(said.voice.id, said.language)
         form = _JSON_AUDIO if body.response_format == "json" else body.response_format
         content = await asyncio.to_thread(encoded, samples, form, comment)
         if body.response_format == "json":
@@ -111,7 +111,7 @@ async def _streamed(said: Speech, body: SpeechBody, headers: dict[str, str]) -> 
     sentences = said.sentences()
     first = await anext(sentences)
     headers = headers | {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    encoder = Encoder(body.response_format, provenance(said.voice, said.language))
+    encoder = Encoder(body.response_format, provenance(said.voice.id, said.language))
     if body.stream_format == "sse":
         events = _events(first, sentences, encoder, said, len(body.input))
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)

@@ -8,18 +8,22 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kauli.models.bases.find import Base
 from kauli.models.errors import KauliError, UsageError
-from kauli.models.media.watermark import watermark
 from kauli.models.requests import SpeechRequest, Voice
-from kauli.models.speech.reading import Sentence
+from kauli.models.speech.espeak import espeak_languages
+from kauli.models.speech.reading import Reading, Sentence
 from kauli.models.speech.speak import Job, SpeakTask
+from kauli.models.speech.watermark import watermark
+from kauli.models.text.detection import detect
 from kauli.serving.events import Failed, Refused, SpeechEvent, SpeechStarted, internal_error
 from kauli.serving.settings import ServeArgs
 from kauli.serving.workers.worker import Worker, load_task
+
+_DETECTED = 30  # characters of a text whose language is detected
 
 
 @dataclass(eq=False)
@@ -67,7 +71,7 @@ class Speaker(Worker):
             return
         talk: _Talk | None = None
         try:
-            reading, language = await self._before(until, asyncio.to_thread(self._task.read, request))
+            reading, language = await self._before(until, asyncio.to_thread(self._read, request))
             loop = asyncio.get_running_loop()
             events: asyncio.Queue[SpeechEvent] = asyncio.Queue()
 
@@ -97,6 +101,13 @@ class Speaker(Worker):
                 talk.gone = True
             with self._changed:
                 self._open -= 1
+
+    def _read(self, request: SpeechRequest) -> tuple[Reading, str]:
+        """The sentences of a text and its language, which is detected where a longer text names none."""
+        if request.language is None and (len(request.text) >= _DETECTED or not request.text.isascii()):
+            found = detect(request.text, espeak_languages())
+            request = replace(request, language=found[0][0] if found else None)
+        return self._task.read(request)
 
     def _enter(self) -> None:
         with self._changed:

@@ -42,7 +42,7 @@ def test_shipped_settings_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> N
     [
         ("prot: 1", "Did you mean 'port'"),
         ("port: 70000", "port"),
-        ("tasks: [speak]", "task 'speak' can't be served"),
+        ("tasks: [sing]", "task 'sing' can't be served"),
         ("text: {replicas: [2, 1]}", "fewest, most"),
         ("max_adapters: 2", "below text.batch"),
         ("audio: {batch: 64}", "below audio.batch"),

@@ -26,11 +26,11 @@ TASKS = {
 def training_task(task: str, kind: str = "") -> "TrainingTask":
     """The task that a recipe or card calls `task`, with a method of this kind. Raises UsageError for an unknown one."""
     try:
-        name = task_of(task, kind).name
+        place = TASKS[task_of(task, kind).name]
     except KeyError:
         allowed = list(dict.fromkeys(MODEL_TASKS[name].card_task for name in TASKS))
         raise UsageError(f"there is no task '{task}'.{nearest(task, allowed)} Allowed: {', '.join(allowed)}.") from None
-    return cast("TrainingTask", resolve(TASKS[name])())
+    return cast("TrainingTask", resolve(place)())
 
 
 def task_of_recipe(recipe: "Recipe") -> "TrainingTask":
