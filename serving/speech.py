@@ -1,6 +1,6 @@
 """A text that is spoken: its sentences as they come, their words with times in the whole. For HTTP and the command."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kauli.models.documents.tiers import textgrid_of
-from kauli.models.errors import UsageError
+from kauli.models.errors import UsageError, nearest
 from kauli.models.media.encode import RATE
 from kauli.models.requests import SpeechRequest, Voice
 from kauli.models.speech.chunking import Segment
@@ -43,7 +43,11 @@ class Speech:
     async def begin(self, times: bool = False) -> None:
         """Have the text read, up to its first sound. Raises Refused; with `times` for a voice that tells none."""
         voices = await self._worker.voices()
-        self.voice = next((one for one in voices if one.id == self._request.voice), voices[0])
+        named = self._request.voice
+        found = [one for one in voices if named is None or one.id == named]
+        if not found:
+            raise Refused(unknown_voice(str(named), [one.id for one in voices]))
+        self.voice = found[0]
         if times and not self.voice.word_times:
             able = ", ".join(one.id for one in voices if one.word_times)
             text = f"the voice '{self.voice.id}' does not tell when a word is spoken; voices that do: {able}"
@@ -88,6 +92,12 @@ class Speech:
             {"word": one.text, "start": round(one.start, 3), "end": round(one.end, 3)}
             for segment in self.segments for one in segment.words
         ]  # fmt: skip
+
+
+def unknown_voice(name: str, known: Sequence[str]) -> Failed:
+    """The error of a voice that is not there."""
+    text = f"there is no voice '{name}'.{nearest(name, known)} Voices: {', '.join(known)}"
+    return Failed(400, text, "invalid_value", "voice")
 
 
 def provenance(voice: str, language: str) -> str:

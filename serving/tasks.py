@@ -113,13 +113,13 @@ TASKS: Mapping[str, ServedTask] = {
     ),
     "transcribe": ServedTask(
         ("transcribe",), "audio", "kauli.serving.http.transcriptions:add_transcriptions",
-        ("/v1/audio/transcriptions",), "transcribe", bare=True,
+        ("/v1/audio/transcriptions", "/v1/audio/dialogue"), "transcribe", bare=True,
         advice="Train one with `kauli train transcribe-be --set language={tag} --set name=transcribe-{name}`, "
         "or set allow_base",
     ),
     "speak": ServedTask(
-        (), "voice", "kauli.serving.http.speech:add_speech", ("/v1/audio/speech", "/v1/audio/voices"), "speak",
-        bare=True,
+        (), "voice", "kauli.serving.http.speech:add_speech",
+        ("/v1/audio/speech", "/v1/audio/voices"), "speak", bare=True,
     ),
     "embed": ServedTask((), "image", _SPACE, ("/v1/embeddings",), "produce embeddings", bare=True, aligned=True),
     "classify": ServedTask(

@@ -18,6 +18,7 @@ from kauli.serving.backends import Backends
 from kauli.serving.events import Refused
 from kauli.serving.http.answers import error_body, route_headers, sse
 from kauli.serving.http.bodies import ApiError, Body, JsonBody, ignored_header
+from kauli.serving.http.dialogue import add_dialogue
 from kauli.serving.speech import TIMES, Samples, Speech, provenance
 
 _MOST_WORDS = 1000  # of a request's lexicon
@@ -54,6 +55,7 @@ class SpeechBody(JsonBody):
 
 def add_speech(app: FastAPI, backends: Backends) -> None:
     """Add the endpoints; they answer 404 where no voice is served."""
+    add_dialogue(app, backends)
 
     @app.get("/v1/audio/voices")
     async def voices() -> dict[str, Any]:

@@ -110,8 +110,12 @@ def add_transcriptions(app: FastAPI, backends: Backends) -> None:
     @app.post("/v1/audio/transcriptions", response_model=None, openapi_extra={"requestBody": _body()})
     async def transcriptions(request: Request) -> Response:
         """The transcript of an audio file (a form with the file), as JSON, text or subtitles, whole or streamed."""
-        form, upload = await _read_form(request)
+        values, upload = await read_form(request)
         try:
+            try:
+                form = TranscriptionForm.model_validate(values)
+            except ValidationError as error:
+                raise invalid_body(error.errors(), ["file", *TranscriptionForm.model_fields]) from None
             route = await backends.route("transcribe", form.model, form.language, form.allow_base)
             asked = TranscriptionRequest(
                 None, route.language, form.prompt, temperature=form.temperature, seed=form.seed, words=form.words,
@@ -137,8 +141,8 @@ def add_transcriptions(app: FastAPI, backends: Backends) -> None:
             await upload.close()
 
 
-async def _read_form(request: Request) -> tuple[TranscriptionForm, UploadFile]:
-    """The form's fields and its file; raises ApiError for any other body."""
+async def read_form(request: Request) -> tuple[dict[str, Any], UploadFile]:
+    """A form's fields and its file; raises ApiError for any other body."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != _FORM:
         text = f"the body is '{kind}': send {_FORM} with the fields file and model, as curl -F does"
@@ -173,14 +177,10 @@ async def _read_form(request: Request) -> tuple[TranscriptionForm, UploadFile]:
             raise ApiError(400, f"the field {name} is given twice", "invalid_value", name)
         elif value:  # an empty field counts as left out
             values[name] = value
-    try:
-        form = TranscriptionForm.model_validate(values)
-    except ValidationError as error:
-        raise invalid_body(error.errors(), ["file", *TranscriptionForm.model_fields]) from None
     if upload is None:
         text = "the field file is missing: send the audio file in it (curl -F file=@clip.wav)"
         raise ApiError(400, text, "invalid_value", "file")
-    return form, upload
+    return values, upload
 
 
 async def _held(
@@ -190,13 +190,14 @@ async def _held(
     if in_progress.locked():
         raise ApiError(429, "Too many transcriptions in progress; retry later", "queue_full")
     async with in_progress:
-        await transcript.cut(await asyncio.to_thread(_decoded, await upload.read(), limits))
+        await transcript.cut(await asyncio.to_thread(decoded, await upload.read(), limits))
         async with aclosing(transcript.pieces(stream)) as pieces:
             async for piece in pieces:
                 yield piece
 
 
-def _decoded(content: bytes, limits: AudioLimits) -> DecodedAudio:
+def decoded(content: bytes, limits: AudioLimits) -> DecodedAudio:
+    """An uploaded file as samples; raises ApiError for what can't be read."""
     try:
         return decode_audio(content, limits)
     except MediaError as error:

@@ -91,7 +91,7 @@ class Speaker(Worker):
                 if isinstance(event, Failed):
                     return
         except UsageError as error:
-            yield Failed(400, str(error), "invalid_value", "voice" if "voice '" in str(error) else "input")
+            yield Failed(400, str(error), "invalid_value", "input")
         except KauliError as error:  # eSpeak can't be run
             yield Failed(503, str(error), "unavailable")
         except Refused as refusal:
