@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from kauli.deploy.cli.commands import bring_base, wait_for_stop
-from kauli.deploy.cli.demo_lessons import Client, Lesson, lessons
+from kauli.deploy.cli.demo_lessons import HEARING, Client, Lesson, lessons, spoken_samples
 from kauli.deploy.cli.demo_output import Story, any_right, quiet, sample_table, sentence
 from kauli.models.errors import UsageError
 from kauli.models.paths import kauli_home
@@ -54,6 +54,8 @@ def _run(demo: "Demo", args: "ServeArgs", first: list[Lesson], later: list[Lesso
             service = beside.submit(_serve, demo, args, first + later)
             for place, lesson in enumerate(first):
                 demo.teach(lesson, service, then=first[place + 1].recipe if place + 1 < len(first) else "")
+                if lesson.name == HEARING:
+                    demo.speak(service)
             demo.story.say(_ending(demo, args.url, once))
             for place, lesson in enumerate(later):
                 demo.teach(lesson, service, then=later[place + 1].recipe if place + 1 < len(later) else "")
@@ -112,6 +114,13 @@ class Demo:
             self.story.tell(f"Better, but none of {len(samples)} answers looked at is right. {lesson.otherwise}.")
         self.story.tell(f"All figures, samples and notes: {report}")
 
+    def speak(self, service: "Future[Service]") -> None:
+        """Have two sentences spoken and transcribed back."""
+        with self.story.step("Two sentences are spoken, and transcribed back", "what is left"):
+            samples = spoken_samples(Client(service.result().url))
+        self.story.say(f"\n{sample_table(samples)}\n")
+        self.story.tell(f"The voice is English and has an accent. The files: {kauli_home() / 'demo'}/speech-*.wav")
+
     def _report(self, result: Any, recipe: Any) -> str:
         """Write the page of an evaluation."""
         from kauli.models.adapters.registry import Registry
@@ -134,11 +143,12 @@ def _settings(storage: str, port: int, chosen: Sequence[Lesson]) -> "ServeArgs":
     bases: dict[str, list[str]] = {}
     for lesson in chosen:
         bases.setdefault(lesson.worker, []).append(load_recipe(lesson.recipe, list(lesson.overrides)).base)
-    tasks = tuple(dict.fromkeys(lesson.served for lesson in chosen))
+    hears = any(lesson.name == HEARING for lesson in chosen)
+    tasks = tuple(dict.fromkeys([*(lesson.served for lesson in chosen), *(("speak",) if hears else ())]))
     share = {"num_cpus": 0.2}
     workers: dict[str, Any] = {
         worker: {**share, "base": bases[worker][0]} for worker in ("image", "audio") if worker in bases
-    } | {"memory": share}
+    } | {"memory": share, "voice": share}
     texts = tuple(dict.fromkeys(bases.get("text", ())))
     values: dict[str, Any] = {
         "storage": storage,
@@ -157,6 +167,8 @@ def _serve(demo: Demo, args: "ServeArgs", chosen: Sequence[Lesson]) -> "Service"
 
     for lesson in chosen:
         demo.prepare(lesson)
+    if "speak" in args.tasks:
+        bring_base(args.voice.base, False)
     return start(args)
 
 
@@ -166,6 +178,7 @@ def _ending(demo: Demo, url: str, once: bool) -> str:
         f"\nTimes:\n{demo.story.times()}\n{more}\nTry next:\n"
         + ("  kauli serve\n" if once else "")
         + "  kauli transcribe YOUR.wav --language be\n"
+        "  kauli speak 'Habari za asubuhi' --language sw --out habari.mp3\n"
         "  kauli data check YOUR.jsonl             # then the command that it prints\n"
         "  kauli train text-sw-gemma               # after: kauli fetch gemma-3-270m-q4 --accept-terms\n"
     )

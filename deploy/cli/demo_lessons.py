@@ -19,6 +19,9 @@ _SHOWN = 6
 _ANSWER_TOKENS = 32
 _REMEMBERED = 200
 """Training pairs in the memory of the document that is translated."""
+HEARING = "transcribe"
+"""The lesson after which sentences are spoken."""
+SPOKEN = {"sw": "Watoto wanacheza katika bustani karibu na mti.", "be": "Дзеці гуляюць у садзе каля старой ліпы."}
 _LONGEST = 60  # characters of a text that fits into the table
 
 Sample = dict[str, str]
@@ -47,10 +50,12 @@ class Client:
         return found.choices[0].message.content or ""
 
     def transcribe(self, model: str, audio: bytes, language: str) -> str:
-        """The transcript of an audio file."""
+        """The transcript of an audio file, by the base where no adapter has the language."""
         text: str = (
-            self.openai().audio.transcriptions.create(model=model, file=("clip.ogg", audio), language=language).text
-        )
+            self.openai().audio.transcriptions.create(
+                model=model, file=("clip.ogg", audio), language=language, extra_body={"allow_base": "true"}
+            ).text
+        )  # fmt: skip
         return text
 
     def classify(self, model: str, images: Sequence[bytes]) -> list[str]:
@@ -60,14 +65,31 @@ class Client:
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """The JSON that a path answers. Raises KauliError for a status over 200."""
+        found: dict[str, Any] = json.loads(self.bytes_of(path, body))
+        return found
+
+    def bytes_of(self, path: str, body: dict[str, Any]) -> bytes:
+        """What a path answers. Raises KauliError for a status over 200."""
         import httpx
 
         with httpx.Client(trust_env=False, timeout=300) as client:
             response = client.post(f"{self.url}{path}", json=body)
         if response.status_code != 200:
             raise KauliError(f"the service refused {path}: {response.status_code} {response.text[:300]}")
-        found: dict[str, Any] = response.json()
-        return found
+        return response.content
+
+
+def spoken_samples(client: Client) -> list[Sample]:
+    """Sentences that the service speaks, and what it hears in them; the files are kept."""
+    folder = kauli_home() / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = []
+    for tag, text in SPOKEN.items():
+        body = {"model": "speak", "input": text, "language": tag, "response_format": "wav"}
+        content = client.bytes_of("/v1/audio/speech", body)
+        (folder / f"speech-{tag}.wav").write_bytes(content)
+        found.append({"language": tag, "reference": text, "heard": client.transcribe("transcribe", content, tag)})
+    return found
 
 
 Ask = Callable[[Client, Any, str, str], list[Sample]]

@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base, known_bases
+from kauli.models.bases.packages import fetch_package
 from kauli.models.languages import display_name
+from kauli.models.speech.watermark import PACKAGE
 from kauli.training import compare, recipe_file, train
 from kauli.training.data import starter, topics
 from kauli.training.data.groups import media_key, short_hash
@@ -27,7 +29,7 @@ from support.speech_adapters import encoded, sound, wav
 
 BASES = {
     "smollm2-135m-q4": "debug-text", "gemma-3-270m-q4": "debug-gemma", "whisper-base": "debug-whisper",
-    "kauli-clip": "debug-clip", "kauli-towers": "debug-clip",
+    "kauli-clip": "debug-clip", "kauli-towers": "debug-clip", "piper-vits": "debug-vits",
 }  # fmt: skip
 """Name in the documents -> the debug base whose weights stand for it. Licences and terms stay."""
 SHORT: dict[str, dict[str, Any]] = {
@@ -51,14 +53,24 @@ ADAPTERS = ("text-sw", "describe-multi", "head-topics", "transcribe-be", "descri
 
 def make_home(patch: pytest.MonkeyPatch, home: Path) -> None:
     """Point KAULI_HOME to `home` and fill it; replace what would take minutes, a download or Ray."""
+    mark = fetch_package(PACKAGE)
     patch.setenv("KAULI_HOME", str(home))
+    (home / "packages").mkdir(parents=True, exist_ok=True)
+    (home / "packages" / mark.name).symlink_to(mark)
     for name in ("KAULI_STORAGE", "KAULI_API_KEYS", "KAULI_ADMIN_KEYS", "KAULI_HOST", "KAULI_PORT", "KAULI_BASES"):
         patch.delenv(name, raising=False)
     for name in ("NO_PROXY", "no_proxy"):  # what the documents send goes to this machine
         patch.setenv(name, "127.0.0.1")
     for name, stand_in in BASES.items():
         own, debug = known_bases()[name], known_bases()[stand_in]
-        weightless = {"source": "debug", "shape": debug.shape, "gguf": None, "whisper": None, "towers": None}
+        weightless = {
+            "source": "debug",
+            "shape": debug.shape,
+            "gguf": None,
+            "whisper": None,
+            "towers": None,
+            "piper": None,
+        }
         changes = weightless | {"recipe": None, "notices": (), "template": debug.template}
         patch.setitem(known_bases(), name, own.model_copy(update=changes))
         find_base(name, task=own.tasks[0], accept_terms=True)
