@@ -104,7 +104,7 @@ class SpokenText:
     voice: str
     language: str
     words: tuple[Word, ...]
-    """With `text`, `start` and `end` in seconds; none of a voice that does not tell them."""
+    """With `text`, `start` and `end` in seconds."""
     unread: tuple[str, ...]
     """Letters of the text that are not read."""
 

@@ -202,8 +202,6 @@ class Voice:
     """Under which its recordings were given."""
     synthetic: bool
     """Whether it imitates no person."""
-    word_times: bool
-    """Whether it tells when each word is spoken."""
 
 
 @dataclass(frozen=True)

@@ -223,16 +223,13 @@ class Local(Backends):
 
         return self.run(answer())
 
-    def speak(self, route: Route, request: SpeechRequest, times: bool = False) -> tuple[Speech, np.ndarray]:
-        """What was said, and its samples (n,) at `kauli.models.media.encode.RATE`; `times`: of words are needed.
-
-        Raises UsageError and KauliError.
-        """
+    def speak(self, route: Route, request: SpeechRequest) -> tuple[Speech, np.ndarray]:
+        """What was said, and its samples (n,) at `kauli.models.media.encode.RATE`. Raises UsageError and KauliError."""
         self._check(route, "speak")
 
         async def answer() -> tuple[Speech, np.ndarray]:
             said = Speech(self.of(route), request)
-            await said.begin(times)
+            await said.begin()
             return said, await said.whole()
 
         return self.run(answer())

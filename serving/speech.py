@@ -40,18 +40,14 @@ class Speech:
         self.seconds = 0.0
         self._events: AsyncGenerator[Any] | None = None
 
-    async def begin(self, times: bool = False) -> None:
-        """Have the text read, up to its first sound. Raises Refused; with `times` for a voice that tells none."""
+    async def begin(self) -> None:
+        """Have the text read, up to its first sound. Raises Refused."""
         voices = await self._worker.voices()
         named = self._request.voice
         found = [one for one in voices if named is None or one.id == named]
         if not found:
             raise Refused(unknown_voice(str(named), [one.id for one in voices]))
         self.voice = found[0]
-        if times and not self.voice.word_times:
-            able = ", ".join(one.id for one in voices if one.word_times)
-            text = f"the voice '{self.voice.id}' does not tell when a word is spoken; voices that do: {able}"
-            raise Refused(Failed(400, text, "invalid_value", "voice"))
         self._events = self._worker.stream(self._request)
         started = await anext(self._events)
         if isinstance(started, Failed):

@@ -60,7 +60,7 @@ def speak(
     request = SpeechRequest(asked, language, voice, speed, seed, pairs)
     with Local(storage or default_storage()) as local:
         route = local.choose("speak", model, language)
-        said, samples = local.speak(route, request, times=times not in (None, "json"))
+        said, samples = local.speak(route, request)
     note(f"{said.voice.id} of {route.base} speaks {said.language}: {len(samples) / RATE:.1f} s")
     if said.unread:
         note(f"Not read: {' '.join(said.unread)[:200]}")

@@ -151,7 +151,8 @@ def build_debug_vits(out: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = VitsModel(config)
-        torch.nn.init.constant_(model.duration_predictor.flows[0].translate, 2.0)  # some three frames a symbol
+        durations: Any = model.duration_predictor
+        torch.nn.init.constant_(durations.flows[0].translate, 2.0)  # some three frames a symbol
         model.save_pretrained(out)
     voice = {"symbols": symbols, "trained": sorted(symbols), "espeak": "en-us", "name": "debug", "speakers": {}}
     (out / VOICE).write_text(json.dumps(voice, ensure_ascii=False), encoding="utf-8")

@@ -70,7 +70,7 @@ def convert_piper(model: Path, settings: Path, out: Path) -> None:
     (out / VOICE).write_text(json.dumps(voice, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """All weights by Piper's own names, and the attributes of each convolution by its module."""
     import onnx
     from google.protobuf.message import DecodeError
@@ -81,8 +81,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
     except (DecodeError, OSError) as error:
         raise UsageError(f"{path.name} is no ONNX file: {error}.") from None
     stored = {one.name: numpy_helper.to_array(one) for one in graph.initializer}
-    found = {name: values for name, values in stored.items() if re.match(r"(enc_p|flow|dp|dec)\.", name)}
-    convolutions = {}
+    found: dict[str, Any] = {
+        name: values for name, values in stored.items() if re.match(r"(enc_p|flow|dp|dec)\.", name)
+    }
+    convolutions: dict[str, Any] = {}
     for node in graph.node:
         module = node.name.strip("/").rpartition("/")[0].replace("/", ".")
         if node.op_type == "Gather" and module in ("enc_p.emb", "emb_g"):
@@ -111,7 +113,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Mapping[str, Any]]]:
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    facts = read_json(path)
+    facts: dict[str, Any] = read_json(path)
     lacking = [key for key in ("audio", "espeak", "phoneme_id_map") if key not in facts]
     if lacking:
         raise UsageError(f"{path.name} is no settings file of a Piper voice: it has no {', '.join(lacking)}.")
@@ -135,6 +137,8 @@ def _config(weights: Mapping[str, Any], convolutions: Mapping[str, Mapping[str, 
         for block in range(blocks)
     ]  # fmt: skip
     spread = facts.get("inference", {})
+    # `exported` and `resblock_type` are for `ExportedVits`
+    own: dict[str, Any] = {"exported": True, "resblock_type": 2 if name == "convs" else 1}
     return VitsConfig(
         vocab_size=vocabulary, hidden_size=hidden, num_attention_heads=hidden // relative[2],
         num_hidden_layers=_count(weights, r"enc_p\.encoder\.attn_layers\.(\d+)\.conv_q\.weight"),
@@ -152,12 +156,12 @@ def _config(weights: Mapping[str, Any], convolutions: Mapping[str, Mapping[str, 
         upsample_rates=[one["strides"][0] for one in ups],
         upsample_kernel_sizes=[one["kernel_shape"][0] for one in ups],
         resblock_kernel_sizes=[weights[f"dec.resblocks.{block}.{name}.0.weight"].shape[2] for block in range(blocks)],
-        resblock_dilation_sizes=dilations, resblock_type=2 if name == "convs" else 1,
+        resblock_dilation_sizes=dilations,
         num_speakers=weights["emb_g.weight"].shape[0] if "emb_g.weight" in weights else 1,
         speaker_embedding_size=weights["emb_g.weight"].shape[1] if "emb_g.weight" in weights else 0,
         sampling_rate=facts["audio"]["sample_rate"], noise_scale=spread.get("noise_scale", 0.667),
         noise_scale_duration=spread.get("noise_w", 0.8), speaking_rate=1 / spread.get("length_scale", 1.0),
-        exported=True, architectures=["VitsModel"],
+        architectures=["VitsModel"], **own,
     )  # fmt: skip
 
 

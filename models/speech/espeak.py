@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,23 @@ import regex
 
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.languages import check_tag, display_name, fallback_chain
-from kauli.models.speech.espeak_process import HEADER
+from kauli.models.speech.espeak_process import COUNT, HEADER, WORD
 
 SPEED, PITCH, MELODY = 1, 3, 4
 """Parameters of `Espeak.speak`: words a minute; the pitch and its range, 0 to 99."""
 _SWITCHES = regex.compile(r"\([a-z][a-z-]+\)")  # where it changes to another language's sounds and back
 
 Samples = npt.NDArray[np.float32]
+
+
+class Sounded(NamedTuple):
+    """A text as sound."""
+
+    samples: Samples
+    """(n,)."""
+    rate: int
+    words: list[tuple[int, float]]
+    """(place of a word in the text in characters, seconds at which it begins)."""
 
 
 class Espeak:
@@ -39,10 +49,14 @@ class Espeak:
         _, content = self._ask({"voice": voice, "phonemes": list(texts)})
         return [_SWITCHES.sub("", one).strip() for one in json.loads(content)]
 
-    def speak(self, text: str, voice: str, settings: Mapping[int, int] | None = None) -> tuple[Samples, int]:
-        """The samples (n,) of a text and their rate; silence for a text without letters."""
+    def speak(self, text: str, voice: str, settings: Mapping[int, int] | None = None) -> "Sounded":
+        """A text as sound; silence for a text without letters."""
         rate, content = self._ask({"voice": voice, "speak": text, "settings": dict(settings or {})})
-        return np.frombuffer(content, np.int16).astype(np.float32) / np.float32(32768), rate
+        [count] = COUNT.unpack_from(content)
+        words = [WORD.unpack_from(content, COUNT.size + at * WORD.size) for at in range(count)]
+        samples = np.frombuffer(content, np.int16, offset=COUNT.size + count * WORD.size)
+        times = [(place, milliseconds / 1000) for place, _, milliseconds in words]
+        return Sounded(samples.astype(np.float32) / np.float32(32768), rate, times)
 
     def close(self) -> None:
         """End the process."""

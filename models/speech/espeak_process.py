@@ -7,9 +7,9 @@ cheap, this program imports little, and nothing of kauli.
 
     python -I -S espeak_process.py LIBRARY DATA
 
-reads requests from stdin, each a line of JSON: {"voice", "speak": TEXT, "settings": {parameter: value}} for 16-bit
-samples, or {"voice", "phonemes": [TEXT ...]} for a JSON list of IPA. It writes for each to stdout a HEADER and the
-bytes that it counts; with the rate 0 they are an error message in UTF-8.
+reads requests from stdin, each a line of JSON: {"voice", "speak": TEXT, "settings": {parameter: value}} for a COUNT of
+words, a WORD for each, and 16-bit samples; {"voice", "phonemes": [TEXT ...]} for a JSON list of IPA. It writes for each
+to stdout a HEADER and the bytes that it counts; with the rate 0 they are an error message in UTF-8.
 """
 
 import ctypes
@@ -20,8 +20,19 @@ import sys
 from typing import Any
 
 HEADER = struct.Struct("=iI")  # samples a second (1 for phonemes), bytes that follow
+COUNT = struct.Struct("=I")
+WORD = struct.Struct("=III")  # its place in the text and its length in characters, milliseconds
 _SYNCHRONOUS, _DONT_EXIT, _UTF8, _IPA = 2, 0x8000, 1, 2  # of speak_lib.h: wait for the samples; return errors
+_WORD_EVENT = 1
 _Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+
+
+class _Event(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int), ("unique", ctypes.c_uint), ("text_position", ctypes.c_int), ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int), ("sample", ctypes.c_int), ("user", ctypes.c_void_p),
+        ("id", ctypes.c_char * 8),
+    )  # fmt: skip
 
 
 class Failure(Exception):
@@ -42,10 +53,16 @@ def answer(library: ctypes.CDLL, data: str, request: dict[str, Any]) -> tuple[in
 
 def _samples(library: ctypes.CDLL, text: str, settings: dict[str, int]) -> bytes:
     blocks: list[bytes] = []
+    words: list[bytes] = []
 
-    def receive(wave: Any, count: int, events: Any) -> int:
+    def receive(wave: Any, count: int, events: int) -> int:
         if wave and count > 0:
             blocks.append(ctypes.string_at(wave, 2 * count))
+        found, at = ctypes.cast(events, ctypes.POINTER(_Event)), 0
+        while events and found[at].type:
+            if found[at].type == _WORD_EVENT and found[at].text_position > 0:
+                words.append(WORD.pack(found[at].text_position - 1, found[at].length, found[at].audio_position))
+            at += 1
         return 0
 
     library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else the clock is the seed: breath differs every second
@@ -57,7 +74,7 @@ def _samples(library: ctypes.CDLL, text: str, settings: dict[str, int]) -> bytes
     size = ctypes.c_size_t(len(encoded) + 1)
     if library.espeak_Synth(encoded, size, 0, 1, 0, _UTF8, None, None):
         raise Failure(f"it failed at '{text}'")
-    return b"".join(blocks)
+    return COUNT.pack(len(words)) + b"".join(words) + b"".join(blocks)
 
 
 def _phonemes(library: ctypes.CDLL, text: str) -> str:

@@ -5,7 +5,7 @@ not trained on are replaced by the nearest (`kauli.models.speech.sounds`).
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -33,8 +33,7 @@ from kauli.models.speech.vits_model import (
 from kauli.models.speech.watermark import watermark
 
 ESPEAK = Voice(
-    "espeak", "mul", "GPL-3.0-or-later (the program)", "none needed: a formant synthesiser", synthetic=True,
-    word_times=False,
+    "espeak", "mul", "GPL-3.0-or-later (the program)", "none needed: a formant synthesiser", synthetic=True
 )  # fmt: skip
 """eSpeak's voice: rough, and often easier to understand than a voice that never heard the language."""
 SLOWEST, FASTEST = 0.25, 4.0
@@ -64,7 +63,7 @@ class SpeakTask:
         self._numbers = voices
         language = base.languages[0] if base.languages else "mul"
         consent = f"as its licence says: {base.licence}"
-        made = [Voice(name, language, base.licence, consent, synthetic=False, word_times=True) for name in voices]
+        made = [Voice(name, language, base.licence, consent, synthetic=False) for name in voices]
         self.voices: tuple[Voice, ...] = (*made, ESPEAK)
 
     @classmethod
@@ -137,8 +136,14 @@ class SpeakTask:
 
     def _by_espeak(self, job: Job) -> Spoken:
         pace = min(max(round(_ESPEAK_PACE * job.request.speed), _ESPEAK_PACES[0]), _ESPEAK_PACES[1])
-        samples, rate = espeak().speak(job.sentence.text, espeak_voice(job.language), {SPEED: pace})
-        return _marked(samples, rate, job.sentence, ())
+        found = espeak().speak(job.sentence.text, espeak_voice(job.language), {SPEED: pace})
+        words, seconds = list[Word](), len(found.samples) / found.rate
+        for word, begin, end in _places(job.sentence):
+            times = [time for place, time in found.words if begin <= place < end]
+            words.append(Word(word, times[0] if times else words[-1].start if words else 0.0, seconds))
+        ends = [*(word.start for word in words[1:]), seconds]
+        words = [replace(word, end=end) for word, end in zip(words, ends, strict=True)]
+        return _marked(found.samples, found.rate, job.sentence, tuple(words))
 
     @staticmethod
     def native(voice: Voice) -> str:
@@ -153,6 +158,15 @@ class SpeakTask:
                 f"'{self.base.name}' reads the letters of {spoken} alone, not {display_name(language)}: take a voice "
                 "that reads phonemes, or the voice espeak"
             )
+
+
+def _places(sentence: Sentence) -> Iterator[tuple[str, int, int]]:
+    """Each word with its place in the text."""
+    begin = 0
+    for word in sentence.words:
+        begin = sentence.text.index(word.text, begin)
+        yield word.text, begin, begin + len(word.text)
+        begin += len(word.text)
 
 
 def _marked(samples: Any, rate: int, sentence: Sentence, words: tuple[Word, ...]) -> Spoken:

@@ -34,12 +34,12 @@ class ResidualBlock(nn.Module):
         return states
 
 
-class ExportedVits(VitsModel):
+class ExportedVits(VitsModel):  # type: ignore[no-untyped-call]
     """A voice without what only training needs, its weight norms folded in: as an ONNX file of Piper has it."""
 
     def __init__(self, config: VitsConfig) -> None:
         super().__init__(config)
-        self.posterior_encoder = nn.Identity()
+        self.posterior_encoder: Any = nn.Identity()
         duration: Any = self.duration_predictor
         duration.flows[1] = nn.Identity()  # transformers skips it in inference
         for name in ("post_conv_pre", "post_conv_proj", "post_conv_dds", "post_flows"):
@@ -84,10 +84,11 @@ def read_vits(folder: Path, device: torch.device) -> VitsModel:
     """The model of a folder, in fp32: its noise is too fine for 16 bits."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     cls = ExportedVits if config.get("exported") else VitsModel
-    model = cls.from_pretrained(folder, dtype=torch.float32, local_files_only=True).to(device).eval()
+    model: Any = cls.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    model = model.to(device).eval()
     fold_weight_norms(model)
-    model.requires_grad_(False)
-    return model
+    found: VitsModel = model.requires_grad_(False)
+    return found
 
 
 def fold_weight_norms(model: nn.Module) -> None:

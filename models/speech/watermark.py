@@ -122,12 +122,14 @@ def _levels(spectrum: Tensor) -> Tensor:
     """Magnitudes as Perth's network takes them: decibels from the least to the headroom as 0 to 1."""
     least = 20 * np.log10(_LEAST)
     decibels = 20 * torch.log10(spectrum.abs().clamp(_LEAST))
-    return (decibels - least) / (_HEADROOM - least)
+    found: Tensor = (decibels - least) / (_HEADROOM - least)
+    return found
 
 
 def _magnitudes(levels: Tensor) -> Tensor:
     least = 20 * np.log10(_LEAST)
-    return 10.0 ** ((levels * (_HEADROOM - least) + least) / 20).clamp(max=10)
+    found: Tensor = 10.0 ** ((levels * (_HEADROOM - least) + least) / 20).clamp(max=10)
+    return found
 
 
 def _spoken(levels: Tensor) -> Tensor:

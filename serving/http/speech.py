@@ -82,7 +82,7 @@ def add_speech(app: FastAPI, backends: Backends) -> None:
             body.input, route.language, named, body.speed, body.seed, tuple(body.lexicon.items())
         )  # fmt: skip
         said = Speech(backends.of(route), request)
-        await said.begin(times=body.response_format in TIMES)
+        await said.begin()
         headers = route_headers(replace(route, language=said.language)) | ignored_header(body)
         headers |= {"X-Kauli-Voice": quote(said.voice.id)}
         headers |= {"X-Kauli-Unread": quote("".join(said.unread)[:200])} if said.unread else {}

@@ -2,12 +2,16 @@
 
     python tests/bench/speech.py quality --language be --split test
     python tests/bench/speech.py speed
+    python tests/bench/speech.py watermark --split test
 
 quality: held-out captions with a recording, and held-out sentences, are spoken by eSpeak, by the base with eSpeak's
 sounds as they are, and by the base with the nearest sounds that it was trained on. Whisper transcribes each clip: the
 character error rate (letters and digits, small; of a clip 1 at most), and the error rate of the sounds that eSpeak
 reads in transcript and text. The recordings are judged in the same way: they show what the judge costs. DNSMOS tells
 how clean speech is, from 1 to 5. Choose by `--split validation`, with `--neighbour SOUND=SYMBOLS`.
+
+watermark: held-out texts in four languages, spoken by both voices, as mp3 and Opus: how many are found to be marked;
+and how many recordings of people are.
 
 speed: seconds to the first sentence, and seconds of speech in a second, of one text and of several at once.
 """
@@ -29,6 +33,7 @@ from kauli.models.bases.find import find_base
 from kauli.models.bases.packages import Package, fetch_package
 from kauli.models.media.decode import RATE, DecodedAudio, decode_audio
 from kauli.models.media.encode import RATE as SPOKEN_RATE
+from kauli.models.media.encode import encoded
 from kauli.models.media.resample import resampled
 from kauli.models.paths import default_storage
 from kauli.models.progress import note
@@ -37,6 +42,7 @@ from kauli.models.speech import sounds
 from kauli.models.speech.espeak import espeak, espeak_voice
 from kauli.models.speech.sounds import Symbols
 from kauli.models.speech.speak import Job, SpeakTask
+from kauli.models.speech.watermark import SHORTEST, THRESHOLD, watermark
 from kauli.models.tasks import load_served
 from kauli.serving.local import Local
 from kauli.training.card import machine
@@ -50,7 +56,9 @@ MOS = Package(
 )  # fmt: skip
 _MOS_SECONDS = 9.01
 _POLYNOMIAL = (-0.06766283, 1.11546468, 0.04602535)  # of DNSMOS P.835, overall
-SYSTEMS = ("recording", "espeak", "as it is", "nearest")
+TITLES = {
+    "quality": "How well speech is understood", "speed": "How fast speech comes", "watermark": "The mark in speech",
+}  # fmt: skip
 SENTENCES = {
     "be": "Дзеці гуляюць у садзе каля старой ліпы.", "sw": "Watoto wanacheza katika bustani karibu na mti.",
     "am": "ልጆቹ በአትክልቱ ስፍራ ከዛፉ አጠገብ እየተጫወቱ ነው።", "ky": "Балдар бакта эски дарактын жанында ойноп жүрүшөт.",
@@ -98,15 +106,17 @@ def rows_of(language: str, split: str, limit: int) -> tuple[list[dict[str, Any]]
     return list(clips.values())[:limit], list(sentences)[:limit]
 
 
-def spoken(task: SpeakTask, texts: Sequence[str], language: str, voice: str | None) -> list[Any]:
-    """The samples (n,) at 16 kHz of each text."""
+def spoken(
+    task: SpeakTask, texts: Sequence[str], language: str, voice: str | None, rate: int = RATE
+) -> list[Any]:  # fmt: skip
+    """The samples (n,) of each text, by default at 16 kHz."""
     found = []
     for at, text in enumerate(texts):
         request = SpeechRequest(text, language, voice, seed=at)
         reading, tag = task.read(request)
         jobs = [Job(one, request, tag, number) for number, one in enumerate(reading.sentences)]
         parts = [made.samples for _, made in sorted(task.speak(jobs), key=lambda pair: pair[0])]
-        found.append(resampled(parts, SPOKEN_RATE, RATE))
+        found.append(resampled(parts, SPOKEN_RATE, rate))
     return found
 
 
@@ -199,6 +209,43 @@ def speed(options: argparse.Namespace) -> str:
     return head + _markdown(lines, columns)
 
 
+def marks(options: argparse.Namespace) -> str:
+    """Print and return the table."""
+    task: SpeakTask = load_served("speak", find_base(options.base, task="speak"))
+    scores: dict[str, list[float]] = {}
+    recorded = []
+    for language in SENTENCES:
+        clips, sentences = rows_of(language, options.split, options.limit)
+        dataset = load_data("starter", [language])
+        rows = dataset.rows(split=options.split, languages=[language], columns=["text", "source"])
+        captions = [row["text"] for row in rows if row["source"] == "tuxpaint" and row["text"]]
+        texts = ([row["text"] for row in clips] or captions)[: options.limit] + sentences
+        for voice in (task.voices[0].id, "espeak"):
+            note(f"{language}: {len(texts)} texts by {voice}")
+            for at, text in enumerate(texts):
+                samples = spoken(task, [text], language, voice, rate=SPOKEN_RATE)[0]
+                if len(samples) < SHORTEST * SPOKEN_RATE:
+                    continue
+                for form in ("mp3", "opus"):
+                    clip = decode_audio(encoded(samples, form, "bench"))
+                    scores.setdefault(form, []).append(watermark().score(clip.samples, RATE))
+    for language in ("be", "ru"):
+        columns = ["audio", "synthetic"]
+        rows = [row for row in load_data("starter", [language]).rows(languages=[language], columns=columns)]
+        recorded += [row["audio"] for row in rows if row["audio"] and not row["synthetic"]][:100]
+    alarms = [watermark().score(decode_audio(clip).samples, RATE) for clip in recorded]
+    lines = [
+        {"audio": f"{len(found)} spoken texts as {form}", "found to be marked": f"{np.mean(np.array(found) > THRESHOLD):.2%}",
+         "least score": f"{min(found):.3f}", "greatest": f"{max(found):.3f}"}
+        for form, found in [*scores.items(), ("recordings of people", alarms)]
+    ]  # fmt: skip
+    lines[-1]["audio"] = f"{len(alarms)} recordings of people"
+    columns_ = tuple(lines[0])
+    print(table(lines, columns_))
+    head = f"Held-out texts ({options.split}) in {', '.join(SENTENCES)} by both voices; {machine()}.\n\n"
+    return head + _markdown(lines, columns_)
+
+
 def _sounds(ipa: str) -> str:
     return regex.sub(r"[ˈˌ\s]", "", ipa)
 
@@ -219,7 +266,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 def main() -> None:
     """Run a measurement, and write its section of a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("quality", "speed"))
+    parser.add_argument("command", choices=TITLES)
     parser.add_argument("--base", default="piper-vits")
     parser.add_argument("--language", default="be")
     parser.add_argument("--split", default="validation")
@@ -230,10 +277,10 @@ def main() -> None:
     parser.add_argument("--storage", default=default_storage())
     parser.add_argument("--results", type=Path, help="a file such as RESULTS.md, whose section is written anew")
     options = parser.parse_args()
-    found = quality(options) if options.command == "quality" else speed(options)
+    found = {"quality": quality, "speed": speed, "watermark": marks}[options.command](options)
     if options.results is not None:
-        title = "How well speech is understood" if options.command == "quality" else "How fast speech comes"
-        update_section(options.results, f"speech-{options.command}", f"### {title}\n\n{found}")
+        section = f"speech-{options.command}" + (f"-{options.language}" if options.command == "quality" else "")
+        update_section(options.results, section, f"### {TITLES[options.command]}\n\n{found}")
 
 
 if __name__ == "__main__":

@@ -129,5 +129,5 @@ def _request(text: str, language: str, seed: int) -> _Request:
 
 def _synthesised(request: _Request) -> Samples:
     """The samples (n,) at 16 kHz of a request; silence for a text without letters."""
-    samples, rate = espeak().speak(*request)
-    return resampled([samples], rate, RATE)
+    found = espeak().speak(*request)
+    return resampled([found.samples], found.rate, RATE)

@@ -20,14 +20,23 @@ def test_phonemes_have_stress_and_spaces() -> None:
 
 
 def test_a_speech_is_the_same_whatever_was_said_before_and_by_whom() -> None:
-    alone, rate = Espeak().speak("Добры дзень.", "be")
+    alone, rate, _ = Espeak().speak("Добры дзень.", "be")
     assert rate == 22050
     assert 0.5 < len(alone) / rate < 2
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda text: espeak().speak(text, "be")[0], ["Добры дзень.", "Так."] * 8))
+        found = list(pool.map(lambda text: espeak().speak(text, "be").samples, ["Добры дзень.", "Так."] * 8))
     assert all(np.array_equal(one, alone) for one in found[::2])
-    slow, fast = (len(espeak().speak("Добры дзень.", "be", {SPEED: pace})[0]) for pace in (100, 300))
+    slow, fast = (len(espeak().speak("Добры дзень.", "be", {SPEED: pace}).samples) for pace in (100, 300))
     assert slow > 1.8 * fast
+
+
+def test_words_are_timed_by_their_place() -> None:
+    text = "Watu wote, wamezaliwa huru."
+    found = espeak().speak(text, "sw")
+    assert [place for place, _ in found.words] == [text.index(word) for word in ("Watu", "wote", "wame", "huru")]
+    times = [time for _, time in found.words]
+    assert times == sorted(times)
+    assert times[-1] < len(found.samples) / found.rate
 
 
 def test_a_process_that_died_is_started_again() -> None:
