@@ -54,7 +54,7 @@ class AnswerFormat:
         self._chat, self._requests, self._logprobs, self._certified = chat, requests, logprobs, certified
         self._n = requests[0].n
         name = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
-        self._head = {"id": name, "created": int(time.time()), "model": model}
+        self.head: dict[str, Any] = {"id": name, "created": int(time.time()), "model": model}
 
     async def whole(self, pieces: Pieces, prompt_tokens: Sequence[int]) -> dict[str, Any]:
         """The body of a plain answer; raises Refused where one of its requests fails."""
@@ -84,7 +84,7 @@ class AnswerFormat:
                 choice["text"] = texts[place]
             choices.append(choice)
         kind = "chat.completion" if self._chat else "text_completion"
-        return {**self._head, "object": kind, "choices": choices, "usage": _usage(prompt_tokens, tokens)}
+        return {**self.head, "object": kind, "choices": choices, "usage": _usage(prompt_tokens, tokens)}
 
     async def streamed(self, pieces: Pieces, prompt_tokens: Sequence[int], with_usage: bool) -> AsyncGenerator[bytes]:
         """Server-sent events, the last one [DONE]; or an error event as the last one."""
@@ -161,7 +161,7 @@ class AnswerFormat:
         return sse({**self._stream_head(), "choices": [choice], "usage": None})
 
     def _stream_head(self) -> dict[str, Any]:
-        return {**self._head, "object": "chat.completion.chunk" if self._chat else "text_completion"}
+        return {**self.head, "object": "chat.completion.chunk" if self._chat else "text_completion"}
 
     def _logprobs_of(self, tokens: Sequence[TokenLogprob], offset: int) -> dict[str, Any] | None:
         if not self._logprobs:

@@ -14,6 +14,7 @@ from kauli.serving.http.answers import AnswerFormat, Pieces, route_headers
 from kauli.serving.http.bodies import ignored_header
 from kauli.serving.http.media import encode, rerank
 from kauli.serving.http.schemas import ChatRequest, CompletionRequest
+from kauli.serving.http.spoken_chat import SpokenChat
 
 
 def add_chat(app: FastAPI, backends: Backends) -> None:
@@ -40,6 +41,8 @@ async def _answer(body: ChatRequest | CompletionRequest, backends: Backends) -> 
         requests[0], timing = await encode(backends, requests[0], body, route)
         headers |= {"Server-Timing": timing} if timing else {}
     requests = [replace(request, language=route.language) for request in requests]
+    spoken = body.spoken if isinstance(body, ChatRequest) else None
+    voice = await SpokenChat.of(backends, route.language, spoken) if spoken else None
     certified = await asyncio.to_thread(backends.catalogue.certificate, route)
     shown = requests[0].logprobs is not None
     if certified and not shown:
@@ -56,12 +59,20 @@ async def _answer(body: ChatRequest | CompletionRequest, backends: Backends) -> 
     if body.stream:
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         headers |= {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        answer = _closing(pieces, answers.streamed(pieces, prompt_tokens, with_usage))
+        if voice is not None:
+            heard: asyncio.Queue[str | None] = asyncio.Queue()
+            pieces = voice.listening(pieces, heard)
+            answer = voice.streamed(answers.streamed(pieces, prompt_tokens, with_usage), heard, answers.head)
+        else:
+            answer = answers.streamed(pieces, prompt_tokens, with_usage)
+        answer = _closing(pieces, answer)
         return StreamingResponse(answer, media_type="text/event-stream", headers=headers)
     async with aclosing(pieces):
         whole = await answers.whole(pieces, prompt_tokens)
     if isinstance(body, ChatRequest) and body.rerank:
         whole = await rerank(backends, whole, body)
+    if voice is not None:
+        whole = await voice.whole(whole)
     return JSONResponse(whole, headers=headers)
 
 

@@ -1,14 +1,14 @@
 """The HTTP requests, by OpenAI's names and shapes."""
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from kauli.models.languages import nfc
 from kauli.models.requests import MARK, TextRequest
 from kauli.serving.backends import RERANK_TEMPERATURE
-from kauli.serving.http.bodies import NO_EFFECT, NOT_SERVED, ApiError, JsonBody, Lenient, check_limits
+from kauli.serving.http.bodies import NO_EFFECT, NOT_SERVED, ApiError, Body, JsonBody, Lenient, check_limits
 from kauli.serving.http.messages import ChatMessage, ImagePart, MediaInput, conversation
 from kauli.serving.http.payloads import is_data_uri
 from kauli.serving.settings import ServeArgs
@@ -99,9 +99,39 @@ class _Generation(JsonBody):
         }  # fmt: skip
 
 
+class VoiceId(Body):
+    """A voice as newer clients name it."""
+
+    id: Annotated[str, Field(min_length=1, max_length=256)]
+
+
+VoiceName = Annotated[str, Field(min_length=1, max_length=256)] | VoiceId
+Speed = Annotated[float, Field(ge=0.25, le=4)]
+
+
+class SpokenOptions(Body):
+    """How an answer is spoken."""
+
+    voice: VoiceName | None = None
+    format: Literal["wav", "mp3", "flac", "opus", "aac", "pcm16"] = "wav"
+    speed: Speed = 1.0
+
+    @property
+    def voice_id(self) -> str | None:
+        """Its name."""
+        return self.voice.id if isinstance(self.voice, VoiceId) else self.voice
+
+
 class ChatRequest(_Generation):
     """The body of POST /v1/chat/completions."""
 
+    not_served: ClassVar = {
+        name: harmless for name, harmless in NOT_SERVED.items() if name not in ("audio", "modalities")
+    }
+
+    modalities: Annotated[list[Literal["text", "audio"]], Field(min_length=1)] | None = None
+    """With "audio" the answer is spoken as well."""
+    audio: SpokenOptions | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -110,6 +140,11 @@ class ChatRequest(_Generation):
     # Ours
     rerank: Annotated[int, Field(ge=1)] | None = None
     """Generate N candidates and return the one most similar to the image."""
+
+    @property
+    def spoken(self) -> SpokenOptions | None:
+        """How the answer is spoken; None: it is not."""
+        return (self.audio or SpokenOptions()) if "audio" in (self.modalities or ()) else None
 
     def ignored(self) -> Iterator[str]:
         """Of the messages, too."""
@@ -147,6 +182,12 @@ class ChatRequest(_Generation):
         if clips > args.max_audio_clips:
             text = f"{clips} audio clips; this service allows {args.max_audio_clips}"
             raise ApiError(400, text, "too_many_recordings", "messages")
+        if self.spoken is not None:
+            if (self.n or 1) > 1 or self.rerank:
+                raise ApiError(400, "one answer is spoken: leave n and rerank out", "invalid_value", "modalities")
+            if self.stream and self.spoken.format != "pcm16":
+                text = f"a stream is spoken as pcm16, not as {self.spoken.format}"
+                raise ApiError(400, text, "invalid_value", "audio.format")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "invalid_value", "top_logprobs")
         messages = conversation(self.messages)

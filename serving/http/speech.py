@@ -17,18 +17,13 @@ from kauli.models.requests import SpeechRequest
 from kauli.serving.backends import Backends
 from kauli.serving.events import Refused
 from kauli.serving.http.answers import error_body, route_headers, sse
-from kauli.serving.http.bodies import ApiError, Body, JsonBody, ignored_header
+from kauli.serving.http.bodies import ApiError, JsonBody, ignored_header
 from kauli.serving.http.dialogue import add_dialogue
+from kauli.serving.http.schemas import Speed, VoiceId, VoiceName
 from kauli.serving.speech import TIMES, Samples, Speech, provenance
 
 _MOST_WORDS = 1000  # of a request's lexicon
 _JSON_AUDIO = "mp3"
-
-
-class VoiceId(Body):
-    """A voice as newer clients name it."""
-
-    id: Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class SpeechBody(JsonBody):
@@ -39,10 +34,10 @@ class SpeechBody(JsonBody):
     model: Annotated[str, Field(min_length=1, max_length=256)] = "speak"
     input: str
     """May hold `[word](/ipa/)` and `[pause:0.5s]`."""
-    voice: Annotated[str, Field(min_length=1, max_length=256)] | VoiceId | None = None
+    voice: VoiceName | None = None
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm", "json", "vtt", "srt", "textgrid"] = "mp3"
     """json: the audio as mp3 in base64, with the times of words; vtt, srt, textgrid: those times alone."""
-    speed: Annotated[float, Field(ge=0.25, le=4)] = 1.0
+    speed: Speed = 1.0
     stream_format: Literal["audio", "sse"] | None = None
     """audio: the file, sentence by sentence; sse: the same in events; None: the whole file with its length."""
     # Ours

@@ -222,7 +222,7 @@ def marks(options: argparse.Namespace) -> str:
         texts = ([row["text"] for row in clips] or captions)[: options.limit] + sentences
         for voice in (task.voices[0].id, "espeak"):
             note(f"{language}: {len(texts)} texts by {voice}")
-            for at, text in enumerate(texts):
+            for text in texts:
                 samples = spoken(task, [text], language, voice, rate=SPOKEN_RATE)[0]
                 if len(samples) < SHORTEST * SPOKEN_RATE:
                     continue
@@ -235,7 +235,7 @@ def marks(options: argparse.Namespace) -> str:
         recorded += [row["audio"] for row in rows if row["audio"] and not row["synthetic"]][:100]
     alarms = [watermark().score(decode_audio(clip).samples, RATE) for clip in recorded]
     lines = [
-        {"audio": f"{len(found)} spoken texts as {form}", "found to be marked": f"{np.mean(np.array(found) > THRESHOLD):.2%}",
+        {"audio": f"{len(found)} spoken texts as {form}", "marked": f"{np.mean(np.array(found) > THRESHOLD):.2%}",
          "least score": f"{min(found):.3f}", "greatest": f"{max(found):.3f}"}
         for form, found in [*scores.items(), ("recordings of people", alarms)]
     ]  # fmt: skip

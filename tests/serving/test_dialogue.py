@@ -170,6 +170,43 @@ def test_sentences_are_spoken_while_the_answer_is_written(house: House) -> None:
         asyncio.run(listen())
 
 
+MESSAGES = [{"role": "user", "content": "qa"}]
+
+
+def chat(client: TestClient, **fields: Any) -> Any:
+    body = {"model": "text-be", "messages": MESSAGES, "max_tokens": 8, "ignore_eos": True}
+    return client.post("/v1/chat/completions", json=body | {"modalities": ["text", "audio"]} | fields)
+
+
+def test_an_answer_of_a_chat_is_spoken(client: TestClient) -> None:
+    plain = chat(client, modalities=["text"]).json()["choices"][0]["message"]
+    assert "audio" not in plain
+    found = chat(client, audio={"voice": "debug", "format": "flac"}).json()["choices"][0]["message"]
+    assert found["content"] == found["audio"]["transcript"] == plain["content"]
+    assert found["audio"]["id"].startswith("audio_")
+    assert base64.b64decode(found["audio"]["data"])[:4] == b"fLaC"
+
+
+def test_a_streamed_answer_of_a_chat_is_spoken(client: TestClient) -> None:
+    answer = chat(client, stream=True, audio={"voice": {"id": "debug"}, "format": "pcm16"})
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    assert lines.count("[DONE]") == 1
+    chunks = [json.loads(line)["choices"][0] for line in lines[:-1]]
+    text = "".join(one["delta"].get("content", "") for one in chunks)
+    assert text == chat(client, modalities=["text"]).json()["choices"][0]["message"]["content"]
+    audio = [one["delta"]["audio"]["data"] for one in chunks if "audio" in one["delta"]]
+    spoken = client.post("/v1/audio/speech", json={"input": text, "language": "be", "response_format": "pcm"})
+    assert bool(audio) == (spoken.status_code == 200)
+    for fields, words in (
+        ({"stream": True}, "a stream is spoken as pcm16, not as wav"), ({"n": 2}, "one answer is spoken"),
+        ({"audio": {"voice": "alloy"}}, "there is no voice 'alloy'"), ({"modalities": ["video"]}, "modalities"),
+    ):  # fmt: skip
+        refused = chat(client, **fields)
+        assert refused.status_code == 400
+        assert words in refused.json()["error"]["message"]
+
+
 def test_an_answer_is_cut_at_sentences() -> None:
     assert _parts("Habari za leo rafiki. Sawa") == ["Habari za leo rafiki. ", "Sawa"]
     assert _parts("Ndiyo. Habari za leo rafiki? Sawa") == ["Ndiyo. Habari za leo rafiki? ", "Sawa"]

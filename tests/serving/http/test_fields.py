@@ -102,7 +102,7 @@ def test_what_changes_nothing_is_taken(client: TestClient, changes: dict[str, An
          'response_format json_object is not served: leave it out, or send {"type": "text"}'),
         ({"tools": [{"type": "function"}]}, "tools", "tools are not served: leave it out, or send []"),
         ({"tool_choice": "required"}, "tool_choice", "tool_choice required is not served"),
-        ({"modalities": ["text", "audio"]}, "modalities", 'modalities are not served: leave it out, or send ["text"]'),
+        ({"modalities": ["text", "video"]}, "modalities.1", "modalities.1: Input should be 'text' or 'audio'"),
         ({"web_search_options": {}}, "web_search_options", "web_search_options are not served: leave it out"),
         ({"logit_bias": {"999999": 1}}, "messages", "token 999999 is unknown: the tokens of this model are 0 to"),
         ({"logit_bias": {"a": 1}}, "logit_bias.a", "valid integer"),
