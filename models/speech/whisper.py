@@ -22,10 +22,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from kauli.models.bases.find import Base
 from kauli.models.engine.detokenize import TokenBytes
-from kauli.models.engine.engine import Generation, Part, Ticket
 from kauli.models.engine.generative import SLOTS
 from kauli.models.engine.packing import Document, pack
 from kauli.models.engine.sampling import Sampling
+from kauli.models.engine.ticket import Generation, Part, Ticket
 from kauli.models.errors import UsageError
 from kauli.models.languages import nfc
 from kauli.models.media.decode import RATE

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from kauli.models.engine.detokenize import TokenBytes
-from kauli.models.engine.engine import Engine, Ticket
+from kauli.models.engine.engine import Engine
 from kauli.models.engine.lora_batch import LoraBatch
+from kauli.models.engine.ticket import Ticket
 from kauli.models.requests import Progress, Word
 from kauli.models.speech.whisper_model import (
     FRAMES_PER_SECOND,

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from kauli.models.adapters.card import CARD_FILE, Decoding, read_card
 from kauli.models.adapters.folder import PROMPTS
 from kauli.models.bases.find import Base
-from kauli.models.engine.engine import Engine, Generation, Part, Ticket
+from kauli.models.engine.engine import Engine
 from kauli.models.engine.generative import SLOTS, Generative, LoadedAdapter
 from kauli.models.engine.lora_batch import LoraBatch
 from kauli.models.engine.packing import FEATURE, MediaFeatures
 from kauli.models.engine.sampling import Sampling
+from kauli.models.engine.ticket import Generation, Part, Ticket
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import DEFAULT_TOKENS, MARK, Media, Progress, TextRequest
 from kauli.models.text.connector import Connector, Fused

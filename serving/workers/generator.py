@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from kauli.models.adapters.registry import Registry
-from kauli.models.engine.engine import Ticket
 from kauli.models.engine.generative import Generative
+from kauli.models.engine.ticket import Ticket
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import Progress, TextRequest, TranscriptionRequest
 from kauli.serving.events import Event, Failed, Piece, Refused, Started, internal_error

@@ -19,10 +19,11 @@ from transformers import AutoTokenizer
 from kauli.models.adapters.delta import LinearDelta
 from kauli.models.bases.find import find_base
 from kauli.models.engine.detokenize import TokenBytes
-from kauli.models.engine.engine import Engine, Generation, Part, Ticket
+from kauli.models.engine.engine import Engine
 from kauli.models.engine.kv_cache import SlotCache, SlotMemory, SlotPass, Span
 from kauli.models.engine.lora_batch import LoraBatch
 from kauli.models.engine.sampling import Sampling
+from kauli.models.engine.ticket import Generation, Part, Ticket
 from kauli.models.requests import Progress, TokenLogprob
 from support.random_adapters import EVERY, fresh, peft_logits, peft_model, save_adapter
 
