@@ -54,7 +54,7 @@ class Reading:
 
     sentences: tuple[Sentence, ...]
     unread: tuple[str, ...] = ()
-    """Letters that are not read: of scripts that the language does not use, or that the voice lacks."""
+    """Letters and sounds that are left out: of scripts that the language does not use, or that the voice lacks."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ def read(text: str, language: str, symbols: Symbols, lexicon: Mapping[str, str] 
             chunks.append((units, part, 0.0))
         if chunks:
             chunks[-1] = (*chunks[-1][:2], chunks[-1][2] + pause)
-    spoken = _Spoken(symbols, language, voice)
-    found = spoken.sentences(chunks)
+    found = _Spoken(symbols, language, voice, unread).sentences(chunks)
     sentences: list[Sentence] = []
     for one in found:
         if one.words:
@@ -207,8 +206,9 @@ def _readable(core: str, language: str, symbols: Symbols) -> str:
 class _Spoken:
     """Units by their symbols."""
 
-    def __init__(self, symbols: Symbols, language: str, voice: str) -> None:
-        self._symbols, self._language, self._voice = symbols, language, voice
+    def __init__(self, symbols: Symbols, language: str, voice: str, unread: dict[str, None]) -> None:
+        """Sounds that no symbol of the voice is near are noted in `unread`."""
+        self._symbols, self._language, self._voice, self._unread = symbols, language, voice, unread
 
     def sentences(self, chunks: Sequence[tuple[list[_Unit], str, float]]) -> list[Sentence]:
         """Each chunk as a sentence."""
@@ -216,7 +216,9 @@ class _Spoken:
             return [self._lettered(*chunk) for chunk in chunks]
         runs = [run for units, _, _ in chunks for run in _runs(units)]
         asked = [" ".join(units[at].core for at in run) for units, run in runs]
-        heard = dict(zip(map(id, (run for _, run in runs)), self._phonemes(asked), strict=True))
+        sounds = self._phonemes(asked)
+        self._unread.update(dict.fromkeys(self._symbols.unmapped("".join(sounds), self._language)))
+        heard = dict(zip(map(id, (run for _, run in runs)), sounds, strict=True))
         mixed = [(units, run) for units, run in runs if len(heard[id(run)].split()) != len(run)]
         alone = iter(self._phonemes([units[at].core for units, run in mixed for at in run]))
         apart = {id(run): _divided([next(alone) for _ in run], heard[id(run)]) for _, run in mixed}
