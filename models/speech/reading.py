@@ -6,6 +6,7 @@ not read digits. In a text, `[word](/ipa/)` gives a pronunciation and `[pause:0.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import regex
@@ -20,6 +21,8 @@ LONGEST_PAUSE = 10.0
 BETWEEN_SENTENCES, BETWEEN_PARAGRAPHS = 0.2, 0.5
 """Seconds of silence after a sentence, beside what the voice itself is silent."""
 _LONGEST = 200  # characters of a sentence that is read at once: attention costs their square
+PRONOUNCED = regex.compile(r"\[[^\]\[]+\]\(/[^/)]+/\)")
+"""A word with its pronunciation."""
 _MARKUP = regex.compile(r"\[pause:(?P<pause>\d+(?:\.\d+)?)s\]|\[(?P<word>[^\]\[]+)\]\(/(?P<ipa>[^/)]+)/\)")
 _UNIT = regex.compile(r"\S+")
 # Marks around a word, apart from those that belong to it, such as a minus or a currency
@@ -198,9 +201,18 @@ def _readable(core: str, language: str, symbols: Symbols) -> str:
     if not symbols.phonemes:
         known = {*symbols.numbers}
         return "".join(one for one in core if (one.lower() if symbols.lower else one) in known)
-    allowed = {*scripts(language), "Latin"}
-    own = "".join(rf"\p{{Script={name}}}" for name in sorted(allowed))
-    return regex.sub(rf"(?V1)[\p{{L}}--[{own}\p{{Script=Inherited}}\p{{Script=Common}}]]", "", core)
+    return _foreign(language).sub("", core)
+
+
+def without_foreign(text: str, language: str) -> str:
+    """A text with a space for each letter of a script that the language does not use, Latin apart."""
+    return _foreign(language).sub(" ", text)
+
+
+@cache
+def _foreign(language: str) -> "regex.Pattern[str]":
+    own = "".join(rf"\p{{Script={name}}}" for name in sorted({*scripts(language), "Latin"}))
+    return regex.compile(rf"(?V1)[\p{{L}}--[{own}\p{{Script=Inherited}}\p{{Script=Common}}]]")
 
 
 class _Spoken:

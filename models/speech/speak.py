@@ -19,7 +19,7 @@ from kauli.models.media.encode import RATE
 from kauli.models.media.resample import resampled
 from kauli.models.requests import SpeechRequest, Spoken, Voice, Word
 from kauli.models.speech.espeak import SPEED, espeak, espeak_voice
-from kauli.models.speech.reading import Reading, Sentence, read
+from kauli.models.speech.reading import PRONOUNCED, Reading, Sentence, read, without_foreign
 from kauli.models.speech.sounds import Symbols
 from kauli.models.speech.vits_model import (
     Latent,
@@ -101,6 +101,8 @@ class SpeakTask:
         voice = self.voice(request.voice)
         if not SLOWEST <= request.speed <= FASTEST:
             raise UsageError(f"speed {request.speed:g} is out of range: from {SLOWEST:g} to {FASTEST:g}")
+        if voice is ESPEAK and (request.lexicon or PRONOUNCED.search(request.text)):
+            raise UsageError("the voice espeak takes no pronunciations: choose another voice, or leave them out")
         language = check_tag(request.language or self.native(voice))
         if voice is not ESPEAK and not self.symbols.phonemes and self.base.languages:
             self._check_language(language)
@@ -136,7 +138,8 @@ class SpeakTask:
 
     def _by_espeak(self, job: Job) -> Spoken:
         pace = min(max(round(_ESPEAK_PACE * job.request.speed), _ESPEAK_PACES[0]), _ESPEAK_PACES[1])
-        found = espeak().speak(job.sentence.text, espeak_voice(job.language), {SPEED: pace})
+        text = without_foreign(job.sentence.text, job.language)
+        found = espeak().speak(text, espeak_voice(job.language), {SPEED: pace})
         words, seconds = list[Word](), len(found.samples) / found.rate
         for word, begin, end in _places(job.sentence):
             times = [time for place, time in found.words if begin <= place < end]

@@ -3,6 +3,7 @@
     python tests/bench/speech.py quality --language be --split test
     python tests/bench/speech.py speed
     python tests/bench/speech.py watermark --split test
+    python tests/bench/speech.py dialogue --text-base smollm2-135m-q4
 
 quality: held-out captions with a recording, and held-out sentences, are spoken by eSpeak, by the base with eSpeak's
 sounds as they are, and by the base with the nearest sounds that it was trained on. Whisper transcribes each clip: the
@@ -12,6 +13,9 @@ how clean speech is, from 1 to 5. Choose by `--split validation`, with `--neighb
 
 watermark: held-out texts in four languages, spoken by both voices, as mp3 and Opus: how many are found to be marked;
 and how many recordings of people are.
+
+dialogue: held-out recordings, joined to four seconds, are transcribed, answered by a base of text (32 tokens) and
+spoken, in this process: seconds to the transcript, to the first speech and to the end.
 
 speed: seconds to the first sentence, and seconds of speech in a second, of one text and of several at once.
 """
@@ -44,7 +48,9 @@ from kauli.models.speech.sounds import Symbols
 from kauli.models.speech.speak import Job, SpeakTask
 from kauli.models.speech.watermark import SHORTEST, THRESHOLD, watermark
 from kauli.models.tasks import load_served
+from kauli.serving.dialogue import Asked, Dialogue
 from kauli.serving.local import Local
+from kauli.serving.routing import Catalogue
 from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
 from kauli.training.evaluation.intervals import difference, interval
@@ -57,7 +63,7 @@ MOS = Package(
 _MOS_SECONDS = 9.01
 _POLYNOMIAL = (-0.06766283, 1.11546468, 0.04602535)  # of DNSMOS P.835, overall
 TITLES = {
-    "quality": "How well speech is understood", "speed": "How fast speech comes", "watermark": "The mark in speech",
+    "dialogue": "From voice to voice", "quality": "How well speech is understood", "speed": "How fast speech comes", "watermark": "The mark in speech",
 }  # fmt: skip
 SENTENCES = {
     "be": "Дзеці гуляюць у садзе каля старой ліпы.", "sw": "Watoto wanacheza katika bustani karibu na mti.",
@@ -246,6 +252,51 @@ def marks(options: argparse.Namespace) -> str:
     return head + _markdown(lines, columns_)
 
 
+def dialogue(options: argparse.Namespace) -> str:
+    """Print and return the table."""
+    import torch
+
+    clips, _ = rows_of(options.language, options.split, 200)
+    samples = np.concatenate([decode_audio(row["audio"]).samples for row in clips])
+    length = 4 * RATE
+    questions = [samples[at * length : (at + 1) * length] for at in range(min(options.rounds, len(samples) // length))]
+    tasks = {"audio": ("transcribe", "whisper-base"), "text": ("text", options.text_base)}
+    tasks["voice"] = ("speak", options.base)
+    bases = {worker: [find_base(name, task=task)] for worker, (task, name) in tasks.items()}
+    times = []
+    with Local(options.storage) as local:
+        for worker, [base] in bases.items():
+            local.load(worker, base)
+        local.catalogue = Catalogue(local.registry, bases)
+
+        async def talk(question: Any) -> tuple[list[float], Dialogue]:
+            began, found = time.perf_counter(), list[float]()
+            told = Dialogue(Asked(options.language, max_tokens=32))
+            async for part in told.events(local, DecodedAudio(question, len(question) / RATE)):
+                if not found or (len(found) == 1 and not isinstance(part, str)):
+                    found.append(time.perf_counter() - began)
+            return [*found, time.perf_counter() - began], told
+
+        for turn, question in enumerate([questions[0], *questions]):
+            found, told = local.run(talk(question))
+            note(f"{told.transcript} | {told.text} | {told.seconds:.1f} s, {told.routes}")
+            if turn and len(found) == 3:  # the first loads adapters; an answer of marks alone is not spoken
+                times.append(found)
+    middle = [statistics.median(one[at] for one in times) for at in range(3)]
+    worst = [max(one[at] for one in times) for at in range(3)]
+    steps = ("transcript, s", "first speech, s", "end, s")
+    lines = [
+        {"": name} | {step: f"{one:.2f}" for step, one in zip(steps, found, strict=True)}
+        for name, found in (("median", middle), ("slowest", worst))
+    ]
+    columns = tuple(lines[0])
+    print(table(lines, columns))
+    models = ", ".join(route.adapter or route.base for route in told.routes.values())
+    threads = f"{torch.get_num_threads()} threads; {machine()}"
+    head = f"{len(times)} recordings of 4 s in {options.language}; {models}; {threads}.\n\n"
+    return head + _markdown(lines, columns)
+
+
 def _sounds(ipa: str) -> str:
     return regex.sub(r"[ˈˌ\s]", "", ipa)
 
@@ -273,11 +324,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=60, help="captions, and sentences")
     parser.add_argument("--judges", nargs="+", default=["whisper-base"], help="bases or adapters that transcribe")
     parser.add_argument("--neighbour", action="append", default=[], help="SOUND=SYMBOLS, to try another one")
+    parser.add_argument("--text-base", default="smollm2-135m-q4", help="for dialogue")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--storage", default=default_storage())
     parser.add_argument("--results", type=Path, help="a file such as RESULTS.md, whose section is written anew")
     options = parser.parse_args()
-    found = {"quality": quality, "speed": speed, "watermark": marks}[options.command](options)
+    found = {"quality": quality, "speed": speed, "watermark": marks, "dialogue": dialogue}[options.command](options)
     if options.results is not None:
         section = f"speech-{options.command}" + (f"-{options.language}" if options.command == "quality" else "")
         update_section(options.results, section, f"### {TITLES[options.command]}\n\n{found}")

@@ -144,6 +144,8 @@ def test_a_lexicon_and_what_is_not_read(client: TestClient) -> None:
     assert plain != other
     answer = say(client, input="habari 你好", response_format="json")
     assert answer.json()["unread"] == ["你", "好"]
+    own = say(client, input="habari 你好", response_format="wav", voice="espeak").content
+    assert own == say(client, input="habari   ", response_format="wav", voice="espeak").content
     assert answer.headers["X-Kauli-Unread"] == "%E4%BD%A0%E5%A5%BD"
 
 
@@ -157,6 +159,8 @@ def test_a_lexicon_and_what_is_not_read(client: TestClient) -> None:
         ({"voice": {"id": "alloy"}}, "there is no voice 'alloy'", "voice"),
         ({"response_format": "mp4"}, "response_format", "response_format"),
         ({"response_format": "vtt", "stream_format": "sse"}, "stream_format is for audio", "stream_format"),
+        ({"voice": "espeak", "lexicon": {"a": "b"}}, "the voice espeak takes no pronunciations", "input"),
+        ({"voice": "espeak", "input": "[a](/b/)"}, "the voice espeak takes no pronunciations", "input"),
         ({"speed": 9}, "speed", "speed"),
         ({"language": "yo"}, "eSpeak has no voice for Yoruba", "input"),
         ({"language": "xx"}, "unknown language 'xx'", None),
