@@ -63,7 +63,8 @@ MOS = Package(
 _MOS_SECONDS = 9.01
 _POLYNOMIAL = (-0.06766283, 1.11546468, 0.04602535)  # of DNSMOS P.835, overall
 TITLES = {
-    "dialogue": "From voice to voice", "quality": "How well speech is understood", "speed": "How fast speech comes", "watermark": "The mark in speech",
+    "dialogue": "From voice to voice", "quality": "How well speech is understood", "speed": "How fast speech comes",
+    "watermark": "The mark in speech",
 }  # fmt: skip
 SENTENCES = {
     "be": "Дзеці гуляюць у садзе каля старой ліпы.", "sw": "Watoto wanacheza katika bustani karibu na mti.",
