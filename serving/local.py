@@ -20,6 +20,7 @@ from kauli.models.requests import SpeechRequest, TextRequest, TranscriptionReque
 from kauli.models.speech.guards import Guards
 from kauli.models.tasks import resolve
 from kauli.serving.backends import RERANK_TEMPERATURE, Attachment, Backends
+from kauli.serving.dialogue import Asked, Dialogue
 from kauli.serving.events import Event, Failed, MediaForm, Piece, Ranked, Refused, Started
 from kauli.serving.routing import Catalogue, Route, choose_bases, newest_cards, public_name, served_task
 from kauli.serving.settings import load_settings
@@ -233,6 +234,37 @@ class Local(Backends):
             return said, await said.whole()
 
         return self.run(answer())
+
+    def dialogue(self, asked: Asked, clip: DecodedAudio) -> tuple[Dialogue, np.ndarray]:
+        """What was heard and said, and its samples (n,) at `kauli.models.media.encode.RATE`.
+
+        Raises UsageError and KauliError.
+        """
+        tag = check_tag(asked.language) if asked.language else None
+        task = "translate" if asked.target else "text"
+        model = task if asked.model == "text" else asked.model
+        self.catalogue = Catalogue(
+            self.registry,
+            {
+                "audio": self._bases("transcribe", asked.transcriber, tag),
+                "text": self._bases(task, model, tag),
+                "voice": self._bases("speak", "speak", None),
+            },
+        )
+        told = Dialogue(asked)
+
+        async def answer() -> np.ndarray:
+            async with aclosing(told.events(self, clip)) as events:
+                parts = [part async for part in events if not isinstance(part, str)]
+            return np.concatenate([np.zeros(0, np.float32), *parts])
+
+        return told, self.run(answer())
+
+    def of(self, route: Route) -> Any:
+        """The worker that answers, loaded when it is asked for."""
+        if route.base not in self._loaded.get(route.worker, {}):
+            self.load(route.worker, self.catalogue.bases()[route.base])
+        return super().of(route)
 
     def translator(self, model: str, source: str, target: str, memories: Sequence[str] = ()) -> Translator:
         """What translates between two languages, loaded: an adapter, its base, and the memories' embedder if needed.

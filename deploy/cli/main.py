@@ -13,6 +13,7 @@ import typer
 
 from kauli.deploy.cli import adapters, answers, data, doctor, memory, training
 from kauli.deploy.cli.speak import speak
+from kauli.deploy.cli.talk import talk
 from kauli.deploy.cli.terminal import AcceptTerms, Command, Json, Storage, hint, output, split_list
 from kauli.deploy.cli.translate import translate
 from kauli.models.paths import default_storage
@@ -60,6 +61,7 @@ app.command()(translate)
 app.command()(answers.transcribe)
 app.command()(answers.describe)
 app.command()(speak)
+app.command()(talk)
 app.command()(answers.embed)
 app.command()(doctor.doctor)
 

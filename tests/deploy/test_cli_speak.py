@@ -10,6 +10,7 @@ import soundfile
 from kauli.deploy.api import load
 from kauli.models.errors import UsageError
 from support.cli import fails, run
+from support.speech_adapters import wav
 
 pytestmark = pytest.mark.weights  # the network of the watermark
 TEXT = "Habari za asubuhi. Watoto wanacheza."
@@ -81,6 +82,19 @@ def test_refusals_write_nothing(folder: Path) -> None:
     ):
         fails(2, message, "speak", *words, *BASE)
     assert not [path for path in folder.iterdir() if path.is_file()]
+
+
+def test_a_recording_is_answered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, base in (("VOICE", "debug-vits"), ("AUDIO", "debug-whisper")):
+        monkeypatch.setenv(f"KAULI_{name}_BASE", base)
+    (folder / "a.wav").write_bytes(wav(0.5))
+    words = ("talk", "a.wav", "--language", "be", "--model", "debug-text", "--max-tokens", "8")
+    found = json.loads(run(*words, "--out", "b.mp3", "--json").stdout)
+    assert found["models"] == {"transcribe": "debug-whisper", "text": "debug-text", "speak": "debug-vits"}
+    assert Path("b.mp3").is_file() == bool(found["seconds"])
+    fails(2, "there is no voice 'alloy'", *words, "--out", "c.mp3", "--voice", "alloy")
+    fails(2, "none.wav", "talk", "none.wav", "--language", "be", "--out", "c.mp3")
+    assert not Path("c.mp3").exists()
 
 
 def test_in_python(folder: Path) -> None:
