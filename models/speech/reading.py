@@ -104,8 +104,7 @@ def read(text: str, language: str, symbols: Symbols, lexicon: Mapping[str, str] 
 def _voice(language: str, symbols: Symbols) -> str:
     """eSpeak's voice whose sounds are asked for: the one that the model was trained on, where it fits."""
     found = espeak_voice(language)
-    own = symbols.espeak or ""
-    return own if own.partition("-")[0] == found.partition("-")[0] else found
+    return symbols.espeak if symbols.espeak and symbols.native(language) else found
 
 
 def _nothing(language: str, symbols: Symbols, unread: Sequence[str]) -> str:

@@ -67,10 +67,20 @@ class Symbols:
 
     def sounds(self, ipa: str, language: str) -> str:
         """The IPA of eSpeak by symbols that the voice was trained on, the nearest ones."""
+        return "".join(map(self._near, self._rewritten(ipa, language)))
+
+    def native(self, language: str) -> bool:
+        """Whether a language is the one that the voice was trained on."""
+        return (self.espeak or "").partition("-")[0] == language.partition("-")[0]
+
+    def _rewritten(self, ipa: str, language: str) -> str:
         ipa = unicodedata.normalize("NFC", ipa)
-        for written, meant in _table()["rewritten"].get(language.partition("-")[0], {}).items():
-            ipa = ipa.replace(written, meant)
-        return "".join(map(self._near, ipa))
+        if self.native(language):
+            return ipa
+        for name in (language.partition("-")[0], "*"):
+            for written, meant in _table()["rewritten"].get(name, {}).items():
+                ipa = ipa.replace(written, meant)
+        return ipa
 
     def exactly(self, ipa: str) -> str:
         """IPA that a user gave, by the nearest symbols. Raises UsageError for a sign that is no sound."""
@@ -79,7 +89,7 @@ class Symbols:
             if self._near(sign) or sign in known or unicodedata.category(sign) in ("Mn", "Lm", "Sk"):
                 continue
             raise UsageError(f"'{sign}' in /{ipa}/ is no sound of the International Phonetic Alphabet")
-        return self.sounds(ipa, "en")
+        return "".join(map(self._near, unicodedata.normalize("NFC", ipa)))
 
     def letters(self, text: str) -> str:
         """The letters and marks of a text that the voice has."""
@@ -108,15 +118,21 @@ class Symbols:
 
     def unmapped(self, ipa: str, language: str) -> list[str]:
         """The sounds of an IPA text that come out as silence, marks beside sounds apart."""
-        for written, meant in _table()["rewritten"].get(language.partition("-")[0], {}).items():
-            ipa = ipa.replace(written, meant)
-        silent = {sign for sign in unicodedata.normalize("NFC", ipa) if not sign.isspace() and not self._near(sign)}
+        ipa = self._rewritten(ipa, language)
+        silent = {sign for sign in ipa if not sign.isspace() and not self._near(sign)}
         return sorted(one for one in silent if not _MARKS_BESIDE.fullmatch(one) and one not in _table()["neighbours"])
+
+
+def foreign() -> Mapping[str, float]:
+    """How a language other than a voice's own is spoken: `pace` and `noise`."""
+    found: Mapping[str, float] = _table()["foreign"]
+    return found
 
 
 @cache
 def _table() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(files("kauli.models.speech").joinpath("sounds.yaml").read_text("utf-8"))
     for language, table in found["rewritten"].items():
-        found["rewritten"][language] = dict(sorted(table.items(), key=lambda pair: -len(pair[0])))
+        if language != "*":
+            found["rewritten"][language] = dict(sorted(table.items(), key=lambda pair: -len(pair[0])))
     return found

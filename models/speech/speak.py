@@ -20,7 +20,7 @@ from kauli.models.media.resample import resampled
 from kauli.models.requests import SpeechRequest, Spoken, Voice, Word
 from kauli.models.speech.espeak import SPEED, espeak, espeak_voice
 from kauli.models.speech.reading import PRONOUNCED, Reading, Sentence, read, without_foreign
-from kauli.models.speech.sounds import Symbols
+from kauli.models.speech.sounds import Symbols, foreign
 from kauli.models.speech.vits_model import (
     Latent,
     Utterance,
@@ -120,9 +120,11 @@ class SpeakTask:
 
     def _utterance(self, job: Job) -> Utterance:
         voice = self.voice(job.request.voice)
+        own = not self.symbols.phonemes or self.symbols.native(job.language)
         return Utterance(
-            self.symbols.tokens(job.sentence.symbols), job.request.speed, seed=job.request.seed * 65_536 + job.number,
-            speaker=self._numbers[voice.id],
+            self.symbols.tokens(job.sentence.symbols), job.request.speed * (1.0 if own else foreign()["pace"]),
+            seed=job.request.seed * 65_536 + job.number, speaker=self._numbers[voice.id],
+            noise=None if own else foreign()["noise"],
         )  # fmt: skip
 
     def _finished(self, job: Job, latent: Latent) -> Spoken:
