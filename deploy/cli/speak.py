@@ -137,15 +137,24 @@ def _list(model: str, storage: str | None, as_json: bool) -> None:
 def _check(path: Path, as_json: bool) -> None:
     from kauli.deploy.cli.media import read_audio
     from kauli.models.media.decode import RATE
-    from kauli.models.speech.watermark import SHORTEST, THRESHOLD, watermark
+    from kauli.models.speech.watermark import SHORTEST, THRESHOLD, UNCERTAIN, watermark
 
     _, audio = read_audio(path)
     if len(audio.samples) < SHORTEST * RATE:
         raise UsageError(f"{path} is shorter than {SHORTEST:g} seconds: a mark can't be read in it")
     score = watermark().score(audio.samples, RATE)
     marked = score > THRESHOLD
-    words = "carries the mark of generated speech" if marked else "carries no mark that can be read"
-    found = {"file": str(path), "marked": marked, "score": round(score, 4)}
+    words = (
+        "carries the mark of generated speech" if marked else
+        "may carry the mark: single words and strong compression make it uncertain" if score > UNCERTAIN else
+        "carries no mark that can be read"
+    )  # fmt: skip
+    found = {
+        "file": str(path),
+        "marked": marked,
+        "uncertain": not marked and score > UNCERTAIN,
+        "score": round(score, 4),
+    }
     output(as_json, found, f"{path} {words} (score {score:.3f})")
 
 

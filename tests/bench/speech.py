@@ -44,6 +44,7 @@ from kauli.models.progress import note
 from kauli.models.requests import SpeechRequest
 from kauli.models.speech import sounds
 from kauli.models.speech.espeak import espeak, espeak_voice
+from kauli.models.speech.reading import BETWEEN_SENTENCES
 from kauli.models.speech.sounds import Symbols
 from kauli.models.speech.speak import Job, SpeakTask
 from kauli.models.speech.watermark import SHORTEST, THRESHOLD, watermark
@@ -231,7 +232,7 @@ def marks(options: argparse.Namespace) -> str:
             note(f"{language}: {len(texts)} texts by {voice}")
             for text in texts:
                 samples = spoken(task, [text], language, voice, rate=SPOKEN_RATE)[0]
-                if len(samples) < SHORTEST * SPOKEN_RATE:
+                if len(samples) < (SHORTEST + BETWEEN_SENTENCES) * SPOKEN_RATE:
                     continue
                 for form in ("mp3", "opus"):
                     clip = decode_audio(encoded(samples, form, "bench"))
@@ -332,7 +333,7 @@ def main() -> None:
     options = parser.parse_args()
     found = {"quality": quality, "speed": speed, "watermark": marks, "dialogue": dialogue}[options.command](options)
     if options.results is not None:
-        section = f"speech-{options.command}" + (f"-{options.language}" if options.command == "quality" else "")
+        section = f"voice-{options.command}" + (f"-{options.language}" if options.command == "quality" else "")
         update_section(options.results, section, f"### {TITLES[options.command]}\n\n{found}")
 
 
