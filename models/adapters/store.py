@@ -66,8 +66,14 @@ class LocalStore:
         self.uri = uri
 
     def find(self, prefix: str) -> list[str]:
+        def tell(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):  # removed by another while it was listed
+                raise error
+
         with self._explained("list"):
-            paths = (self.root / prefix).rglob("*")
+            paths = (
+                Path(folder, name) for folder, _, names in os.walk(self.root / prefix, onerror=tell) for name in names
+            )
             return sorted(path.relative_to(self.root).as_posix() for path in paths if path.is_file())
 
     def read(self, path: str) -> bytes | None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -502,3 +503,20 @@ def test_a_file_uri_is_a_local_folder(tmp_path: Path, folder: Path) -> None:
     registry = Registry(f"file://{tmp_path}/store")
     registry.publish(folder, make_card())
     assert registry.fetch("text-sw@1") == tmp_path / "store" / "adapters" / "text-sw" / "1"
+
+
+def test_a_folder_that_is_removed_while_it_is_listed_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("1", "2"):
+        (tmp_path / "store" / "adapters" / "text-sw" / name).mkdir(parents=True)
+        (tmp_path / "store" / "adapters" / "text-sw" / name / "a").write_bytes(b"")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if Path(path).name == "1":
+            shutil.rmtree(path)
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert LocalStore(tmp_path / "store" / "adapters", "store").find("text-sw") == ["text-sw/2/a"]

@@ -126,7 +126,7 @@ def test_known_bases_are_pinned_and_licensed() -> None:
         ),
         ("", "text", ["Unknown base ''"]),
         ("./no/such/folder", "text", ["Unknown base", "folder that exists"]),
-        ("debug", "speak", ["no debug base for the task 'speak'", "text"]),
+        ("debug", "sing", ["no debug base for the task 'sing'", "text"]),
         ("smollm2-135m-q4", "speak", ["is for the task text, not 'speak'"]),
     ],
 )
