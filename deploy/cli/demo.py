@@ -53,9 +53,10 @@ def _run(demo: "Demo", args: "ServeArgs", first: list[Lesson], later: list[Lesso
                 demo.prepare((first + later)[0])
             service = beside.submit(_serve, demo, args, first + later)
             for place, lesson in enumerate(first):
-                demo.teach(lesson, service, then=first[place + 1].recipe if place + 1 < len(first) else "")
+                then = first[place + 1].recipe if place + 1 < len(first) else ""
+                demo.teach(lesson, service, then)
                 if lesson.name == HEARING:
-                    demo.speak(service)
+                    demo.speak(service, then)
             demo.story.say(_ending(demo, args.url, once))
             for place, lesson in enumerate(later):
                 demo.teach(lesson, service, then=later[place + 1].recipe if place + 1 < len(later) else "")
@@ -114,9 +115,10 @@ class Demo:
             self.story.tell(f"Better, but none of {len(samples)} answers looked at is right. {lesson.otherwise}.")
         self.story.tell(f"All figures, samples and notes: {report}")
 
-    def speak(self, service: "Future[Service]") -> None:
-        """Have two sentences spoken and transcribed back."""
-        with self.story.step("Two sentences are spoken, and transcribed back", "what is left"):
+    def speak(self, service: "Future[Service]", then: str) -> None:
+        """Have two sentences spoken and transcribed back; `then` is the next recipe."""
+        next_one = f"training by {then}" if then else "the times"
+        with self.story.step("Two sentences are spoken, and transcribed back", next_one):
             samples = spoken_samples(Client(service.result().url))
         self.story.say(f"\n{sample_table(samples)}\n")
         self.story.tell(f"The voice is English and has an accent. The files: {kauli_home() / 'demo'}/speech-*.wav")

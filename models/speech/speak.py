@@ -104,8 +104,7 @@ class SpeakTask:
         if voice is ESPEAK and (request.lexicon or PRONOUNCED.search(request.text)):
             raise UsageError("the voice espeak takes no pronunciations: choose another voice, or leave them out")
         language = check_tag(request.language or self.native(voice))
-        if voice is not ESPEAK and not self.symbols.phonemes and self.base.languages:
-            self._check_language(language)
+        self.check_language(language, voice)
         symbols = _ANY if voice is ESPEAK and not self.symbols.phonemes else self.symbols
         return read(request.text, language, symbols, dict(request.lexicon)), language
 
@@ -155,9 +154,13 @@ class SpeakTask:
         """The language of a request that names none."""
         return "en" if voice.language == "mul" else voice.language
 
-    def _check_language(self, language: str) -> None:
+    def check_language(self, language: str, voice: Voice) -> None:
+        """Raise UsageError for a language that a voice can't speak."""
+        if voice is ESPEAK or self.symbols.phonemes:
+            espeak_voice(language)
+            return
         known = self.base.languages
-        if "mul" not in known and not {one.partition("-")[0] for one in known} & {language.partition("-")[0]}:
+        if known and "mul" not in known and not {one.partition("-")[0] for one in known} & {language.partition("-")[0]}:
             spoken = ", ".join(f"{display_name(one)} ({one})" for one in known)
             raise UsageError(
                 f"'{self.base.name}' reads the letters of {spoken} alone, not {display_name(language)}: take a voice "

@@ -107,6 +107,11 @@ class Speaker(Worker):
         if request.language is None and (len(request.text) >= _DETECTED or not request.text.isascii()):
             found = detect(request.text, espeak_languages())
             request = replace(request, language=found[0][0] if found else None)
+        if request.language is not None:  # apart from what is wrong with a text: no other text would be spoken
+            try:
+                self._task.check_language(request.language, self._task.voice(request.voice))
+            except UsageError as error:
+                raise Refused(Failed(400, str(error), "invalid_value", "language")) from None
         return self._task.read(request)
 
     def _enter(self) -> None:

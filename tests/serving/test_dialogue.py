@@ -138,6 +138,10 @@ async def pieces(*texts: str) -> AsyncGenerator[str]:
         await asyncio.sleep(0)
 
 
+async def collected(parts: AsyncGenerator[Any]) -> list[Any]:
+    return [part async for part in parts]
+
+
 def heard(speaker: Speaker, *texts: str, **fields: Any) -> tuple[list[Any], Dialogue]:
     async def listen() -> tuple[list[Any], Dialogue]:
         told = Dialogue(Asked("sw"))
@@ -157,6 +161,9 @@ def test_sentences_are_spoken_while_the_answer_is_written(house: House) -> None:
     assert told.seconds == pytest.approx(sum(len(part) for part in parts if not isinstance(part, str)) / 24_000)
     with pytest.raises(Refused, match="no voice 'alloy'"):
         heard(speaker, "Habari za asubuhi. Ndiyo.", voice="alloy")
+
+    with pytest.raises(Refused, match="eSpeak has no voice for Yoruba"):  # not passed over, sentence by sentence
+        asyncio.run(collected(aloud(pieces("Habari."), speaker, SpeechRequest("", "yo"), Dialogue(Asked("yo")))))
 
     async def broken() -> AsyncGenerator[str]:
         yield "Habari. "

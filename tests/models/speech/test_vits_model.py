@@ -1,4 +1,4 @@
-"""VITS in batches: each row as it would be alone and as transformers computes it, by noise of its own."""
+"""VITS: a row of a batch equals the row alone, the output equals that of transformers, and a seed fixes the noise."""
 
 import json
 from pathlib import Path

@@ -162,7 +162,7 @@ def test_a_lexicon_and_what_is_not_read(client: TestClient) -> None:
         ({"voice": "espeak", "lexicon": {"a": "b"}}, "the voice espeak takes no pronunciations", "input"),
         ({"voice": "espeak", "input": "[a](/b/)"}, "the voice espeak takes no pronunciations", "input"),
         ({"speed": 9}, "speed", "speed"),
-        ({"language": "yo"}, "eSpeak has no voice for Yoruba", "input"),
+        ({"language": "yo"}, "eSpeak has no voice for Yoruba", "language"),
         ({"language": "xx"}, "unknown language 'xx'", None),
         ({"lexicon": {"a": "Ж"}}, "'Ж' in /Ж/ is no sound", "input"),
         ({"speeed": 1}, "unknown field 'speeed'. Did you mean 'speed'?", "speeed"),
