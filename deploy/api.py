@@ -38,6 +38,7 @@ from kauli.serving.backends import Attachment
 from kauli.serving.local import Local
 from kauli.serving.routing import Route
 from kauli.serving.speech import provenance
+from kauli.serving.tasks import TASKS
 
 if TYPE_CHECKING:
     from kauli.serving.transcript import Transcript
@@ -261,7 +262,8 @@ def load(
     local = Local(str(storage or default_storage()))
     try:
         named, exact = (task, str(model)) if task else local.meant(str(model))
-        return Model(local, local.choose(named, exact, language, allow_base))
+        # A voice speaks every language: without an adapter with an accent
+        return Model(local, local.choose(named, exact, language, allow_base or TASKS[named].promoted))
     except BaseException:
         local.close()
         raise

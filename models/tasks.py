@@ -119,8 +119,10 @@ _ROWS = (
     ),
     Task(
         "speak", "speak", takes="speak", debug="debug-vits",
-        served="kauli.models.speech.speak:SpeakTask", trainable="", usage="", command="kauli speak Habari --out a.mp3",
-        headline=(), validation="", check="kauli.models.bases.folder:check_voice", model_types=("vits",),
+        served="kauli.models.speech.speak:SpeakTask", trainable="kauli.models.speech.vits_training:TrainableVoice",
+        usage="kauli.models.adapters.usage:speak_usage", command="kauli speak Habari --out a.mp3",
+        headline=("round_trip_cer",), validation="frame_nats", check="kauli.models.bases.folder:check_voice",
+        model_types=("vits",),
     ),
 )  # fmt: skip
 TASKS: dict[str, Task] = {row.name: row for row in _ROWS}

@@ -18,7 +18,7 @@ from kauli.models.speech.chunking import as_text
 from kauli.serving.backends import Backends
 from kauli.serving.events import Failed, Piece, Refused
 from kauli.serving.routing import Route
-from kauli.serving.speech import Samples, Speech, unknown_voice
+from kauli.serving.speech import Samples, Speech, spoken_by, unknown_voice
 from kauli.serving.transcript import Transcript
 from kauli.serving.translation import Translator
 
@@ -73,7 +73,7 @@ class Dialogue:
         Raises Refused, and what `Catalogue.route` raises.
         """
         asked = self.asked
-        speaking = await backends.route("speak", "speak", asked.target or asked.language)
+        speaking = await backends.route("speak", "speak", asked.target or asked.language, allow_base=True)
         known = [one.id for one in await backends.of(speaking).voices()]
         if asked.voice is not None and asked.voice not in known:
             raise Refused(unknown_voice(asked.voice, known))
@@ -84,11 +84,13 @@ class Dialogue:
         if not self.transcript.strip():
             raise Refused(Failed(400, "nothing is spoken in the recording", "no_speech", "file"))
         self.spoken_language = asked.target or self.language
-        self.routes["speak"] = speaking
+        if asked.language is None and asked.target is None:  # now it is known
+            speaking = await backends.route("speak", "speak", self.spoken_language, allow_base=True)
+        speaking = self.routes["speak"] = spoken_by(speaking, asked.voice)
         await self._prepare(backends, self.language)
         answer = self._translated() if self._translator else self._answered(backends)
         request = SpeechRequest("", self.spoken_language, asked.voice, asked.speed)
-        async with aclosing(aloud(answer, backends.of(speaking), request, self)) as parts:
+        async with aclosing(aloud(answer, backends.of(speaking), request, self, speaking.adapter)) as parts:
             async for part in parts:
                 if isinstance(part, str):
                     self.text += part
@@ -139,7 +141,7 @@ class Dialogue:
 
 
 async def aloud(
-    answer: AsyncGenerator[str], worker: "Speaker", request: SpeechRequest, told: Dialogue
+    answer: AsyncGenerator[str], worker: "Speaker", request: SpeechRequest, told: Dialogue, adapter: str | None = None
 ) -> AsyncGenerator[str | Samples]:
     """A text as it comes, and its sentences spoken meanwhile; `told` gets the voice and what could not be read.
 
@@ -164,7 +166,7 @@ async def aloud(
         while (sentence := await sentences.get()) is not None:
             if not any(letter.isalnum() for letter in sentence):
                 continue
-            said = Speech(worker, replace(request, text=sentence, seed=request.seed + number))
+            said = Speech(worker, replace(request, text=sentence, seed=request.seed + number), adapter)
             number += 1
             try:
                 await said.begin()

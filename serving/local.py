@@ -24,7 +24,7 @@ from kauli.serving.dialogue import Asked, Dialogue
 from kauli.serving.events import Event, Failed, MediaForm, Piece, Ranked, Refused, Started
 from kauli.serving.routing import Catalogue, Route, choose_bases, newest_cards, public_name, served_task
 from kauli.serving.settings import load_settings
-from kauli.serving.speech import Speech
+from kauli.serving.speech import Speech, spoken_by
 from kauli.serving.tasks import TASKS, WORKERS, task_of_base
 from kauli.serving.transcript import Transcript
 from kauli.serving.translation import Translator
@@ -229,7 +229,7 @@ class Local(Backends):
         self._check(route, "speak")
 
         async def answer() -> tuple[Speech, np.ndarray]:
-            said = Speech(self.of(route), request)
+            said = Speech(self.of(route), request, spoken_by(route, request.voice).adapter)
             await said.begin()
             return said, await said.whole()
 
@@ -248,7 +248,7 @@ class Local(Backends):
             {
                 "audio": self._bases("transcribe", asked.transcriber, tag),
                 "text": self._bases(task, model, tag),
-                "voice": self._bases("speak", "speak", None),
+                "voice": self._bases("speak", "speak", asked.target or tag),
             },
         )
         told = Dialogue(asked)

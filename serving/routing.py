@@ -193,7 +193,10 @@ class Catalogue:
             return bare
         for missed in (False, True):
             found = self._snapshot(missed).values()
-            served = [one for one in found if served_task(one.card) == name and self._place_of(one.card)]
+            served = [
+                one for one in found
+                if served_task(one.card) == name and self._place_of(one.card) and (one.aliases or not task.promoted)
+            ]  # fmt: skip
             for candidate in fallback_chain(tag) if tag else ():
                 fitting = [adapter for adapter in served if candidate in adapter.card.language]
                 if fitting:

@@ -15,6 +15,7 @@ from kauli.models.requests import SpeechRequest, Voice
 from kauli.models.speech.chunking import Segment
 from kauli.models.speech.subtitles import as_srt, as_vtt, cues
 from kauli.serving.events import Failed, Refused, SpeechStarted
+from kauli.serving.routing import Route
 
 if TYPE_CHECKING:  # torch is not needed to reach a worker behind a handle
     from kauli.serving.workers.speaker import Speaker
@@ -22,14 +23,17 @@ if TYPE_CHECKING:  # torch is not needed to reach a worker behind a handle
 TIMES = {"vtt": "text/vtt", "srt": "application/x-subrip", "textgrid": "text/plain"}
 """Formats of the words' times alone -> media type."""
 
+ESPEAK = "espeak"
+"""The voice that is no model's."""
+
 Samples = npt.NDArray[np.float32]
 
 
 class Speech:
     """What a worker says to one request."""
 
-    def __init__(self, worker: "Speaker", request: SpeechRequest) -> None:
-        self._worker, self._request = worker, request
+    def __init__(self, worker: "Speaker", request: SpeechRequest, adapter: str | None = None) -> None:
+        self._worker, self._request, self._adapter = worker, request, adapter
         self.voice: Voice
         """Known after `begin`, as are `language` and `unread`."""
         self.language = ""
@@ -48,7 +52,7 @@ class Speech:
         if not found:
             raise Refused(unknown_voice(str(named), [one.id for one in voices]))
         self.voice = found[0]
-        self._events = self._worker.stream(self._request)
+        self._events = self._worker.stream(self._request, self._adapter)
         started = await anext(self._events)
         if isinstance(started, Failed):
             raise Refused(started)
@@ -88,6 +92,11 @@ class Speech:
             {"word": one.text, "start": round(one.start, 3), "end": round(one.end, 3)}
             for segment in self.segments for one in segment.words
         ]  # fmt: skip
+
+
+def spoken_by(route: Route, voice: str | None) -> Route:
+    """Who speaks, where a voice is named: eSpeak takes no adapter."""
+    return replace(route, adapter=None) if voice == ESPEAK else route
 
 
 def unknown_voice(name: str, known: Sequence[str]) -> Failed:

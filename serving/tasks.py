@@ -81,6 +81,8 @@ class ServedTask:
     """Whether its base answers without an adapter: where no language is given, or with `allow_base`."""
     alone: bool = True
     """Whether it is offered where no adapter answers it."""
+    promoted: bool = False
+    """Whether its name means only adapters with an alias: one that was not better than its base has none."""
     aligned: bool = False
     """Whether its base must have trained projections."""
     encoders: tuple[str, ...] = ()
@@ -118,8 +120,9 @@ TASKS: Mapping[str, ServedTask] = {
         "or set allow_base",
     ),
     "speak": ServedTask(
-        (), "voice", "kauli.serving.http.speech:add_speech",
-        ("/v1/audio/speech", "/v1/audio/voices"), "speak", bare=True,
+        ("speak",), "voice", "kauli.serving.http.speech:add_speech",
+        ("/v1/audio/speech", "/v1/audio/voices"), "speak", bare=True, promoted=True,
+        advice="Train one with `kauli train speak-be --set language={tag} --set name=speak-{name}`",
     ),
     "embed": ServedTask((), "image", _SPACE, ("/v1/embeddings",), "produce embeddings", bare=True, aligned=True),
     "classify": ServedTask(

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kauli.models.progress import note
@@ -12,10 +13,20 @@ if TYPE_CHECKING:
     from kauli.serving.settings import ServeArgs
 
 
+POSTERIOR = "speak-base"
+"""What `kauli fetch` calls the posterior encoder of the voice piper-vits, which trainings of voices need."""
+
+
 def bring_base(name: str, accept_terms: bool) -> "Base":
     """Fetch a base, or train one that a recipe makes; see `kauli.models.bases.find.fetch_base`."""
     from kauli.models.bases.find import fetch_base, known_bases
 
+    if name == POSTERIOR:
+        from kauli.training.posterior import HEARING, VOICE, posterior_of
+
+        voice = fetch_base(VOICE, accept_terms=accept_terms)
+        fetch_base(HEARING)
+        return replace(voice, name=name, folder=posterior_of(voice))
     if name in known_bases() and known_bases()[name].recipe is not None:
         from kauli.training.make_base import make_base
 

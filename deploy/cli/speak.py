@@ -23,7 +23,9 @@ def speak(
         str | None, typer.Option("--language", help="The language of the text [detected where it is long].")
     ] = None,
     voice: Annotated[str | None, typer.Option("--voice", help="A voice; see --voices [the first].")] = None,
-    model: Annotated[str, typer.Option("--model", help="speak, or a base with voices.")] = "speak",
+    model: Annotated[
+        str, typer.Option("--model", help="speak, an adapter of that task, or a base with voices.")
+    ] = "speak",
     speed: Annotated[float, typer.Option("--speed", min=0.25, max=4.0, help="1 is the voice's own pace.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Another seed speaks a little otherwise.")] = 0,
     lexicon: Annotated[
@@ -52,16 +54,16 @@ def speak(
     from kauli.models.media.encode import RATE, encoded
     from kauli.models.requests import SpeechRequest
     from kauli.serving.local import Local
-    from kauli.serving.speech import provenance
+    from kauli.serving.speech import provenance, spoken_by
 
     form, times = format_of(out), _times_of(words)
     asked = whole(stdin_text() if text == "-" else text, "the text")
     pairs = tuple(_lexicon(lexicon).items()) if lexicon else ()
     request = SpeechRequest(asked, language, voice, speed, seed, pairs)
     with Local(storage or default_storage()) as local:
-        route = local.choose("speak", model, language)
+        route = spoken_by(local.choose("speak", model, language, allow_base=True), voice)
         said, samples = local.speak(route, request)
-    note(f"{said.voice.id} of {route.base} speaks {said.language}: {len(samples) / RATE:.1f} s")
+    note(f"{said.voice.id} of {route.model} speaks {said.language}: {len(samples) / RATE:.1f} s")
     if said.unread:
         note(f"Not read: {' '.join(said.unread)[:200]}")
     content = encoded(samples, form, provenance(said.voice.id, said.language))
@@ -70,7 +72,8 @@ def speak(
         return
     write_atomically(out, content)
     found = {
-        "file": str(out), "voice": said.voice.id, "base": route.base, "language": said.language,
+        "file": str(out), "voice": said.voice.id, "base": route.base, "adapter": route.adapter,
+        "language": said.language,
         "seconds": round(said.seconds, 3), "words": said.words(), "unread": list(said.unread), "watermarked": True,
     }  # fmt: skip
     if words is not None:

@@ -52,6 +52,15 @@ def transcribe_usage(card: Card) -> str:
     return f"## Use\n\n{ways}"
 
 
+def speak_usage(card: Card) -> str:
+    """For voices in a language."""
+    command = f'kauli speak "..." --model {card.spec} --language {_language(card)} --out speech.mp3'
+    return (
+        f"## Use\n\nWith kauli:\n\n{fenced(command, 'sh')}\n\nThe voice is that of the base. Rows of the symbol table "
+        "and the head for durations are in `voice.safetensors`, which plain PEFT does not read."
+    )
+
+
 def fenced(text: str, kind: str) -> str:
     """A code block whose fence is longer than any in `text`, so that no content can end it."""
     fence = "```"

@@ -97,11 +97,11 @@ def find_base(
     fetch: bool = True,
     task: str = "text",
 ) -> Base:
-    """The base called `name`: an entry of bases.yaml, "debug", a hub id "org/name", or a local folder.
+    """The base called `name`: an entry of bases.yaml, "debug", a hub id "org/name", a folder, or an `.onnx` file.
 
-    One that is not on this machine is fetched, unless `fetch` is False. Raises `UsageError` for a name that means
-    nothing, terms not accepted, a non-commercial licence not allowed, or a model that kauli does not load;
-    `KauliError` when it cannot be fetched.
+    The last is a voice of Piper with its `.onnx.json` beside it, and is converted once. A base that is not on this
+    machine is fetched, unless `fetch` is False. Raises `UsageError` for a name that means nothing, terms not accepted,
+    a non-commercial licence not allowed, or a model that kauli does not load; `KauliError` when it cannot be fetched.
     """
     if (row := TASKS.get(task)) is not None:
         task = row.takes
@@ -114,13 +114,15 @@ def find_base(
         _check_licence(name, card.licence, card.noncommercial, allow_noncommercial)
         return _known(name, card, task, accept_terms, fetch)
     folder = Path(name).expanduser()
+    if folder.suffix == ".onnx" and folder.is_file():
+        return _local_folder(_converted(folder), task, allow_noncommercial)
     if name and folder.is_dir():
         return _local_folder(folder.resolve(), task, allow_noncommercial)
     if HUB_ID.fullmatch(name):
         return _from_hub(name, task, allow_noncommercial, fetch)
     raise UsageError(
         f"Unknown base '{name}'.{nearest(name, known_bases())} Known: {_list(known_bases())}, debug; "
-        "or give a Hugging Face id (org/name) or a folder that exists."
+        "or give a Hugging Face id (org/name), a folder, or a voice's .onnx file that exists."
     )
 
 
@@ -129,7 +131,7 @@ def fetch_base(name: str, *, accept_terms: bool = False) -> Base:
 
     A non-commercial base is fetched with a note: it is the recipe that must allow its use.
     """
-    task = known_bases()[name].tasks[0] if name in known_bases() else "text"
+    task = known_bases()[name].tasks[0] if name in known_bases() else "speak" if name.endswith(".onnx") else "text"
     folder = _folder_of(TASKS[task].debug if name == "debug" else name)
     record = read_record(folder)
     if record is not None:
@@ -258,6 +260,21 @@ def _local_folder(folder: Path, task: str, allow_noncommercial: bool) -> Base:
     _check_licence(str(folder), facts.licence, facts.noncommercial, allow_noncommercial)
     card = _found_card(str(folder), "folder", facts, folder, task)
     return _base(str(folder), folder, hash_folder(folder), card, task)
+
+
+def _converted(model: Path) -> Path:
+    """The folder of a voice of Piper from its ONNX file. Raises UsageError for a file that is none."""
+    settings = model.with_name(f"{model.name}.json")
+    if not settings.is_file():
+        raise UsageError(f"{settings} is missing: a voice of Piper is an .onnx file with its .onnx.json beside it.")
+    digest = hashlib.sha256(model.read_bytes() + settings.read_bytes()).hexdigest()[:12]
+    folder = kauli_home() / "bases" / f"{model.stem}-{digest}"
+    with file_lock(kauli_home() / "locks" / f"base-{folder.name}.lock"):
+        if not folder.is_dir():
+            note(f"converting {model.name} to safetensors, once")
+            with atomic_folder(folder) as partial:
+                convert_piper(model, settings, partial)
+    return folder
 
 
 def _found_card(name: str, source: Literal["hub", "folder"], facts: Facts, folder: Path, task: str) -> BaseCard:

@@ -1,8 +1,8 @@
 """The symbols that a voice reads, and the nearest of them for the sounds of any language."""
 
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -68,6 +68,14 @@ class Symbols:
     def sounds(self, ipa: str, language: str) -> str:
         """The IPA of eSpeak by symbols that the voice was trained on, the nearest ones."""
         return "".join(map(self._near, self._rewritten(ipa, language)))
+
+    def with_trained(self, sounds: Iterable[str]) -> "Symbols":
+        """The same with further sounds that were trained, by an adapter."""
+        return replace(self, trained=self.trained | frozenset(sounds), _nearest={})
+
+    def near(self, sign: str) -> str:
+        """The nearest symbols that the voice was trained on; "" where there are none."""
+        return self._near(sign)
 
     def native(self, language: str) -> bool:
         """Whether a language is the one that the voice was trained on."""

@@ -6,6 +6,7 @@ not trained on are replaced by the nearest (`kauli.models.speech.sounds`).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -21,6 +22,7 @@ from kauli.models.requests import SpeechRequest, Spoken, Voice, Word
 from kauli.models.speech.espeak import SPEED, espeak, espeak_voice
 from kauli.models.speech.reading import PRONOUNCED, Reading, Sentence, read, without_foreign
 from kauli.models.speech.sounds import Symbols, foreign
+from kauli.models.speech.vits_adapter import VoiceAdapter, VoiceMixer, layers, read_adapter
 from kauli.models.speech.vits_model import (
     Latent,
     Utterance,
@@ -51,15 +53,20 @@ class Job:
     language: str
     number: int = 0
     """Of the sentence in its text: each has noise of its own."""
+    adapter: str | None = None
+    """The key of the adapter that speaks."""
 
 
 class SpeakTask:
-    """A loaded base with its voices."""
+    """A loaded base with its voices, and any number of adapters. Belongs to one thread at a time."""
 
     def __init__(self, base: Base, model: Any, symbols: Symbols, voices: dict[str, int], slots: int) -> None:
         """`voices`: each voice's name and its number in the model."""
         self.base, self.model, self.symbols, self.slots = base, model, symbols, slots
         self._rate = int(model.config.sampling_rate)
+        self._layers = layers(model)
+        self._mixer = VoiceMixer(model)
+        self._read: dict[str | None, Symbols] = {None: symbols}
         self._numbers = voices
         language = base.languages[0] if base.languages else "mul"
         consent = f"as its licence says: {base.licence}"
@@ -93,8 +100,32 @@ class SpeakTask:
             raise UsageError(f"there is no voice '{name}'.{nearest(str(name), known)} Voices: {', '.join(known)}")
         return found
 
-    def read(self, request: SpeechRequest) -> tuple[Reading, str]:
-        """The sentences of a text, and its language.
+    def read_adapter(self, folder: Path) -> VoiceAdapter:
+        """The contents of a checked adapter folder, for `put_adapter`. Raises KauliError where it does not fit."""
+        return read_adapter(folder, self.model, self.symbols.numbers, self._layers)
+
+    def put_adapter(self, key: str, adapter: VoiceAdapter) -> None:
+        """Load what `read_adapter` returned under a key (such as `speak-be@3`)."""
+        if key in self._mixer:
+            raise ValueError(f"adapter {key!r} is loaded already")
+        self._mixer.add(key, adapter)
+        self._read[key] = self.symbols.with_trained(adapter.settings.symbols)
+
+    def add_adapter(self, key: str, folder: Path) -> None:
+        """`read_adapter` and `put_adapter` at once."""
+        self.put_adapter(key, self.read_adapter(folder))
+
+    def remove_adapter(self, key: str) -> None:
+        """Unload an adapter, which no sentence may be using."""
+        self._mixer.remove(key)
+        del self._read[key]
+
+    def adapters(self) -> list[str]:
+        """The keys of the loaded adapters."""
+        return self._mixer.keys()
+
+    def read(self, request: SpeechRequest, adapter: str | None = None) -> tuple[Reading, str]:
+        """The sentences of a text as a loaded adapter or the base reads it, and its language.
 
         Raises UsageError for an unknown voice, a speed out of range, and what `reading.read` refuses.
         """
@@ -105,13 +136,13 @@ class SpeakTask:
             raise UsageError("the voice espeak takes no pronunciations: choose another voice, or leave them out")
         language = check_tag(request.language or self.native(voice))
         self.check_language(language, voice)
-        symbols = _ANY if voice is ESPEAK and not self.symbols.phonemes else self.symbols
+        symbols = _ANY if voice is ESPEAK and not self.symbols.phonemes else self._read[adapter]
         return read(request.text, language, symbols, dict(request.lexicon)), language
 
     def speak(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Spoken]]:
         """(its place among the jobs, a sentence as marked sound), each as soon as it is made."""
         own = [at for at, job in enumerate(jobs) if self.voice(job.request.voice) is not ESPEAK]
-        made = latents(self.model, [self._utterance(jobs[at]) for at in own]) if own else []
+        made = latents(self.model, [self._utterance(jobs[at]) for at in own], self._mixer) if own else []
         for at in sorted(set(range(len(jobs))) - set(own)):
             yield at, self._by_espeak(jobs[at])
         for at, latent in zip(own, made, strict=True):
@@ -119,10 +150,13 @@ class SpeakTask:
 
     def _utterance(self, job: Job) -> Utterance:
         voice = self.voice(job.request.voice)
+        seed, tokens = job.request.seed * 65_536 + job.number, self.symbols.tokens(job.sentence.symbols)
+        if job.adapter is not None:
+            noise = self._mixer[job.adapter].settings.noise
+            return Utterance(tokens, job.request.speed, seed, self._numbers[voice.id], noise, adapter=job.adapter)
         own = not self.symbols.phonemes or self.symbols.native(job.language)
         return Utterance(
-            self.symbols.tokens(job.sentence.symbols), job.request.speed * (1.0 if own else foreign()["pace"]),
-            seed=job.request.seed * 65_536 + job.number, speaker=self._numbers[voice.id],
+            tokens, job.request.speed * (1.0 if own else foreign()["pace"]), seed, self._numbers[voice.id],
             noise=None if own else foreign()["noise"],
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import VitsConfig, VitsModel
 from transformers.utils.logging import disable_progress_bar
 
 from kauli.models.bases.piper_import import VOICE
+from kauli.models.speech.vits_adapter import VoiceMixer
 
 disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading: it is over before it is read
 
@@ -66,6 +68,8 @@ class Utterance:
     noise: float | None = None
     """Spread of the sound; None: the voice's own. The same of `duration_noise`."""
     duration_noise: float | None = None
+    adapter: str | None = None
+    """The key of its adapter."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +110,8 @@ def voice_facts(folder: Path) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def latents(model: VitsModel, utterances: Sequence[Utterance]) -> list[Latent]:
-    """Sentences in one batch; each comes out as it would alone, by its own noise.
+def latents(model: VitsModel, utterances: Sequence[Utterance], mixer: VoiceMixer | None = None) -> list[Latent]:
+    """Sentences in one batch; each comes out as it would alone, by its own noise and its own adapter in `mixer`.
 
     The steps are those of `VitsModel.forward` (Kim et al. 2021, section 2).
     """
@@ -125,12 +129,19 @@ def latents(model: VitsModel, utterances: Sequence[Utterance]) -> list[Latent]:
         numbers = torch.tensor([one.speaker for one in utterances], device=device)
         speakers = model.embed_speaker(numbers)[..., None]
 
-    encoded = model.text_encoder(tokens, mask, there if len(utterances) > 1 else None)
+    adapters = [one.adapter for one in utterances]
+    with mixer.batch(adapters) if mixer is not None else nullcontext():
+        encoded = model.text_encoder(tokens, mask, there if len(utterances) > 1 else None)
     states, mask = encoded.last_hidden_state.transpose(1, 2), mask.transpose(1, 2)
     noise = _noise(draws, 2, lengths, [_or(one.duration_noise, config.noise_scale_duration) for one in utterances])
     logs = _log_durations(model, states, mask, speakers, noise.to(device))
     speeds = torch.tensor([one.speed * config.speaking_rate for one in utterances], device=device)[:, None]
     durations = (torch.ceil(torch.exp(logs[:, 0]) / speeds) * there).long()
+    for key in sorted({key for key in adapters if key is not None}):
+        assert mixer is not None
+        rows = torch.tensor([row for row, one in enumerate(adapters) if one == key], device=device)
+        own = mixer[key].durations(states[rows].transpose(1, 2), mask[rows].transpose(1, 2))
+        durations[rows] = _whole(torch.exp(own) / speeds[rows] * there[rows])
     durations[:, 0] += (durations.sum(1) == 0).long()  # a sound of no length can't be decoded
     counts = durations.sum(1).tolist()
     means = _spread(encoded.prior_means, durations, max(counts))
@@ -178,6 +189,12 @@ def _log_durations(model: VitsModel, states: Tensor, mask: Tensor, speakers: Ten
     for flow in (*reversed(predictor.flows[2:]), predictor.flows[0]):
         noise, _ = flow(torch.flip(noise, [1]), mask, global_conditioning=states, reverse=True)
     return noise[:, :1]
+
+
+def _whole(frames: Tensor) -> Tensor:
+    """(N, T) frames as whole numbers: each where its sum with those before it is rounded, so that none add up."""
+    ends = torch.round(torch.cumsum(frames, 1)).long()
+    return torch.diff(ends, dim=1, prepend=torch.zeros_like(ends[:, :1]))
 
 
 def _spread(values: Tensor, durations: Tensor, total: int) -> Tensor:

@@ -40,10 +40,11 @@ def frame_count(mel: Tensor) -> int:
     return mel.shape[1] // 2
 
 
-def encode(encoder: Any, mels: Sequence[Tensor]) -> Tensor:
+def encode(encoder: Any, mels: Sequence[Tensor], layers: list[Tensor] | None = None) -> Tensor:
     """Clips' log-mel spectrograms, each (M, 2 F_i) -> the frames of all, (1, F, W).
 
-    A clip's frames do not depend on the others. At 30 seconds they are those of transformers.
+    A clip's frames do not depend on the others. At 30 seconds they are those of transformers. The states after each
+    layer, (1, F, W) as well, are added to `layers`.
     """
     longest = max(mel.shape[1] for mel in mels)
     # Convolutions read zeros after each clip, as after the longest; an even length keeps them out of its frames.
@@ -77,6 +78,8 @@ def encode(encoder: Any, mels: Sequence[Tensor]) -> Tensor:
         )
         x = x + _dropped(layer, attention.out_proj(attend(q, k, v).flatten(1)[None]))
         x = x + _feed(layer, x)
+        if layers is not None:
+            layers.append(x)
     out: Tensor = encoder.layer_norm(x)
     return out
 

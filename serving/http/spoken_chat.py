@@ -18,7 +18,7 @@ from kauli.serving.events import Piece, Refused
 from kauli.serving.http.answers import Pieces, error_body, sse
 from kauli.serving.http.schemas import SpokenOptions
 from kauli.serving.routing import Route
-from kauli.serving.speech import provenance, unknown_voice
+from kauli.serving.speech import provenance, spoken_by, unknown_voice
 
 _DONE = sse("[DONE]")
 _KEPT_S = 3600  # what `expires_at` says; nothing is stored
@@ -28,7 +28,8 @@ class SpokenChat:
     """The voice of one answer."""
 
     def __init__(self, backends: Backends, route: Route, options: SpokenOptions) -> None:
-        self._worker = backends.of(route)
+        route = spoken_by(route, options.voice_id)
+        self._worker, self._adapter = backends.of(route), route.adapter
         self._request = SpeechRequest("", route.language, options.voice_id, options.speed)
         self._form = "pcm" if options.format == "pcm16" else options.format
         self._told = Dialogue(Asked(route.language))
@@ -37,7 +38,7 @@ class SpokenChat:
     @classmethod
     async def of(cls, backends: Backends, language: str | None, options: SpokenOptions) -> "SpokenChat":
         """Raises Refused where no voice is served, or there is none of that name."""
-        route = await backends.route("speak", "speak", language)
+        route = await backends.route("speak", "speak", language, allow_base=True)
         known = [one.id for one in await backends.of(route).voices()]
         if options.voice_id is not None and options.voice_id not in known:
             raise Refused(unknown_voice(options.voice_id, known))
@@ -50,7 +51,7 @@ class SpokenChat:
         async def text() -> AsyncGenerator[str]:
             yield message["content"]
 
-        async with aclosing(aloud(text(), self._worker, self._request, self._told)) as parts:
+        async with aclosing(aloud(text(), self._worker, self._request, self._told, self._adapter)) as parts:
             found = [part async for part in parts if not isinstance(part, str)]
         samples = np.concatenate([np.zeros(0, np.float32), *found])
         content = await asyncio.to_thread(encoded, samples, self._form, self._comment())
@@ -91,7 +92,7 @@ class SpokenChat:
 
             encoder: Encoder | None = None
             try:
-                async with aclosing(aloud(text(), self._worker, self._request, self._told)) as parts:
+                async with aclosing(aloud(text(), self._worker, self._request, self._told, self._adapter)) as parts:
                     async for part in parts:
                         if not isinstance(part, str):
                             encoder = encoder or Encoder(self._form, self._comment())

@@ -6,21 +6,18 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from kauli.models.adapters.registry import Registry
 from kauli.models.engine.generative import Generative
 from kauli.models.engine.ticket import Ticket
-from kauli.models.errors import KauliError, UsageError
+from kauli.models.errors import UsageError
 from kauli.models.requests import Progress, TextRequest, TranscriptionRequest
 from kauli.serving.events import Event, Failed, Piece, Refused, Started, internal_error
 from kauli.serving.settings import ServeArgs
-from kauli.serving.workers.adapter_cache import AdapterCache
-from kauli.serving.workers.worker import Worker, refusable, unloadable
+from kauli.serving.workers.adapters import AdapterWorker
 
 HANDOVERS = 40
 """Pieces sent in a second, of all streams together; sending one between processes costs milliseconds."""
-_LOADERS = 4  # adapters loaded at the same time
 
 R = TypeVar("R", TextRequest, TranscriptionRequest)
 _log = logging.getLogger(__name__)
@@ -37,7 +34,7 @@ class _Job:
     """Whether its client has left."""
 
 
-class Generator(Worker, Generic[R]):
+class Generator(AdapterWorker, Generic[R]):
     """Answers requests from the worker's thread; `stream` is called from any event loop. No Ray in here."""
 
     probe: R
@@ -46,15 +43,11 @@ class Generator(Worker, Generic[R]):
     """The field of a body that a task's UsageError is about."""
 
     def __init__(self, task: Generative, args: ServeArgs) -> None:
-        super().__init__("generator", args)
+        super().__init__("generator", args, task)
         task.prepare()
-        self._task = task
-        self._registry = Registry(args.storage)
         self._max_queue = args.max_queue
-        self._cache = AdapterCache(task, self._registry, args.max_adapters, self._in_thread)
-        # Tokenizing a long prompt and loading adapters hold up neither the engine nor each other.
+        # Tokenizing a long prompt does not hold up the engine.
         self._tokenizing = ThreadPoolExecutor(1, "tokenizing")
-        self._loading = ThreadPoolExecutor(_LOADERS, "loading")
         self._open = 0  # answers that are waiting or in progress
         self._jobs: dict[Ticket, _Job] = {}
         self._thread.start()
@@ -78,10 +71,8 @@ class Generator(Worker, Generic[R]):
             tokens = await self._before(until, asyncio.wrap_future(self._tokenizing.submit(self._tokens, request)))
             request = self._limited(request, tokens)
             if adapter:
-                taken = self._cache.take(adapter)
-                if not taken:
-                    await self._load(adapter, until)
-                    taken = True
+                await self._take(adapter, until)
+                taken = True
             loop = asyncio.get_running_loop()
             events: asyncio.Queue[Event] = asyncio.Queue()
 
@@ -127,26 +118,10 @@ class Generator(Worker, Generic[R]):
                 return event.message
         return None
 
-    async def adapters(self) -> list[dict[str, Any]]:
-        """The loaded adapters, and how many requests use each: `adapter`, `in_use`."""
-        return self._cache.listed()
-
-    @refusable
-    async def load(self, adapter: str) -> None:
-        """Load an adapter ahead of its first request."""
-        if not self._cache.take(adapter):
-            await self._load(adapter, time.monotonic() + self._deadline_s)
-        self._release(adapter)
-
-    async def unload(self, adapter: str) -> bool:
-        """Remove an adapter from memory once no request uses it; whether it was loaded."""
-        return await asyncio.to_thread(self._cache.unload, adapter)
-
     def close(self) -> None:
         """Stop after the current pass; unfinished requests fail with 503."""
         super().close()
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
-        self._loading.shutdown(wait=False, cancel_futures=True)
 
     # Before a request reaches the engine
 
@@ -169,31 +144,6 @@ class Generator(Worker, Generic[R]):
     def _limited(self, request: R, tokens: list[int]) -> R:
         """The request with its number of new tokens; raises Refused where prompt and answer exceed the context."""
         return request
-
-    async def _load(self, adapter: str, until: float) -> None:
-        loading = self._loading.submit(self._cache.load, adapter)
-        try:
-            await self._before(until, asyncio.wrap_future(loading))
-        except KauliError as error:
-            reason = f": {error}"
-        except (Refused, asyncio.CancelledError):
-            # It may still succeed, and then counts a use that no request has.
-            loading.add_done_callback(
-                lambda done: None if done.cancelled() or done.exception() else self._release(adapter)
-            )
-            raise
-        except Exception:
-            # A damaged adapter must not take the other requests with it.
-            _log.exception("adapter %s failed to load", adapter)
-            reason = ""
-        else:
-            return
-        raise Refused(unloadable(adapter, reason))
-
-    def _release(self, adapter: str) -> None:
-        # In the engine's thread, after the pass that ends the request; never in the pool, whose threads may all be
-        # waiting for this.
-        self._post(lambda: self._cache.release(adapter))
 
     async def _gather(self, events: asyncio.Queue[Event], until: float, pause: float, unfinished: int) -> list[Event]:
         """The events up to the time `pause`, at least one, each answer's pieces as one; fewer at the end."""

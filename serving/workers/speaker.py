@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from kauli.models.bases.find import Base
 from kauli.models.errors import KauliError, UsageError
@@ -21,7 +20,8 @@ from kauli.models.speech.watermark import watermark
 from kauli.models.text.detection import detect
 from kauli.serving.events import Failed, Refused, SpeechEvent, SpeechStarted, internal_error
 from kauli.serving.settings import ServeArgs
-from kauli.serving.workers.worker import Worker, load_task
+from kauli.serving.workers.adapters import AdapterWorker
+from kauli.serving.workers.worker import load_task
 
 _DETECTED = 30  # characters of a text whose language is detected
 
@@ -31,6 +31,7 @@ class _Talk:
     """An accepted request: what is left to say, and who waits for it."""
 
     request: SpeechRequest
+    adapter: str | None
     language: str
     left: deque[tuple[int, Sentence]]
     deliver: Callable[[SpeechEvent], None]
@@ -38,13 +39,12 @@ class _Talk:
     """Whether its client has left."""
 
 
-class Speaker(Worker):
+class Speaker(AdapterWorker):
     """Speaks from its thread; `stream` is called from any event loop. No Ray in here."""
 
     def __init__(self, task: SpeakTask, args: ServeArgs) -> None:
-        super().__init__("speaker", args)
+        super().__init__("speaker", args, task)
         watermark()  # a missing package is an error now, not at the first request
-        self._task = task
         self._max_queue = args.max_queue
         self._talks: deque[_Talk] = deque()
         self._open = 0
@@ -54,11 +54,7 @@ class Speaker(Worker):
         """The voices, the default one first."""
         return self._task.voices
 
-    async def adapters(self) -> list[dict[str, Any]]:
-        """None: voices have no adapters yet."""
-        return []
-
-    async def stream(self, request: SpeechRequest) -> AsyncGenerator[SpeechEvent]:
+    async def stream(self, request: SpeechRequest, adapter: str | None = None) -> AsyncGenerator[SpeechEvent]:
         """`SpeechStarted`, then each sentence as it is spoken; or `Failed`, as the last event.
 
         Leaving the iteration ends the request after its present sentence.
@@ -70,8 +66,12 @@ class Speaker(Worker):
             yield refusal.failed
             return
         talk: _Talk | None = None
+        taken = False
         try:
-            reading, language = await self._before(until, asyncio.to_thread(self._read, request))
+            if adapter:
+                await self._take(adapter, until)
+                taken = True
+            reading, language = await self._before(until, asyncio.to_thread(self._read, request, adapter))
             loop = asyncio.get_running_loop()
             events: asyncio.Queue[SpeechEvent] = asyncio.Queue()
 
@@ -80,7 +80,7 @@ class Speaker(Worker):
                     loop.call_soon_threadsafe(events.put_nowait, event)
 
             yield SpeechStarted(language, len(reading.sentences), reading.unread)
-            talk = _Talk(request, language, deque(enumerate(reading.sentences)), deliver)
+            talk = _Talk(request, adapter, language, deque(enumerate(reading.sentences)), deliver)
             with self._changed:
                 self._refuse_stopped()
                 self._talks.append(talk)
@@ -101,8 +101,10 @@ class Speaker(Worker):
                 talk.gone = True
             with self._changed:
                 self._open -= 1
+            if taken and adapter:
+                self._release(adapter)
 
-    def _read(self, request: SpeechRequest) -> tuple[Reading, str]:
+    def _read(self, request: SpeechRequest, adapter: str | None) -> tuple[Reading, str]:
         """The sentences of a text and its language, which is detected where a longer text names none."""
         if request.language is None and (len(request.text) >= _DETECTED or not request.text.isascii()):
             found = detect(request.text, espeak_languages())
@@ -112,7 +114,7 @@ class Speaker(Worker):
                 self._task.check_language(request.language, self._task.voice(request.voice))
             except UsageError as error:
                 raise Refused(Failed(400, str(error), "invalid_value", "language")) from None
-        return self._task.read(request)
+        return self._task.read(request, adapter)
 
     def _enter(self) -> None:
         with self._changed:
@@ -133,7 +135,7 @@ class Speaker(Worker):
         talks = [talk for talk in talks if not talk.gone]
         if not talks:
             return
-        jobs = [Job(talk.left[0][1], talk.request, talk.language, talk.left[0][0]) for talk in talks]
+        jobs = [Job(talk.left[0][1], talk.request, talk.language, talk.left[0][0], talk.adapter) for talk in talks]
         try:
             for at, spoken in self._task.speak(jobs):
                 talks[at].left.popleft()

@@ -45,8 +45,8 @@ class TextGenerator(Generator[TextRequest]):
         It is computed between two passes of the engine: a few texts at a time.
         """
         until = time.monotonic() + self._deadline_s
-        if adapter and not self._cache.take(adapter):
-            await self._load(adapter, until)
+        if adapter:
+            await self._take(adapter, until)
         found: Future[list[tuple[float, int]]] = Future()
         task: Any = self._task
         rows = [{"prompt": prompt, "text": text} for text in texts]

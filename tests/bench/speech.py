@@ -22,10 +22,14 @@ dialogue: held-out recordings, joined to four seconds, are transcribed, answered
 spoken, in this process: seconds to the transcript, to the first speech and to the end.
 
 speed: seconds to the first sentence, and seconds of speech in a second, of one text and of several at once.
+
+mixed: eight sentences in a batch, each with an adapter of its own (random weights of the shape that speak-be has), in
+turn with the same sentences by the base alone: how fast, as a ratio.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,8 +41,8 @@ import regex
 from results_file import update_section
 
 from kauli.deploy.cli.terminal import table
+from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
-from kauli.models.bases.packages import Package, fetch_package
 from kauli.models.media.decode import RATE, DecodedAudio, decode_audio
 from kauli.models.media.encode import RATE as SPOKEN_RATE
 from kauli.models.media.encode import encoded
@@ -59,36 +63,14 @@ from kauli.serving.routing import Catalogue
 from kauli.training.card import machine
 from kauli.training.data.dataset import load_data
 from kauli.training.data.groups import short_hash
+from kauli.training.evaluation.acoustics import Dnsmos
 from kauli.training.evaluation.intervals import difference, interval
 from kauli.training.evaluation.results import bracket
 
-MOS = Package(
-    kind="pypi", name="speechmos", version="0.0.1.1",
-    sha256="31c4c9d3234f6ee10102edff74333014c50006a3f389daf7ecacae34e68ebbf7",
-)  # fmt: skip
-_MOS_SECONDS = 9.01
-_POLYNOMIAL = (-0.06766283, 1.11546468, 0.04602535)  # of DNSMOS P.835, overall
 SENTENCES = {
     "be": "Дзеці гуляюць у садзе каля старой ліпы.", "sw": "Watoto wanacheza katika bustani karibu na mti.",
     "am": "ልጆቹ በአትክልቱ ስፍራ ከዛፉ አጠገብ እየተጫወቱ ነው።", "ky": "Балдар бакта эски дарактын жанында ойноп жүрүшөт.",
 }  # fmt: skip
-
-
-class Dnsmos:
-    """The network of DNSMOS P.835 (Reddy et al. 2022) from the package speechmos."""
-
-    def __init__(self) -> None:
-        import onnxruntime
-
-        path = fetch_package(MOS) / "speechmos/dnsmos_models/sig_bak_ovr.onnx"
-        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-    def overall(self, samples: Any) -> float:
-        """Of samples (n,) at 16 kHz, repeated where they are shorter than what it takes."""
-        length = int(_MOS_SECONDS * RATE)
-        repeated = np.tile(samples, -(-length // len(samples)))[:length].astype(np.float32)
-        [[[_, _, overall]]] = self._session.run(None, {"input_1": repeated[None]})
-        return float(np.polyval(_POLYNOMIAL, overall))
 
 
 def plain(text: str) -> str:
@@ -116,14 +98,15 @@ def rows_of(language: str, split: str, limit: int) -> tuple[list[dict[str, Any]]
 
 
 def spoken(
-    task: SpeakTask, texts: Sequence[str], language: str, voice: str | None, rate: int = RATE
+    task: SpeakTask, texts: Sequence[str], language: str, voice: str | None, rate: int = RATE,
+    adapter: str | None = None,
 ) -> list[Any]:  # fmt: skip
     """The samples (n,) of each text, by default at 16 kHz."""
     found = []
     for at, text in enumerate(texts):
         request = SpeechRequest(text, language, voice, seed=at)
-        reading, tag = task.read(request)
-        jobs = [Job(one, request, tag, number) for number, one in enumerate(reading.sentences)]
+        reading, tag = task.read(request, adapter)
+        jobs = [Job(one, request, tag, number, adapter) for number, one in enumerate(reading.sentences)]
         parts = [made.samples for _, made in sorted(task.speak(jobs), key=lambda pair: pair[0])]
         found.append(resampled(parts, SPOKEN_RATE, rate))
     return found
@@ -140,6 +123,8 @@ def quality(options: argparse.Namespace) -> str:
     mapped, raw = task.symbols, Symbols(task.symbols.numbers, frozenset(task.symbols.numbers) - set("_^$"), True,
                                         task.symbols.espeak)  # fmt: skip
     mos, voice = Dnsmos(), espeak_voice(language)
+    if options.adapter:
+        task.add_adapter(options.adapter, Registry(options.storage).fetch(options.adapter))
     lines, scored = [], dict[tuple[str, str, str], Any]()
     with Local(options.storage) as local:
         for kind, texts in (("captions", [row["text"] for row in clips]), ("sentences", sentences)):
@@ -150,6 +135,8 @@ def quality(options: argparse.Namespace) -> str:
             for name, symbols in (("as it is", raw), ("nearest", mapped)):
                 task.symbols = symbols
                 audio[name] = spoken(task, texts, language, None)
+            if options.adapter:
+                audio[options.adapter] = spoken(task, texts, language, None, adapter=options.adapter)
             wanted = espeak().phonemes([plain(text) for text in texts], voice)
             for judge in options.judges:
                 route = local.choose("transcribe", judge, language, allow_base=True)
@@ -169,10 +156,12 @@ def quality(options: argparse.Namespace) -> str:
                     row = {"texts": f"{len(texts)} {kind}", "judge": judge, "speech": name, "CER": _shown(cer),
                            "phoneme error": _shown(per), "DNSMOS": f"{clean[name]:.2f}"}  # fmt: skip
                     lines.append(row)
-                for other in ("espeak", "as it is"):
-                    ours, theirs = (scored[kind, name, judge] for name in ("nearest", other))
+                pairs = [("nearest", "espeak"), ("nearest", "as it is")]
+                pairs += [(options.adapter, "nearest"), (options.adapter, "espeak")] if options.adapter else []
+                for mine, other in pairs:
+                    ours, theirs = (scored[kind, name, judge] for name in (mine, other))
                     gaps = [difference(one, two, _rate) for one, two in zip(ours, theirs, strict=True)]
-                    lines.append({"texts": "", "judge": judge, "speech": f"nearest - {other}", "CER": _shown(gaps[0]),
+                    lines.append({"texts": "", "judge": judge, "speech": f"{mine} - {other}", "CER": _shown(gaps[0]),
                                   "phoneme error": _shown(gaps[1]), "DNSMOS": ""})  # fmt: skip
     columns = ("texts", "judge", "speech", "CER", "phoneme error", "DNSMOS")
     print(table(lines, columns))
@@ -294,6 +283,56 @@ def marks(options: argparse.Namespace) -> str:
     return head + _markdown(lines, columns_)
 
 
+def mixed(options: argparse.Namespace) -> str:
+    """Print and return the table."""
+    import torch
+
+    from kauli.models.adapters.kinds.lora import Lora
+    from kauli.models.speech.vits_training import TrainableVoice
+    from kauli.training.tasks.speak import TARGETS
+
+    base = find_base(options.base, task="speak")
+    task: SpeakTask = load_served("speak", base)
+    text, count = SENTENCES["be"], 8
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in range(count):
+            voice = TrainableVoice.load(base, device="cpu")
+            voice.learn_sounds([(text, "be")], ["be"])
+            torch.manual_seed(seed)
+            voice.attach(Lora(rank=16, alpha=16, targets=TARGETS))
+            assert voice._durations is not None
+            with torch.no_grad():
+                for name, parameter in voice.trained.named_parameters():
+                    if "lora_B" in name:
+                        parameter.normal_(std=1e-3)
+                voice._durations.out.bias.fill_(0.6)  # about as long as the base's
+            voice.save(Path(scratch) / str(seed))
+            task.add_adapter(str(seed), Path(scratch) / str(seed))
+    request = SpeechRequest(text, "be")
+    rates: dict[str, list[float]] = {"base": [], "8 adapters": []}
+    for turn in range(options.rounds + 1):
+        for name, found in rates.items():
+            jobs = []
+            for at in range(count):
+                key = None if name == "base" else str(at)
+                [sentence] = task.read(request, key)[0].sentences
+                jobs.append(Job(sentence, request, "be", at, key))
+            began = time.perf_counter()
+            seconds = sum(len(made.samples) for _, made in task.speak(jobs)) / SPOKEN_RATE
+            if turn:
+                found.append(seconds / (time.perf_counter() - began))
+    ratios = [one / other for one, other in zip(rates["8 adapters"], rates["base"], strict=True)]
+    lines = [
+        {"batch of 8": name, "speech a second, s": f"{statistics.median(found):.1f}"} for name, found in rates.items()
+    ]
+    lines.append({"batch of 8": "ratio", "speech a second, s":
+                  f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"})  # fmt: skip
+    columns = tuple(lines[0])
+    print(table(lines, columns))
+    head = f"{options.rounds} rounds in turn; {torch.get_num_threads()} threads; {machine()}.\n\n"
+    return head + _markdown(lines, columns)
+
+
 def dialogue(options: argparse.Namespace) -> str:
     """Print and return the table."""
     import torch
@@ -359,7 +398,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 COMMANDS = {
     "quality": (quality, "How well speech is understood"), "likelihood": (likelihood, "What Whisper hears"),
     "speed": (speed, "How fast speech comes"), "watermark": (marks, "The mark in speech"),
-    "dialogue": (dialogue, "From voice to voice"),
+    "dialogue": (dialogue, "From voice to voice"), "mixed": (mixed, "Adapters of voices in one batch"),
 }  # fmt: skip
 """Command -> what it runs, and the title of its section."""
 
@@ -377,6 +416,7 @@ def main() -> None:
     parser.add_argument("--rewritten", action="append", default=[], help="as --neighbour, before it, for the language")
     parser.add_argument("--pace", type=float, help="of a language that is not the voice's own")
     parser.add_argument("--noise", type=float, help="the same")
+    parser.add_argument("--adapter", help="for quality: NAME@VERSION of the task speak, to measure beside its base")
     parser.add_argument("--text-base", default="smollm2-135m-q4", help="for dialogue")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--storage", default=default_storage())
@@ -386,6 +426,7 @@ def main() -> None:
     found = run(options)
     if options.results is not None:
         section = f"voice-{options.command}" + (f"-{options.language}" if options.command == "quality" else "")
+        section += "-adapter" if options.adapter else ""
         update_section(options.results, section, f"### {title}\n\n{found}")
 
 

@@ -21,6 +21,8 @@ GENERATED = 48
 """Rows that are generated for the metrics of answers, where nobody asks for another number."""
 ADAPTER = "adapter"
 """The key under which the served task holds the evaluated adapter, and the name of its system."""
+JUDGE = "whisper-base"
+"""The base that listens to speech, where no card names another."""
 MAX_CHARS_PER_SECOND = 25.0
 """The limit of a transcript's speed where no card names one: a faster row can't be a transcript of its audio."""
 
@@ -48,6 +50,8 @@ class EvalRequest:
     """A language that the base does not know -> the language to ask the base for."""
     prompting: Prompting | None = None
     """How translations are asked for."""
+    judge: str = JUDGE
+    """The base that listens to speech."""
     served: Any = None
     """The served task with the base's weights already loaded; None: the evaluator loads it."""
 
@@ -86,7 +90,7 @@ def request_of(card: Card, folder: Path, base: Base, dataset: Dataset) -> EvalRe
     return EvalRequest(
         folder, base, dataset, tuple(card.language), instruction=card.prompt.instruction,
         max_chars_per_second=settings.max_chars_per_second, base_languages=settings.base_languages,
-        prompting=card.translation.prompting if card.translation else None,
+        prompting=card.translation.prompting if card.translation else None, judge=settings.judge or JUDGE,
     )  # fmt: skip
 
 

@@ -76,6 +76,8 @@ class Sample:
     """The row had no prompt: its first half was continued, and `reference` is the rest."""
     image: bytes | None = None
     """The row's image, encoded."""
+    audio: tuple[tuple[str, bytes], ...] = ()
+    """(system, its speech as mp3)."""
 
 
 @dataclass(frozen=True)

@@ -226,6 +226,7 @@ def _macro_f1(sums: Array) -> Array:
 
 FINISH: dict[str, Finish] = {
     "ratio": _ratio,
+    "root": lambda sums: np.sqrt(_ratio(sums)),
     "chrf": _by_row(CHRF_SCORER._compute_f_score),
     "chrf_pp": _by_row(_CHRF_PP._compute_f_score),
     "bleu": _by_row(lambda sums: float(_BLEU._compute_score_from_stats([round(one) for one in sums]).score)),

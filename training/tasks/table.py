@@ -19,6 +19,7 @@ TASKS = {
     "align": "kauli.training.tasks.align:AlignTraining",
     "head": "kauli.training.tasks.head:HeadTraining",
     "transcribe": "kauli.training.tasks.transcribe:TranscribeTraining",
+    "speak": "kauli.training.tasks.speak:SpeakTraining",
 }
 """Row of `kauli.models.tasks.TASKS` -> module and `TrainingTask`, imported when it is asked for."""
 

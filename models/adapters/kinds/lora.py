@@ -23,7 +23,7 @@ _LEFT = {"wav2vec2": ["adapter_layer.linear_1", "adapter_layer.linear_2"]}
 class Lora(AdapterKind):
     """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): `y = Wx + (alpha / rank) B A x`, `W` frozen."""
 
-    tasks: ClassVar = ("text", "translate", "describe", "transcribe")
+    tasks: ClassVar = ("text", "translate", "describe", "transcribe", "speak")
     peft_type: ClassVar = "LORA"
 
     kind: Literal["lora"] = "lora"

@@ -116,3 +116,17 @@ def test_a_debug_voice_is_found_by_its_task() -> None:
     assert find_base("debug", task="speak").name == "debug-vits"
     with pytest.raises(UsageError, match=r"is for the task transcribe, not 'speak'. For 'speak': piper-vits"):
         find_base("whisper-base", task="speak")
+
+
+def test_a_voice_of_ones_own_is_a_base_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAULI_HOME", str(tmp_path / "home"))
+    model, settings = write_piper(small(), tmp_path)
+    base = fetch_base(str(model))
+    assert base.task == "speak"
+    assert base == find_base(str(model), task="speak") == find_base(str(base.folder), task="speak")
+    assert Symbols.read(base.folder, base.name).phonemes
+    with pytest.raises(UsageError, match=r"is for the task|takes|is no base|causal language model"):
+        find_base(str(model), task="text")
+    settings.unlink()
+    with pytest.raises(UsageError, match=r"\.onnx\.json is missing: a voice of Piper is an \.onnx file with"):
+        find_base(str(model), task="speak")

@@ -1,0 +1,199 @@
+"""A voice measured: how well a recogniser understands it, how clean it sounds, how near it is to recordings.
+
+The base is the same voice with the nearest sounds that it was trained on. The baselines are eSpeak, the recordings
+themselves (what the judge makes of a person), and their copies: recordings that went through the posterior encoder and
+the decoder, which is as good as an adapter can learn. A judge's loop counts as many errors as the text has letters.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kauli.models.bases.find import find_base
+from kauli.models.languages import nfc
+from kauli.models.media.decode import RATE
+from kauli.models.media.encode import RATE as SPOKEN_RATE
+from kauli.models.media.encode import encoded
+from kauli.models.media.resample import resampled
+from kauli.models.requests import SpeechRequest, TranscriptionRequest
+from kauli.models.speech.espeak import espeak, espeak_voice
+from kauli.models.speech.loops import looped
+from kauli.models.speech.speak import ESPEAK, Job
+from kauli.models.speech.vits_model import Latent, sound
+from kauli.models.tasks import load_served
+from kauli.training.evaluation.acoustics import Dnsmos, distortion, melody_error
+from kauli.training.evaluation.error_rates import character_edits, normalised
+from kauli.training.evaluation.intervals import difference
+from kauli.training.evaluation.request import ADAPTER, MAX_CHARS_PER_SECOND, EvalRequest
+from kauli.training.evaluation.results import EvalResult, Sample
+from kauli.training.evaluation.rows import by_language, choose, source_of
+from kauli.training.evaluation.scorers import FINISH, Row, clean, sentence_chrf, tally
+from kauli.training.evaluation.systems import BASE, Answering, Systems, generate
+from kauli.training.features.audio import AudioRows, audio_rows
+from kauli.training.features.voices import Listener, trimmed
+from kauli.training.posterior import posterior_of
+
+RECORDING, COPY = "recording", "copy"
+JUDGED = 24
+"""Validation texts by which an adapter is promoted."""
+MOST_WORSE = 0.3
+"""Of DNSMOS: an adapter that sounds less clean than its base by more is not promoted."""
+_SHOWN = 12
+
+
+def evaluate_speak(request: EvalRequest) -> EvalResult:
+    """Evaluate a voice adapter beside its base on `request.limit` texts of a split that were recorded.
+
+    Raises:
+        UsageError: no audio in the split.
+        KauliError: a damaged adapter, or one of another base.
+    """
+    found = spoken_rows(request)
+    rows = choose(found.rows, request.limit if request.scored is None else min(request.limit, request.scored))
+    systems = Systems(request, Answering("speak"), found.left_out)
+    task = request.task("speak")
+    listener = Listener(task.model, posterior_of(request.base))
+    audio, factor = _spoken(task, rows)
+    recordings = [trimmed(np.asarray(row["samples"])) for row in rows]
+    audio |= {RECORDING: recordings, COPY: _copies(task, listener, recordings)}
+    judge, mos = load_judge(request.judge), listening(request.judge)
+    heard = {name: transcripts(judge, clips, rows) for name, clips in audio.items()}
+    for tag, kind, mine in by_language(rows):
+        places = [at for at, row in enumerate(rows) if any(row is one for one in mine)]
+        groups = [row["group"] for row in mine]
+        texts = [clean(row["text"]) for row in mine]
+        for name, clips in audio.items():
+            scored = {**understood(texts, [heard[name][at] for at in places], tag),
+                      **({"dnsmos": [[mos.overall(clips[at]), 1.0] for at in places]} if mos else {})}  # fmt: skip
+            if name != RECORDING:
+                scored["mcd"] = [distortion(clips[at], recordings[at]) for at in places]
+                scored["f0_rmse"] = [melody_error(clips[at], recordings[at]) for at in places]
+            if name in factor:
+                scored["rtf"] = [factor[name][at] for at in places]
+            systems.add(name, {tag: {kind + metric: tally(metric, groups, one) for metric, one in scored.items()}})
+    systems.notes += [
+        f"the judge of speech is {request.judge}: it makes errors with people too, see the row 'recording'",
+        "the mel-cepstral distortion and the melody are those of two different readers: compare systems by them alone",
+    ]
+    _show(systems, rows, audio, heard)
+    return systems.result(rows, len(rows))
+
+
+def spoken_rows(request: EvalRequest) -> AudioRows:
+    """The rows with audio and a text, each text once; UsageError, with the reasons, where there is none."""
+    fastest = request.max_chars_per_second or MAX_CHARS_PER_SECOND
+    found = audio_rows(request.dataset, request.split, request.tags, fastest)
+    once = {(row["language"], nfc(row["text"]).casefold()): row for row in reversed(found.rows)}
+    rows = [row for row in found.rows if row is once[row["language"], nfc(row["text"]).casefold()]]
+    if not rows:
+        raise request.nothing("recorded texts", found.left_out)
+    return AudioRows(rows, found.left_out, found.letters)
+
+
+def load_judge(name: str) -> Any:
+    """A base for `transcribe` that listens."""
+    return load_served("transcribe", find_base(name, task="transcribe"))
+
+
+def listening(judge: str) -> Dnsmos | None:
+    """What hears how clean speech is; None beside a debug judge, which needs no package."""
+    return None if judge.startswith("debug") else Dnsmos()
+
+
+def transcripts(judge: Any, clips: Sequence[Any], rows: Sequence[Row]) -> list[str]:
+    """What a recogniser hears in each clip (n,) at 16 kHz."""
+    longest = int(judge.seconds * RATE)
+    requests = [TranscriptionRequest(clip[:longest], row["language"]) for clip, row in zip(clips, rows, strict=True)]
+    return [clean(text) for text in generate(judge, requests, [None] * len(requests))]
+
+
+def understood(texts: Sequence[str], heard: Sequence[str], language: str) -> dict[str, list[list[float]]]:
+    """The errors of each transcript in letters and in sounds, and whether it loops; at most as many as the text has."""
+    voice = espeak_voice(language)
+    sounds = [espeak().phonemes([normalised(one) or " " for one in side], voice) for side in (texts, heard)]
+    plain = [["".join(one.split()) for one in side] for side in sounds]
+    found = {
+        "round_trip_cer": character_edits(heard, texts), "phoneme_error": character_edits(plain[1], plain[0]),
+    }  # fmt: skip
+    capped = {name: [[min(wrong, count), count] for wrong, count in one] for name, one in found.items()}
+    return capped | {"looped": [[float(looped(one)), 1.0] for one in heard]}
+
+
+def worse_speech(served: Any, adapter: str, rows: Sequence[Row], judge: str) -> str | None:
+    """Why an adapter's speech is not better than its base's on these rows, as the end of a sentence; None where it is.
+
+    It has to be understood better: fewer errors of sounds, with a 95 % interval over texts; and to sound as clean.
+    """
+    rows = choose(rows, JUDGED)
+    listener, mos = load_judge(judge), listening(judge)
+    errors, clean_ = [], []
+    for key in (adapter, None):
+        clips = [speak(served, row, key)[0] for row in rows]
+        heard = transcripts(listener, clips, rows)
+        scored = [
+            understood([clean(row["text"])], [text], row["language"])["phoneme_error"][0]
+            for row, text in zip(rows, heard, strict=True)
+        ]
+        errors.append(np.array(scored))
+        clean_.append(float(np.mean([mos.overall(clip) for clip in clips])) if mos else 0.0)
+    apart = difference(errors[0], errors[1], FINISH["ratio"])
+    if not apart.high < 0:
+        return (
+            f"{judge} does not understand it better than its base on {len(rows)} validation texts: phoneme error "
+            f"{apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
+        )
+    if clean_[0] < clean_[1] - MOST_WORSE:
+        return f"its speech sounds less clean than its base's: DNSMOS {clean_[0]:.2f}, base {clean_[1]:.2f}"
+    return None
+
+
+def speak(task: Any, row: Row, adapter: str | None, voice: str | None = None) -> tuple[Any, float]:
+    """A row's text as speech (n,) at 16 kHz, trimmed as recordings are, and the seconds that it took to make."""
+    began = time.perf_counter()
+    request = SpeechRequest(row["text"], row["language"], voice)
+    reading, tag = task.read(request, adapter)
+    jobs = [Job(one, request, tag, at, adapter) for at, one in enumerate(reading.sentences)]
+    parts = [made.samples for _, made in sorted(task.speak(jobs), key=lambda pair: pair[0])]
+    took = time.perf_counter() - began
+    return trimmed(resampled(parts, SPOKEN_RATE, RATE)), took
+
+
+def _spoken(task: Any, rows: Sequence[Row]) -> tuple[dict[str, list[Any]], dict[str, list[tuple[float, float]]]]:
+    """The clips of adapter, base and eSpeak, and (seconds to make, seconds) of each of the first two."""
+    clips, factor = dict[str, list[Any]](), dict[str, list[tuple[float, float]]]()
+    for name, adapter, voice in ((ADAPTER, ADAPTER, None), (BASE, None, None), ("espeak", None, ESPEAK.id)):
+        made = [speak(task, row, adapter, voice) for row in rows]
+        clips[name] = [samples for samples, _ in made]
+        if voice is None:
+            factor[name] = [(took, len(samples) / RATE) for samples, took in made]
+    return clips, factor
+
+
+def _copies(task: Any, listener: Listener, recordings: Sequence[Any]) -> list[Any]:
+    """Recordings through the posterior encoder and the decoder."""
+    rate, found = int(task.model.config.sampling_rate), []
+    for clip in recordings:
+        ((means, _),) = listener.latents([clip])
+        samples = sound(task.model, Latent(means, means.new_zeros(0))).float().cpu().numpy()
+        found.append(trimmed(resampled([samples], rate, RATE)))
+    return found
+
+
+def _show(
+    systems: Systems, rows: Sequence[Row], audio: Mapping[str, Sequence[Any]], heard: Mapping[str, Sequence[str]]
+) -> None:  # fmt: skip
+    for at, row in enumerate(rows):
+        text = clean(row["text"])
+        players = tuple(
+            (name, encoded(resampled([audio[name][at]], RATE, SPOKEN_RATE), "mp3", f"{name} of an evaluation"))
+            for name in (ADAPTER, BASE, RECORDING, COPY) if at < _SHOWN
+        )  # fmt: skip
+        systems.samples.append(
+            Sample(
+                id=row["id"], language=row["language"], source=source_of(row), prompt="(what the judge heard)",
+                reference=text, base=heard[BASE][at], adapter=heard[ADAPTER][at],
+                chrf=sentence_chrf(heard[ADAPTER][at], text), audio=players,
+            )
+        )  # fmt: skip

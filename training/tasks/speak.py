@@ -1,0 +1,215 @@
+"""The task `speak` in training: recorded clips teach a voice how a language sounds."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import regex
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from kauli.models.adapters.card import EvaluationSettings
+from kauli.models.adapters.kinds.base import AdapterKind
+from kauli.models.adapters.kinds.lora import Lora
+from kauli.models.bases.find import Base
+from kauli.models.errors import UsageError
+from kauli.models.frozen import FrozenModel
+from kauli.models.speech.espeak import espeak_voice
+from kauli.models.speech.sounds import Symbols
+from kauli.models.speech.vits_training import TrainableVoice, VoiceExample
+from kauli.models.tasks import load_trainable
+from kauli.training.data.dataset import Dataset
+from kauli.training.evaluation.request import ADAPTER, EvalRequest
+from kauli.training.evaluation.results import EvalResult
+from kauli.training.evaluation.speak import evaluate_speak, spoken_rows, worse_speech
+from kauli.training.features.audio import audio_rows
+from kauli.training.features.left_out import LeftOut
+from kauli.training.features.voices import VIEWS, Listener, voice_frames
+from kauli.training.loop.checkpoint import TrainState
+from kauli.training.loop.session import Run
+from kauli.training.posterior import posterior_of
+from kauli.training.recipe import Recipe, method_of
+from kauli.training.tasks.base import Examples, Fitted, Learner, Row, TrainingTask
+from kauli.training.tasks.rows import check_rows, made_up_rows, weighted
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "conv_1", "conv_2", "project")
+"""Modules of the text encoder that get a LoRA, where a recipe does not say otherwise."""
+_WRITTEN = regex.compile(r"[\p{N}\p{Sc}%]")  # which a reader may say in ways that eSpeak does not
+
+
+class SpeakSection(FrozenModel):
+    """Which clips are learned, and how, for the task `speak`."""
+
+    max_chars_per_second: float = Field(default=25.0, gt=0)
+    """Rows whose text is longer cannot be what the audio holds: they are left out with a note."""
+    concat_prob: float = Field(default=0.5, ge=0, lt=1)
+    """The probability that a clip is concatenated with the next of its step and language, and their texts too: a voice
+    that learned single words alone does not speak sentences."""
+    judge: str = "whisper-base"
+    """The base for `transcribe` that listens to the speech."""
+
+
+class SpeakRecipe(Recipe):
+    """A recipe of the task `speak`."""
+
+    task: Literal["speak"] = "speak"
+    method: Annotated[AdapterKind, method_of("speak")] = Lora(rank=16, alpha=16, targets=TARGETS)
+    speak: SpeakSection
+    """The clips."""
+
+
+class SpeakLearner(Learner):
+    """A voice that learns clips. A clip weighs its latent frames, some 86 a second.
+
+    What the posterior encoder hears in the clips is computed before the first step and cached.
+    """
+
+    def __init__(self, task: TrainableVoice, recipe: SpeakRecipe, examples: Examples, listener: Listener) -> None:
+        super().__init__(task, recipe, examples)
+        self.voice = task
+        budget = recipe.train
+        rows, other = weighted(examples.train, budget.source_weights), examples.validation
+        task.learn_sounds([(row["text"], row["language"]) for row in (*rows, *other)], recipe.language)
+        task.synthetic = sum(bool(row["synthetic"]) for row in rows) / max(1, len(rows))
+        frames = voice_frames(listener, task.base.sha256, [*rows, *other])
+        left_out = LeftOut("train", examples.place)
+        self.clips: list[list[VoiceExample]] = []
+        """The draws of each clip."""
+        for row in rows:
+            drawn = self._examples(row, frames)
+            if not task.fits(drawn[0]):
+                left_out.add(row["id"], "with fewer frames than symbols")
+            elif len(drawn[0].frames) > budget.max_length:
+                left_out.add(row["id"], "longer than train.max_length", f"{len(drawn[0].frames)} frames")
+            else:
+                self.clips.append(drawn)
+        if not self.clips:
+            raise UsageError(
+                f"train.max_length {budget.max_length}: none of {len(rows)} clips is left to train on; a second has "
+                "some 86 frames. Set train.max_length, train.batch_tokens and train.micro_tokens higher."
+            )
+        self.lengths = [len(one[0].frames) for one in self.clips]
+        self.notes = tuple(left_out.notes(len(self.clips), "clips"))
+        self._validation = {
+            bare: [one for row in other if task.fits(one := self._examples(row, frames, bare)[0])]
+            for bare in (True, False)
+        }
+        shared = min(map(len, self._validation.values()))
+        if not shared:
+            raise UsageError(f"data '{recipe.data}': no clip of its 'validation' split has as many frames as symbols.")
+
+    def _examples(self, row: Row, frames: dict[str, Tensor], bare: bool = False) -> list[VoiceExample]:
+        symbols = self.voice.symbols_of(row["text"], row["language"], bare)
+        return [VoiceExample(symbols, one, row["language"]) for one in frames[row["audio_key"]]]
+
+    def num_targets(self, step: Sequence[int]) -> int:
+        return sum(self.clips[place][0].frames.numel() for place in step)
+
+    def batches(self, step: Sequence[int], rank: int, world: int) -> list[tuple[Any, float]]:
+        parts = self._concatenated(step)
+        lengths = [sum(self.lengths[place] for place in places) for places in parts]
+        views = torch.randint(0, VIEWS, (len(self.clips),)).tolist()  # the loop has seeded torch
+        return [
+            (self.voice.collate([self._whole(parts[at], views) for at in numbers]).to(self.device), weight)
+            for numbers, weight in self.packs(range(len(parts)), lengths, rank, world)
+        ]
+
+    def _concatenated(self, step: Sequence[int]) -> list[tuple[int, ...]]:
+        """The clips of a step, those together that are concatenated: alike on all ranks, each clip once."""
+        draw = random.Random(f"{self.recipe.train.seed} {list(step)}")
+        parts: list[tuple[int, ...]] = []
+        for place in step:
+            alike = bool(parts) and self.clips[parts[-1][0]][0].language == self.clips[place][0].language
+            total = sum(self.lengths[one] for one in (*parts[-1], place)) if parts else 0
+            joined = draw.random() < self.recipe.speak.concat_prob
+            if alike and joined and total <= self.recipe.train.max_length:
+                parts[-1] += (place,)
+            else:
+                parts.append((place,))
+        return parts
+
+    def _whole(self, places: Sequence[int], views: Sequence[int]) -> VoiceExample:
+        clips = [self.clips[place][views[place]] for place in places]
+        symbols, frames = " ".join(one.symbols for one in clips), torch.cat([one.frames for one in clips])
+        return VoiceExample(symbols, frames, clips[0].language)
+
+    def validate(self, rank: int, world: int, bare: bool) -> Tensor:
+        """Nats and numbers of the validation clips' frames; of the bare base with the nearest sounds that it knows."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        for cost in self.voice.current_costs(self._validation[bare][rank::world]):
+            sums += torch.tensor(cost, dtype=torch.float64)
+        return sums
+
+
+class SpeakTraining(TrainingTask):
+    """A language spoken by the voice of a base."""
+
+    name = "speak"
+    proved = False
+    recipe = SpeakRecipe
+    _fault: str | None = None
+
+    def rows(self, recipe: SpeakRecipe, dataset: Dataset, base: Base) -> Examples:
+        """Rows with audio and a text without digits."""
+        for tag in recipe.language:
+            espeak_voice(tag)
+        if not Symbols.read(base.folder, base.name).phonemes:
+            raise UsageError(f"'{base.name}' reads letters: adapters are for voices of Piper, such as piper-vits.")
+        limit, notes, sides, count = recipe.speak.max_chars_per_second, list[str](), [], 0
+        for split in ("train", "validation"):
+            found = audio_rows(dataset, split, recipe.language, limit)
+            left_out = LeftOut(split, dataset.place)
+            kept = []
+            for row in found.rows:
+                if _WRITTEN.search(row["text"]):
+                    left_out.add(row["id"], "with digits or currency, which a reader may say in other words")
+                else:
+                    kept.append(row)
+            notes += [*found.notes(), *left_out.notes(len(kept), "clips")]
+            count += (left_out.count + found.left_out.count) * (split == "train")
+            sides.append(kept)
+        notes += check_rows(recipe, sides, "audio with a text", notes)
+        validation = sorted(sides[1], key=lambda row: str(row["id"]))
+        return Examples(sides[0], validation, (), dataset.sha256, tuple(notes), count, dataset.place)
+
+    def dummy_rows(self) -> list[Row]:
+        """A tone and a word."""
+        return made_up_rows("audio")
+
+    def learner(self, recipe: SpeakRecipe, base: Base, examples: Examples, device: str) -> Learner:
+        """A voice, and what its posterior encoder hears in the clips."""
+        folder = posterior_of(base)
+        task = load_trainable(self.name, base, device=device, dtype=torch.float32)
+        return SpeakLearner(task, recipe, examples, Listener(task.model, folder))
+
+    def check_measurable(self, request: EvalRequest) -> None:
+        """Audio with a text."""
+        spoken_rows(request)
+
+    def evaluate(self, request: EvalRequest) -> EvalResult:
+        """How well a recogniser understands the speech, and how clean it sounds."""
+        return evaluate_speak(request)
+
+    def fit(self, run: Run, folder: Path) -> Fitted | None:
+        """Train; then have the judge listen to validation texts, whose verdict `fault` gives."""
+        fitted = super().fit(run, folder)
+        if fitted is not None:
+            assert isinstance(run.recipe, SpeakRecipe)
+            fitted.served.add_adapter(ADAPTER, folder)
+            self._fault = worse_speech(fitted.served, ADAPTER, fitted.examples.validation, run.recipe.speak.judge)
+            fitted.served.remove_adapter(ADAPTER)
+        return fitted
+
+    def fault(self, served: Any, state: TrainState, examples: Examples) -> str | None:
+        """Also where a recogniser understands the speech no better than the base's."""
+        return super().fault(served, state, examples) or self._fault
+
+    def card_fields(self, recipe: SpeakRecipe, rows: Sequence[Row] = ()) -> dict[str, Any]:
+        """The limit of speech, and the base that judges."""
+        return {
+            "evaluation": EvaluationSettings(
+                max_chars_per_second=recipe.speak.max_chars_per_second, judge=recipe.speak.judge
+            )
+        }
