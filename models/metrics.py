@@ -77,8 +77,8 @@ _ROWS = (
            "lower", "ratio", percent=True, headline=True),
     Metric("dnsmos", "DNSMOS, 1 to 5", "How clean speech sounds, as a network predicts it of listeners.", "higher",
            "ratio", digits=2),
-    Metric("mcd", "Mel-cepstral distortion, dB", "Distance of the sound to the recording's, aligned in time; of a copy "
-           "of the same reader some 5.", "lower", "ratio", "dB", digits=2),
+    Metric("mcd", "Mel-cepstral distortion, dB", "Distance of the sound to the recording's, aligned in time.", "lower",
+           "ratio", "dB", digits=2),
     Metric("f0_rmse", "Melody error, semitones", "Of the pitch around its median, against the recording's.", "lower",
            "root", "semitones", digits=2),
     Metric("rtf", "Seconds to make a second of speech", "The real-time factor on the machine that measured.", "lower",

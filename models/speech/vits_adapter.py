@@ -247,7 +247,7 @@ class _Mixed(nn.Module):
         if isinstance(self.layer, nn.Linear):
             return x @ delta.A.T @ delta.B.T
         layer = self.layer
-        inner = nn.functional.conv1d(x, delta.A, None, layer.stride, layer.padding, layer.dilation)  # type: ignore[arg-type]
+        inner = nn.functional.conv1d(x, delta.A, None, layer.stride, layer.padding, layer.dilation)
         return nn.functional.conv1d(inner, delta.B)
 
 

@@ -37,6 +37,7 @@ class _Job:
 class Generator(AdapterWorker, Generic[R]):
     """Answers requests from the worker's thread; `stream` is called from any event loop. No Ray in here."""
 
+    _task: Generative
     probe: R
     """The request by which `check` tests that the engine answers."""
     param = "messages"

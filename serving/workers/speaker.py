@@ -42,6 +42,8 @@ class _Talk:
 class Speaker(AdapterWorker):
     """Speaks from its thread; `stream` is called from any event loop. No Ray in here."""
 
+    _task: SpeakTask
+
     def __init__(self, task: SpeakTask, args: ServeArgs) -> None:
         super().__init__("speaker", args, task)
         watermark()  # a missing package is an error now, not at the first request

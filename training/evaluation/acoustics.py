@@ -43,11 +43,15 @@ class Dnsmos:
 
 
 def cepstra(samples: Any) -> Any:
-    """(F, 13) mel cepstra of samples (n,) at 16 kHz, 100 a second, without the level."""
+    """(F, 13) mel cepstra of samples (n,) at 16 kHz, 100 a second, without the level: see `of_spectra`."""
     frames = _frames(samples) * np.hanning(_FRAME)
     power = np.abs(np.fft.rfft(frames, axis=1)) ** 2
-    logs = np.log(np.maximum(power @ _bank(), 1e-8))
-    return dct(logs, axis=1, norm="ortho")[:, 1 : _CEPSTRA + 1]
+    return of_spectra(np.log(np.maximum(power @ _bank(), 1e-8)))
+
+
+def of_spectra(logs: Any) -> Any:
+    """(F, B) natural logarithms of power in B bands -> (F, 13): cosines that add up to that of the amplitude."""
+    return dct(logs, axis=1, norm="ortho")[:, 1 : _CEPSTRA + 1] / np.sqrt(2 * logs.shape[1])
 
 
 def aligned_frames(one: Any, other: Any) -> Any:
@@ -56,10 +60,10 @@ def aligned_frames(one: Any, other: Any) -> Any:
     total = np.full((len(one) + 1, len(other) + 1), np.inf)
     total[0, 0] = 0.0
     for diagonal in range(2, len(one) + len(other) + 1):  # what lies on one diagonal does not depend on each other
-        at = np.arange(max(1, diagonal - len(other)), min(len(one), diagonal - 1) + 1)
-        to = diagonal - at
-        best = np.minimum(np.minimum(total[at - 1, to], total[at, to - 1]), total[at - 1, to - 1])
-        total[at, to] = costs[at - 1, to - 1] + best
+        rows = np.arange(max(1, diagonal - len(other)), min(len(one), diagonal - 1) + 1)
+        columns = diagonal - rows
+        beside = np.minimum(total[rows - 1, columns], total[rows, columns - 1])
+        total[rows, columns] = costs[rows - 1, columns - 1] + np.minimum(beside, total[rows - 1, columns - 1])
     path, at, to = [], len(one), len(other)
     while at and to:
         path.append((at - 1, to - 1))
@@ -72,9 +76,13 @@ def distortion(one: Any, other: Any) -> tuple[float, float]:
     """(sum, frames) of the mel-cepstral distortion in dB (Kubichek 1993) of samples at 16 kHz, aligned in time."""
     mine, theirs = cepstra(one), cepstra(other)
     path = aligned_frames(mine, theirs)
-    apart = mine[path[:, 0]] - theirs[path[:, 1]]
-    each = 10 / np.log(10) * np.sqrt(2 * (apart**2).sum(1))
+    each = decibels(mine[path[:, 0]] - theirs[path[:, 1]])
     return float(each.sum()), float(len(path))
+
+
+def decibels(apart: Any) -> Any:
+    """(F, 13) differences of cepstra -> (F,) dB: the root mean square over frequency of the spectra's difference."""
+    return 10 / np.log(10) * np.sqrt(2 * (apart**2).sum(1))
 
 
 def melody_error(one: Any, other: Any) -> tuple[float, float]:

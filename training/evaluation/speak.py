@@ -36,8 +36,8 @@ from kauli.training.features.voices import Listener, trimmed
 from kauli.training.posterior import posterior_of
 
 RECORDING, COPY = "recording", "copy"
-JUDGED = 24
-"""Validation texts by which an adapter is promoted."""
+JUDGED = 60
+"""Validation texts, at most, by which an adapter is promoted."""
 MOST_WORSE = 0.3
 """Of DNSMOS: an adapter that sounds less clean than its base by more is not promoted."""
 _SHOWN = 12
@@ -65,8 +65,9 @@ def evaluate_speak(request: EvalRequest) -> EvalResult:
         groups = [row["group"] for row in mine]
         texts = [clean(row["text"]) for row in mine]
         for name, clips in audio.items():
-            scored = {**understood(texts, [heard[name][at] for at in places], tag),
-                      **({"dnsmos": [[mos.overall(clips[at]), 1.0] for at in places]} if mos else {})}  # fmt: skip
+            scored: dict[str, list[Sequence[float]]] = {**understood(texts, [heard[name][at] for at in places], tag)}
+            if mos is not None:
+                scored["dnsmos"] = [(mos.overall(clips[at]), 1.0) for at in places]
             if name != RECORDING:
                 scored["mcd"] = [distortion(clips[at], recordings[at]) for at in places]
                 scored["f0_rmse"] = [melody_error(clips[at], recordings[at]) for at in places]
@@ -85,11 +86,15 @@ def spoken_rows(request: EvalRequest) -> AudioRows:
     """The rows with audio and a text, each text once; UsageError, with the reasons, where there is none."""
     fastest = request.max_chars_per_second or MAX_CHARS_PER_SECOND
     found = audio_rows(request.dataset, request.split, request.tags, fastest)
-    once = {(row["language"], nfc(row["text"]).casefold()): row for row in reversed(found.rows)}
-    rows = [row for row in found.rows if row is once[row["language"], nfc(row["text"]).casefold()]]
-    if not rows:
+    if not found.rows:
         raise request.nothing("recorded texts", found.left_out)
-    return AudioRows(rows, found.left_out, found.letters)
+    return AudioRows(once(found.rows), found.left_out, found.letters)
+
+
+def once(rows: Sequence[Row]) -> list[Any]:
+    """The first row of each text: one word may be read for several images."""
+    first = {(row["language"], nfc(row["text"]).casefold()): row for row in reversed(rows)}
+    return [row for row in rows if row is first[row["language"], nfc(row["text"]).casefold()]]
 
 
 def load_judge(name: str) -> Any:
@@ -109,7 +114,7 @@ def transcripts(judge: Any, clips: Sequence[Any], rows: Sequence[Row]) -> list[s
     return [clean(text) for text in generate(judge, requests, [None] * len(requests))]
 
 
-def understood(texts: Sequence[str], heard: Sequence[str], language: str) -> dict[str, list[list[float]]]:
+def understood(texts: Sequence[str], heard: Sequence[str], language: str) -> dict[str, list[Sequence[float]]]:
     """The errors of each transcript in letters and in sounds, and whether it loops; at most as many as the text has."""
     voice = espeak_voice(language)
     sounds = [espeak().phonemes([normalised(one) or " " for one in side], voice) for side in (texts, heard)]
@@ -117,7 +122,9 @@ def understood(texts: Sequence[str], heard: Sequence[str], language: str) -> dic
     found = {
         "round_trip_cer": character_edits(heard, texts), "phoneme_error": character_edits(plain[1], plain[0]),
     }  # fmt: skip
-    capped = {name: [[min(wrong, count), count] for wrong, count in one] for name, one in found.items()}
+    capped: dict[str, list[Sequence[float]]] = {
+        name: [[min(wrong, count), count] for wrong, count in one] for name, one in found.items()
+    }
     return capped | {"looped": [[float(looped(one)), 1.0] for one in heard]}
 
 
@@ -126,7 +133,7 @@ def worse_speech(served: Any, adapter: str, rows: Sequence[Row], judge: str) -> 
 
     It has to be understood better: fewer errors of sounds, with a 95 % interval over texts; and to sound as clean.
     """
-    rows = choose(rows, JUDGED)
+    rows = choose(once(rows), JUDGED)
     listener, mos = load_judge(judge), listening(judge)
     errors, clean_ = [], []
     for key in (adapter, None):

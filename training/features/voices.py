@@ -89,4 +89,4 @@ def voice_frames(listener: Listener, voice: str, rows: Sequence[Any]) -> dict[st
         return listener.drawn(clips, [int(key[:12], 16) for key in keys])
 
     found = cached_features("voices", f"{voice} {listener.sha256}", list(samples), encode, _BATCH)
-    return {key: one.unflatten(1, (VIEWS, -1)).transpose(0, 1) for key, one in found.items()}
+    return {key: one.view(len(one), VIEWS, -1).transpose(0, 1) for key, one in found.items()}

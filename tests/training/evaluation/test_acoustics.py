@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from kauli.models.media.decode import RATE
-from kauli.training.evaluation.acoustics import aligned_frames, cepstra, distortion, melody_error, pitch
+from kauli.training.evaluation.acoustics import (
+    aligned_frames,
+    cepstra,
+    decibels,
+    distortion,
+    melody_error,
+    of_spectra,
+    pitch,
+)
 
 
 def voice(hertz: float, seconds: float = 1.0, glide: float = 0.0) -> np.ndarray:
@@ -35,7 +43,14 @@ def test_the_same_sound_is_at_no_distance_and_a_louder_one_nearly() -> None:
     louder, frames = distortion(2 * samples, samples)
     assert louder / frames < 0.1
     other, frames = distortion(np.random.default_rng(2).standard_normal(RATE) * 0.05, samples)
-    assert other / frames > 5
+    assert 5 < other / frames < 40
+
+
+def test_the_distortion_is_that_of_the_spectra_in_decibels() -> None:
+    places = np.arange(40) + 0.5
+    ripple = 0.8 * np.cos(np.pi * 3 * places / 40) - 0.5 * np.cos(np.pi * 7 * places / 40)  # ln of power
+    found = decibels(of_spectra(ripple[None]) - of_spectra(np.zeros((1, 40))))
+    assert found[0] == pytest.approx(np.sqrt(np.mean((10 / np.log(10) * ripple) ** 2)))
 
 
 def test_the_path_is_that_of_the_least_distance() -> None:
