@@ -81,10 +81,13 @@ class SpeakTask:
 
         `slots`: sentences that are computed at a time.
         """
-        where, _ = place(device, dtype)
+        return cls.of(base, read_vits(base.folder, place(device, dtype)[0]), slots)
+
+    @classmethod
+    def of(cls, base: Base, model: Any, slots: int = 8) -> Self:
+        """The same on a base that is read already."""
         facts = voice_facts(base.folder)
         symbols = Symbols.read(base.folder, base.name)
-        model = read_vits(base.folder, where)
         speakers = facts.get("speakers") or {}
         if not speakers:
             count = int(model.config.num_speakers)

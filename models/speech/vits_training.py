@@ -65,11 +65,12 @@ class TrainedTable(nn.Module):
 
     numbers: Tensor
 
-    def __init__(self, table: nn.Embedding, numbers: Sequence[int]) -> None:
+    def __init__(self, table: nn.Embedding, numbers: Sequence[int], rows: Tensor) -> None:
+        """The rows of these numbers start as `rows`; the table itself is not changed."""
         super().__init__()
         self.table = table
         self.register_buffer("numbers", torch.tensor(list(numbers), device=table.weight.device), persistent=False)
-        self.rows = nn.Parameter(table.weight.detach()[self.numbers].clone())
+        self.rows = nn.Parameter(rows)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(N, T) -> (N, T, W)."""
@@ -128,13 +129,13 @@ class TrainableVoice(PeftTrainable):
             raise UsageError(f"method.kind {kind.kind}: adapters of voices are trained by lora.")
         table = self._vits.text_encoder.embed_tokens
         numbers = self.symbols.numbers
-        with torch.no_grad():
-            for sign in self.learned:
-                near = [numbers[one] for one in self.symbols.near(sign)]
-                if sign not in self.symbols.trained and near:
-                    table.weight[numbers[sign]] = table.weight[near].mean(0)
+        rows = table.weight.detach()[[numbers[sign] for sign in self.learned]].clone()
+        for at, sign in enumerate(self.learned):
+            near = [numbers[one] for one in self.symbols.near(sign)]
+            if sign not in self.symbols.trained and near:
+                rows[at] = table.weight.detach()[near].mean(0)
         encoder = self._vits.text_encoder
-        encoder.embed_tokens = TrainedTable(table, [numbers[sign] for sign in self.learned])
+        encoder.embed_tokens = TrainedTable(table, [numbers[sign] for sign in self.learned], rows)
         encoder.encoder.layerdrop = 0.0  # it draws from numpy's random state, which no seed here sets
         for module in encoder.modules():  # the base's own dropout; that of an adapter is in its kind
             if isinstance(module, nn.Dropout):
@@ -236,9 +237,11 @@ class TrainableVoice(PeftTrainable):
                     self._vits.text_encoder.embed_tokens.rows[at] = theirs[sign].to(self.device)
 
     def served(self) -> SpeakTask:
-        """The base as a `SpeakTask`, read anew: the rows of its symbols were changed."""
-        without_peft(self.model)
-        return SpeakTask.load(self.base, str(self.device))
+        """The base as a `SpeakTask` on the same weights."""
+        model: Any = without_peft(self.model)
+        if isinstance(table := model.text_encoder.embed_tokens, TrainedTable):
+            model.text_encoder.embed_tokens = table.table
+        return SpeakTask.of(self.base, model.eval().requires_grad_(False))
 
 
 class _Trained(nn.Module):

@@ -7,6 +7,7 @@ What is replaced is listed here and nowhere else; the commands themselves are ru
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from kauli.models.bases.find import find_base, known_bases
 from kauli.models.bases.packages import fetch_package
 from kauli.models.languages import display_name
 from kauli.models.speech.watermark import PACKAGE
-from kauli.training import compare, recipe_file, train
+from kauli.training import compare, posterior, recipe_file, train
 from kauli.training.data import starter, topics
 from kauli.training.data.groups import media_key, short_hash
 from kauli.training.data.schema import SCHEMA, write_parquet
+from kauli.training.evaluation.acoustics import MOS
 from support.picture_adapters import png
 from support.speech_adapters import encoded, sound, wav
 
@@ -53,10 +55,11 @@ ADAPTERS = ("text-sw", "describe-multi", "head-topics", "transcribe-be", "descri
 
 def make_home(patch: pytest.MonkeyPatch, home: Path) -> None:
     """Point KAULI_HOME to `home` and fill it; replace what would take minutes, a download or Ray."""
-    mark = fetch_package(PACKAGE)
+    packages = [fetch_package(one) for one in (PACKAGE, MOS)]
     patch.setenv("KAULI_HOME", str(home))
     (home / "packages").mkdir(parents=True, exist_ok=True)
-    (home / "packages" / mark.name).symlink_to(mark)
+    for package in packages:
+        (home / "packages" / package.name).symlink_to(package)
     for name in ("KAULI_STORAGE", "KAULI_API_KEYS", "KAULI_ADMIN_KEYS", "KAULI_HOST", "KAULI_PORT", "KAULI_BASES"):
         patch.delenv(name, raising=False)
     for name in ("NO_PROXY", "no_proxy"):  # what the documents send goes to this machine
@@ -103,6 +106,7 @@ def _shorten(patch: pytest.MonkeyPatch) -> None:
         return compare_all(recipes, 1, storage, **options)
 
     patch.setattr(recipe_file, "parse_recipe", parse_short)
+    patch.setattr(posterior, "DEFAULT", replace(posterior.SMALL, seconds=2.0, steps=2))
     patch.setattr(compare, "compare", compare_once)
     patch.setattr(train, "train", run_here)
     patch.setattr(compare, "train", run_here)

@@ -125,7 +125,7 @@ def test_known_bases_are_pinned_and_licensed() -> None:
             ["Unknown base 'smollm2-135m'", "Did you mean 'smollm2-135m-q4'?", "debug", "org/name"],
         ),
         ("", "text", ["Unknown base ''"]),
-        ("./no/such/folder", "text", ["Unknown base", "folder that exists"]),
+        ("./no/such/folder", "text", ["Unknown base", "a folder, or a voice's .onnx file that exists"]),
         ("debug", "sing", ["no debug base for the task 'sing'", "text"]),
         ("smollm2-135m-q4", "speak", ["is for the task text, not 'speak'"]),
     ],

@@ -177,9 +177,9 @@ def test_any_blocks_together(seed: int) -> None:
 def test_a_long_document_is_read_in_time(text: str) -> None:
     begin = time.process_time()
     document = opened(text)
-    assert time.process_time() - begin < 2
+    assert time.process_time() - begin < 6
     for one in document.segments:
         document.fill(one.id, "- word", draft=True)
     begin = time.process_time()
     document.write()
-    assert time.process_time() - begin < 2
+    assert time.process_time() - begin < 6

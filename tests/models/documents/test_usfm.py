@@ -199,9 +199,9 @@ def test_a_large_book_is_read_in_time(text: str) -> None:
     text = f"\\id GEN\n\\p {text}"
     begin = time.process_time()
     document = opened(text)
-    assert time.process_time() - begin < 3
+    assert time.process_time() - begin < 9
     for one in document.segments:
         document.fill(one.id, one.source, draft=True)
     begin = time.process_time()
     document.write()
-    assert time.process_time() - begin < 3
+    assert time.process_time() - begin < 9
