@@ -123,7 +123,7 @@ def _texts(effort: Effort) -> list[tuple[str, str]]:
         sources: dict[str, dict[str, None]] = {}
         for row in load_data("starter", [tag]).rows(split="train", languages=[tag], columns=["text", "source"]):
             text = row["text"] or ""
-            if 8 < len(text) <= _LONGEST and not regex.search(r"\p{N}", text):
+            if 3 < len(text) <= _LONGEST and not regex.search(r"\p{N}", text):
                 sources.setdefault(row["source"], {})[text] = None
         for _, texts in sorted(sources.items()):
             found += [(tag, text) for text in sorted(texts, key=short_hash)[:80]]
@@ -194,6 +194,8 @@ def _varied(samples: Any, draw: np.random.Generator) -> Any:
 
 def _taught(spoken: _Spoken, effort: Effort, work: Path, made_of: str, base: Base, hearing: str) -> Posterior:
     """The network, trained from the work folder's checkpoint on."""
+    if not spoken.frames:
+        raise UsageError(f"the starter data hold no text in {', '.join(effort.languages)} for '{base.name}' to speak.")
     rate = _rate_of(base)
     inputs = [[at_frames(states.float(), len(frames), rate, speed).half() for states, speed in views]
               for frames, views in zip(spoken.frames, spoken.views, strict=True)]  # fmt: skip
