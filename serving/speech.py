@@ -13,7 +13,9 @@ from kauli.models.errors import UsageError, nearest
 from kauli.models.media.encode import RATE
 from kauli.models.requests import SpeechRequest, Voice
 from kauli.models.speech.chunking import Segment
+from kauli.models.speech.espeak import espeak_languages
 from kauli.models.speech.subtitles import as_srt, as_vtt, cues
+from kauli.models.text.detection import detect
 from kauli.serving.events import Failed, Refused, SpeechStarted
 from kauli.serving.routing import Route
 
@@ -25,6 +27,8 @@ TIMES = {"vtt": "text/vtt", "srt": "application/x-subrip", "textgrid": "text/pla
 
 ESPEAK = "espeak"
 """The voice that is no model's."""
+
+_TELLING = 30  # characters of a text in Latin letters whose language is detected
 
 Samples = npt.NDArray[np.float32]
 
@@ -97,6 +101,17 @@ class Speech:
 def spoken_by(route: Route, voice: str | None) -> Route:
     """Who speaks, where a voice is named: eSpeak takes no adapter."""
     return replace(route, adapter=None) if voice == ESPEAK else route
+
+
+def spoken_language(text: str) -> str | None:
+    """The language of a text that names none, among those of eSpeak; None for one too short to tell.
+
+    Raises SourceUnavailable where what tells languages apart can't be fetched.
+    """
+    if len(text) < _TELLING and text.isascii():
+        return None
+    found = detect(text, espeak_languages())
+    return found[0][0] if found else None
 
 
 def unknown_voice(name: str, known: Sequence[str]) -> Failed:

@@ -54,14 +54,15 @@ def speak(
     from kauli.models.media.encode import RATE, encoded
     from kauli.models.requests import SpeechRequest
     from kauli.serving.local import Local
-    from kauli.serving.speech import provenance, spoken_by
+    from kauli.serving.speech import provenance, spoken_by, spoken_language
 
     form, times = format_of(out), _times_of(words)
     asked = whole(stdin_text() if text == "-" else text, "the text")
     pairs = tuple(_lexicon(lexicon).items()) if lexicon else ()
-    request = SpeechRequest(asked, language, voice, speed, seed, pairs)
     with Local(storage or default_storage()) as local:
-        route = spoken_by(local.choose("speak", model, language, allow_base=True), voice)
+        asked_in = language or (spoken_language(asked) if model == "speak" else None)
+        route = spoken_by(local.choose("speak", model, asked_in, allow_base=True), voice)
+        request = SpeechRequest(asked, route.language, voice, speed, seed, pairs)
         said, samples = local.speak(route, request)
     note(f"{said.voice.id} of {route.model} speaks {said.language}: {len(samples) / RATE:.1f} s")
     if said.unread:

@@ -45,6 +45,8 @@ class Settings(BaseModel):
     """Whose voice it was trained for, a voice of the base."""
     synthetic: float = Field(ge=0, le=1)
     """The share of its training clips that no person spoke."""
+    consent: str | None = None
+    """By whose leave its recordings were used; None: by the licences in its card."""
 
 
 class DurationHead(nn.Module):

@@ -141,7 +141,8 @@ def latents(model: VitsModel, utterances: Sequence[Utterance], mixer: VoiceMixer
         assert mixer is not None
         rows = torch.tensor([row for row, one in enumerate(adapters) if one == key], device=device)
         own = mixer[key].durations(states[rows].transpose(1, 2), mask[rows].transpose(1, 2))
-        durations[rows] = _whole(torch.exp(own) / speeds[rows] * there[rows])
+        # It learned lengths as they were recorded: the base's own pace is no part of them
+        durations[rows] = _whole(torch.exp(own) * config.speaking_rate / speeds[rows] * there[rows])
     durations[:, 0] += (durations.sum(1) == 0).long()  # a sound of no length can't be decoded
     counts = durations.sum(1).tolist()
     means = _spread(encoded.prior_means, durations, max(counts))

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -27,9 +28,11 @@ from kauli.models.speech.alignment import aligned
 from kauli.models.speech.reading import read
 from kauli.models.speech.sounds import Symbols
 from kauli.models.speech.speak import SpeakTask
-from kauli.models.speech.vits_adapter import HEAD, ROWS, SETTINGS, VOICE, DurationHead, read_settings
+from kauli.models.speech.vits_adapter import HEAD, ROWS, SETTINGS, TEXT_ENCODER, VOICE, DurationHead, read_settings
 from kauli.models.speech.vits_model import read_vits, voice_facts
 
+TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "conv_1", "conv_2", "project")
+"""Modules of the text encoder that get a LoRA, where a recipe does not say otherwise."""
 NOISE = 0.5
 """Spread of the sound of an adapter's speech, of that which it learned."""
 _DURATIONS = 0.2  # weight of the durations' loss: the head is apart, so this sets its share of the clipped gradient
@@ -87,6 +90,8 @@ class TrainableVoice(PeftTrainable):
         """The sounds that get rows of their own."""
         self.synthetic = 0.0
         """The share of the clips that no person spoke: for the adapter's settings."""
+        self.consent: str | None = None
+        """By whose leave the recordings are used: the same."""
         self._durations: DurationHead | None = None
         self._known = symbols
 
@@ -119,9 +124,10 @@ class TrainableVoice(PeftTrainable):
 
     def learn_sounds(self, texts: Iterable[tuple[str, str]], languages: Sequence[str]) -> None:
         """Set the languages, and the sounds to learn: those of (text, language) pairs. Called once, before `attach`."""
-        self._known = self.symbols.with_trained(set(self.symbols.numbers) - set("_^$"))
-        self.languages = tuple(languages)
+        self.languages, every = tuple(languages), set(self.symbols.numbers) - set("_^$")
+        self._known = self.symbols.with_trained(every)
         self.learned = tuple(sorted({sign for text, tag in texts for sign in self.symbols_of(text, tag)}))
+        self._known = self.symbols.with_trained(self.learned)  # as a text is read when the adapter is served
 
     def attach(self, kind: AdapterKind) -> None:
         """A fresh adapter; a sound that the base was not trained on starts as the nearest that it was."""
@@ -144,6 +150,13 @@ class TrainableVoice(PeftTrainable):
                 module.dropout = 0.0
         self._durations = DurationHead(table.embedding_dim).to(self.device)
         super().attach(kind)
+        outside = [name for name, one in self._vits.named_modules()
+                   if isinstance(one, BaseTunerLayer) and not name.startswith(TEXT_ENCODER)]  # fmt: skip
+        if outside:
+            raise UsageError(
+                f"method.targets: '{outside[0]}' is no part of the text encoder, which is all that an adapter of a "
+                f"voice may change: name modules of it, such as {', '.join(TARGETS)}."
+            )
 
     @property
     def trained(self) -> nn.Module:
@@ -215,7 +228,7 @@ class TrainableVoice(PeftTrainable):
         save_file({name: one.detach().cpu().contiguous() for name, one in tensors.items()}, folder / VOICE)
         settings = {
             "languages": self.languages, "symbols": self.learned, "noise": NOISE, "voice": self.voice,
-            "synthetic": round(self.synthetic, 4),
+            "synthetic": round(self.synthetic, 4), "consent": self.consent,
         }  # fmt: skip
         text = json.dumps(settings, ensure_ascii=False, indent=1)
         (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")

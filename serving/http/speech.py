@@ -20,7 +20,7 @@ from kauli.serving.http.answers import error_body, route_headers, sse
 from kauli.serving.http.bodies import ApiError, JsonBody, ignored_header
 from kauli.serving.http.dialogue import add_dialogue
 from kauli.serving.http.schemas import Speed, VoiceId, VoiceName
-from kauli.serving.speech import TIMES, Samples, Speech, provenance, spoken_by
+from kauli.serving.speech import TIMES, Samples, Speech, provenance, spoken_by, spoken_language
 
 _MOST_WORDS = 1000  # of a request's lexicon
 _JSON_AUDIO = "mp3"
@@ -72,7 +72,10 @@ def add_speech(app: FastAPI, backends: Backends) -> None:
             text = f"stream_format is for audio, not for response_format {body.response_format}"
             raise ApiError(400, text, "invalid_value", "stream_format")
         named = body.voice.id if isinstance(body.voice, VoiceId) else body.voice
-        route = spoken_by(await backends.route("speak", body.model, body.language, allow_base=True), named)
+        language = body.language
+        if language is None and body.model == "speak":  # it chooses the adapter
+            language = await asyncio.to_thread(spoken_language, body.input)
+        route = spoken_by(await backends.route("speak", body.model, language, allow_base=True), named)
         request = SpeechRequest(
             body.input, route.language, named, body.speed, body.seed, tuple(body.lexicon.items())
         )  # fmt: skip

@@ -13,17 +13,14 @@ from dataclasses import dataclass, replace
 from kauli.models.bases.find import Base
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.requests import SpeechRequest, Voice
-from kauli.models.speech.espeak import espeak_languages
 from kauli.models.speech.reading import Reading, Sentence
 from kauli.models.speech.speak import Job, SpeakTask
 from kauli.models.speech.watermark import watermark
-from kauli.models.text.detection import detect
 from kauli.serving.events import Failed, Refused, SpeechEvent, SpeechStarted, internal_error
 from kauli.serving.settings import ServeArgs
+from kauli.serving.speech import spoken_language
 from kauli.serving.workers.adapters import AdapterWorker
 from kauli.serving.workers.worker import load_task
-
-_DETECTED = 30  # characters of a text whose language is detected
 
 
 @dataclass(eq=False)
@@ -108,9 +105,8 @@ class Speaker(AdapterWorker):
 
     def _read(self, request: SpeechRequest, adapter: str | None) -> tuple[Reading, str]:
         """The sentences of a text and its language, which is detected where a longer text names none."""
-        if request.language is None and (len(request.text) >= _DETECTED or not request.text.isascii()):
-            found = detect(request.text, espeak_languages())
-            request = replace(request, language=found[0][0] if found else None)
+        if request.language is None:
+            request = replace(request, language=spoken_language(request.text))
         if request.language is not None:  # apart from what is wrong with a text: no other text would be spoken
             try:
                 self._task.check_language(request.language, self._task.voice(request.voice))

@@ -288,8 +288,7 @@ def mixed(options: argparse.Namespace) -> str:
     import torch
 
     from kauli.models.adapters.kinds.lora import Lora
-    from kauli.models.speech.vits_training import TrainableVoice
-    from kauli.training.tasks.speak import TARGETS
+    from kauli.models.speech.vits_training import TARGETS, TrainableVoice
 
     base = find_base(options.base, task="speak")
     task: SpeakTask = load_served("speak", base)

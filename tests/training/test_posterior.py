@@ -1,4 +1,4 @@
-"""The posterior encoder of a voice: it learns, it goes on after a kill with the same result, it is made once."""
+"""The posterior encoder of a voice: it learns, a killed run resumes with the same result, and it is made once."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from scipy.fft import dct
-from torchaudio.functional import melscale_fbanks
 
 from kauli.models.bases.packages import Package, fetch_package
 from kauli.models.media.decode import RATE
@@ -16,7 +15,8 @@ MOS = Package(
 )  # fmt: skip
 _MOS_SECONDS = 9.01
 _POLYNOMIAL = (-0.06766283, 1.11546468, 0.04602535)  # of DNSMOS P.835, overall
-_FRAME, _HOP = RATE * 32 // 1000, RATE // 100
+FRAMES_PER_SECOND = 100
+_FRAME, _HOP = RATE * 32 // 1000, RATE // FRAMES_PER_SECOND
 _MELS, _CEPSTRA = 40, 13
 _LOWEST, _HIGHEST = 60.0, 420.0  # Hz, of a voice
 _VOICED = 0.2  # of the normalised difference: YIN's threshold is 0.1 for clean speech
@@ -44,9 +44,14 @@ class Dnsmos:
 
 def cepstra(samples: Any) -> Any:
     """(F, 13) mel cepstra of samples (n,) at 16 kHz, 100 a second, without the level: see `of_spectra`."""
+    return of_spectra(mel_spectra(samples))
+
+
+def mel_spectra(samples: Any) -> Any:
+    """(F, 40) natural logarithms of the power in mel bands of samples (n,) at 16 kHz, 100 a second."""
     frames = _frames(samples) * np.hanning(_FRAME)
     power = np.abs(np.fft.rfft(frames, axis=1)) ** 2
-    return of_spectra(np.log(np.maximum(power @ _bank(), 1e-8)))
+    return np.log(np.maximum(power @ _bank(), 1e-8))
 
 
 def of_spectra(logs: Any) -> Any:
@@ -129,4 +134,6 @@ def _frames(samples: Any) -> Any:
 
 @cache
 def _bank() -> Any:
+    from torchaudio.functional import melscale_fbanks  # here: a stored report is drawn without torch
+
     return melscale_fbanks(_FRAME // 2 + 1, 20.0, RATE / 2, _MELS, RATE, norm="slaney").double().numpy()

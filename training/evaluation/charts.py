@@ -5,15 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import isfinite
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kauli.models.adapters.certificate import Certificate
+from kauli.models.media.decode import RATE
 from kauli.models.metrics import METRICS, metric_of
+from kauli.training.evaluation.acoustics import FRAMES_PER_SECOND, mel_spectra
 from kauli.training.evaluation.intervals import Interval
 
+_DYNAMIC = 12.0  # natural logarithms of power that a spectrogram shows: 52 dB
 INK, MUTED, LINE, ADAPTER, BASE = "#1d2433", "#667085", "#e4e7ec", "#0b6e5b", "#98a2b3"
 
 
@@ -66,6 +70,23 @@ def learning_curve(curve: Sequence[Sequence[float | None]], metric: str) -> Draw
         axes.annotate(f"{last[1]:.2f}", last, xytext=(7, 0), textcoords="offset points", va="center", color=colour)
     words = "; ".join(f"{title}: from {points[0][1]:.2f} to {points[-1][1]:.2f}" for title, points, _ in drawn)
     return _draw(figure, f"Learning curve. {words}.")
+
+
+def spectrograms(sounds: Mapping[str, Any]) -> Drawing:
+    """Mel spectrograms of samples (n,) at 16 kHz one below another, on one time axis, each under its system's name."""
+    figure = Figure(figsize=(7.2, 1.1 * len(sounds)), layout="constrained")
+    panels = figure.subplots(len(sounds), 1, squeeze=False, sharex=True)[:, 0]
+    for axes, (name, samples) in zip(panels, sounds.items(), strict=True):
+        logs = mel_spectra(samples)
+        axes.imshow(
+            logs.T, origin="lower", aspect="auto", cmap="magma", extent=(0, len(logs) / FRAMES_PER_SECOND, 0, 1),
+            vmin=logs.max() - _DYNAMIC, vmax=logs.max(),
+        )  # fmt: skip
+        axes.set_yticks([])
+        axes.set_title(name, loc="left", fontsize=9, color=INK)
+    panels[-1].set_xlabel("seconds")
+    panels[-1].set_xlim(0, max(len(samples) for samples in sounds.values()) / RATE)
+    return _draw(figure, f"Spectrograms of {', '.join(sounds)}.")
 
 
 def calibration(certificates: Mapping[str, Certificate]) -> Drawing | None:

@@ -229,6 +229,7 @@ def _sample(one: Sample) -> dict[str, Any]:
         "reference": one.reference,
         "answers": [("adapter", one.adapter), ("base", one.base)],
         "audio": [(name, f"data:audio/mpeg;base64,{b64encode(sound).decode()}") for name, sound in one.audio],
+        "drawing": one.drawing,
         "image": f"data:{media_type(one.image)};base64,{b64encode(one.image).decode()}" if one.image else "",
     }
 

@@ -78,6 +78,8 @@ class Sample:
     """The row's image, encoded."""
     audio: tuple[tuple[str, bytes], ...] = ()
     """(system, its speech as mp3)."""
+    drawing: str = ""
+    """Of the speech: an image as a data URI."""
 
 
 @dataclass(frozen=True)

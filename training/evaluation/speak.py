@@ -7,12 +7,14 @@ the decoder, which is as good as an adapter can learn. A judge's loop counts as 
 
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from kauli.models.bases.find import find_base
-from kauli.models.languages import nfc
+from kauli.models.errors import UsageError
+from kauli.models.languages import display_name, nfc
 from kauli.models.media.decode import RATE
 from kauli.models.media.encode import RATE as SPOKEN_RATE
 from kauli.models.media.encode import encoded
@@ -24,6 +26,7 @@ from kauli.models.speech.speak import ESPEAK, Job
 from kauli.models.speech.vits_model import Latent, sound
 from kauli.models.tasks import load_served
 from kauli.training.evaluation.acoustics import Dnsmos, distortion, melody_error
+from kauli.training.evaluation.charts import spectrograms
 from kauli.training.evaluation.error_rates import character_edits, normalised
 from kauli.training.evaluation.intervals import difference
 from kauli.training.evaluation.request import ADAPTER, MAX_CHARS_PER_SECOND, EvalRequest
@@ -59,7 +62,7 @@ def evaluate_speak(request: EvalRequest) -> EvalResult:
     recordings = [trimmed(np.asarray(row["samples"])) for row in rows]
     audio |= {RECORDING: recordings, COPY: _copies(task, listener, recordings)}
     judge, mos = load_judge(request.judge), listening(request.judge)
-    heard = {name: transcripts(judge, clips, rows) for name, clips in audio.items()}
+    heard = {name: transcripts(judge, clips, rows, request.base_languages) for name, clips in audio.items()}
     for tag, kind, mine in by_language(rows):
         places = [at for at, row in enumerate(rows) if any(row is one for one in mine)]
         groups = [row["group"] for row in mine]
@@ -74,6 +77,10 @@ def evaluate_speak(request: EvalRequest) -> EvalResult:
             if name in factor:
                 scored["rtf"] = [factor[name][at] for at in places]
             systems.add(name, {tag: {kind + metric: tally(metric, groups, one) for metric, one in scored.items()}})
+    systems.notes += [
+        f"{request.judge} does not know {tag} and was asked for {request.base_languages[tag]}"
+        for tag in request.tags if tag in request.base_languages
+    ]  # fmt: skip
     systems.notes += [
         f"the judge of speech is {request.judge}: it makes errors with people too, see the row 'recording'",
         "the mel-cepstral distortion and the melody are those of two different readers: compare systems by them alone",
@@ -97,6 +104,18 @@ def once(rows: Sequence[Row]) -> list[Any]:
     return [row for row in rows if row is first[row["language"], nfc(row["text"]).casefold()]]
 
 
+def check_judge(request: EvalRequest) -> None:
+    """Raise UsageError where the judge does not know a language, and no other is named to ask it for."""
+    known = load_judge(request.judge).languages()
+    for tag in request.tags:
+        asked = request.base_languages.get(tag, tag)
+        if known and asked not in known and asked.split("-")[0] not in known:
+            raise UsageError(
+                f"speak.judge: {request.judge} does not know {display_name(asked)} ({asked}): name a related language, "
+                f"such as --set 'speak.judge_languages={{{tag}: kk}}', or another judge. It knows {', '.join(known)}."
+            )
+
+
 def load_judge(name: str) -> Any:
     """A base for `transcribe` that listens."""
     return load_served("transcribe", find_base(name, task="transcribe"))
@@ -107,10 +126,13 @@ def listening(judge: str) -> Dnsmos | None:
     return None if judge.startswith("debug") else Dnsmos()
 
 
-def transcripts(judge: Any, clips: Sequence[Any], rows: Sequence[Row]) -> list[str]:
-    """What a recogniser hears in each clip (n,) at 16 kHz."""
+def transcripts(
+    judge: Any, clips: Sequence[Any], rows: Sequence[Row], instead: Mapping[str, str] = MappingProxyType({})
+) -> list[str]:  # fmt: skip
+    """What a recogniser hears in each clip (n,) at 16 kHz; `instead`: a language -> the one to ask it for."""
     longest = int(judge.seconds * RATE)
-    requests = [TranscriptionRequest(clip[:longest], row["language"]) for clip, row in zip(clips, rows, strict=True)]
+    tags = [instead.get(row["language"], row["language"]) for row in rows]
+    requests = [TranscriptionRequest(clip[:longest], tag) for clip, tag in zip(clips, tags, strict=True)]
     return [clean(text) for text in generate(judge, requests, [None] * len(requests))]
 
 
@@ -128,7 +150,9 @@ def understood(texts: Sequence[str], heard: Sequence[str], language: str) -> dic
     return capped | {"looped": [[float(looped(one)), 1.0] for one in heard]}
 
 
-def worse_speech(served: Any, adapter: str, rows: Sequence[Row], judge: str) -> str | None:
+def worse_speech(
+    served: Any, adapter: str, rows: Sequence[Row], judge: str, instead: Mapping[str, str]
+) -> str | None:  # fmt: skip
     """Why an adapter's speech is not better than its base's on these rows, as the end of a sentence; None where it is.
 
     It has to be understood better: fewer errors of sounds, with a 95 % interval over texts; and to sound as clean.
@@ -138,7 +162,7 @@ def worse_speech(served: Any, adapter: str, rows: Sequence[Row], judge: str) -> 
     errors, clean_ = [], []
     for key in (adapter, None):
         clips = [speak(served, row, key)[0] for row in rows]
-        heard = transcripts(listener, clips, rows)
+        heard = transcripts(listener, clips, rows, instead)
         scored = [
             understood([clean(row["text"])], [text], row["language"])["phoneme_error"][0]
             for row, text in zip(rows, heard, strict=True)
@@ -193,14 +217,16 @@ def _show(
 ) -> None:  # fmt: skip
     for at, row in enumerate(rows):
         text = clean(row["text"])
+        heard_of = {name: audio[name][at] for name in (ADAPTER, BASE, RECORDING, COPY)} if at < _SHOWN else {}
         players = tuple(
-            (name, encoded(resampled([audio[name][at]], RATE, SPOKEN_RATE), "mp3", f"{name} of an evaluation"))
-            for name in (ADAPTER, BASE, RECORDING, COPY) if at < _SHOWN
-        )  # fmt: skip
+            (name, encoded(resampled([samples], RATE, SPOKEN_RATE), "mp3", f"{name} of an evaluation"))
+            for name, samples in heard_of.items()
+        )
         systems.samples.append(
             Sample(
                 id=row["id"], language=row["language"], source=source_of(row), prompt="(what the judge heard)",
                 reference=text, base=heard[BASE][at], adapter=heard[ADAPTER][at],
                 chrf=sentence_chrf(heard[ADAPTER][at], text), audio=players,
+                drawing=spectrograms(heard_of).uri if heard_of else "",
             )
         )  # fmt: skip

@@ -145,7 +145,7 @@ def work(
         served = _as_in_service(task, base, device, fitted)
         request = request_of(draft, adapter, base, dataset)
         result = task.evaluate(replace(request, limit=job.generated, scored=job.scored, served=served))
-        fault = task.fault(served, fitted.state, fitted.examples)
+        fault = task.fault(recipe, served, fitted.state, fitted.examples)
     return Outcome(finished_card(draft, recipe, fitted, result), result, fault, tuple(notes.told))
 
 

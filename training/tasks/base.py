@@ -230,7 +230,7 @@ class TrainingTask(ABC):
         """Rows of a split answered and scored, for a certificate: about `request.limit`; of tasks that have one."""
         raise NotImplementedError
 
-    def fault(self, served: Any, state: "TrainState", examples: Examples) -> str | None:
+    def fault(self, recipe: Any, served: Any, state: "TrainState", examples: Examples) -> str | None:
         """Why a run must not become `latest`, as the end of a sentence; None where it may.
 
         `served` holds the adapter, as it was written, under the key `kauli.training.evaluation.request.ADAPTER`.

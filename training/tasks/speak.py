@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import regex
@@ -18,24 +17,22 @@ from kauli.models.errors import UsageError
 from kauli.models.frozen import FrozenModel
 from kauli.models.speech.espeak import espeak_voice
 from kauli.models.speech.sounds import Symbols
-from kauli.models.speech.vits_training import TrainableVoice, VoiceExample
+from kauli.models.speech.vits_training import TARGETS, TrainableVoice, VoiceExample
 from kauli.models.tasks import load_trainable
 from kauli.training.data.dataset import Dataset
+from kauli.training.data.media_check import QUIET, media_facts
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
-from kauli.training.evaluation.speak import evaluate_speak, spoken_rows, worse_speech
+from kauli.training.evaluation.speak import check_judge, evaluate_speak, spoken_rows, worse_speech
 from kauli.training.features.audio import audio_rows
 from kauli.training.features.left_out import LeftOut
 from kauli.training.features.voices import VIEWS, Listener, voice_frames
 from kauli.training.loop.checkpoint import TrainState
-from kauli.training.loop.session import Run
 from kauli.training.posterior import posterior_of
 from kauli.training.recipe import Recipe, method_of
-from kauli.training.tasks.base import Examples, Fitted, Learner, Row, TrainingTask
+from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, made_up_rows, weighted
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "conv_1", "conv_2", "project")
-"""Modules of the text encoder that get a LoRA, where a recipe does not say otherwise."""
 _WRITTEN = regex.compile(r"[\p{N}\p{Sc}%]")  # which a reader may say in ways that eSpeak does not
 
 
@@ -49,6 +46,10 @@ class SpeakSection(FrozenModel):
     that learned single words alone does not speak sentences."""
     judge: str = "whisper-base"
     """The base for `transcribe` that listens to the speech."""
+    judge_languages: dict[str, str] = Field(default={})
+    """A language that the judge does not know -> a related one in which it is asked to write."""
+    consent: str | None = None
+    """By whose leave the recordings are used; needed for recordings whose rows name no licence."""
 
 
 class SpeakRecipe(Recipe):
@@ -71,8 +72,9 @@ class SpeakLearner(Learner):
         self.voice = task
         budget = recipe.train
         rows, other = weighted(examples.train, budget.source_weights), examples.validation
-        task.learn_sounds([(row["text"], row["language"]) for row in (*rows, *other)], recipe.language)
+        task.learn_sounds([(row["text"], row["language"]) for row in rows], recipe.language)
         task.synthetic = sum(bool(row["synthetic"]) for row in rows) / max(1, len(rows))
+        task.consent = recipe.speak.consent
         frames = voice_frames(listener, task.base.sha256, [*rows, *other])
         left_out = LeftOut("train", examples.place)
         self.clips: list[list[VoiceExample]] = []
@@ -92,12 +94,10 @@ class SpeakLearner(Learner):
             )
         self.lengths = [len(one[0].frames) for one in self.clips]
         self.notes = tuple(left_out.notes(len(self.clips), "clips"))
-        self._validation = {
-            bare: [one for row in other if task.fits(one := self._examples(row, frames, bare)[0])]
-            for bare in (True, False)
-        }
-        shared = min(map(len, self._validation.values()))
-        if not shared:
+        pairs = [tuple(self._examples(row, frames, bare)[0] for bare in (True, False)) for row in other]
+        pairs = [pair for pair in pairs if all(map(task.fits, pair))]
+        self._validation = {bare: [pair[at] for pair in pairs] for at, bare in enumerate((True, False))}
+        if not pairs:
             raise UsageError(f"data '{recipe.data}': no clip of its 'validation' split has as many frames as symbols.")
 
     def _examples(self, row: Row, frames: dict[str, Tensor], bare: bool = False) -> list[VoiceExample]:
@@ -149,7 +149,6 @@ class SpeakTraining(TrainingTask):
     name = "speak"
     proved = False
     recipe = SpeakRecipe
-    _fault: str | None = None
 
     def rows(self, recipe: SpeakRecipe, dataset: Dataset, base: Base) -> Examples:
         """Rows with audio and a text without digits."""
@@ -160,10 +159,14 @@ class SpeakTraining(TrainingTask):
         limit, notes, sides, count = recipe.speak.max_chars_per_second, list[str](), [], 0
         for split in ("train", "validation"):
             found = audio_rows(dataset, split, recipe.language, limit)
+            facts = media_facts(dataset, "audio", split, recipe.language)
+            peaks = {row["id"]: facts[row["id"]].peak or 0.0 for row in found.rows}
             left_out = LeftOut(split, dataset.place)
             kept = []
             for row in found.rows:
-                if _WRITTEN.search(row["text"]):
+                if peaks[row["id"]] < QUIET:
+                    left_out.add(row["id"], "in which hardly anyone speaks", f"its peak is {peaks[row['id']]:.3f}")
+                elif _WRITTEN.search(row["text"]):
                     left_out.add(row["id"], "with digits or currency, which a reader may say in other words")
                 else:
                     kept.append(row)
@@ -171,6 +174,12 @@ class SpeakTraining(TrainingTask):
             count += (left_out.count + found.left_out.count) * (split == "train")
             sides.append(kept)
         notes += check_rows(recipe, sides, "audio with a text", notes)
+        unnamed = sum(not row["licence"] and not row["synthetic"] for row in sides[0])
+        if unnamed and not (recipe.speak.consent or "").strip():
+            raise UsageError(
+                f"{unnamed} recordings of '{recipe.data}' name no licence: say by whose leave they are used, such as "
+                "--set 'speak.consent=the reader agreed in writing, 3 May 2026', or give the rows a licence."
+            )
         validation = sorted(sides[1], key=lambda row: str(row["id"]))
         return Examples(sides[0], validation, (), dataset.sha256, tuple(notes), count, dataset.place)
 
@@ -185,31 +194,26 @@ class SpeakTraining(TrainingTask):
         return SpeakLearner(task, recipe, examples, Listener(task.model, folder))
 
     def check_measurable(self, request: EvalRequest) -> None:
-        """Audio with a text."""
+        """Audio with a text, in languages that the judge knows."""
         spoken_rows(request)
+        check_judge(request)
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """How well a recogniser understands the speech, and how clean it sounds."""
         return evaluate_speak(request)
 
-    def fit(self, run: Run, folder: Path) -> Fitted | None:
-        """Train; then have the judge listen to validation texts, whose verdict `fault` gives."""
-        fitted = super().fit(run, folder)
-        if fitted is not None:
-            assert isinstance(run.recipe, SpeakRecipe)
-            fitted.served.add_adapter(ADAPTER, folder)
-            self._fault = worse_speech(fitted.served, ADAPTER, fitted.examples.validation, run.recipe.speak.judge)
-            fitted.served.remove_adapter(ADAPTER)
-        return fitted
-
-    def fault(self, served: Any, state: TrainState, examples: Examples) -> str | None:
-        """Also where a recogniser understands the speech no better than the base's."""
-        return super().fault(served, state, examples) or self._fault
+    def fault(self, recipe: SpeakRecipe, served: Any, state: TrainState, examples: Examples) -> str | None:
+        """Also where the judge understands the speech no better than the base's, or it sounds less clean."""
+        found = super().fault(recipe, served, state, examples)
+        section = recipe.speak
+        return found or worse_speech(served, ADAPTER, examples.validation, section.judge, section.judge_languages)
 
     def card_fields(self, recipe: SpeakRecipe, rows: Sequence[Row] = ()) -> dict[str, Any]:
         """The limit of speech, and the base that judges."""
         return {
             "evaluation": EvaluationSettings(
-                max_chars_per_second=recipe.speak.max_chars_per_second, judge=recipe.speak.judge
+                max_chars_per_second=recipe.speak.max_chars_per_second,
+                judge=recipe.speak.judge,
+                base_languages=recipe.speak.judge_languages,
             )
         }

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,17 @@ def test_what_is_served_is_what_was_trained(tmp_path: Path) -> None:
     torch.testing.assert_close(found.prior_log_variances, wanted.prior_log_variances, atol=1e-5, rtol=1e-4)
     own = task._mixer["be"].durations(found.last_hidden_state, mask)
     torch.testing.assert_close(own, lengths, atol=1e-5, rtol=1e-4)
+
+
+def test_an_adapter_has_a_pace_of_its_own(folders: dict[str, Path]) -> None:
+    task = task_of()
+    task.add_adapter("sw", folders["sw"])
+    [usual] = latents(task.model, [utterance(task, "sw", "sw")], task._mixer)
+    task.model.config.speaking_rate = 2.0  # the base's: its adapter learned lengths as they were recorded
+    [same] = latents(task.model, [utterance(task, "sw", "sw")], task._mixer)
+    assert same.durations.tolist() == usual.durations.tolist()
+    [fast] = latents(task.model, [replace(utterance(task, "sw", "sw"), speed=2.0)], task._mixer)
+    assert sum(fast.durations) == pytest.approx(sum(usual.durations) / 2, abs=1)
 
 
 def test_plain_peft_loads_the_lora_on_the_vits_of_transformers(folders: dict[str, Path]) -> None:

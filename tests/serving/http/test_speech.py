@@ -74,6 +74,7 @@ def test_an_adapter_speaks_its_language_and_the_base_all_others(
     by_adapter = say(client, input=TEXT, language="sw", response_format="wav")
     assert by_adapter.headers["x-kauli-adapter"] == adapted
     assert by_adapter.headers["x-kauli-voice"] == "debug"
+    assert say(client, input=TEXT, response_format="wav").content == by_adapter.content  # its language is detected
     base = say(client, input=TEXT, language="sw", response_format="wav", model="debug-vits")
     assert "x-kauli-adapter" not in base.headers
     assert base.content != by_adapter.content

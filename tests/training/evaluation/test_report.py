@@ -4,6 +4,8 @@ import json
 import re
 import subprocess
 import sys
+from base64 import b64encode
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 
 from kauli.models.adapters.card import Attribution, BaseReference, Card, Training, Validation
 from kauli.models.metrics import METRICS
-from kauli.training.evaluation.charts import learning_curve
+from kauli.training.evaluation.charts import learning_curve, spectrograms
 from kauli.training.evaluation.report import render_report
 from kauli.training.evaluation.results import EvalResult, Sample, Scores
 from kauli.training.evaluation.scorers import Tally, score_answers, tally
@@ -193,6 +195,20 @@ def test_the_learning_curve_names_the_metric_of_the_validation(metric: str, word
     assert drawn is not None
     assert words in drawn.words
     assert "training loss (nats): from 3.00 to 1.00" in drawn.words
+
+
+def test_speech_is_heard_and_seen() -> None:
+    tone = np.sin(np.arange(16_000) / 5)
+    drawing = spectrograms({"adapter": tone, "recording": tone[:8000]})
+    assert drawing.words == "Spectrograms of adapter, recording."
+    result = made_up(["be"])
+    heard = replace(result.samples[0], audio=(("adapter", b"mp3 one"), ("recording", b"mp3 two")), drawing=drawing.uri)
+    page = render_report(replace(result, samples=(heard, *result.samples[1:])))
+    assert page.count("<audio controls") == 2
+    for content in (b"mp3 one", b"mp3 two"):
+        assert b64encode(content).decode() in page
+    assert drawing.uri in page
+    assert "<audio" not in render_report(result)
 
 
 def test_the_page_of_an_aligned_adapter_never_speaks_of_bits() -> None:
