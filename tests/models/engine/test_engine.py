@@ -2,140 +2,39 @@
 
 import math
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import AutoTokenizer
 
-from kauli.models.adapters.delta import LinearDelta
-from kauli.models.bases.find import find_base
-from kauli.models.engine.detokenize import TokenBytes
 from kauli.models.engine.engine import Engine
 from kauli.models.engine.kv_cache import SlotCache, SlotMemory, SlotPass, Span
-from kauli.models.engine.lora_batch import LoraBatch
 from kauli.models.engine.sampling import Sampling
 from kauli.models.engine.ticket import Generation, Part, Ticket
-from kauli.models.requests import Progress, TokenLogprob
-from support.random_adapters import EVERY, fresh, peft_logits, peft_model, save_adapter
+from kauli.models.requests import Progress
+from support.engines import (
+    BASES,
+    ENDS,
+    Answer,
+    ask,
+    drain,
+    greedy,
+    of_transformers,
+    prompt,
+    save_adapters,
+    serve,
+    step,
+    token_bytes,
+)
+from support.random_adapters import fresh, peft_logits
 
-BASES = ["debug", "debug-gemma", "debug-qwen"]
-ENDS = frozenset({0, 2})
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
-
-
-@dataclass
-class Served:
-    """A base and the adapters that a test may load into it."""
-
-    base: str
-    folders: dict[str, Path]
-    model: Any
-    lora: LoraBatch
-    terms: dict[str, dict[str, LinearDelta]]
-
-    def engine(self, ends: frozenset[int] = ENDS, **options: Any) -> Engine:
-        return Engine(self.model, token_bytes(), ends, self.lora, **options)
-
-
-@cache
-def token_bytes() -> TokenBytes:
-    return TokenBytes(AutoTokenizer.from_pretrained(find_base("debug").folder))
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
-    """By base the folders of its adapters."""
-    kinds = {
-        "a": {"r": 4, "target_modules": EVERY},
-        "b": {"r": 9, "target_modules": ["q_proj", "down_proj"]},
-        "c": {"r": 2, "target_modules": ["v_proj", "up_proj", "lm_head"], "use_dora": True},
-    }
-    found: dict[str, dict[str, Path]] = {}
-    for base in BASES:
-        found[base] = {}
-        for seed, (key, kind) in enumerate(kinds.items()):
-            folder = tmp_path_factory.mktemp(f"{base}-{key}")
-            found[base][key] = save_adapter(folder, base, LoraConfig(lora_alpha=8, **kind), seed)  # type: ignore[arg-type]
-    tensors = load_file(found["debug"]["a"] / "adapter_model.safetensors")
-    tensors[sorted(tensors)[0]][0, 0] = float("nan")
-    broken = found["debug"]["broken"] = tmp_path_factory.mktemp("broken")
-    (broken / "adapter_config.json").write_text((found["debug"]["a"] / "adapter_config.json").read_text())
-    save_file(tensors, broken / "adapter_model.safetensors")
-    return found
-
-
-def serve(folders: dict[str, dict[str, Path]], base: str = "debug", loaded: Iterable[str] = ()) -> Served:
-    model = fresh(base)
-    lora = LoraBatch(model, 4)
-    terms = {key: lora.read(folder) for key, folder in folders[base].items()}
-    for key in loaded:
-        lora.add(key, terms[key])
-    return Served(base, folders[base], model, lora, terms)
-
-
-@dataclass
-class Answer:
-    """What came of a request."""
-
-    text: str = ""
-    finish: str | None = None
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-
-
-def step(engine: Engine, answers: dict[Ticket, Answer]) -> None:
-    for ticket, progress in engine.step():
-        answer = answers.setdefault(ticket, Answer())
-        assert answer.finish is None
-        assert "\ufffd" not in progress.text
-        answer.text += progress.text
-        answer.finish = progress.finish
-        answer.logprobs += progress.logprobs
-        answer.tokens = list(ticket.answer)
-
-
-def drain(engine: Engine, answers: dict[Ticket, Answer] | None = None) -> dict[Ticket, Answer]:
-    answers = {} if answers is None else answers
-    while engine.busy:
-        step(engine, answers)
-    assert engine.step() == []
-    assert all(answer.finish for answer in answers.values())
-    return answers
-
-
-def ask(engine: Engine, generations: Sequence[Generation]) -> list[Answer]:
-    tickets = [engine.submit(generation) for generation in generations]
-    answers = drain(engine)
-    return [answers[ticket] for ticket in tickets]
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return random.Random(1000 * seed + length).choices(range(3, 259), k=length)
-
-
-def greedy(length: int, adapter: str | None = None, max_tokens: int = 20, seed: int = 0) -> Generation:
-    """A request that never ends early."""
-    return Generation([prompt(length, seed)], adapter, max_tokens, Sampling(ignore_eos=True))
-
-
-def of_transformers(base: str, folder: Path | None, generation: Generation) -> list[int]:
-    """The tokens that transformers' own generation gives, with PEFT's own model."""
-    ids = torch.tensor(generation.prompt)
-    found = peft_model(base, folder).generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=generation.max_tokens, do_sample=False,
-        suppress_tokens=sorted(ENDS), eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    tokens: list[int] = found[0, ids.shape[1] :].tolist()
-    return tokens
+    return save_adapters(tmp_path_factory)
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -315,68 +214,6 @@ def test_an_echoed_prompt_is_scored_as_peft_scores_it(folders: dict[str, dict[st
             assert one.bytes == token_bytes().written(one.token)
 
 
-def test_end_tokens_min_tokens_and_ignored_ends(folders: dict[str, dict[str, Path]]) -> None:
-    served = serve(folders)
-    one = replace(greedy(9), sampling=Sampling())
-    free = ask(served.engine(ends=frozenset()), [one])[0]
-    assert free.finish == "length"
-    assert len(free.tokens) == 20
-    at, end = next((at, token) for at, token in enumerate(free.tokens) if at > 3 and token not in free.tokens[:at])
-    engine = served.engine(ends=frozenset({end}))
-    (ended, longer, ignoring) = ask(
-        engine,
-        [
-            replace(one, logprobs=0),
-            replace(one, sampling=Sampling(min_tokens=at + 4)),
-            replace(one, sampling=Sampling(ignore_eos=True)),
-        ],
-    )
-    assert (ended.finish, ended.tokens) == ("stop", free.tokens[: at + 1])
-    assert b"".join(each.bytes for each in ended.logprobs[:-1]).decode(errors="ignore") == ended.text
-    assert end not in longer.tokens[: at + 4]
-    assert len(longer.tokens) >= at + 4
-    assert end not in ignoring.tokens
-    assert ignoring.finish == "length"
-
-
-def test_a_cancelled_request_gives_its_slot_to_the_next_at_once(folders: dict[str, dict[str, Path]]) -> None:
-    served = serve(folders)
-    engine = served.engine(slots=2, prompt_tokens=16)
-    answering, reading, waiting, later = (engine.submit(greedy(length)) for length in (5, 100, 30, 12))
-    answers: dict[Ticket, Answer] = {}
-    for _ in range(3):
-        step(engine, answers)
-    answering.cancelled = reading.cancelled = waiting.cancelled = True
-    step(engine, answers)
-    assert [answers[ticket].finish for ticket in (answering, reading, waiting)] == ["cancelled"] * 3
-    assert len(answers[later].tokens) == 1  # it came in and answered in the same step
-    drain(engine, answers)
-    assert answers[later].tokens == of_transformers("debug", None, later.generation)
-    assert not engine.busy
-
-
-def test_an_adapter_that_is_not_finite_fails_alone(folders: dict[str, dict[str, Path]]) -> None:
-    served = serve(folders, loaded=["a", "broken", "b"])
-    engine = served.engine(slots=4, prompt_tokens=20)
-    company = [greedy(9, "a"), greedy(5, "b"), greedy(50, "a")]
-    bad = engine.submit(greedy(30, "broken"))
-    tickets = [engine.submit(generation) for generation in company]
-    answers = drain(engine)
-    assert (answers[bad].finish, answers[bad].text, answers[bad].tokens) == ("failed", "", [])
-    for ticket in tickets:
-        key = ticket.generation.adapter or ""
-        assert answers[ticket].tokens == of_transformers("debug", served.folders[key], ticket.generation)
-    half = served.engine(slots=2, prompt_tokens=20)
-    for cancelled in (False, True):
-        ticket = half.submit(greedy(90, "broken"))
-        step(half, {})
-        ticket.cancelled = cancelled
-        assert drain(half)[ticket].finish == ("cancelled" if cancelled else "failed")
-        # The next in the slot is shorter than its company: what the failed one read lies behind its mask.
-        after, _ = ask(half, [greedy(3, "a"), greedy(60)])
-        assert after.tokens == of_transformers("debug", served.folders["a"], greedy(3, "a"))
-
-
 def test_answers_stay_right_while_the_cache_grows_and_shrinks(folders: dict[str, dict[str, Path]]) -> None:
     for base in ("debug", "debug-gemma"):
         served = serve(folders, base)
@@ -385,54 +222,6 @@ def test_answers_stay_right_while_the_cache_grows_and_shrinks(folders: dict[str,
         for wanted in ([first, longer, greedy(600)], [first]):
             answers = ask(engine, wanted)
             assert [answer.tokens for answer in answers] == [of_transformers(base, None, one) for one in wanted]
-
-
-def test_the_context_ends_an_answer_and_impossible_requests_are_refused(folders: dict[str, dict[str, Path]]) -> None:
-    served = serve(folders, loaded="a")
-    engine = served.engine(context=40)
-    (answer,) = ask(engine, [greedy(30, max_tokens=100)])
-    assert (answer.finish, len(answer.tokens)) == ("length", 10)
-    assert answer.tokens == of_transformers("debug", None, greedy(30, max_tokens=10))
-    for wrong in (greedy(40), Generation([[]]), Generation([]), greedy(3, "unknown")):
-        with pytest.raises(ValueError, match=r"prompt|loaded"):
-            engine.submit(wrong)
-    assert not engine.busy
-
-
-class Script(nn.Module):
-    """A stand-in whose greedy answer to a prompt of one token is a given text, byte by byte."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.embeddings = nn.Embedding(259, 8)
-        self.tokens = torch.tensor([byte + 3 for byte in text.encode()] + [2])
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embeddings
-
-    def forward(self, position_ids: Tensor, logits_to_keep: Tensor, **_: Any) -> SimpleNamespace:
-        places = position_ids[0, logits_to_keep]
-        return SimpleNamespace(logits=nn.functional.one_hot(self.tokens[places], 259)[None] * 50.0)
-
-
-def test_streams_give_whole_characters_and_stop_strings_are_never_shown() -> None:
-    text = "ሰላም ለዓለም! é"
-    engine = Engine(Script(text), token_bytes(), ENDS)  # type: ignore[arg-type]
-    size = len(text.encode())
-    answers = ask(engine, [Generation([[5]], None, limit) for limit in range(1, size + 2)])
-    for limit, answer in enumerate(answers, start=1):
-        assert answer.text == text.encode()[:limit].decode(errors="ignore")
-        assert answer.finish == ("stop" if limit > size else "length")
-    ticket = engine.submit(Generation([[5]]))
-    pieces = []
-    while engine.busy:
-        pieces += [progress.text for found, progress in engine.step() if found is ticket]
-    assert [piece for piece in pieces if piece] == list(text)  # each letter once its last byte is there
-    for stop, shown in ((("ለዓ",), "ሰላም "), (("xyz", "ም ለ", "ላም ለዓለ"), "ሰላ"), (("ዓለምx",), text), (("",), text)):
-        (answer,) = ask(engine, [Generation([[5]], stop=stop)])
-        assert (answer.text, answer.finish) == (shown, "stop")
-    (cut,) = ask(engine, [Generation([[5]], None, 13, stop=("ለዓለም! éx",))])
-    assert cut.text == text.encode()[:13].decode(errors="ignore")  # what was held back comes at the end
 
 
 def test_each_token_attends_to_the_memory_of_its_own_slot_and_to_nothing_that_lay_there_before() -> None:

@@ -1,98 +1,36 @@
-"""Audio over HTTP: transcribed in every format, part of conversations, refused; by the `openai` client too."""
+"""Recordings transcribed over HTTP: every format and option, streams, many at once; by the `openai` client too."""
 
 import asyncio
-import base64
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
 import pytest
 from fastapi.testclient import TestClient
-from starlette.exceptions import HTTPException
 
-from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.media.decode import RATE
-from kauli.models.requests import MARK
 from kauli.models.speech.chunking import as_text
 from kauli.models.speech.guards import compression_ratio
 from kauli.models.speech.subtitles import as_srt, as_vtt, cues
 from kauli.models.speech.whisper import WhisperTask
-from kauli.models.text.task import TextTask
-from kauli.serving.http.app import create_app
-from kauli.serving.http.auth import Access
-from kauli.serving.routing import Catalogue
-from kauli.serving.settings import ServeArgs
-from kauli.serving.workers.image_encoder import ImageEncoder
-from kauli.serving.workers.text import TextGenerator
 from kauli.serving.workers.transcriber import Transcriber
-from support.picture_adapters import data_uri, png, publish_describe
+from support.audio_service import CLIP, PATH, House, answer, chat, hear, open_house, spoken
 from support.settings import worker_args
-from support.speech_adapters import (
-    encoded,
-    publish_hearing,
-    publish_transcribe,
-    said_here,
-    sound,
-    transcribed_here,
-    wav,
-    words,
-)
+from support.speech_adapters import encoded, publish_transcribe, sound, transcribed_here, wav, words
 
-PATH = "/v1/audio/transcriptions"
-CLIP = wav(0.5)
 LONG = encoded(words(3))
-
-
-@dataclass(frozen=True)
-class House:
-    """A service's parts, on a store with adapters of every kind."""
-
-    storage: Path
-    generator: TextGenerator
-    encoder: ImageEncoder
-    transcriber: Transcriber
-
-    def app(self, *, audio: bool = True, transcribes: bool = True, tasks: Any = None, **settings: Any) -> Any:
-        args = ServeArgs(storage=str(self.storage), refresh_s=0, **settings)
-        options: dict[str, Any] = {"tasks": tasks} if tasks else {}
-        base, recogniser = find_base("debug"), find_base("debug", task="transcribe")
-        bases = {"text": [base]} | ({"audio": [recogniser]} if transcribes else {})
-        workers: dict[str, Any] = {"text": {base.name: self.generator}, "image": {"debug-clip": self.encoder}}
-        workers |= {"audio": {recogniser.name: self.transcriber}} if audio else {}
-        return create_app(workers, Catalogue(Registry(args.storage), bases, 0, **options), args)
-
-    def client(self, **settings: Any) -> TestClient:
-        app = self.app(**settings)
-        return TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
 
 @pytest.fixture(scope="module")
 def house(publish: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KAULI_HOME", str(tmp_path_factory.mktemp("home")))
-        storage = tmp_path_factory.mktemp("store")
-        publish(storage, "text-sw", "sw", 1)
-        publish_transcribe(storage, "transcribe-be", "be", 1)
-        publish_transcribe(storage, "transcribe-ky", "ky", 2)
-        publish_describe(storage, "describe-am", "am", 2)
-        publish_hearing(storage, "describe-sw", "sw", 3)
-        publish_hearing(storage, "describe-other", "ka", 4, tower="0" * 64)
-        args = worker_args(storage, max_adapters=4)
-        generator = TextGenerator(TextTask.load(find_base("debug"), slots=4), args)
-        encoder = ImageEncoder(args, find_base("debug", task="align"), False)
-        task = WhisperTask.load(find_base("debug", task="transcribe"), slots=4)
-        transcriber = Transcriber(task, args)
-        yield House(storage, generator, encoder, transcriber)
-        for one in (generator, encoder, transcriber):
-            one.close()
+    with open_house(publish, tmp_path_factory) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +41,6 @@ def client(house: House) -> TestClient:
 @pytest.fixture(scope="module")
 def user(client: TestClient) -> openai.OpenAI:
     return openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none", max_retries=0, http_client=client)
-
-
-def hear(client: TestClient, content: bytes = CLIP, **fields: Any) -> Any:
-    """What the service answers to an upload; a field of None is left out."""
-    values = {"model": "transcribe", "language": "be"} | fields
-    kind = values.pop("content_type", "audio/wav")
-    data = {name: value for name, value in values.items() if value is not None}
-    return client.post(PATH, files={"file": ("clip.wav", content, kind)}, data=data)
 
 
 def here(house: House, spec: str | None, content: bytes = CLIP, **options: Any) -> str:
@@ -320,232 +250,6 @@ def test_who_leaves_a_stream_frees_the_slot(house: House) -> None:
     transcriber.close()
 
 
-# What is refused
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "empty"),
-        (encoded(np.zeros(RATE)), "silent"),
-        (encoded(np.full(RATE, np.nan), subtype="FLOAT"), "not finite"),
-        (png("red"), "an image"),
-        (wav(0.05), "send a longer clip"),
-        (CLIP[:30], "broken or truncated"),
-        (b"<html></html>", "HTML"),
-        (b"\0\0\0 ftypM4A " + bytes(64), "M4A audio is broken"),
-    ],
-    ids=["empty", "silent", "nan", "png", "short", "broken", "html", "m4a"],
-)
-def test_recordings_that_are_refused(client: TestClient, content: bytes, words: str) -> None:
-    for stream in (None, "true"):
-        response = hear(client, content, stream=stream)
-        error = response.json()["error"]
-        assert (response.status_code, error["code"], error["param"]) == (400, "invalid_audio", "file"), error
-        assert words in error["message"]
-
-
-@pytest.mark.parametrize(
-    ("fields", "status", "code", "param", "words"),
-    [
-        ({"model": None}, 400, "invalid_value", "model", "this field is missing"),
-        ({"model": "whisper-1"}, 404, "model_not_found", "model", "Served: debug-text, debug-whisper"),
-        (
-            {"model": "text-sw", "language": None},
-            400,
-            "invalid_value",
-            "model",
-            "cannot transcribe; use model 'transcribe'",
-        ),
-        ({"language": "sw"}, 404, "language_not_served", "language", "kauli train transcribe-be --set language=sw"),
-        ({"language": "not a tag"}, 400, "invalid_value", None, "not a tag"),
-        ({"model": "transcribe-be", "language": "tt"}, 404, "language_not_served", "language", "is for be"),
-        ({"model": "debug-whisper", "language": "ky"}, 400, "invalid_value", "language", "does not know"),
-        ({"response_format": "xml"}, 400, "invalid_value", "response_format", "verbose_json"),
-        ({"temperature": "2"}, 400, "invalid_value", "temperature", "less than or equal to 1"),
-        ({"stream": "true", "response_format": "srt"}, 400, "invalid_value", None, "response_format json"),
-        ({"timestamp_granularities[]": "letter"}, 400, "invalid_value", "timestamp_granularities", "'letter'"),
-        ({"timestamp_granularities[]": "word"}, 400, "invalid_value", None, "verbose_json"),
-        ({"timestamp_granularities[]": "segment"}, 400, "invalid_value", None, "verbose_json"),
-        ({"langage": "be"}, 400, "unknown_field", "langage", "Did you mean 'language'"),
-        ({"include[]": "segments"}, 400, "invalid_value", "include.0", "logprobs"),
-        ({"no_speech_threshold": "2"}, 400, "invalid_value", "no_speech_threshold", "less than or equal to 1"),
-        ({"prompt": "x" * 70_000}, 400, "invalid_value", "file", "curl -F file=@clip.wav does"),
-        ({"hotwords": ",".join(map(str, range(51)))}, 400, "invalid_value", "hotwords", "51 words: at most 50"),
-        ({"hotwords": "a", "temperature": "0.5"}, 400, "invalid_value", None, "without a temperature"),
-        ({"hotwords": "a" * 65}, 400, "invalid_value", "hotwords", "has 65 characters"),
-    ],
-)
-def test_forms_that_are_refused(
-    client: TestClient, fields: dict[str, Any], status: int, code: str, param: str | None, words: str
-) -> None:
-    response = hear(client, **fields)
-    error = response.json()["error"]
-    assert (response.status_code, error["code"], error["param"]) == (status, code, param), error
-    assert words in error["message"]
-
-
-def test_other_bodies_are_refused(client: TestClient) -> None:
-    for kind, body in (("application/json", b'{"model": "transcribe"}'), ("audio/wav", CLIP), (None, b"")):
-        response = client.post(PATH, content=body, headers={"content-type": kind} if kind else {})
-        assert response.status_code == 415, response.text
-        assert "send multipart/form-data" in response.json()["error"]["message"]
-    form = {"model": (None, "transcribe")}
-    assert "the field file is missing" in client.post(PATH, files=form).json()["error"]["message"]
-    text = client.post(PATH, files=form | {"file": (None, "clip.wav")}).json()["error"]
-    assert (text["param"], "must be a file" in text["message"]) == ("file", True)
-    two = client.post(PATH, files=[("file", ("a.wav", CLIP)), ("file", ("b.wav", CLIP))])
-    assert (two.status_code, "one file is transcribed" in two.json()["error"]["message"]) == (400, True)
-    twice = client.post(PATH, files=[("file", ("a.wav", CLIP)), *[("model", (None, "transcribe"))] * 2])
-    assert "given twice" in twice.json()["error"]["message"]
-    broken = client.post(PATH, content=b"--x\r\nno", headers={"content-type": "multipart/form-data; boundary=x"})
-    assert broken.status_code == 400
-    unbounded = client.post(PATH, content=b"", headers={"content-type": "multipart/form-data"})
-    assert (unbounded.status_code, "boundary" in unbounded.json()["error"]["message"]) == (400, True)
-
-
-def test_sizes_and_lengths_are_bounded(house: House) -> None:
-    client = house.client(max_audio_seconds=20)
-    long = hear(client, encoded(sound(21)))
-    assert (long.status_code, "20.0 are allowed" in long.json()["error"]["message"]) == (400, True)
-    file = hear(client, CLIP + bytes(26_500_000))
-    assert (file.status_code, file.json()["error"]["code"], file.json()["error"]["param"]) == (
-        413, "body_too_large", "file",
-    )  # fmt: skip
-    body = hear(client, bytes(27_500_000))
-    assert (body.status_code, body.json()["error"]["code"]) == (413, "body_too_large")
-
-    def pieces() -> Iterator[bytes]:  # no Content-Length to go by
-        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
-        yield from (bytes(1_000_000) for _ in range(28))
-
-    endless = client.post(PATH, content=pieces(), headers={"content-type": "multipart/form-data; boundary=x"})
-    assert (endless.status_code, endless.json()["error"]["code"]) == (413, "body_too_large")
-
-
-def test_too_many_recordings_in_hand_are_refused(house: House) -> None:
-    client = house.client(max_queue=1)
-    began, go_on = threading.Event(), threading.Event()
-    real = house.transcriber.longest
-
-    async def longest() -> float:
-        began.set()
-        await asyncio.to_thread(go_on.wait, 10)
-        return await real()
-
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as pool:
-        patch.setattr(house.transcriber, "longest", longest)
-        first = pool.submit(hear, client)
-        assert began.wait(10)
-        second = hear(client)
-        go_on.set()
-        assert first.result().status_code == 200
-    assert (second.status_code, second.json()["error"]["code"]) == (429, "queue_full")
-    assert second.headers["Retry-After"] == "2"
-    assert hear(client).status_code == 200
-
-
-def test_a_slow_upload_is_given_up() -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-
-    async def receive() -> Any:
-        await asyncio.sleep(10)
-
-    async def send(message: Any) -> None: ...
-
-    access = Access(app, ServeArgs(body_timeout_s=0.05), workers=("audio",))
-    scope = {"type": "http", "method": "POST", "path": PATH, "headers": [(b"host", b"localhost")]}
-    with pytest.raises(HTTPException, match="did not arrive within"):
-        asyncio.run(access(scope, receive, send))
-
-
-# Recordings in chat
-
-
-def spoken(content: bytes = CLIP, kind: str = "wav") -> dict[str, Any]:
-    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(content).decode(), "format": kind}}
-
-
-def image(colour: str) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": data_uri(png(colour))}}
-
-
-def text(words_: str) -> dict[str, Any]:
-    return {"type": "text", "text": words_}
-
-
-def chat(client: TestClient, *parts: dict[str, Any], **changes: Any) -> Any:
-    body = {"model": "describe-sw", "max_tokens": 12, "ignore_eos": True}
-    body["messages"] = [{"role": "user", "content": list(parts)}]
-    return client.post("/v1/chat/completions", json=body | changes)
-
-
-def answer(response: Any) -> str:
-    assert response.status_code == 200, response.text
-    return str(response.json()["choices"][0]["message"]["content"])
-
-
-def test_a_recording_is_answered_as_in_this_process(house: House, client: TestClient) -> None:
-    response = chat(client, spoken(), text("Nini?"), model="describe", language="sw")
-    expected, tokens = said_here(house.storage, "describe-sw@1", MARK + "Nini?", [CLIP])
-    assert answer(response) == expected
-    assert response.json()["usage"]["prompt_tokens"] == tokens
-    assert response.headers["X-Kauli-Adapter"] == "describe-sw@1"
-    assert answer(chat(client, spoken(wav(1, 700)), text("Nini?"))) != expected
-
-
-def test_pictures_and_recordings_stand_in_any_order(house: House, client: TestClient) -> None:
-    other = encoded(sound(0.7, 500), "FLAC")
-    parts = [text("moja"), spoken(), image("red"), text("mbili"), spoken(other, "flac")]
-    expected, tokens = said_here(
-        house.storage, "describe-sw@1", f"moja{MARK}{MARK}mbili{MARK}", [CLIP, png("red"), other]
-    )
-    response = chat(client, *parts)
-    assert answer(response) == expected
-    assert response.json()["usage"]["prompt_tokens"] == tokens
-    swapped = chat(client, parts[0], parts[2], parts[1], parts[3], parts[4])
-    assert answer(swapped) != expected
-
-
-def test_the_second_time_is_a_hit(client: TestClient) -> None:
-    clip = spoken(wav(1.3, 900))
-    before = client.get("/health").json()["speech"]
-    timings = [chat(client, clip).headers["Server-Timing"] for _ in range(2)]
-    assert [timing.split(";")[1] for timing in timings] == ["desc=miss", "desc=hit"]
-    after = client.get("/health").json()["speech"]
-    assert (after["hits"] - before["hits"], after["misses"] - before["misses"]) == (1, 1)
-
-
-@pytest.mark.parametrize(
-    ("parts", "changes", "status", "code", "param", "words"),
-    [
-        ([text("x"), spoken(b"")], {}, 400, "invalid_audio", "messages.0.content.1", "empty"),
-        ([spoken(encoded(np.zeros(RATE)))], {}, 400, "invalid_audio", "messages.0.content.0", "silent"),
-        ([spoken(wav(5))], {}, 400, "invalid_audio", "messages.0.content.0", "4.0 are allowed"),
-        ([spoken()] * 5, {}, 400, "too_many_recordings", "messages", "allows 4"),
-        ([spoken()], {"model": "describe-am"}, 400, "no_recordings", "model", "such as 'describe-"),
-        ([spoken()], {"model": "debug-text"}, 400, "no_recordings", "model", "such as 'describe-"),
-        ([spoken()], {"model": "describe-other"}, 503, "wrong_encoder", "model", "setting audio.base: debug-whisper"),
-        ([text("x")], {"model": "transcribe-be"}, 400, "invalid_value", "model", PATH),
-        ([text("x")], {"model": "debug-whisper"}, 400, "invalid_value", "model", PATH),
-    ],
-)
-def test_conversations_that_are_refused(
-    client: TestClient, parts: Any, changes: Any, status: int, code: str, param: str, words: str
-) -> None:
-    response = chat(client, *parts, **changes)
-    error = response.json()["error"]
-    assert (response.status_code, error["code"], error["param"]) == (status, code, param), error
-    assert words in error["message"]
-
-
-def test_only_users_speak(client: TestClient) -> None:
-    response = chat(client, messages=[{"role": "assistant", "content": [spoken()]}])
-    assert response.status_code == 400
-    assert "user's message" in response.json()["error"]["message"]
-
-
 # What is served
 
 
@@ -631,11 +335,3 @@ def test_the_openai_client_gets_errors_as_its_own(user: openai.OpenAI) -> None:
             file=("clip.wav", CLIP), model="transcribe", response_format="verbose_json",
             timestamp_granularities=["letter"],
         )  # fmt: skip
-
-
-def test_the_openai_client_speaks_in_a_conversation(house: House, user: openai.OpenAI) -> None:
-    messages: Any = [{"role": "user", "content": [spoken(), text("Nini?")]}]
-    found = user.chat.completions.create(
-        model="describe", messages=messages, max_tokens=12, extra_body={"language": "sw", "ignore_eos": True}
-    )
-    assert found.choices[0].message.content == said_here(house.storage, "describe-sw@1", MARK + "Nini?", [CLIP])[0]
