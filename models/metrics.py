@@ -75,6 +75,9 @@ _ROWS = (
            "lower", "ratio", percent=True, headline=True),
     Metric("phoneme_error", "Phoneme error rate of a listener", "The same over the sounds of transcript and text.",
            "lower", "ratio", percent=True, headline=True),
+    Metric("listener_bits", "Bits per byte of a listener",
+           "What the text costs a recogniser that hears the speech: less noisy "
+           "than the errors of its transcript.", "lower", "ratio", "bits per byte"),
     Metric("dnsmos", "DNSMOS, 1 to 5", "How clean speech sounds, as a network predicts it of listeners.", "higher",
            "ratio", digits=2),
     Metric("mcd", "Mel-cepstral distortion, dB", "Distance of the sound to the recording's, aligned in time.", "lower",

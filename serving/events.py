@@ -37,6 +37,8 @@ class Failed:
     message: str
     code: str
     param: str | None = None
+    retry_after: int = 2
+    """Seconds to wait before the next try, of a 429 or 503."""
 
 
 class Refused(Exception):

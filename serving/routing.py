@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kauli.models.adapters.card import Card
 from kauli.models.adapters.certificate import Certificate
-from kauli.models.adapters.registry import Registry
+from kauli.models.adapters.registry import Registry, Revocation
 from kauli.models.bases.find import Base, find_base
 from kauli.models.errors import KauliError, UsageError, nearest
 from kauli.models.languages import check_tag, fallback_chain
@@ -90,6 +90,7 @@ class Catalogue:
         self._lock = threading.Lock()
         self._cards: dict[tuple[str, int], Card] = {}
         self._adapters: dict[str, Adapter] = {}
+        self._revoked: dict[str, dict[int, Revocation]] = {}
         self._read_at = self._missed_at = float("-inf")
 
     def bases(self) -> dict[str, Base]:
@@ -124,6 +125,8 @@ class Catalogue:
             return self._of_task(model, tag, allow_base)
         match = _SPEC.fullmatch(model)
         adapter = self._find(match[1]) if match else None
+        if match and adapter is None and (gone := self._revoked.get(match[1])):
+            raise UnknownModel(str(gone[max(gone)]))
         if match is None or adapter is None:
             known = [*self.bases(), *self._tasks, *(adapter.public for adapter in self.adapters())]
             raise UnknownModel(f"model '{model}' is not served.{nearest(model, known)} Served: {', '.join(known[:20])}")
@@ -243,6 +246,8 @@ class Catalogue:
             if number in adapter.versions:
                 assert number is not None
                 return self._card(adapter.name, number)
+        if gone := self._revoked.get(adapter.name, {}).get(int(wanted) if wanted.isdecimal() else 0):
+            raise UnknownModel(str(gone))
         known = [*adapter.aliases, *(str(version) for version in adapter.versions)]
         raise UnknownModel(f"{adapter.name} has no version or alias '{wanted}'; it has {', '.join(known)}")
 
@@ -274,7 +279,9 @@ class Catalogue:
             if again:
                 self._missed_at = begun
             if again or begun - self._read_at > self._refresh_s:
-                self._adapters = {name: found for name in self._registry.names() if (found := self._read(name))}
+                names = self._registry.names()
+                self._adapters = {name: found for name in names if (found := self._read(name))}
+                self._revoked = self._registry.revocations()
                 self._read_at = time.monotonic()
             return self._adapters
 
@@ -319,7 +326,8 @@ def choose_bases(
 
 def newest_cards(registry: Registry) -> list[Card]:
     """The card of each name's newest version."""
-    return [registry.card(f"{name}@{registry.versions(name)[-1]}") for name in registry.names()]
+    versions = {name: registry.versions(name) for name in registry.names()}
+    return [registry.card(f"{name}@{found[-1]}") for name, found in versions.items() if found]
 
 
 def public_name(base: Base) -> str:

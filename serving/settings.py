@@ -120,6 +120,8 @@ class ServeArgs(FrozenModel):
     voice: VoiceArgs = VoiceArgs()
     max_queue: int = Field(default=64, ge=1)
     """Answers that may wait at a replica; a request for one more is refused with 429."""
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    """Of each key, or each address where there are no keys, by each HTTP replica; None: no limit. More get 429."""
     max_context: int = Field(default=4096, ge=64)
     """Tokens of a prompt and its answer together, where the base allows as many."""
     max_answers: int = Field(default=8, ge=1, le=64)

@@ -72,7 +72,7 @@ def train(
     task, draft = task_of_recipe(recipe), draft_card(recipe, base)
     registry.check_free(draft)
     examples = task.rows(recipe, dataset, base)
-    task.check_measurable(request_of(draft, Path(), base, dataset))
+    task.check_measurable(request_of(draft, Path(), base, dataset, registry))
     notes = [*examples.notes, *task.warnings(recipe, base, examples)]
     for text in notes:
         note(text)

@@ -1,4 +1,4 @@
-"""The commands `kauli adapters ...`: list, show, add, promote and remove adapters."""
+"""The commands `kauli adapters ...`: list, show, add, promote, revoke and remove adapters."""
 
 import sys
 import tempfile
@@ -11,7 +11,7 @@ from kauli.deploy.cli.terminal import Json, Storage, hint, output, split_list, t
 from kauli.models.errors import UsageError
 from kauli.models.paths import default_storage
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, add, promote and remove adapters.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, add, promote, revoke and remove adapters.")
 
 
 @app.command("list")
@@ -101,6 +101,21 @@ def adapters_promote(
     registry.set_alias(name, version, alias, certified=not bare)
     found = {"adapter": f"{name}@{version}", "aliases": registry.aliases(name)}
     output(as_json, found, f"{name}@{alias} -> {name}@{version}")
+
+
+@app.command("revoke")
+def adapters_revoke(
+    adapter: Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="Without a version: all versions.")],
+    why: Annotated[str, typer.Option("--why", help="Shown to whoever asks for it.")],
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Let nobody use a version any more, such as when a speaker withdraws consent; services stop within seconds."""
+    from kauli.models.adapters.registry import Registry
+
+    revoked = Registry(storage or default_storage()).revoke(adapter, why)
+    output(as_json, {"revoked": revoked}, f"revoked {', '.join(revoked)}")
+    hint(f"kauli adapters remove {revoked[0]} deletes its files")
 
 
 @app.command("remove")

@@ -93,8 +93,8 @@ class EvaluationSettings(_Part):
     """Characters a second; rows with audio whose text is longer are left out."""
     base_languages: dict[str, str] = Field(default_factory=dict)
     """A language that the base does not know -> the language that the base is asked for in its place."""
-    judge: str | None = None
-    """The base for `transcribe` that listens to speech."""
+    judges: tuple[str, ...] = ()
+    """The bases for `transcribe`, or adapters on them, that listen to speech."""
 
 
 class Decoding(_Part):

@@ -2,6 +2,7 @@
 
     <storage>/adapters/NAME/VERSION/...         the adapter folder; it exists from the moment its card.json is there
     <storage>/adapters/NAME/aliases/ALIAS.json  which version an alias means
+    <storage>/adapters/NAME/revoked/VERSION.json  why nobody may use a version any more
     <storage>/adapters/NAME/.claims/VERSION.json  who took a number; kept for good, so that no number comes twice
 
 Publishing claims the next number (an exclusive write, so two publishers never share one), copies the files, and writes
@@ -34,6 +35,7 @@ from kauli.models.progress import note
 _CARD_PATH = re.compile(r"[^/]+/([1-9][0-9]*)/card\.json")
 _CLAIM_PATH = re.compile(r"[^/]+/\.claims/([1-9][0-9]*)\.json")
 _ALIAS_PATH = re.compile(r"[^/]+/aliases/([^/]+)\.json")
+_REVOKED_PATH = re.compile(r"[^/]+/revoked/([1-9][0-9]*)\.json")
 _VERSION_PATH = re.compile(r"[^/]+/([1-9][0-9]*)/.*")
 _NUMBER = re.compile(r"[1-9][0-9]{0,8}")
 _CLAIM_SECONDS = 6 * 3600  # after this a claim by another machine, whose processes are not visible, counts as dead
@@ -50,6 +52,19 @@ class Published:
     @property
     def spec(self) -> str:
         return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True)
+class Revocation:
+    """That a version may no longer be used, such as after a speaker has withdrawn consent."""
+
+    spec: str
+    why: str
+    time: str
+    """ISO 8601."""
+
+    def __str__(self) -> str:
+        return f"{self.spec} was revoked on {self.time[:10]}: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -76,8 +91,10 @@ class Registry:
         return sorted({path.split("/")[0] for path in self._store.find("") if _CARD_PATH.fullmatch(path)})
 
     def versions(self, name: str) -> list[int]:
-        """The versions of `name`, oldest first; empty when there is no such name."""
-        return _numbers(_CARD_PATH, self._store.find(check_name(name)))
+        """The versions of `name` that may be used, oldest first; empty when there is no such name."""
+        paths = self._store.find(check_name(name))
+        revoked = _numbers(_REVOKED_PATH, paths)
+        return [number for number in _numbers(_CARD_PATH, paths) if number not in revoked]
 
     def resolve(self, spec: str) -> tuple[str, int]:
         """Name and version that `NAME`, `NAME@3` or `NAME@alias` means.
@@ -86,15 +103,19 @@ class Registry:
         """
         name, at, wanted = spec.partition("@")
         check_name(name)
-        versions = self.versions(name)
+        versions, revoked = self.versions(name), self.revoked(name)
         if not versions:
-            raise UsageError(self._unknown(name))
+            raise UsageError(f"{revoked[max(revoked)]}." if revoked else self._unknown(name))
         if at and _NUMBER.fullmatch(wanted):
+            if int(wanted) in revoked:
+                raise UsageError(f"{revoked[int(wanted)]}. {name} has {_listed(versions)}.")
             if int(wanted) not in versions:
                 raise UsageError(f"{name} has no version {wanted}; it has {_listed(versions)}.")
             return name, int(wanted)
         aliases = {alias: number for alias, number in self.aliases(name).items() if number in versions}
         if at:
+            if (number := self.aliases(name).get(wanted)) in revoked:
+                raise UsageError(f"{name}@{wanted} is {number}, and {revoked[number]}. {name} has {_listed(versions)}.")
             if wanted not in aliases:
                 known = ", ".join(f"{alias} ({number})" for alias, number in aliases.items()) or "none"
                 raise UsageError(
@@ -162,6 +183,39 @@ class Registry:
                 found[match[1]] = int(_parsed(content, path)["version"])
         return found
 
+    def revoked(self, name: str) -> dict[int, Revocation]:
+        """The versions of `name` that nobody may use any more."""
+        found = {}
+        for path in self._store.find(f"{check_name(name)}/revoked"):
+            match = _REVOKED_PATH.fullmatch(path)
+            content = self._store.read(path) if match else None
+            if match and content is not None:
+                said = _parsed(content, path)
+                found[int(match[1])] = Revocation(f"{name}@{match[1]}", str(said["why"]), str(said["time"]))
+        return found
+
+    def revocations(self) -> dict[str, dict[int, Revocation]]:
+        """`revoked` of every name that has some."""
+        names = {path.split("/")[0] for path in self._store.find("") if _REVOKED_PATH.fullmatch(path)}
+        return {name: self.revoked(name) for name in sorted(names)}
+
+    def revoke(self, spec: str, why: str) -> list[str]:
+        """Let nobody use a version (`NAME@3`) any more, or for a bare name any of its versions; returns them.
+
+        Their files and cards stay. A service stops answering with them when it next reads the registry. Raises
+        `UsageError` without a reason and where there is no such version.
+        """
+        if not why.strip():
+            raise UsageError("say why it is revoked: who asks for such an adapter reads it.")
+        name, at, _ = spec.partition("@")
+        versions = [self.resolve(spec)[1]] if at else self.versions(name)
+        if not versions:
+            self.resolve(name)
+        content = json.dumps({"why": why.strip(), "time": _now()}).encode()
+        for version in versions:
+            self._store.write(f"{name}/revoked/{version}.json", content)
+        return [f"{name}@{version}" for version in versions]
+
     def publish(self, folder: Path, card: Card) -> Published:
         """Store a copy of `folder` as the next version of `card.name`; it appears whole or not at all.
 
@@ -205,7 +259,7 @@ class Registry:
         It is that of a task or a base, or belongs to an adapter of another task, base or language.
         """
         check_new_name(card.name)
-        versions = self.versions(card.name)
+        versions = _numbers(_CARD_PATH, self._store.find(card.name))
         if versions:
             _compare_identities(card, [_identity(self._card(card.name, versions[-1]))])
 
@@ -225,18 +279,21 @@ class Registry:
         """
         if "@" not in spec:
             raise UsageError(f"name the version to remove: {spec}@VERSION.")
-        name, version = self.resolve(spec)
-        wanted = spec.partition("@")[2]
+        name, _, wanted = spec.partition("@")
+        gone = wanted.isdecimal() and int(wanted) in self.revoked(name)
+        version = int(wanted) if gone else self.resolve(spec)[1]
         if not _NUMBER.fullmatch(wanted):
             self._store.delete(f"{name}/aliases/{wanted}.json")
             return
         pointing = [alias for alias, number in self.aliases(name).items() if number == version]
-        if pointing:
+        if pointing and not gone:
             raise UsageError(
                 f"{name}@{version} is {' and '.join(pointing)}: move the alias with `kauli adapters promote`, "
                 f"or drop it with `kauli adapters remove {name}@{pointing[0]}`, then remove the version."
             )
         self._store.write(f"{name}/.claims/{version}.json", json.dumps({"closed": "removed", "time": _now()}).encode())
+        for alias in pointing:
+            self._store.delete(f"{name}/aliases/{alias}.json")
         self._store.delete(f"{name}/{version}/{CARD_FILE}")  # first, so that a half-deleted version is not visible
         self._store.delete(f"{name}/{version}")
 

@@ -39,7 +39,7 @@ def error_body(failed: Failed) -> dict[str, Any]:
 
 def error_response(failed: Failed) -> JSONResponse:
     """The answer to a refused request."""
-    headers = {"Retry-After": "2"} if failed.status in (429, 503) else None
+    headers = {"Retry-After": str(failed.retry_after)} if failed.status in (429, 503) else None
     return JSONResponse(error_body(failed), failed.status, headers)
 
 

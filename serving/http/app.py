@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from kauli.models.adapters.registry import Registry
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.tasks import resolve
 from kauli.serving.backends import Backends
@@ -21,7 +22,7 @@ from kauli.serving.http import pages
 from kauli.serving.http.answers import error_response
 from kauli.serving.http.auth import Access
 from kauli.serving.http.bodies import ApiError, invalid_body
-from kauli.serving.http.schemas import AdapterRequest
+from kauli.serving.http.schemas import AdapterRequest, RevocationRequest
 from kauli.serving.routing import Adapter, Catalogue, UnknownLanguage, UnknownModel
 from kauli.serving.settings import ServeArgs
 from kauli.serving.tasks import TASKS, WORKERS
@@ -122,6 +123,16 @@ def _add_adapters(app: FastAPI, backends: Backends) -> None:
         if failed := await backends.of(route).load(route.adapter):
             raise Refused(failed)
         return {"id": route.adapter, "object": "adapter", "parent": route.base, "loaded": True}
+
+    @app.post("/v1/adapters/revoke")
+    async def revoke(body: RevocationRequest) -> dict[str, Any]:
+        """Let nobody use an adapter any more: a version, or all of a name; every replica stops within seconds."""
+        revoked = await asyncio.to_thread(Registry(backends.args.storage).revoke, body.adapter, body.why)
+        await asyncio.to_thread(catalogue.reread)
+        for _, backend in backends.running():
+            for spec in revoked:
+                await backend.unload(spec)
+        return {"object": "list", "data": [{"id": spec, "object": "adapter", "revoked": True} for spec in revoked]}
 
     @app.delete("/v1/adapters/{spec}")
     async def unload(spec: str) -> dict[str, Any]:

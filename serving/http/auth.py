@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+import math
 import time
 from collections.abc import Collection
 from urllib.parse import urlsplit
@@ -9,8 +10,10 @@ from urllib.parse import urlsplit
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kauli.serving.events import Failed, Refused
 from kauli.serving.http.answers import error_response
 from kauli.serving.http.bodies import ApiError
+from kauli.serving.http.rates import Rates
 from kauli.serving.settings import ServeArgs, hash_key, is_loopback
 from kauli.serving.tasks import media_paths
 
@@ -48,6 +51,7 @@ class Access:
         for kind, size in larger.items():
             self._most_of |= {path: max(size, self._most_of.get(path, 0)) for path in media_paths(kind)}
         self._body_timeout = args.body_timeout_s
+        self._rates = Rates(args.requests_per_minute) if args.requests_per_minute else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI entry point."""
@@ -56,8 +60,9 @@ class Access:
             return
         try:
             self._check(scope)
+            self._check_rate(scope)
             await self._app(scope, self._limited(receive, self._most(scope)), send)
-        except ApiError as error:
+        except Refused as error:
             await error_response(error.failed)(scope, receive, send)
 
     def _check(self, scope: Scope) -> None:
@@ -87,6 +92,17 @@ class Access:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._most(scope):
             raise ApiError(413, _too_large(self._most(scope)), "body_too_large")
+
+    def _check_rate(self, scope: Scope) -> None:
+        if self._rates is None or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            return
+        # LibreTranslate's clients send their key in the body, which is not read yet: their address counts
+        client = tenant(scope)
+        wait = self._rates.wait(client if client != LOCAL else str((scope.get("client") or ("",))[0]))
+        if wait:
+            seconds = math.ceil(wait)
+            text = f"too many requests; retry in {seconds} s (setting requests_per_minute)"
+            raise Refused(Failed(429, text, "rate_limit_exceeded", retry_after=seconds))
 
     def _welcome(self, origin: str) -> bool:
         return is_loopback(_host_name(origin)) or origin in self._origins or "*" in self._origins

@@ -326,3 +326,10 @@ class AdapterRequest(JsonBody):
 
     adapter: Annotated[str, Field(min_length=1, max_length=256)]
     """NAME, NAME@VERSION or NAME@ALIAS; never a path."""
+
+
+class RevocationRequest(AdapterRequest):
+    """The body of POST /v1/adapters/revoke."""
+
+    why: Annotated[str, Field(min_length=1, max_length=1000)]
+    """Shown to whoever asks for it."""

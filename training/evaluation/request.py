@@ -50,8 +50,9 @@ class EvalRequest:
     """A language that the base does not know -> the language to ask the base for."""
     prompting: Prompting | None = None
     """How translations are asked for."""
-    judge: str = JUDGE
-    """The base that listens to speech."""
+    judges: tuple[str, ...] = (JUDGE,)
+    """Those that listen to speech, bases or adapters of `registry`; the first gives the figures."""
+    registry: Registry | None = None
     served: Any = None
     """The served task with the base's weights already loaded; None: the evaluator loads it."""
 
@@ -84,13 +85,14 @@ class EvalRequest:
         return served
 
 
-def request_of(card: Card, folder: Path, base: Base, dataset: Dataset) -> EvalRequest:
+def request_of(card: Card, folder: Path, base: Base, dataset: Dataset, registry: Registry | None = None) -> EvalRequest:
     """The evaluation of a published or drafted adapter on its test split, with the settings of its card."""
     settings = card.evaluation
     return EvalRequest(
         folder, base, dataset, tuple(card.language), instruction=card.prompt.instruction,
         max_chars_per_second=settings.max_chars_per_second, base_languages=settings.base_languages,
-        prompting=card.translation.prompting if card.translation else None, judge=settings.judge or JUDGE,
+        prompting=card.translation.prompting if card.translation else None, judges=settings.judges or (JUDGE,),
+        registry=registry,
     )  # fmt: skip
 
 
@@ -108,4 +110,4 @@ def published_request(registry: Registry, card: Card, data: str | None = None) -
         raise UsageError(f"The card of {card.spec} names no training data: name a data set with --data.")
     options = card.data.options if card.data and data is None else {}
     dataset = load_data(source, card.language, DataOptions.model_validate(options))
-    return request_of(card, registry.fetch(card.spec), base, dataset)
+    return request_of(card, registry.fetch(card.spec), base, dataset, registry)

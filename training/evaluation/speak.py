@@ -7,43 +7,39 @@ the decoder, which is as good as an adapter can learn. A judge's loop counts as 
 
 import time
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import regex
 
-from kauli.models.bases.find import find_base
-from kauli.models.errors import UsageError
-from kauli.models.languages import display_name, nfc
+from kauli.models.languages import nfc
 from kauli.models.media.decode import RATE
 from kauli.models.media.encode import RATE as SPOKEN_RATE
 from kauli.models.media.encode import encoded
 from kauli.models.media.resample import resampled
-from kauli.models.requests import SpeechRequest, TranscriptionRequest
-from kauli.models.speech.espeak import espeak, espeak_voice
-from kauli.models.speech.loops import looped
+from kauli.models.requests import SpeechRequest
 from kauli.models.speech.speak import ESPEAK, Job
 from kauli.models.speech.vits_model import Latent, sound
-from kauli.models.tasks import load_served
 from kauli.training.evaluation.acoustics import Dnsmos, distortion, melody_error
 from kauli.training.evaluation.charts import spectrograms
-from kauli.training.evaluation.error_rates import character_edits, normalised
 from kauli.training.evaluation.intervals import difference
+from kauli.training.evaluation.judges import Judge, understood
 from kauli.training.evaluation.request import ADAPTER, MAX_CHARS_PER_SECOND, EvalRequest
 from kauli.training.evaluation.results import EvalResult, Sample
 from kauli.training.evaluation.rows import by_language, choose, source_of
 from kauli.training.evaluation.scorers import FINISH, Row, clean, sentence_chrf, tally
-from kauli.training.evaluation.systems import BASE, Answering, Systems, generate
+from kauli.training.evaluation.systems import BASE, Answering, Systems
 from kauli.training.features.audio import AudioRows, audio_rows
 from kauli.training.features.voices import Listener, trimmed
 from kauli.training.posterior import posterior_of
 
 RECORDING, COPY = "recording", "copy"
 JUDGED = 60
-"""Validation texts, at most, by which an adapter is promoted."""
+"""Recorded validation texts, at most, by which an adapter is promoted; and others, that nobody recorded."""
 MOST_WORSE = 0.3
 """Of DNSMOS: an adapter that sounds less clean than its base by more is not promoted."""
 _SHOWN = 12
+_SENTENCE = regex.compile(r"\p{L}[\p{L}\p{M}\s,'’.!?-]{8,98}\S")  # without digits and markup
 
 
 def evaluate_speak(request: EvalRequest) -> EvalResult:
@@ -61,14 +57,17 @@ def evaluate_speak(request: EvalRequest) -> EvalResult:
     audio, factor = _spoken(task, rows)
     recordings = [trimmed(np.asarray(row["samples"])) for row in rows]
     audio |= {RECORDING: recordings, COPY: _copies(task, listener, recordings)}
-    judge, mos = load_judge(request.judge), listening(request.judge)
-    heard = {name: transcripts(judge, clips, rows, request.base_languages) for name, clips in audio.items()}
+    judge = Judge.load(request.judges[0], request.base_languages, request.registry)
+    mos = listening(judge.name)
+    heard = {name: judge.transcripts(clips, rows) for name, clips in audio.items()}
+    costs = {name: judge.bits(clips, rows) for name, clips in audio.items()}
     for tag, kind, mine in by_language(rows):
         places = [at for at, row in enumerate(rows) if any(row is one for one in mine)]
         groups = [row["group"] for row in mine]
         texts = [clean(row["text"]) for row in mine]
         for name, clips in audio.items():
             scored: dict[str, list[Sequence[float]]] = {**understood(texts, [heard[name][at] for at in places], tag)}
+            scored["listener_bits"] = [costs[name][at] for at in places]
             if mos is not None:
                 scored["dnsmos"] = [(mos.overall(clips[at]), 1.0) for at in places]
             if name != RECORDING:
@@ -78,11 +77,11 @@ def evaluate_speak(request: EvalRequest) -> EvalResult:
                 scored["rtf"] = [factor[name][at] for at in places]
             systems.add(name, {tag: {kind + metric: tally(metric, groups, one) for metric, one in scored.items()}})
     systems.notes += [
-        f"{request.judge} does not know {tag} and was asked for {request.base_languages[tag]}"
+        f"{judge.name} does not know {tag} and was asked for {request.base_languages[tag]}"
         for tag in request.tags if tag in request.base_languages
     ]  # fmt: skip
     systems.notes += [
-        f"the judge of speech is {request.judge}: it makes errors with people too, see the row 'recording'",
+        f"the judge of speech is {judge.name}: it makes errors with people too, see the row 'recording'",
         "the mel-cepstral distortion and the melody are those of two different readers: compare systems by them alone",
     ]
     _show(systems, rows, audio, heard)
@@ -104,21 +103,9 @@ def once(rows: Sequence[Row]) -> list[Any]:
     return [row for row in rows if row is first[row["language"], nfc(row["text"]).casefold()]]
 
 
-def check_judge(request: EvalRequest) -> None:
-    """Raise UsageError where the judge does not know a language, and no other is named to ask it for."""
-    known = load_judge(request.judge).languages()
-    for tag in request.tags:
-        asked = request.base_languages.get(tag, tag)
-        if known and asked not in known and asked.split("-")[0] not in known:
-            raise UsageError(
-                f"speak.judge: {request.judge} does not know {display_name(asked)} ({asked}): name a related language, "
-                f"such as --set 'speak.judge_languages={{{tag}: kk}}', or another judge. It knows {', '.join(known)}."
-            )
-
-
-def load_judge(name: str) -> Any:
-    """A base for `transcribe` that listens."""
-    return load_served("transcribe", find_base(name, task="transcribe"))
+def judges_of(request: EvalRequest) -> list[Judge]:
+    """Those that listen. Raises UsageError for one that is not here."""
+    return [Judge.load(name, request.base_languages, request.registry) for name in request.judges]
 
 
 def listening(judge: str) -> Dnsmos | None:
@@ -126,57 +113,46 @@ def listening(judge: str) -> Dnsmos | None:
     return None if judge.startswith("debug") else Dnsmos()
 
 
-def transcripts(
-    judge: Any, clips: Sequence[Any], rows: Sequence[Row], instead: Mapping[str, str] = MappingProxyType({})
-) -> list[str]:  # fmt: skip
-    """What a recogniser hears in each clip (n,) at 16 kHz; `instead`: a language -> the one to ask it for."""
-    longest = int(judge.seconds * RATE)
-    tags = [instead.get(row["language"], row["language"]) for row in rows]
-    requests = [TranscriptionRequest(clip[:longest], tag) for clip, tag in zip(clips, tags, strict=True)]
-    return [clean(text) for text in generate(judge, requests, [None] * len(requests))]
+def judged_rows(request: EvalRequest, recorded: Sequence[Row]) -> list[Any]:
+    """Validation rows whose texts tell whether an adapter may be promoted: recorded ones, then as many others."""
+    rows = choose(once(recorded), JUDGED)
+    columns = ["id", "group", "text", "language", "audio"]
+    known = {nfc(row["text"]).casefold() for row in recorded}
+    others = [
+        row
+        for row in request.dataset.rows(split="validation", languages=request.tags, columns=columns)
+        if row["text"] and not row["audio"] and _SENTENCE.fullmatch(row["text"])
+        and nfc(row["text"]).casefold() not in known
+    ]  # fmt: skip
+    return rows + choose(once(others), JUDGED)
 
 
-def understood(texts: Sequence[str], heard: Sequence[str], language: str) -> dict[str, list[Sequence[float]]]:
-    """The errors of each transcript in letters and in sounds, and whether it loops; at most as many as the text has."""
-    voice = espeak_voice(language)
-    sounds = [espeak().phonemes([normalised(one) or " " for one in side], voice) for side in (texts, heard)]
-    plain = [["".join(one.split()) for one in side] for side in sounds]
-    found = {
-        "round_trip_cer": character_edits(heard, texts), "phoneme_error": character_edits(plain[1], plain[0]),
-    }  # fmt: skip
-    capped: dict[str, list[Sequence[float]]] = {
-        name: [[min(wrong, count), count] for wrong, count in one] for name, one in found.items()
-    }
-    return capped | {"looped": [[float(looped(one)), 1.0] for one in heard]}
-
-
-def worse_speech(
-    served: Any, adapter: str, rows: Sequence[Row], judge: str, instead: Mapping[str, str]
-) -> str | None:  # fmt: skip
+def worse_speech(served: Any, adapter: str, rows: Sequence[Row], judges: Sequence[Judge]) -> str | None:
     """Why an adapter's speech is not better than its base's on these rows, as the end of a sentence; None where it is.
 
-    It has to be understood better: fewer errors of sounds, with a 95 % interval over texts; and to sound as clean.
+    Every judge has to understand it better: fewer errors of sounds, with a 95 % interval over texts; and it has to
+    sound as clean.
     """
-    rows = choose(once(rows), JUDGED)
-    listener, mos = load_judge(judge), listening(judge)
-    errors, clean_ = [], []
-    for key in (adapter, None):
-        clips = [speak(served, row, key)[0] for row in rows]
-        heard = transcripts(listener, clips, rows, instead)
-        scored = [
-            understood([clean(row["text"])], [text], row["language"])["phoneme_error"][0]
-            for row, text in zip(rows, heard, strict=True)
-        ]
-        errors.append(np.array(scored))
-        clean_.append(float(np.mean([mos.overall(clip) for clip in clips])) if mos else 0.0)
-    apart = difference(errors[0], errors[1], FINISH["ratio"])
-    if not apart.high < 0:
-        return (
-            f"{judge} does not understand it better than its base on {len(rows)} validation texts: phoneme error "
-            f"{apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
-        )
-    if clean_[0] < clean_[1] - MOST_WORSE:
-        return f"its speech sounds less clean than its base's: DNSMOS {clean_[0]:.2f}, base {clean_[1]:.2f}"
+    clips = {key: [speak(served, row, key)[0] for row in rows] for key in (adapter, None)}
+    for judge in judges:
+        errors = []
+        for own in clips.values():
+            scored = [
+                understood([clean(row["text"])], [text], row["language"])["phoneme_error"][0]
+                for row, text in zip(rows, judge.transcripts(own, rows), strict=True)
+            ]
+            errors.append(np.array(scored))
+        apart = difference(errors[0], errors[1], FINISH["ratio"])
+        if not apart.high < 0:
+            return (
+                f"{judge.name} does not understand it better than its base on {len(rows)} validation texts: phoneme "
+                f"error {apart.value:+.3f} [{apart.low:+.3f}, {apart.high:+.3f}]"
+            )
+    mos = listening(judges[0].name)
+    if mos is not None:
+        mine, base = (float(np.mean([mos.overall(clip) for clip in own])) for own in clips.values())
+        if mine < base - MOST_WORSE:
+            return f"its speech sounds less clean than its base's: DNSMOS {mine:.2f}, base {base:.2f}"
     return None
 
 

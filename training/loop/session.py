@@ -13,6 +13,7 @@ from torch import distributed
 
 from kauli.models.adapters.card import Card
 from kauli.models.adapters.folder import write_card
+from kauli.models.adapters.registry import Registry
 from kauli.models.adapters.store import open_store
 from kauli.models.bases.find import Base, find_base
 from kauli.models.engine.generative import Generative
@@ -143,9 +144,10 @@ def work(
         draft = draft.model_copy(update={"decoding": fitted.decoding, **fitted.found})
         write_card(adapter, draft)  # the evaluation asks as a user would: with what the card says of decoding
         served = _as_in_service(task, base, device, fitted)
-        request = request_of(draft, adapter, base, dataset)
-        result = task.evaluate(replace(request, limit=job.generated, scored=job.scored, served=served))
-        fault = task.fault(recipe, served, fitted.state, fitted.examples)
+        request = request_of(draft, adapter, base, dataset, Registry(job.storage))
+        request = replace(request, limit=job.generated, scored=job.scored, served=served)
+        result = task.evaluate(request)
+        fault = task.fault(request, fitted.state, fitted.examples)
     return Outcome(finished_card(draft, recipe, fitted, result), result, fault, tuple(notes.told))
 
 

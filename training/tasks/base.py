@@ -230,10 +230,11 @@ class TrainingTask(ABC):
         """Rows of a split answered and scored, for a certificate: about `request.limit`; of tasks that have one."""
         raise NotImplementedError
 
-    def fault(self, recipe: Any, served: Any, state: "TrainState", examples: Examples) -> str | None:
+    def fault(self, request: "EvalRequest", state: "TrainState", examples: Examples) -> str | None:
         """Why a run must not become `latest`, as the end of a sentence; None where it may.
 
-        `served` holds the adapter, as it was written, under the key `kauli.training.evaluation.request.ADAPTER`.
+        `request.served` holds the adapter, as it was written, under the key
+        `kauli.training.evaluation.request.ADAPTER`.
         """
         assert state.base_validation is not None
         if not state.best_validation < state.base_validation:
@@ -241,7 +242,7 @@ class TrainingTask(ABC):
                 f"it is not better than its base on validation ({state.best_validation:.3f} "
                 f"{label(self.validation_metric)}, base {state.base_validation:.3f})"
             )
-        return _not_applied(served, state.best_validation, examples.validation) if self.proved else None
+        return _not_applied(request.served, state.best_validation, examples.validation) if self.proved else None
 
     def card_fields(self, recipe: Any, rows: Sequence[Row] = ()) -> dict[str, Any]:
         """The typed fields of the card that serving and evaluation read: `encoders`, `prompt`, `evaluation`.

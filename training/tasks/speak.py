@@ -23,7 +23,7 @@ from kauli.training.data.dataset import Dataset
 from kauli.training.data.media_check import QUIET, media_facts
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
-from kauli.training.evaluation.speak import check_judge, evaluate_speak, spoken_rows, worse_speech
+from kauli.training.evaluation.speak import evaluate_speak, judged_rows, judges_of, spoken_rows, worse_speech
 from kauli.training.features.audio import audio_rows
 from kauli.training.features.left_out import LeftOut
 from kauli.training.features.voices import VIEWS, Listener, voice_frames
@@ -44,10 +44,11 @@ class SpeakSection(FrozenModel):
     concat_prob: float = Field(default=0.5, ge=0, lt=1)
     """The probability that a clip is concatenated with the next of its step and language, and their texts too: a voice
     that learned single words alone does not speak sentences."""
-    judge: str = "whisper-base"
-    """The base for `transcribe` that listens to the speech."""
+    judges: tuple[str, ...] = Field(default=("whisper-base",), min_length=1)
+    """What listens to the speech: bases for `transcribe`, or adapters of that task as NAME@VERSION. The first gives the
+    figures of the evaluation; all of them must understand an adapter better than its base before it is promoted."""
     judge_languages: dict[str, str] = Field(default={})
-    """A language that the judge does not know -> a related one in which it is asked to write."""
+    """A language that a judge does not know -> a related one in which it is asked to write."""
     consent: str | None = None
     """By whose leave the recordings are used; needed for recordings whose rows name no licence."""
 
@@ -196,24 +197,25 @@ class SpeakTraining(TrainingTask):
     def check_measurable(self, request: EvalRequest) -> None:
         """Audio with a text, in languages that the judge knows."""
         spoken_rows(request)
-        check_judge(request)
+        for judge in judges_of(request):
+            judge.check(request.tags)
 
     def evaluate(self, request: EvalRequest) -> EvalResult:
         """How well a recogniser understands the speech, and how clean it sounds."""
         return evaluate_speak(request)
 
-    def fault(self, recipe: SpeakRecipe, served: Any, state: TrainState, examples: Examples) -> str | None:
-        """Also where the judge understands the speech no better than the base's, or it sounds less clean."""
-        found = super().fault(recipe, served, state, examples)
-        section = recipe.speak
-        return found or worse_speech(served, ADAPTER, examples.validation, section.judge, section.judge_languages)
+    def fault(self, request: EvalRequest, state: TrainState, examples: Examples) -> str | None:
+        """Also where a judge understands the speech no better than the base's, or it sounds less clean."""
+        found = super().fault(request, state, examples)
+        rows = judged_rows(request, examples.validation)
+        return found or worse_speech(request.served, ADAPTER, rows, judges_of(request))
 
     def card_fields(self, recipe: SpeakRecipe, rows: Sequence[Row] = ()) -> dict[str, Any]:
-        """The limit of speech, and the base that judges."""
+        """The limit of speech, and what listens."""
         return {
             "evaluation": EvaluationSettings(
                 max_chars_per_second=recipe.speak.max_chars_per_second,
-                judge=recipe.speak.judge,
+                judges=recipe.speak.judges,
                 base_languages=recipe.speak.judge_languages,
             )
         }

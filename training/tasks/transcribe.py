@@ -235,10 +235,10 @@ class TranscribeTraining(TrainingTask):
         """Transcripts of clips."""
         return answered_transcripts(request)
 
-    def fault(self, recipe: TranscribeRecipe, served: Any, state: TrainState, examples: Examples) -> str | None:
+    def fault(self, request: EvalRequest, state: TrainState, examples: Examples) -> str | None:
         """Also where the transcripts of validation loop, or are one text for all."""
-        found = check_transcripts(served, examples.validation)
-        return super().fault(recipe, served, state, examples) if found is None else f"on validation {found}"
+        found = check_transcripts(request.served, examples.validation)
+        return super().fault(request, state, examples) if found is None else f"on validation {found}"
 
     def card_fields(self, recipe: TranscribeRecipe, rows: Sequence[Row] = ()) -> dict[str, Any]:
         """The limit of speech, and the language to ask the base for where it does not know the recipe's."""

@@ -217,6 +217,47 @@ def test_an_object_store_is_asked_once_for_the_weights(
     assert registry.fetch("text-sw@1") == first
 
 
+# Revocation
+
+
+def test_a_revoked_version_is_never_resolved_and_its_files_stay(tmp_path: Path, folder: Path) -> None:
+    registry = Registry(str(tmp_path / "store"))
+    for _ in range(3):
+        registry.publish(folder, make_card())
+    registry.set_alias("text-sw", 3, "prod")
+    registry.set_alias("text-sw", 2, "latest")
+    assert registry.revoke("text-sw@prod", " consent withdrawn ") == ["text-sw@3"]
+    assert registry.resolve("text-sw") == ("text-sw", 2)
+    assert registry.versions("text-sw") == [1, 2]
+    for spec in ("text-sw@3", "text-sw@prod"):
+        for use in (registry.resolve, registry.card, registry.fetch):
+            with pytest.raises(UsageError, match=r"text-sw@3 was revoked on 20.*: consent withdrawn\. text-sw has 1"):
+                use(spec)
+    with pytest.raises(UsageError, match="was revoked"):
+        registry.set_alias("text-sw", 3, "prod")
+    assert (tmp_path / "store/adapters/text-sw/3/card.json").exists()
+    assert registry.publish(folder, make_card()).version == 4  # its number does not come again
+    assert registry.revoke("text-sw", "x") == ["text-sw@1", "text-sw@2", "text-sw@4"]
+    with pytest.raises(UsageError, match=r"text-sw@4 was revoked on .*: x\.$"):
+        registry.resolve("text-sw")
+    registry.remove("text-sw@3")
+    assert not (tmp_path / "store/adapters/text-sw/3").exists()
+    assert set(registry.revoked("text-sw")) == {1, 2, 3, 4}
+
+
+def test_a_revocation_needs_a_reason_and_a_version(tmp_path: Path, folder: Path) -> None:
+    registry = Registry(str(tmp_path / "store"))
+    registry.publish(folder, make_card())
+    with pytest.raises(UsageError, match="say why"):
+        registry.revoke("text-sw@1", " ")
+    with pytest.raises(UsageError, match="has no version 2"):
+        registry.revoke("text-sw@2", "x")
+    with pytest.raises(UsageError, match="there is no adapter 'text-xx'"):
+        registry.revoke("text-xx", "x")
+    assert registry.revoked("text-sw") == {}
+    assert registry.resolve("text-sw") == ("text-sw", 1)
+
+
 # Stores
 
 

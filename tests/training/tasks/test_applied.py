@@ -1,10 +1,14 @@
 """An adapter must do, as it was written, what it did at the end of training: else it does not become `latest`."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kauli.models.bases.find import find_base
 from kauli.models.tasks import resolve
+from kauli.training.data.dataset import Dataset
+from kauli.training.evaluation.request import EvalRequest
 from kauli.training.loop.checkpoint import TrainState
 from kauli.training.tasks.base import Examples
 from kauli.training.tasks.table import TASKS
@@ -35,7 +39,8 @@ class Served:
 def test_what_was_written_is_compared_with_what_was_trained(bits: float, fault: str | None) -> None:
     state = TrainState(base_validation=2.0, best_validation=1.0)
     examples = Examples([], ROWS, (), "", ())
-    assert TextTraining().fault(None, Served(bits), state, examples) == fault
+    request = EvalRequest(Path(), find_base("debug"), Dataset("none", [], []), (), served=Served(bits))
+    assert TextTraining().fault(request, state, examples) == fault
 
 
 def test_a_task_whose_validation_is_no_bits_is_not_compared() -> None:

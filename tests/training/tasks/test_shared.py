@@ -29,7 +29,7 @@ from kauli.training.tasks.base import Examples, Fitted, Learner, TrainingTask
 from kauli.training.tasks.table import TASKS
 
 SMALL = {"shots": 2, "encoder": "debug", "targets": "all-linear", "batch": 8, "hidden_dim": 32,
-         "judge": "debug-whisper"}  # fmt: skip
+         "judges": ["debug-whisper"]}  # fmt: skip
 """Settings for eight rows and debug bases, of every section and adapter kind that has them."""
 
 SHORT = {
@@ -136,10 +136,10 @@ def known(result: EvalResult) -> dict[str, float]:
 def test_saved_and_loaded_it_answers_as_in_memory(trained: Trained) -> None:
     fields = {**trained.task.card_fields(trained.recipe, trained.examples.train), **trained.fitted.found}
     prompting = fields["translation"].prompting if "translation" in fields else None
-    judge = fields["evaluation"].judge if "evaluation" in fields else None
+    judges = fields["evaluation"].judges if "evaluation" in fields else ()
     request = EvalRequest(
         trained.folder, trained.base, trained.dataset, ("be",), "validation", limit=3, prompting=prompting,
-        judge=judge or JUDGE,
+        judges=judges or (JUDGE,),
     )  # fmt: skip
 
     def measured(served: Any) -> EvalResult:

@@ -1,8 +1,7 @@
 """The task `speak` in training: which clips are left out, what a step holds, why an adapter is not promoted."""
 
 import io
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,26 @@ import pytest
 import soundfile
 import torch
 
+from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import find_base
 from kauli.models.errors import UsageError
 from kauli.models.speech.vits_adapter import read_settings
 from kauli.training.data.dataset import Dataset
 from kauli.training.data.schema import write_parquet
 from kauli.training.evaluation import speak as evaluation
+from kauli.training.evaluation.judges import Judge, understood
 from kauli.training.evaluation.request import EvalRequest
-from kauli.training.evaluation.speak import check_judge, understood, worse_speech
+from kauli.training.evaluation.speak import judged_rows, worse_speech
 from kauli.training.recipe import Recipe
 from kauli.training.recipe_file import parse_recipe
 from kauli.training.tasks.speak import SpeakTraining
+from support.speech_adapters import publish_transcribe
 
 
 def recipe_of(**changes: Any) -> Recipe:
     return parse_recipe(
         {
-            "name": "mine", "task": "speak", "base": "debug", "language": "be", "speak": {"judge": "debug-whisper"},
+            "name": "mine", "task": "speak", "base": "debug", "language": "be", "speak": {"judges": ["debug-whisper"]},
             "train": {"steps": 2, "batch_tokens": 600, "max_length": 200}, **changes,
         }
     )  # fmt: skip
@@ -73,7 +75,7 @@ def test_a_language_that_espeak_has_not_is_refused(task: SpeakTraining, tmp_path
 def test_clips_are_concatenated_with_their_texts_each_once(task: SpeakTraining, tmp_path: Path) -> None:
     base = find_base("debug", task="speak")
     for chance in (0.0, 0.99):
-        recipe = recipe_of(speak={"judge": "debug-whisper", "concat_prob": chance})
+        recipe = recipe_of(speak={"judges": ["debug-whisper"], "concat_prob": chance})
         learner: Any = task.learner(recipe, base, task.rows(recipe, data(tmp_path, task), base), "cpu")
         torch.manual_seed(0)
         step = list(range(8))
@@ -88,36 +90,65 @@ def test_clips_are_concatenated_with_their_texts_each_once(task: SpeakTraining, 
         assert sum(batch.lengths) == inner + 3 * len(batch.frames) + 2 * joints  # a space and its blank each
 
 
-def test_a_judge_that_understands_no_better_keeps_an_adapter_from_latest(
+class Listening(Judge):
+    """Hears what `heard` says of a clip, which is the key of the adapter that spoke it; "all": its text."""
+
+    def transcripts(self, clips: Sequence[Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        return [
+            row["text"] if self.task[clip] == "all" else self.task[clip]
+            for clip, row in zip(clips, rows, strict=True)
+        ]  # fmt: skip
+
+
+def test_an_adapter_is_promoted_where_every_judge_understands_it_better(
     monkeypatch: pytest.MonkeyPatch, task: SpeakTraining
 ) -> None:
     rows = [{**row, "id": str(at), "group": str(at)} for at, row in enumerate(task.dummy_rows())]
-    heard = {"adapter": "", None: ""}
-    monkeypatch.setattr(evaluation, "load_judge", lambda name: None)
     monkeypatch.setattr(evaluation, "speak", lambda served, row, key: (key, 0.0))
-
-    def transcripts(judge: Any, clips: list[Any], rows: list[Any], instead: Any) -> list[str]:
-        return [row["text"] if heard[clip] == "all" else heard[clip] for clip, row in zip(clips, rows, strict=True)]
-
-    monkeypatch.setattr(evaluation, "transcripts", transcripts)
-    same = worse_speech(None, "adapter", rows, "debug-whisper", {})
-    assert same is not None
-    assert (
-        "debug-whisper does not understand it better than its base on 8 validation texts: phoneme error +0.000" in same
+    better, same, worse = (
+        Listening(name, {"adapter": mine, None: base})
+        for name, mine, base in (("debug-1", "all", ""), ("debug-2", "", ""), ("debug-3", "", "all"))
     )
-    heard["adapter"] = "all"
-    assert worse_speech(None, "adapter", rows, "debug-whisper", {}) is None
-    heard["adapter"], heard[None] = "", "all"
-    assert worse_speech(None, "adapter", rows, "debug-whisper", {}) is not None
+    assert worse_speech(None, "adapter", rows, [better]) is None
+    told = "debug-2 does not understand it better than its base on 8 validation texts: phoneme error +0.000"
+    assert told in str(worse_speech(None, "adapter", rows, [same]))
+    assert told in str(worse_speech(None, "adapter", rows, [better, same]))
+    assert "debug-3 does not" in str(worse_speech(None, "adapter", rows, [worse]))
 
     class Hearing:
         def overall(self, clip: str | None) -> float:
             return 2.5 if clip else 3.0
 
     monkeypatch.setattr(evaluation, "listening", lambda judge: Hearing())
-    heard["adapter"], heard[None] = "all", ""
-    unclean = worse_speech(None, "adapter", rows, "debug-whisper", {})
+    unclean = worse_speech(None, "adapter", rows, [better])
     assert unclean == "its speech sounds less clean than its base's: DNSMOS 2.50, base 3.00"
+
+
+def test_texts_that_nobody_recorded_are_heard_too(task: SpeakTraining, tmp_path: Path) -> None:
+    texts = ["Гэта сказ без запісу.", "З лічбай 5 тут.", "Знак % тут.", "Кот.", "Гэта сказ без запісу."]
+    rows = [
+        {"id": str(at), "group": str(at), "language": "be", "text": text, "split": "validation", "synthetic": False}
+        for at, text in enumerate([*texts, "Запіс з голасам тут."])
+    ]
+    write_parquet(rows, tmp_path / "rows.parquet")
+    data = Dataset("texts", [tmp_path / "rows.parquet"], ["be"])
+    request = EvalRequest(Path(), find_base("debug", task="speak"), data, ("be",))
+    recorded = [{"id": "r", "group": "r", "language": "be", "text": "запіс з голасам тут."}]
+    assert [row["text"] for row in judged_rows(request, recorded)] == ["запіс з голасам тут.", texts[0]]
+
+
+def test_an_adapter_of_the_registry_listens_and_another_name_is_refused(tmp_path: Path) -> None:
+    publish_transcribe(tmp_path, "hear", "be", 1)
+    registry = Registry(str(tmp_path))
+    judge = Judge.load("hear@1", {}, registry)
+    assert (judge.name, judge.adapter, judge.languages) == ("hear@1", "hear@1", ("be",))
+    clip, row = np.zeros(8000, np.float32), {"text": "вада", "language": "be"}
+    [(bits, count)] = judge.bits([clip], [row])
+    assert count == 8
+    assert bits == judge.task.bits([{**row, "samples": clip}], "hear@1")[0][0]
+    assert bits != Judge.load("debug-whisper").bits([clip], [row])[0][0]
+    with pytest.raises(UsageError, match=r"speak\.judges: 'heer' is no adapter here, and as a base"):
+        Judge.load("heer", {}, registry)
 
 
 def test_errors_of_a_listener_are_at_most_the_text() -> None:
@@ -136,7 +167,7 @@ def test_recordings_without_a_licence_need_consent(task: SpeakTraining, tmp_path
     ):
         task.rows(recipe_of(), dataset, base)
     consent = "the reader agreed in writing"
-    recipe = recipe_of(speak={"judge": "debug-whisper", "consent": consent})
+    recipe = recipe_of(speak={"judges": ["debug-whisper"], "consent": consent})
     learner: Any = task.learner(recipe, base, task.rows(recipe, dataset, base), "cpu")
     learner.attach(None)
     learner.save(tmp_path / "adapter")
@@ -155,10 +186,9 @@ def test_silent_clips_are_left_out(task: SpeakTraining, tmp_path: Path) -> None:
 
 def test_a_judge_that_does_not_know_the_language_is_refused_before_training() -> None:
     known = find_base("debug", task="transcribe").name
-    request = EvalRequest(Path(), find_base("debug", task="speak"), Dataset("none", [], []), ("ky",), judge=known)
     with pytest.raises(UsageError, match=r"debug-whisper does not know Kyrgyz \(ky\): name a related language"):
-        check_judge(request)
-    check_judge(replace(request, base_languages={"ky": "be"}))
+        Judge.load(known).check(["ky"])
+    Judge.load(known, {"ky": "be"}).check(["ky"])
 
 
 def test_a_recipe_may_not_change_more_than_the_text_encoder(task: SpeakTraining, tmp_path: Path) -> None:
