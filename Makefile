@@ -20,11 +20,11 @@ demo: setup
 
 # Two workers of one thread each; a file stays on one worker.
 test: setup
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile $(TESTS)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # The inner loop, under a minute: the test files that import neither torch nor Ray, found by reading their imports.
 test-fast: setup
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --fast -m "not weights"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --fast -m "not weights"
 
 # The parts of docs/ that are generated; a test compares them.
 docs: setup

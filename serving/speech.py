@@ -1,6 +1,6 @@
 """A text that is spoken: its sentences as they come, their words with times in the whole. For HTTP and the command."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from kauli.models.adapters.card import VoiceReference
 from kauli.models.documents.tiers import textgrid_of
 from kauli.models.errors import UsageError, nearest
 from kauli.models.media.encode import RATE
@@ -17,7 +18,7 @@ from kauli.models.speech.espeak import espeak_languages
 from kauli.models.speech.subtitles import as_srt, as_vtt, cues
 from kauli.models.text.detection import detect
 from kauli.serving.events import Failed, Refused, SpeechStarted
-from kauli.serving.routing import Route
+from kauli.serving.routing import Adapter, Route, served_task
 
 if TYPE_CHECKING:  # torch is not needed to reach a worker behind a handle
     from kauli.serving.workers.speaker import Speaker
@@ -28,6 +29,7 @@ TIMES = {"vtt": "text/vtt", "srt": "application/x-subrip", "textgrid": "text/pla
 ESPEAK = "espeak"
 """The voice that is no model's."""
 
+_UNKNOWN = VoiceReference(consent="not recorded", synthetic=0)
 _TELLING = 30  # characters of a text in Latin letters whose language is detected
 
 Samples = npt.NDArray[np.float32]
@@ -96,6 +98,25 @@ class Speech:
             {"word": one.text, "start": round(one.start, 3), "end": round(one.end, 3)}
             for segment in self.segments for one in segment.words
         ]  # fmt: skip
+
+
+def named_voice(model: str, voice: str | None, adapters: Collection[str]) -> tuple[str, str | None]:
+    """Model and voice of a request, where its voice may be the name of an adapter that speaks."""
+    if model == "speak" and voice is not None and voice.partition("@")[0] in adapters:
+        return voice, None
+    return model, voice
+
+
+def adapter_voices(adapters: Iterable[Adapter]) -> list[tuple[Voice, str]]:
+    """The voices that adapters of the task `speak` add, and their versions as NAME@VERSION."""
+    return [
+        (
+            Voice(one.public, ", ".join(one.card.language), one.card.licence, known.consent, known.synthetic == 1),
+            one.card.spec,
+        )
+        for one in adapters if served_task(one.card) == "speak"
+        if (known := one.card.voice or _UNKNOWN)
+    ]  # fmt: skip
 
 
 def spoken_by(route: Route, voice: str | None) -> Route:

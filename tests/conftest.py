@@ -13,7 +13,7 @@ from support.imports import is_heavy
 
 Publish = Callable[[Path, str, str, int], str]
 
-FIRST = ("test_faults.py", "test_serve_ray.py", "test_compare.py")
+FIRST = ("test_faults.py", "test_serve_ray.py", "test_compare.py", "test_downloads.py", "test_snippets.py")
 """Started first, since they take longest: a worker that got one of them last would keep the other waiting."""
 
 

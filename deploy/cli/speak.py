@@ -22,7 +22,9 @@ def speak(
     language: Annotated[
         str | None, typer.Option("--language", help="The language of the text [detected where it is long].")
     ] = None,
-    voice: Annotated[str | None, typer.Option("--voice", help="A voice; see --voices [the first].")] = None,
+    voice: Annotated[
+        str | None, typer.Option("--voice", help="A voice, or an adapter that speaks; see --voices [the first].")
+    ] = None,
     model: Annotated[
         str, typer.Option("--model", help="speak, an adapter of that task, or a base with voices.")
     ] = "speak",
@@ -54,12 +56,13 @@ def speak(
     from kauli.models.media.encode import RATE, encoded
     from kauli.models.requests import SpeechRequest
     from kauli.serving.local import Local
-    from kauli.serving.speech import provenance, spoken_by, spoken_language
+    from kauli.serving.speech import named_voice, provenance, spoken_by, spoken_language
 
     form, times = format_of(out), _times_of(words)
     asked = whole(stdin_text() if text == "-" else text, "the text")
     pairs = tuple(_lexicon(lexicon).items()) if lexicon else ()
     with Local(storage or default_storage()) as local:
+        model, voice = named_voice(model, voice, local.registry.names() if voice else ())
         asked_in = language or (spoken_language(asked) if model == "speak" else None)
         route = spoken_by(local.choose("speak", model, asked_in, allow_base=True), voice)
         request = SpeechRequest(asked, route.language, voice, speed, seed, pairs)
@@ -130,10 +133,12 @@ def _list(model: str, storage: str | None, as_json: bool) -> None:
     from dataclasses import asdict
 
     from kauli.serving.local import Local
+    from kauli.serving.speech import adapter_voices
 
     with Local(storage or default_storage()) as local:
         route = local.choose("speak", model, None)
         rows: list[dict[str, Any]] = [asdict(one) for one in local.run(local.of(route).voices())]
+        rows += [asdict(one) for one, _ in adapter_voices(local.catalogue.adapters())]
     columns = ("id", "language", "licence", "consent")
     output(as_json, rows, table(rows, columns))
 

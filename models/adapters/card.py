@@ -164,6 +164,15 @@ class TranslationReference(_Part):
     """Prompts of which this one was the best on validation rows; None: there was no search."""
 
 
+class VoiceReference(_Part):
+    """Whose speech an adapter of the task `speak` learned."""
+
+    consent: str
+    """By whose leave."""
+    synthetic: float = Field(ge=0, le=1)
+    """The share of clips that nobody spoke."""
+
+
 class LanguageModelReference(_Part):
     """A language model in a recogniser's adapter, and what it was worth on validation clips."""
 
@@ -229,6 +238,8 @@ class Card(_Part):
     decoding: Decoding = Field(default_factory=Decoding)
     translation: TranslationReference | None = None
     """Of the task `translate`."""
+    voice: VoiceReference | None = None
+    """Of the task `speak`."""
     language_models: dict[str, LanguageModelReference] = Field(default_factory=dict)
     """Of the task `transcribe`: language -> what its transcripts are searched with."""
     certificates: dict[str, Certificate] = Field(default_factory=dict)

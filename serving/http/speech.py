@@ -20,7 +20,16 @@ from kauli.serving.http.answers import error_body, route_headers, sse
 from kauli.serving.http.bodies import ApiError, JsonBody, ignored_header
 from kauli.serving.http.dialogue import add_dialogue
 from kauli.serving.http.schemas import Speed, VoiceId, VoiceName
-from kauli.serving.speech import TIMES, Samples, Speech, provenance, spoken_by, spoken_language
+from kauli.serving.speech import (
+    TIMES,
+    Samples,
+    Speech,
+    adapter_voices,
+    named_voice,
+    provenance,
+    spoken_by,
+    spoken_language,
+)
 
 _MOST_WORDS = 1000  # of a request's lexicon
 _JSON_AUDIO = "mp3"
@@ -54,10 +63,11 @@ def add_speech(app: FastAPI, backends: Backends) -> None:
 
     @app.get("/v1/audio/voices")
     async def voices() -> dict[str, Any]:
-        """The voices with their language, licence and consent."""
+        """The voices with their language, licence and consent: those of the base, then those of adapters."""
         route = await backends.route("speak", "speak")
-        found = await backends.of(route).voices()
-        return {"voices": [{"name": one.id, "model": route.base, **asdict(one)} for one in found]}
+        found = [(one, route.base) for one in await backends.of(route).voices()]
+        found += adapter_voices(await asyncio.to_thread(backends.catalogue.adapters))
+        return {"voices": [{"name": one.id, "model": model, **asdict(one)} for one, model in found]}
 
     @app.post("/v1/audio/speech", response_model=None)
     async def speech(body: SpeechBody) -> Response:
@@ -72,10 +82,12 @@ def add_speech(app: FastAPI, backends: Backends) -> None:
             text = f"stream_format is for audio, not for response_format {body.response_format}"
             raise ApiError(400, text, "invalid_value", "stream_format")
         named = body.voice.id if isinstance(body.voice, VoiceId) else body.voice
+        added = adapter_voices(await asyncio.to_thread(backends.catalogue.adapters))
+        model, named = named_voice(body.model, named, [one.id.partition("@")[0] for one, _ in added])
         language = body.language
-        if language is None and body.model == "speak":  # it chooses the adapter
+        if language is None and model == "speak":  # it chooses the adapter
             language = await asyncio.to_thread(spoken_language, body.input)
-        route = spoken_by(await backends.route("speak", body.model, language, allow_base=True), named)
+        route = spoken_by(await backends.route("speak", model, language, allow_base=True), named)
         request = SpeechRequest(
             body.input, route.language, named, body.speed, body.seed, tuple(body.lexicon.items())
         )  # fmt: skip

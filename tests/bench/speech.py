@@ -7,10 +7,11 @@
     python tests/bench/speech.py dialogue --text-base smollm2-135m-q4
 
 quality: held-out captions with a recording, and held-out sentences, are spoken by eSpeak, by the base with eSpeak's
-sounds as they are, and by the base with the nearest sounds that it was trained on. Whisper transcribes each clip: the
-character error rate (letters and digits, small; of a clip 1 at most), and the error rate of the sounds that eSpeak
-reads in transcript and text. The recordings are judged in the same way: they show what the judge costs. DNSMOS tells
-how clean speech is, from 1 to 5. Choose by `--split validation`, with `--neighbour SOUND=SYMBOLS`.
+sounds as they are, and by the base with the nearest sounds that it was trained on. Each judge transcribes each clip:
+the character error rate (letters and digits, small; of a clip 1 at most), the error rate of the sounds that eSpeak
+reads in transcript and text, and the bits that the text costs the judge, which are less noisy. The recordings are
+judged in the same way: they show what the judge costs; those too short for their text are left out. DNSMOS tells how
+clean speech is, from 1 to 5. Choose by `--split validation`, with `--neighbour SOUND=SYMBOLS`.
 
 likelihood: the bits that Whisper gives texts of the training split when it hears them spoken, with and without a
 change; it is less noisy than the error rate, and was used to choose what models/speech/sounds.yaml says.
@@ -35,7 +36,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jiwer
 import numpy as np
 import regex
 from results_file import update_section
@@ -51,7 +51,6 @@ from kauli.models.paths import default_storage
 from kauli.models.progress import note
 from kauli.models.requests import SpeechRequest
 from kauli.models.speech import sounds
-from kauli.models.speech.espeak import espeak, espeak_voice
 from kauli.models.speech.reading import BETWEEN_SENTENCES
 from kauli.models.speech.sounds import Symbols
 from kauli.models.speech.speak import Job, SpeakTask
@@ -65,8 +64,15 @@ from kauli.training.data.dataset import load_data
 from kauli.training.data.groups import short_hash
 from kauli.training.evaluation.acoustics import Dnsmos
 from kauli.training.evaluation.intervals import difference, interval
+from kauli.training.evaluation.judges import Judge, understood
+from kauli.training.evaluation.request import MAX_CHARS_PER_SECOND
 from kauli.training.evaluation.results import bracket
+from kauli.training.evaluation.scorers import clean
+from kauli.training.evaluation.speak import once
+from kauli.training.features.audio import audio_rows
+from kauli.training.features.voices import trimmed
 
+_JUDGED = ("CER", "phoneme error", "bits a byte")
 SENTENCES = {
     "be": "Дзеці гуляюць у садзе каля старой ліпы.", "sw": "Watoto wanacheza katika bustani karibu na mti.",
     "am": "ልጆቹ በአትክልቱ ስፍራ ከዛፉ አጠገብ እየተጫወቱ ነው።", "ky": "Балдар бакта эски дарактын жанында ойноп жүрүшөт.",
@@ -78,23 +84,16 @@ def plain(text: str) -> str:
     return " ".join(regex.sub(r"[^\p{L}\p{M}\p{N}\s]", "", text.lower()).split())
 
 
-def errors(reference: str, found: str) -> tuple[float, int]:
-    """Character errors, as many as the reference has at most, and its characters."""
-    letters = reference.replace(" ", "")
-    if not letters:
-        return 0.0, 0
-    return min(1.0, jiwer.cer(letters, found.replace(" ", "") or " ")) * len(letters), len(letters)
-
-
 def rows_of(language: str, split: str, limit: int) -> tuple[list[dict[str, Any]], list[str]]:
     """Held-out captions with a recording, each text once, and sentences of the Declaration; none with a digit."""
     dataset = load_data("starter", [language])
-    columns = ["id", "text", "audio", "source", "group", "synthetic"]
-    rows = [row for row in dataset.rows(split=split, languages=[language], columns=columns) if row["text"]]
-    rows = [row for row in rows if not regex.search(r"[\p{N}$€%]", row["text"])]
-    clips = {plain(row["text"]): row for row in rows if row["audio"] and not row["synthetic"]}
-    sentences = dict.fromkeys(row["text"] for row in rows if row["source"] == "udhr" and 20 < len(row["text"]) <= 160)
-    return list(clips.values())[:limit], list(sentences)[:limit]
+    written = regex.compile(r"[\p{N}$€%]")
+    recorded = audio_rows(dataset, split, [language], MAX_CHARS_PER_SECOND).rows
+    clips = [row for row in once(recorded) if not written.search(row["text"]) and not row["synthetic"]]
+    rows = dataset.rows(split=split, languages=[language], columns=["text", "source"])
+    texts = [row["text"] for row in rows if row["source"] == "udhr" and row["text"]]
+    sentences = dict.fromkeys(text for text in texts if 20 < len(text) <= 160 and not written.search(text))
+    return clips[:limit], list(sentences)[:limit]
 
 
 def spoken(
@@ -122,48 +121,49 @@ def quality(options: argparse.Namespace) -> str:
     task: SpeakTask = load_served("speak", find_base(options.base, task="speak"))
     mapped, raw = task.symbols, Symbols(task.symbols.numbers, frozenset(task.symbols.numbers) - set("_^$"), True,
                                         task.symbols.espeak)  # fmt: skip
-    mos, voice = Dnsmos(), espeak_voice(language)
+    mos = Dnsmos()
     if options.adapter:
         task.add_adapter(options.adapter, Registry(options.storage).fetch(options.adapter))
     lines, scored = [], dict[tuple[str, str, str], Any]()
-    with Local(options.storage) as local:
-        for kind, texts in (("captions", [row["text"] for row in clips]), ("sentences", sentences)):
-            audio: dict[str, list[Any]] = {}
-            if kind == "captions":
-                audio["recording"] = [decode_audio(row["audio"]).samples for row in clips]
-            audio["espeak"] = spoken(task, texts, language, "espeak")
-            for name, symbols in (("as it is", raw), ("nearest", mapped)):
-                task.symbols = symbols
-                audio[name] = spoken(task, texts, language, None)
-            if options.adapter:
-                audio[options.adapter] = spoken(task, texts, language, None, adapter=options.adapter)
-            wanted = espeak().phonemes([plain(text) for text in texts], voice)
-            for judge in options.judges:
-                route = local.choose("transcribe", judge, language, allow_base=True)
-                for name, samples in audio.items():
-                    note(f"{judge} transcribes {len(samples)} {kind} of {name}")
-                    heard = local.transcribe(route, [DecodedAudio(one, len(one) / RATE) for one in samples])
-                    found = [plain(" ".join(part.text for part in one.segments)) for one in heard]
-                    read = espeak().phonemes(found, voice)
-                    scored[kind, name, judge] = (
-                        np.array([errors(plain(text), one) for text, one in zip(texts, found, strict=True)]),
-                        np.array([errors(_sounds(text), _sounds(one)) for text, one in zip(wanted, read, strict=True)]),
-                    )
-            clean = {name: statistics.mean(mos.overall(one) for one in samples) for name, samples in audio.items()}
-            for judge in options.judges:
-                for name in audio:
-                    cer, per = (interval(sums, _rate) for sums in scored[kind, name, judge])
-                    row = {"texts": f"{len(texts)} {kind}", "judge": judge, "speech": name, "CER": _shown(cer),
-                           "phoneme error": _shown(per), "DNSMOS": f"{clean[name]:.2f}"}  # fmt: skip
-                    lines.append(row)
-                pairs = [("nearest", "espeak"), ("nearest", "as it is")]
-                pairs += [(options.adapter, "nearest"), (options.adapter, "espeak")] if options.adapter else []
-                for mine, other in pairs:
-                    ours, theirs = (scored[kind, name, judge] for name in (mine, other))
-                    gaps = [difference(one, two, _rate) for one, two in zip(ours, theirs, strict=True)]
-                    lines.append({"texts": "", "judge": judge, "speech": f"{mine} - {other}", "CER": _shown(gaps[0]),
-                                  "phoneme error": _shown(gaps[1]), "DNSMOS": ""})  # fmt: skip
-    columns = ("texts", "judge", "speech", "CER", "phoneme error", "DNSMOS")
+    judges = [Judge.load(name, {}, Registry(options.storage)) for name in options.judges]
+    for kind, texts in (("captions", [row["text"] for row in clips]), ("sentences", sentences)):
+        audio: dict[str, list[Any]] = {}
+        if kind == "captions":
+            audio["recording"] = [row["samples"] for row in clips]
+        audio["espeak"] = spoken(task, texts, language, "espeak")
+        for name, symbols in (("as it is", raw), ("nearest", mapped)):
+            task.symbols = symbols
+            audio[name] = spoken(task, texts, language, None)
+        if options.adapter:
+            audio[options.adapter] = spoken(task, texts, language, None, adapter=options.adapter)
+        audio = {name: [trimmed(one) for one in samples] for name, samples in audio.items()}
+        rows = [{"text": text, "language": language} for text in texts]
+        for judge in judges:
+            for name, samples in audio.items():
+                note(f"{judge.name} hears {len(samples)} {kind} of {name}")
+                found = understood([clean(text) for text in texts], judge.transcripts(samples, rows), language)
+                scored[kind, name, judge.name] = tuple(
+                    np.array(one, float)
+                    for one in (found["round_trip_cer"], found["phoneme_error"], judge.bits(samples, rows))
+                )
+        heard = {name: statistics.mean(mos.overall(one) for one in samples) for name, samples in audio.items()}
+        for judge in judges:
+            for name in audio:
+                own = [interval(sums, _rate) for sums in scored[kind, name, judge.name]]
+                lines.append(
+                    {"texts": f"{len(texts)} {kind}", "judge": judge.name, "speech": name,
+                     **dict(zip(_JUDGED, map(_shown, own), strict=True)), "DNSMOS": f"{heard[name]:.2f}"}
+                )  # fmt: skip
+            pairs = [("nearest", "espeak"), ("nearest", "as it is")]
+            pairs += [(options.adapter, "nearest"), (options.adapter, "espeak")] if options.adapter else []
+            for mine, other in pairs:
+                ours, theirs = (scored[kind, name, judge.name] for name in (mine, other))
+                gaps = [difference(one, two, _rate) for one, two in zip(ours, theirs, strict=True)]
+                lines.append(
+                    {"texts": "", "judge": judge.name, "speech": f"{mine} - {other}",
+                     **dict(zip(_JUDGED, map(_shown, gaps), strict=True)), "DNSMOS": ""}
+                )  # fmt: skip
+    columns = ("texts", "judge", "speech", *_JUDGED, "DNSMOS")
     print(table(lines, columns))
     head = (
         f"Held-out texts in {language} ({options.split}) spoken by {task.base.name}; 95 % intervals over texts; "
@@ -337,7 +337,7 @@ def dialogue(options: argparse.Namespace) -> str:
     import torch
 
     clips, _ = rows_of(options.language, options.split, 200)
-    samples = np.concatenate([decode_audio(row["audio"]).samples for row in clips])
+    samples = np.concatenate([row["samples"] for row in clips])
     length = 4 * RATE
     questions = [samples[at * length : (at + 1) * length] for at in range(min(options.rounds, len(samples) // length))]
     tasks = {"audio": ("transcribe", "whisper-base"), "text": ("text", options.text_base)}
@@ -375,10 +375,6 @@ def dialogue(options: argparse.Namespace) -> str:
     threads = f"{torch.get_num_threads()} threads; {machine()}"
     head = f"{len(times)} recordings of 4 s in {options.language}; {models}; {threads}.\n\n"
     return head + _markdown(lines, columns)
-
-
-def _sounds(ipa: str) -> str:
-    return regex.sub(r"[ˈˌ\s]", "", ipa)
 
 
 def _rate(sums: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from kauli.models.adapters.card import EvaluationSettings
+from kauli.models.adapters.card import EvaluationSettings, VoiceReference
 from kauli.models.adapters.kinds.base import AdapterKind
 from kauli.models.adapters.kinds.lora import Lora
 from kauli.models.bases.find import Base
@@ -211,11 +211,15 @@ class SpeakTraining(TrainingTask):
         return found or worse_speech(request.served, ADAPTER, rows, judges_of(request))
 
     def card_fields(self, recipe: SpeakRecipe, rows: Sequence[Row] = ()) -> dict[str, Any]:
-        """The limit of speech, and what listens."""
+        """The limit of speech, what listens, and by whose leave the recordings are used."""
+        licences = sorted({row["licence"] for row in rows if row["licence"]})
+        consent = recipe.speak.consent or f"as the licences of the recordings say: {', '.join(licences) or 'none'}"
+        synthetic = sum(bool(row["synthetic"]) for row in rows) / max(1, len(rows))
         return {
+            "voice": VoiceReference(consent=consent, synthetic=synthetic) if rows else None,
             "evaluation": EvaluationSettings(
                 max_chars_per_second=recipe.speak.max_chars_per_second,
                 judges=recipe.speak.judges,
                 base_languages=recipe.speak.judge_languages,
-            )
+            ),
         }

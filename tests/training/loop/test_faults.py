@@ -76,7 +76,7 @@ def restarts_of(home: Path, name: str) -> int:
 
 
 def wait_for_step(process: "subprocess.Popen[str]", home: Path, name: str, step: int) -> None:
-    until = time.monotonic() + 240
+    until = time.monotonic() + 480
     while step_of(home, name) < step:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < until, f"step {step} was not reached"

@@ -172,6 +172,10 @@ def test_recordings_without_a_licence_need_consent(task: SpeakTraining, tmp_path
     learner.attach(None)
     learner.save(tmp_path / "adapter")
     assert read_settings(tmp_path / "adapter").consent == consent
+    rows = task.rows(recipe, dataset, base).train
+    assert task.card_fields(recipe, rows)["voice"].model_dump() == {"consent": consent, "synthetic": 0.0}
+    licensed = task.rows(recipe_of(), data(tmp_path, task), base).train
+    assert task.card_fields(recipe_of(), licensed)["voice"].consent == "as the licences of the recordings say: CC0-1.0"
     assert len(task.rows(recipe_of(), data(tmp_path, task, licence=None, synthetic=True), base).train) == 8
 
 
