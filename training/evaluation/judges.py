@@ -38,7 +38,7 @@ class Judge:
     def load(cls, name: str, instead: Mapping[str, str] | None = None, registry: Registry | None = None) -> Self:
         """The base called `name`, else the registry's adapter.
 
-        Raises UsageError where there is neither, and where the adapter does not transcribe.
+        Raises UsageError where there is neither, and where the base of the adapter does not transcribe.
         """
         if registry is None or name.partition("@")[0] not in registry.names():
             try:
@@ -48,8 +48,6 @@ class Judge:
             task = load_served("transcribe", found)
             return cls(name, task, None, tuple(task.languages()), instead or {})
         card = registry.card(name)
-        if card.task != "transcribe":
-            raise UsageError(f"speak.judges: {card.spec} is an adapter of the task '{card.task}', not of 'transcribe'.")
         base = find_base(card.base.name, task="transcribe")
         check_base(card, base)
         task = load_served("transcribe", base)
