@@ -157,7 +157,7 @@ class SpeakTraining(TrainingTask):
             espeak_voice(tag)
         if not Symbols.read(base.folder, base.name).phonemes:
             raise UsageError(f"'{base.name}' reads letters: adapters are for voices of Piper, such as piper-vits.")
-        limit, notes, sides, count = recipe.speak.max_chars_per_second, list[str](), [], 0
+        limit, notes, sides, count, told = recipe.speak.max_chars_per_second, list[str](), [], 0, 0
         for split in ("train", "validation"):
             found = audio_rows(dataset, split, recipe.language, limit)
             facts = media_facts(dataset, "audio", split, recipe.language)
@@ -171,9 +171,12 @@ class SpeakTraining(TrainingTask):
                     left_out.add(row["id"], "with digits or currency, which a reader may say in other words")
                 else:
                     kept.append(row)
+                    told += bool(split == "train" and (facts[row["id"]].warning or ""))
             notes += [*found.notes(), *left_out.notes(len(kept), "clips")]
             count += (left_out.count + found.left_out.count) * (split == "train")
             sides.append(kept)
+        if told:
+            notes.append(f"{told} clips are clipped or cut off: `kauli data check` names them; they teach such a sound")
         notes += check_rows(recipe, sides, "audio with a text", notes)
         unnamed = sum(not row["licence"] and not row["synthetic"] for row in sides[0])
         if unnamed and not (recipe.speak.consent or "").strip():

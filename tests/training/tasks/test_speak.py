@@ -188,6 +188,16 @@ def test_silent_clips_are_left_out(task: SpeakTraining, tmp_path: Path) -> None:
     assert any("in which hardly anyone speaks" in note for note in examples.notes)
 
 
+def test_clipped_clips_are_told(task: SpeakTraining, tmp_path: Path) -> None:
+    clipped = io.BytesIO()
+    loud = np.clip(4 * np.sin(np.arange(16_000) / 20), -1, 1)
+    soundfile.write(clipped, loud, 16_000, format="WAV")
+    dataset = data(tmp_path, task, audio=clipped.getvalue(), only=3)
+    examples = task.rows(recipe_of(), dataset, find_base("debug", task="speak"))
+    assert len(examples.train) == 8
+    assert any(note.startswith("1 clips are clipped or cut off: `kauli data check`") for note in examples.notes)
+
+
 def test_a_judge_that_does_not_know_the_language_is_refused_before_training() -> None:
     known = find_base("debug", task="transcribe").name
     with pytest.raises(UsageError, match=r"debug-whisper does not know Kyrgyz \(ky\): name a related language"):
