@@ -7,6 +7,7 @@ of the base. A folder holds a PEFT adapter, `voice.safetensors` (rows and head) 
 Shape letters: N rows of a batch, T symbols, W width.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -135,6 +136,12 @@ def read_settings(folder: Path) -> Settings:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise KauliError(f"{path} is damaged: {where}: {first['msg']}.") from error
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Write speak.json."""
+    text = json.dumps(settings.model_dump(), ensure_ascii=False, indent=1)
+    (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
 
 
 def read_deltas(folder: Path, known: Mapping[str, Layer]) -> dict[str, Delta]:

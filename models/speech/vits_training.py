@@ -28,13 +28,22 @@ from kauli.models.speech.alignment import aligned
 from kauli.models.speech.reading import read
 from kauli.models.speech.sounds import Symbols
 from kauli.models.speech.speak import SpeakTask
-from kauli.models.speech.vits_adapter import HEAD, ROWS, SETTINGS, TEXT_ENCODER, VOICE, DurationHead, read_settings
+from kauli.models.speech.vits_adapter import (
+    HEAD,
+    ROWS,
+    TEXT_ENCODER,
+    VOICE,
+    DurationHead,
+    Settings,
+    read_settings,
+    write_settings,
+)
 from kauli.models.speech.vits_model import read_vits, voice_facts
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "conv_1", "conv_2", "project")
 """Modules of the text encoder that get a LoRA, where a recipe does not say otherwise."""
 NOISE = 0.5
-"""Spread of the sound of an adapter's speech, of that which it learned."""
+"""Spread of the sound of an adapter's speech, of that which it learned, before it is chosen on validation."""
 _DURATIONS = 0.2  # weight of the durations' loss: the head is apart, so this sets its share of the clipped gradient
 
 
@@ -226,12 +235,11 @@ class TrainableVoice(PeftTrainable):
         tensors = {HEAD + name: value for name, value in self._durations.state_dict().items()}
         tensors[ROWS] = self._vits.text_encoder.embed_tokens.rows
         save_file({name: one.detach().cpu().contiguous() for name, one in tensors.items()}, folder / VOICE)
-        settings = {
-            "languages": self.languages, "symbols": self.learned, "noise": NOISE, "voice": self.voice,
-            "synthetic": round(self.synthetic, 4), "consent": self.consent,
-        }  # fmt: skip
-        text = json.dumps(settings, ensure_ascii=False, indent=1)
-        (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+        settings = Settings(
+            languages=tuple(self.languages), symbols=tuple(self.learned), noise=NOISE, voice=self.voice,
+            synthetic=round(self.synthetic, 4), consent=self.consent,
+        )  # fmt: skip
+        write_settings(folder, settings)
 
     def start_from(self, folder: Path) -> None:
         """Take the weights of an adapter of the same base, the rows of the sounds that both have among them."""

@@ -7,6 +7,7 @@ the decoder, which is as good as an adapter can learn. A judge's loop counts as 
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from kauli.models.media.encode import encoded
 from kauli.models.media.resample import resampled
 from kauli.models.requests import SpeechRequest
 from kauli.models.speech.speak import ESPEAK, Job
+from kauli.models.speech.vits_adapter import read_settings, write_settings
 from kauli.models.speech.vits_model import Latent, sound
+from kauli.training.data.dataset import Dataset
 from kauli.training.evaluation.acoustics import Dnsmos, distortion, melody_error
 from kauli.training.evaluation.charts import spectrograms
 from kauli.training.evaluation.intervals import difference
@@ -36,6 +39,10 @@ from kauli.training.posterior import posterior_of
 RECORDING, COPY = "recording", "copy"
 JUDGED = 60
 """Recorded validation texts, at most, by which an adapter is promoted; and others, that nobody recorded."""
+NOISES = (0.0, 0.3, 0.5, 0.667)
+"""Spreads of the sound of which an adapter gets the best."""
+CHOOSING = 24
+"""Recorded validation texts, at most, by which it is chosen; and others, that nobody recorded."""
 MOST_WORSE = 0.3
 """Of DNSMOS: an adapter that sounds less clean than its base by more is not promoted."""
 _SHOWN = 12
@@ -113,18 +120,37 @@ def listening(judge: str) -> Dnsmos | None:
     return None if judge.startswith("debug") else Dnsmos()
 
 
-def judged_rows(request: EvalRequest, recorded: Sequence[Row]) -> list[Any]:
-    """Validation rows whose texts tell whether an adapter may be promoted: recorded ones, then as many others."""
-    rows = choose(once(recorded), JUDGED)
+def judged_rows(dataset: Dataset, tags: Sequence[str], recorded: Sequence[Row], most: int = JUDGED) -> list[Any]:
+    """Validation rows whose texts tell how good an adapter is: `most` recorded ones, then as many that are not."""
+    rows = choose(once(recorded), most)
     columns = ["id", "group", "text", "language", "audio"]
     known = {nfc(row["text"]).casefold() for row in recorded}
     others = [
         row
-        for row in request.dataset.rows(split="validation", languages=request.tags, columns=columns)
+        for row in dataset.rows(split="validation", languages=tags, columns=columns)
         if row["text"] and not row["audio"] and _SENTENCE.fullmatch(row["text"])
         and nfc(row["text"]).casefold() not in known
     ]  # fmt: skip
-    return rows + choose(once(others), JUDGED)
+    return rows + choose(once(others), most)
+
+
+def choose_noise(served: Any, folder: Path, rows: Sequence[Row], judge: Judge) -> str:
+    """Write into the adapter in `folder` with how much noise it speaks best; returns a sentence for the user.
+
+    That is where the texts of these validation rows cost the judge the fewest bits.
+    """
+    settings, costs = read_settings(folder), dict[float, float]()
+    for noise in NOISES:
+        write_settings(folder, settings.model_copy(update={"noise": noise}))
+        served.add_adapter(ADAPTER, folder)
+        clips = [speak(served, row, ADAPTER)[0] for row in rows]
+        served.remove_adapter(ADAPTER)
+        bits, sizes = zip(*judge.bits(clips, rows), strict=True)
+        costs[noise] = sum(bits) / sum(sizes)
+    best = min(costs, key=lambda noise: costs[noise])
+    write_settings(folder, settings.model_copy(update={"noise": best}))
+    told = ", ".join(f"{noise:g}: {cost:.3f}" for noise, cost in costs.items())
+    return f"Noise {best:g} was chosen on {len(rows)} validation texts, by their bits per byte to {judge.name}: {told}"
 
 
 def worse_speech(served: Any, adapter: str, rows: Sequence[Row], judges: Sequence[Judge]) -> str | None:

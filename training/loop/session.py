@@ -65,6 +65,8 @@ class Run:
     log: Callable[[dict[str, Any]], None]
     tell: Callable[[str], None] = lambda text: None
     """Tells the user a sentence at once; on rank 0 alone."""
+    registry: Registry | None = None
+    """Where the adapter will be published."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,18 @@ def work(
     log = MetricsLog(store, f"{job.folder}/{METRICS}")
     first = not distributed.is_initialized() or distributed.get_rank() == 0
     notes = NoteLog(store, f"{job.folder}/{NOTES}")
+    registry = Registry(job.storage)
     run = Run(
-        recipe, base, examples, dataset, session, device, job.start, log.add, notes.add if first else lambda text: None
+        recipe,
+        base,
+        examples,
+        dataset,
+        session,
+        device,
+        job.start,
+        log.add,
+        notes.add if first else lambda text: None,
+        registry,
     )
     with stages_written(store, job.folder) if first else nullcontext():
         adapter.mkdir(parents=True)
@@ -144,7 +156,7 @@ def work(
         draft = draft.model_copy(update={"decoding": fitted.decoding, **fitted.found})
         write_card(adapter, draft)  # the evaluation asks as a user would: with what the card says of decoding
         served = _as_in_service(task, base, device, fitted)
-        request = request_of(draft, adapter, base, dataset, Registry(job.storage))
+        request = request_of(draft, adapter, base, dataset, registry)
         request = replace(request, limit=job.generated, scored=job.scored, served=served)
         result = task.evaluate(request)
         fault = task.fault(request, fitted.state, fitted.examples)

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import regex
@@ -21,16 +22,26 @@ from kauli.models.speech.vits_training import TARGETS, TrainableVoice, VoiceExam
 from kauli.models.tasks import load_trainable
 from kauli.training.data.dataset import Dataset
 from kauli.training.data.media_check import QUIET, media_facts
+from kauli.training.evaluation.judges import Judge
 from kauli.training.evaluation.request import ADAPTER, EvalRequest
 from kauli.training.evaluation.results import EvalResult
-from kauli.training.evaluation.speak import evaluate_speak, judged_rows, judges_of, spoken_rows, worse_speech
+from kauli.training.evaluation.speak import (
+    CHOOSING,
+    choose_noise,
+    evaluate_speak,
+    judged_rows,
+    judges_of,
+    spoken_rows,
+    worse_speech,
+)
 from kauli.training.features.audio import audio_rows
 from kauli.training.features.left_out import LeftOut
 from kauli.training.features.voices import VIEWS, Listener, voice_frames
 from kauli.training.loop.checkpoint import TrainState
+from kauli.training.loop.session import Run
 from kauli.training.posterior import posterior_of
 from kauli.training.recipe import Recipe, method_of
-from kauli.training.tasks.base import Examples, Learner, Row, TrainingTask
+from kauli.training.tasks.base import Examples, Fitted, Learner, Row, TrainingTask
 from kauli.training.tasks.rows import check_rows, made_up_rows, weighted
 
 _WRITTEN = regex.compile(r"[\p{N}\p{Sc}%]")  # which a reader may say in ways that eSpeak does not
@@ -197,6 +208,18 @@ class SpeakTraining(TrainingTask):
         task = load_trainable(self.name, base, device=device, dtype=torch.float32)
         return SpeakLearner(task, recipe, examples, Listener(task.model, folder))
 
+    def fit(self, run: Run, folder: Path) -> Fitted | None:
+        """Train; then choose the noise of its speech."""
+        fitted = super().fit(run, folder)
+        if fitted is None:
+            return None
+        assert isinstance(run.recipe, SpeakRecipe)
+        section = run.recipe.speak
+        judge = Judge.load(section.judges[0], section.judge_languages, run.registry)
+        rows = judged_rows(run.dataset, run.recipe.language, fitted.examples.validation, CHOOSING)
+        run.tell(choose_noise(fitted.served, folder, rows, judge))
+        return fitted
+
     def check_measurable(self, request: EvalRequest) -> None:
         """Audio with a text, in languages that the judge knows."""
         spoken_rows(request)
@@ -210,7 +233,7 @@ class SpeakTraining(TrainingTask):
     def fault(self, request: EvalRequest, state: TrainState, examples: Examples) -> str | None:
         """Also where a judge understands the speech no better than the base's, or it sounds less clean."""
         found = super().fault(request, state, examples)
-        rows = judged_rows(request, examples.validation)
+        rows = judged_rows(request.dataset, request.tags, examples.validation)
         return found or worse_speech(request.served, ADAPTER, rows, judges_of(request))
 
     def card_fields(self, recipe: SpeakRecipe, rows: Sequence[Row] = ()) -> dict[str, Any]:
