@@ -11,6 +11,9 @@ import typer
 from kauli.deploy.cli.terminal import Json, Storage, hint, output, split_list
 from kauli.serving.tasks import DEFAULT_BASE
 
+SHOWN = 20
+"""Rows that `kauli data doctor` prints for a reader."""
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Build the starter data, import or check your own.")
 
 
@@ -125,3 +128,41 @@ def data_check(
     result["next"] = training_command(path, result, options, storage)
     output(as_json, result, render(result))
     hint(result["next"] or missing(result))
+
+
+@app.command("doctor")
+def data_doctor(
+    path: Annotated[str, typer.Argument(help="A data set: `starter`, a file, a folder or a URI.")],
+    language: Annotated[
+        str | None, typer.Option("--language", help="Language of rows that name none, and the only one looked at.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="A base for `align`, e.g. kauli-towers: also looks at images, meaning.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="The worst N rows [20; with --json all].")] = None,
+    input_language: InputLanguage = None,
+    tier: Tier = None,
+    columns: Annotated[
+        str | None, typer.Option("--map", help="The file's names of our columns, e.g. text=sentence.")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option("--encoding", help="Encoding of text files [detected].")] = None,
+    delimiter: Annotated[str | None, typer.Option("--delimiter", help="Delimiter of CSV and TSV [detected].")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rank the rows that are probably wrong, the worst first, each with its reasons.
+
+    Wrong labels, texts that translate something else, other languages, texts longer than what is said, copies, leaks.
+    """
+    from kauli.models.languages import check_tag
+    from kauli.training.data.doctor.ranking import doctor, render
+    from kauli.training.data.options import DataOptions
+
+    tag = check_tag(language) if language is not None else None
+    given = {
+        "map": columns, "language": tag, "input_language": input_language, "tier": tier, "encoding": encoding,
+        "delimiter": delimiter,
+    }  # fmt: skip
+    options = DataOptions.model_validate({name: value for name, value in given.items() if value is not None})
+    dataset, found = doctor(path, tag, base, options)
+    result = [one.to_json() for one in found[:limit]]
+    output(as_json, result, render(dataset, found, limit or SHOWN))

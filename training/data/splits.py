@@ -12,6 +12,9 @@ from kauli.training.data.groups import STRONGEST_FIRST, Groups, shared_keys, sho
 from kauli.training.data.options import Leaks
 from kauli.training.data.schema import MEDIA
 
+LEFT_OUT = "share a text, image or audio with validation or test rows and were left out"
+"""In the note about rows that would leak."""
+
 
 def in_groups(rows: Sequence[dict[str, Any]], leaks: Leaks, path: Path) -> list[dict[str, Any]]:
     """The rows with a group for those that share content, and a split for each group; media have a `sha256`.
@@ -39,8 +42,8 @@ def in_groups(rows: Sequence[dict[str, Any]], leaks: Leaks, path: Path) -> list[
         united += kept
     if dropped:
         note(
-            f"{path}: {len(dropped):,} rows of train or validation share a text, image or audio with validation or "
-            f"test rows and were left out ({places(dropped)}); --leaks pair or data_options.leaks keeps more"
+            f"{path}: {len(dropped):,} rows of train or validation {LEFT_OUT} ({places(dropped)}); --leaks pair or "
+            "data_options.leaks keeps more"
         )
     if not given:
         _fill_splits(united, path)
