@@ -18,7 +18,7 @@ NEAR = 0.8
 _GRAM, _BANDS, _ROWS = 4, 12, 4
 _PRIME = (1 << 31) - 1
 _MOST = 50  # rows of a bucket that are compared
-_ANSWERS, _SPLITS, _LEAK = 0.4, 0.3, 0.8
+_ANSWERS, _SPLITS, _LEAK = 0.2, 0.2, 0.8
 _SHORTEST = 12  # characters: shorter texts that are alike may well mean something else
 _UNLIKE = 0.3
 

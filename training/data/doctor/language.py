@@ -14,6 +14,7 @@ from kauli.training.data.groups import normalise
 _WORD = regex.compile(r"\p{L}[\p{L}\p{M}'’-]*")
 _SURPRISE, _SCRIPT, _COPY, _OTHER, _POOR = 0.8, 0.9, 0.8, 0.9, 0.7
 _LEAST_SPREAD = 0.15  # bits a character, below which no difference is believed
+_MOSTLY, _SOME = 0.5, 0.4  # names and terms in another script are common
 _LEAST_COPIED, _LONG_WORD = 0.6, 4
 _NATS = float(np.log(2))
 _RARE = 0.02  # how many rows are in a wrong language, before they are looked at
@@ -70,7 +71,7 @@ def script(examined: Examined) -> Iterator[Finding]:
             if share > 0 and share > usual:
                 names = " or ".join(sorted(scripts(tag)))
                 reason = f"{share:.0%} of its letters are not {names}, the script of {tag}"
-                yield Finding(place, _SCRIPT * float(share - usual) ** 0.5 if share < 0.5 else _SCRIPT, reason)
+                yield Finding(place, _SCRIPT if share > _MOSTLY else _SOME * float(share), reason)
 
 
 def copied_source(examined: Examined) -> Iterator[Finding]:

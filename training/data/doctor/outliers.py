@@ -31,10 +31,10 @@ def deviations_by_size(values: Floats, sizes: Floats, floor: float = 1e-6) -> Fl
     return found
 
 
-def strengths(z: Floats, ceiling: float) -> Floats:
+def strengths(z: Floats, ceiling: float, half: float = SUSPICIOUS) -> Floats:
     """(N,) in [0, ceiling]: the part of rows this far out that is not chance, less for small deviations.
 
-    `z / (z + 3.5)` keeps the order of rows that chance can't explain; it is a half where a row becomes suspicious.
+    `z / (z + half)` keeps the order of rows that chance can't explain.
     """
     order = np.argsort(-z, kind="stable")
     ranks = np.arange(1, len(z) + 1)
@@ -43,4 +43,4 @@ def strengths(z: Floats, ceiling: float) -> Floats:
     chance = np.empty(len(z))
     chance[order] = np.minimum(rates, 1)
     above = np.maximum(z, 0)
-    return np.asarray(ceiling * (1 - chance) * above / (above + SUSPICIOUS))
+    return np.asarray(ceiling * (1 - chance) * above / (above + half))

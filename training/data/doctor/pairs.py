@@ -18,6 +18,7 @@ from kauli.training.data.doctor.outliers import SUSPICIOUS, deviations_by_size, 
 
 _WRONG = 0.05  # of the pairs, before they are looked at
 _WORDS, _LENGTH, _MEANING, _MARKS, _PLACEHOLDERS = 0.95, 0.8, 0.95, 0.7, 0.6
+_LIKELIER = 3.0  # times as likely as any pair: what is told
 _LEAST_SPREAD = 0.1
 _USUAL_FAULTS = 0.1  # of the pairs: marks that differ more often say nothing
 _NEIGHBOURS = 4
@@ -43,11 +44,10 @@ def words(examined: Examined) -> Iterator[Finding]:
         for learned, scored in examined.folds_of(places):
             evidence[scored] = (links.evidence(learned, scored) + back.evidence(learned, scored)) / 2
         odds = np.log(_WRONG / (1 - _WRONG)) - np.clip(evidence, -50, 50)
-        for at in np.flatnonzero(odds > 0):
-            told = (
-                f"its words never translate the {theirs} ones in other pairs: odds {np.exp(min(odds[at], 7)):.0f} to 1"
-            )
-            yield Finding(places[at], float(_WORDS / (1 + np.exp(-odds[at]))), told)
+        chance = 1 / (1 + np.exp(-odds))
+        for at in np.flatnonzero(chance > _LIKELIER * _WRONG):
+            told = f"in other pairs its words do not translate the {theirs} ones: {chance[at]:.0%} likely put together"
+            yield Finding(places[at], float(_WORDS * chance[at]), f"{told} by mistake")
 
 
 def meaning(examined: Examined) -> Iterator[Finding]:

@@ -6,8 +6,8 @@ from kauli.training.data.doctor.examined import Examined, Finding
 from kauli.training.data.problems import find_problems
 
 _STRENGTHS = {
-    "garbled": 0.9, "control": 0.7, "nothing": 0.9, "html": 0.5, "mixed_script": 0.6, "long": 0.3, "copy": 0.4,
-    "blank_text": 0.5, "blank_prompt": 0.3,
+    "garbled": 0.9, "control": 0.7, "nothing": 0.9, "html": 0.4, "mixed_script": 0.4, "long": 0.2, "copy": 0.3,
+    "blank_text": 0.4, "blank_prompt": 0.2,
 }  # fmt: skip
 """Kind of problem -> how probable a mistake is. A foreign script has a signal of its own."""
 
