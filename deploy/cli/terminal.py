@@ -41,6 +41,9 @@ Storage = Annotated[
     typer.Option("--storage", help="Folder or URI of adapters and runs [KAULI_STORAGE, else KAULI_HOME/store]."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; the value is YAML.")
+]
 AcceptTerms = Annotated[bool, typer.Option("--accept-terms", help="Accept the terms of use of a base.")]
 
 

@@ -10,14 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from kauli.deploy.cli.terminal import AcceptTerms, Json, Storage, hint, output, table
+from kauli.deploy.cli.terminal import AcceptTerms, Json, Overrides, Storage, hint, output, table
 from kauli.models.errors import UsageError
 from kauli.models.metrics import label
 from kauli.models.paths import default_storage
-
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe; the value is YAML.")
-]
 
 
 def train(

@@ -84,5 +84,5 @@ def test_mistakes_of_the_user_are_one_clear_error(folder: Path) -> None:
     fails(2, "no data at 'nothing.jsonl'", "data", "doctor", "nothing.jsonl")
     fails(2, "unknown language 'swahilish'", "data", "doctor", name, "--language", "swahilish")
     fails(2, "few.jsonl has 6 rows in sw: at least 10 are needed", "data", "doctor", few, "--language", "sw")
-    fails(2, "'debug' ", "data", "doctor", name, "--language", "sw", "--base", "debug")
+    fails(2, "debug-text", "data", "doctor", name, "--language", "sw", "--base", "debug-text")
     fails(2, "kauli-tower", "data", "doctor", name, "--language", "sw", "--base", "kauli-towerz")

@@ -34,7 +34,7 @@ def dumbbells(adapter: Mapping[str, Interval], base: Mapping[str, Interval], uni
     names = list(adapter)
     figure = Figure(figsize=(7.2, 0.9 + 0.48 * len(names)), layout="constrained")
     axes = figure.subplots()
-    _bare(axes)
+    bare(axes)
     for place, name in enumerate(names):
         one = adapter[name]
         axes.plot([base[name].value, one.value], [place, place], color=LINE, linewidth=3, zorder=1)
@@ -46,7 +46,7 @@ def dumbbells(adapter: Mapping[str, Interval], base: Mapping[str, Interval], uni
     axes.grid(axis="x", color=LINE, linewidth=0.8)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0, ncols=2, frameon=False, handletextpad=0.2)
     words = "; ".join(f"{name} {one.value:.2f} (base {base[name].value:.2f})" for name, one in adapter.items())
-    return _draw(figure, f"{unit} by source: {words}.")
+    return draw(figure, f"{unit} by source: {words}.")
 
 
 def learning_curve(curve: Sequence[Sequence[float | None]], metric: str) -> Drawing | None:
@@ -60,7 +60,7 @@ def learning_curve(curve: Sequence[Sequence[float | None]], metric: str) -> Draw
         return None
     figure = Figure(figsize=(3.7 * len(drawn), 2.7), layout="constrained")
     for axes, (title, points, colour) in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
-        _bare(axes)
+        bare(axes)
         axes.set_title(title, loc="left", fontsize=10, color=INK)
         axes.set_xlabel("step")
         axes.grid(axis="y", color=LINE, linewidth=0.8)
@@ -69,7 +69,7 @@ def learning_curve(curve: Sequence[Sequence[float | None]], metric: str) -> Draw
         last = points[-1]
         axes.annotate(f"{last[1]:.2f}", last, xytext=(7, 0), textcoords="offset points", va="center", color=colour)
     words = "; ".join(f"{title}: from {points[0][1]:.2f} to {points[-1][1]:.2f}" for title, points, _ in drawn)
-    return _draw(figure, f"Learning curve. {words}.")
+    return draw(figure, f"Learning curve. {words}.")
 
 
 def spectrograms(sounds: Mapping[str, Any]) -> Drawing:
@@ -86,7 +86,7 @@ def spectrograms(sounds: Mapping[str, Any]) -> Drawing:
         axes.set_title(name, loc="left", fontsize=9, color=INK)
     panels[-1].set_xlabel("seconds")
     panels[-1].set_xlim(0, max(len(samples) for samples in sounds.values()) / RATE)
-    return _draw(figure, f"Spectrograms of {', '.join(sounds)}.")
+    return draw(figure, f"Spectrograms of {', '.join(sounds)}.")
 
 
 def calibration(certificates: Mapping[str, Certificate]) -> Drawing | None:
@@ -100,7 +100,7 @@ def calibration(certificates: Mapping[str, Certificate]) -> Drawing | None:
     words = []
     panels = figure.subplots(1, len(certificates), squeeze=False)[0]
     for axes, (tag, one) in zip(panels, certificates.items(), strict=True):
-        _bare(axes)
+        bare(axes)
         label = METRICS[one.metric].label.split(",")[0]
         ends = [min(map(min, one.curve)), max(map(max, one.curve))]
         axes.plot(ends, ends, color=LINE, linewidth=1.5)
@@ -115,7 +115,7 @@ def calibration(certificates: Mapping[str, Certificate]) -> Drawing | None:
         axes.set_xlabel(f"expected {label}")
         axes.set_ylabel("true", color=MUTED)
         words.append(f"{tag}: " + ", ".join(f"{expected:.2f} {true:.2f}" for expected, true in one.curve))
-    return _draw(figure, f"Expected and true score. {'; '.join(words)}.")
+    return draw(figure, f"Expected and true score. {'; '.join(words)}.")
 
 
 def _series(curve: Sequence[Sequence[float | None]], column: int) -> list[tuple[float, float]]:
@@ -133,7 +133,8 @@ def _point(axes: Axes, one: Interval, place: int, colour: str, label: str) -> No
     axes.plot([one.value], [place], "o", color=colour, markersize=7, zorder=3, label=label if place == 0 else None)
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
+    """Take away what is no data: frame and ticks."""
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(LINE)
@@ -142,7 +143,8 @@ def _bare(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _draw(figure: Figure, words: str) -> Drawing:
+def draw(figure: Figure, words: str) -> Drawing:
+    """A figure as a drawing; `words` say what it shows."""
     held = BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "kauli"}):  # the same numbers give the same file
         figure.savefig(held, format="svg", transparent=True, metadata={"Date": None})

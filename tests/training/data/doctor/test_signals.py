@@ -130,7 +130,7 @@ def test_texts_that_were_swapped_are_found_by_their_words(tmp_path: Path) -> Non
     rows = [row | {"group": f"{row['input']} {again}"} for again in range(2) for row in pairs()]
     rows[0]["text"], rows[16]["text"] = rows[16]["text"], rows[0]["text"]
     told = found("words", examined(tmp_path, rows))
-    assert sorted(told, key=lambda one: -told[one][0])[:2] == ["r0", "r16"]
+    assert set(sorted(told, key=lambda one: -told[one][0])[:2]) == {"r0", "r16"}
 
 
 def test_a_copied_source_a_lost_mark_and_a_length_are_found(tmp_path: Path) -> None:

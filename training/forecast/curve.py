@@ -1,0 +1,120 @@
+"""A score against the amount of data: a power law with an asymptote, and what it says of more data.
+
+    score(n) = a + b n^-c
+
+Hestness et al. (2017), "Deep Learning Scaling is Predictable, Empirically", find it over many tasks; Viering and Loog
+(2022), "The Shape of Learning Curves: a Review", also where it fails. So that an interval tells the doubt about the
+shape as well, half of the bootstrap fits have the other shape that the review finds often, a + b log n.
+
+Shapes: S sizes, D draws of nested subsets, B bootstrap fits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+FITS = 400
+LEAST_SIZES = 4
+COVERED = 0.9
+"""Of the interval."""
+_EXPONENTS = np.linspace(0.05, 1.5, 59)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A fitted power law."""
+
+    a: float
+    b: float
+    c: float
+
+    def __call__(self, size: float) -> float:
+        """The score at a size."""
+        return float(self.a + self.b * size**-self.c)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The score that an amount of data would bring, with its interval."""
+
+    size: float
+    score: float
+    low: float
+    high: float
+
+
+def fit_curve(sizes: Sequence[float], scores: Sequence[float] | Floats, best: float) -> Curve:
+    """The power law of least squares through some scores.
+
+    `c` is in [0.05, 1.5], and the asymptote `a` is no better than `best`, the score that nothing exceeds.
+    """
+    n, y = np.asarray(sizes, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    found = (np.inf, Curve(float(y.mean()), 0.0, 1.0))
+    for c in _EXPONENTS:
+        x = n**-c
+        a, b, error = _line(x, y)
+        if abs(a - y[-1]) > abs(best - y[-1]) and (a - y[-1]) * (best - y[-1]) > 0:
+            a, b = best, float(x @ (y - best) / (x @ x))
+            error = float(((y - a - b * x) ** 2).sum())
+        if error < found[0] - 1e-15:
+            found = (error, Curve(a, b, float(c)))
+    return found[1]
+
+
+def forecast(
+    sizes: Sequence[float], draws: Floats, wanted: Sequence[float], best: float, seed: int = 0
+) -> list[Expected]:
+    """The scores at the `wanted` sizes, with 90 % intervals by bootstrap.
+
+    Args:
+        sizes: (S,) rising, of the subsets.
+        draws: (D, S) scores; a draw's subsets are nested, and the largest is the same in all.
+        wanted: sizes to tell of.
+        best: the score that nothing exceeds.
+        seed: of the bootstrap.
+
+    A fit is of draws that are drawn with replacement, less up to a third of the smallest sizes, with one of both
+    shapes. Its forecast gets the noise of another sample: what subsets of the half differ by.
+    """
+    n = np.asarray(sizes, dtype=np.float64)
+    random = np.random.default_rng(seed)
+    noise = _noise(draws)
+    curve = fit_curve(n, draws.mean(axis=0), best)
+    found = np.zeros((FITS, len(wanted)))
+    most = max(0, min(len(n) // 3, len(n) - LEAST_SIZES))
+    for number in range(FITS):
+        chosen = draws[random.integers(len(draws), size=len(draws))].mean(axis=0)
+        first = int(random.integers(most + 1))
+        own = chosen + random.normal(0, 1, len(n)) * noise / np.sqrt(len(draws))
+        if number % 2:
+            power = fit_curve(n[first:], own[first:], best)
+            found[number] = [power(size) for size in wanted]
+        else:
+            a, b, _ = _line(np.log(n[first:]), own[first:])
+            found[number] = a + b * np.log(wanted)
+        found[number] += random.normal(0, noise[-1], len(wanted))
+    found = np.maximum(found, best) if best < draws.mean() else np.minimum(found, best)
+    tail = 100 * (1 - COVERED) / 2
+    ends = np.percentile(found, [tail, 50, 100 - tail], axis=0)
+    return [Expected(size, float(np.clip(curve(size), low, high)), float(low), float(high))
+            for size, (low, _middle, high) in zip(wanted, ends.T, strict=True)]  # fmt: skip
+
+
+def _noise(draws: Floats) -> Floats:
+    """(S,) standard deviation of a score between samples of a size; of the largest, which is one, that of the half."""
+    spread = draws.std(axis=0, ddof=1) if len(draws) > 1 else np.zeros(draws.shape[1])
+    # Subsets of more than half of the rows share most of them: their spread is too small
+    last = max(0, len(spread) - 3)
+    return np.concatenate([spread[: last + 1], np.full(len(spread) - last - 1, spread[last])])
+
+
+def _line(x: Floats, y: Floats) -> tuple[float, float, float]:
+    """Intercept, slope and squared error of least squares."""
+    dx = x - x.mean()
+    scale = float(dx @ dx)
+    b = float(dx @ (y - y.mean())) / scale if scale > 0 else 0.0
+    a = float(y.mean() - b * x.mean())
+    return a, b, float(((y - a - b * x) ** 2).sum())
