@@ -4,7 +4,8 @@
 
 Hestness et al. (2017), "Deep Learning Scaling is Predictable, Empirically", find it over many tasks; Viering and Loog
 (2022), "The Shape of Learning Curves: a Review", also where it fails. So that an interval tells the doubt about the
-shape as well, half of the bootstrap fits have the other shape that the review finds often, a + b log n.
+shape as well, a quarter of the bootstrap fits have another shape that the review finds often, a + b log n. A negative c
+is a curve that still gets steeper in log n, as at its beginning; it has no asymptote.
 
 Shapes: S sizes, D draws of nested subsets, B bootstrap fits.
 """
@@ -20,7 +21,7 @@ FITS = 400
 LEAST_SIZES = 4
 COVERED = 0.9
 """Of the interval."""
-_EXPONENTS = np.linspace(0.05, 1.5, 59)
+_EXPONENTS = np.concatenate([np.linspace(-0.4, -0.05, 15), np.linspace(0.05, 1.5, 59)])
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,14 @@ class Expected:
 def fit_curve(sizes: Sequence[float], scores: Sequence[float] | Floats, best: float) -> Curve:
     """The power law of least squares through some scores.
 
-    `c` is in [0.05, 1.5], and the asymptote `a` is no better than `best`, the score that nothing exceeds.
+    `c` is in [-0.4, 1.5]; where it is positive, the asymptote `a` is no better than `best`, which nothing exceeds.
     """
     n, y = np.asarray(sizes, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     found = (np.inf, Curve(float(y.mean()), 0.0, 1.0))
     for c in _EXPONENTS:
         x = n**-c
         a, b, error = _line(x, y)
-        if abs(a - y[-1]) > abs(best - y[-1]) and (a - y[-1]) * (best - y[-1]) > 0:
+        if c > 0 and abs(a - y[-1]) > abs(best - y[-1]) and (a - y[-1]) * (best - y[-1]) > 0:
             a, b = best, float(x @ (y - best) / (x @ x))
             error = float(((y - a - b * x) ** 2).sum())
         if error < found[0] - 1e-15:
@@ -82,14 +83,13 @@ def forecast(
     n = np.asarray(sizes, dtype=np.float64)
     random = np.random.default_rng(seed)
     noise = _noise(draws)
-    curve = fit_curve(n, draws.mean(axis=0), best)
     found = np.zeros((FITS, len(wanted)))
     most = max(0, min(len(n) // 3, len(n) - LEAST_SIZES))
     for number in range(FITS):
         chosen = draws[random.integers(len(draws), size=len(draws))].mean(axis=0)
         first = int(random.integers(most + 1))
         own = chosen + random.normal(0, 1, len(n)) * noise / np.sqrt(len(draws))
-        if number % 2:
+        if number % 4:
             power = fit_curve(n[first:], own[first:], best)
             found[number] = [power(size) for size in wanted]
         else:
@@ -98,9 +98,9 @@ def forecast(
         found[number] += random.normal(0, noise[-1], len(wanted))
     found = np.maximum(found, best) if best < draws.mean() else np.minimum(found, best)
     tail = 100 * (1 - COVERED) / 2
-    ends = np.percentile(found, [tail, 50, 100 - tail], axis=0)
-    return [Expected(size, float(np.clip(curve(size), low, high)), float(low), float(high))
-            for size, (low, _middle, high) in zip(wanted, ends.T, strict=True)]  # fmt: skip
+    low, middle, high = np.percentile(found, [tail, 50, 100 - tail], axis=0)
+    ends = zip(wanted, middle.tolist(), low.tolist(), high.tolist(), strict=True)
+    return [Expected(size, *score) for size, *score in ends]
 
 
 def _noise(draws: Floats) -> Floats:
