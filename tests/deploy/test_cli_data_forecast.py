@@ -63,4 +63,4 @@ def test_mistakes_of_the_user_are_one_clear_error() -> None:
     fails(2, "no data at 'other.jsonl'", "data", "forecast", "text.yaml", "--set", "data=other.jsonl")
     fails(2, "debug-text", "data", "forecast", "text.yaml", "--base", "debug-text")
     Path("few.jsonl").write_text("\n".join(json.dumps({"text": f"neno {at} {WORDS[at % 12]}"}) for at in range(30)))
-    fails(2, "a forecast needs 48 groups", "data", "forecast", "text.yaml", "--set", "data=few.jsonl")
+    fails(2, "a forecast needs 32 groups", "data", "forecast", "text.yaml", "--set", "data=few.jsonl")

@@ -20,7 +20,7 @@ from kauli.training.forecast.curve import Curve, Expected, Floats, fit_curve, fo
 from kauli.training.forecast.proxies import PROXIES, Proxy, Row, Score
 from kauli.training.recipe import Recipe
 
-LEAST_GROUPS = 48
+LEAST_GROUPS = 32
 """Training groups from which a curve can be fitted."""
 LEAST_VALIDATION = 10
 DRAWS, LEAST_DRAWS = 8, 3

@@ -125,6 +125,6 @@ def test_what_is_uncovered_is_counted() -> None:
 def test_too_little_data_says_how_much_is_needed() -> None:
     train = [{"group": f"g{at}"} for at in range(20)]
     with pytest.raises(
-        UsageError, match="20 usable training rows in 20 groups and 5 validation rows: a forecast needs 48"
+        UsageError, match="20 usable training rows in 20 groups and 5 validation rows: a forecast needs 32"
     ):
         check_enough("mine", train, [{}] * 5)
