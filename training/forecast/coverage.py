@@ -59,8 +59,8 @@ def sounds(ipa: str) -> list[str]:
 
 def coverage(train: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any]]) -> dict[str, Uncovered]:
     """`characters` and `words`; for rows with audio, of languages that eSpeak reads, `sounds` as well."""
-    texts = [[row["text"] for row in rows] for rows in (train, validation)]
-    found = {"characters": uncovered(*texts, characters), "words": uncovered(*texts, words)}
+    known, asked = ([row["text"] for row in rows] for rows in (train, validation))
+    found = {"characters": uncovered(known, asked, characters), "words": uncovered(known, asked, words)}
     if any(row["audio"] for row in (*train, *validation)):
         try:
             read: list[list[str]] = [[], []]
@@ -68,7 +68,7 @@ def coverage(train: Sequence[dict[str, Any]], validation: Sequence[dict[str, Any
                 for tag in sorted({row["language"] for row in rows}):
                     own = [row["text"] for row in rows if row["language"] == tag]
                     read[side] += espeak().phonemes(own, espeak_voice(tag))
-            found["sounds"] = uncovered(*read, sounds)
+            found["sounds"] = uncovered(read[0], read[1], sounds)
         except KauliError as error:
             note(f"sounds are not counted: {error}")
     return found

@@ -47,7 +47,7 @@ class Expected:
     high: float
 
 
-def fit_curve(sizes: Sequence[float], scores: Sequence[float] | Floats, best: float) -> Curve:
+def fit_curve(sizes: Sequence[float] | Floats, scores: Sequence[float] | Floats, best: float) -> Curve:
     """The power law of least squares through some scores.
 
     `c` is in [-0.4, 1.5]; where it is positive, the asymptote `a` is no better than `best`, which nothing exceeds.

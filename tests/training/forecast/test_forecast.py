@@ -28,10 +28,12 @@ def test_a_power_law_is_found_again(a: float, b: float, c: float, best: float) -
 
 
 def test_the_asymptote_is_no_better_than_a_perfect_score() -> None:
-    falling = [2 - 0.45 * at for at in range(5)]  # a line in the logarithm: its power law would end below zero
-    assert fit_curve(SIZES, falling, -100.0).a < 0
-    assert fit_curve(SIZES, falling, 0.0).a == 0
-    assert fit_curve(SIZES, falling, 0.0)(10**9) >= 0
+    scores = [-0.5 + 4 * size**-0.2 for size in SIZES]
+    assert fit_curve(SIZES, scores, -10.0).a == pytest.approx(-0.5)
+    bounded = fit_curve(SIZES, scores, 0.0)
+    assert bounded.a == 0
+    assert bounded(10**12) > 0
+    assert [bounded(size) for size in SIZES] == pytest.approx(scores, abs=0.02)
 
 
 def test_intervals_cover_what_they_say() -> None:
