@@ -53,16 +53,15 @@ def fit_curve(sizes: Sequence[float] | Floats, scores: Sequence[float] | Floats,
     `c` is in [-0.4, 1.5]; where it is positive, the asymptote `a` is no better than `best`, which nothing exceeds.
     """
     n, y = np.asarray(sizes, dtype=np.float64), np.asarray(scores, dtype=np.float64)
-    found = (np.inf, Curve(float(y.mean()), 0.0, 1.0))
-    for c in _EXPONENTS:
-        x = n**-c
-        a, b, error = _line(x, y)
-        if c > 0 and abs(a - y[-1]) > abs(best - y[-1]) and (a - y[-1]) * (best - y[-1]) > 0:
-            a, b = best, float(x @ (y - best) / (x @ x))
-            error = float(((y - a - b * x) ** 2).sum())
-        if error < found[0] - 1e-15:
-            found = (error, Curve(a, b, float(c)))
-    return found[1]
+    x = n[None] ** -_EXPONENTS[:, None]
+    dx, dy = x - x.mean(axis=1, keepdims=True), y - y.mean()
+    b = dx @ dy / (dx**2).sum(axis=1)
+    a = y.mean() - b * x.mean(axis=1)
+    beyond = (_EXPONENTS > 0) & ((a - best) * (best - y[-1]) > 0)
+    a = np.where(beyond, best, a)
+    b = np.where(beyond, x @ (y - best) / (x**2).sum(axis=1), b)
+    chosen = int(((y - a[:, None] - b[:, None] * x) ** 2).sum(axis=1).argmin())
+    return Curve(float(a[chosen]), float(b[chosen]), float(_EXPONENTS[chosen]))
 
 
 def forecast(
@@ -93,7 +92,7 @@ def forecast(
             power = fit_curve(n[first:], own[first:], best)
             found[number] = [power(size) for size in wanted]
         else:
-            a, b, _ = _line(np.log(n[first:]), own[first:])
+            b, a = np.polyfit(np.log(n[first:]), own[first:], 1)
             found[number] = a + b * np.log(wanted)
         found[number] += random.normal(0, noise[-1], len(wanted))
     found = np.maximum(found, best) if best < draws.mean() else np.minimum(found, best)
@@ -109,12 +108,3 @@ def _noise(draws: Floats) -> Floats:
     # Subsets of more than half of the rows share most of them: their spread is too small
     last = max(0, len(spread) - 3)
     return np.concatenate([spread[: last + 1], np.full(len(spread) - last - 1, spread[last])])
-
-
-def _line(x: Floats, y: Floats) -> tuple[float, float, float]:
-    """Intercept, slope and squared error of least squares."""
-    dx = x - x.mean()
-    scale = float(dx @ dx)
-    b = float(dx @ (y - y.mean())) / scale if scale > 0 else 0.0
-    a = float(y.mean() - b * x.mean())
-    return a, b, float(((y - a - b * x) ** 2).sum())

@@ -31,7 +31,7 @@ def test_the_asymptote_is_no_better_than_a_perfect_score() -> None:
     scores = [-0.5 + 4 * size**-0.2 for size in SIZES]
     assert fit_curve(SIZES, scores, -10.0).a == pytest.approx(-0.5)
     bounded = fit_curve(SIZES, scores, 0.0)
-    assert bounded.a == 0
+    assert 0 <= bounded.a < 0.1
     assert bounded(10**12) > 0
     assert [bounded(size) for size in SIZES] == pytest.approx(scores, abs=0.02)
 
