@@ -25,7 +25,8 @@ def surprise(examined: Examined) -> Iterator[Finding]:
     """Bits a character under an n-gram model of the other folds of the language, among texts of like length.
 
     Where the rows hold another language too (what is translated, or other rows), its model competes: the odds that the
-    text is of that language follow from the two likelihoods.
+    text is of that language follow from the two likelihoods. That model has seen all texts of its language, also the
+    row's own input, so that a text that is not translated is certain to be found.
     """
     foreign = _foreign_texts(examined)
     for tag, places in examined.by_language.items():
@@ -47,7 +48,7 @@ def surprise(examined: Examined) -> Iterator[Finding]:
             if other != tag and scripts(other) & scripts(tag) and len(sample) >= LEAST_TEXTS:
                 theirs = CharacterModel(sample, alphabet).bits(texts)
                 odds = np.clip((bits - theirs) * _NATS, -50, 50) + np.log(_RARE)
-                for at in np.flatnonzero(odds > 0):
+                for at in np.flatnonzero(odds > 0).tolist():
                     told = f"the text is likelier {other} than {tag}, by {bits[at] - theirs[at]:.0f} bits"
                     yield Finding(places[at], float(_OTHER / (1 + np.exp(-odds[at]))), told)
 
