@@ -110,6 +110,23 @@ class Catalogue:
         """All adapters that a served base can answer with, by name."""
         return [adapter for adapter in self._snapshot().values() if self._place_of(adapter.card)]
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those that are served and have a base."""
+        return tuple(name for name in self._tasks if self._bases.get(TASKS[name].worker))
+
+    def card(self, spec: str) -> Card:
+        """The card of a served adapter (NAME, NAME@VERSION or NAME@ALIAS). Raises UnknownModel."""
+        match = _SPEC.fullmatch(spec)
+        adapter = self._find(match[1]) if match else None
+        if match is None or adapter is None:
+            known = [one.name for one in self.adapters()]
+            raise UnknownModel(f"adapter '{spec}' is not served.{nearest(spec, known)} Served: {', '.join(known[:20])}")
+        card = self._version(adapter, match[2])
+        if self._place_of(card) is None:
+            raise UnknownModel(self._why_not(spec, card))
+        return card
+
     def route(self, model: str, language: str | None = None, allow_base: bool = False) -> Route:
         """Who answers `model` (a task, a base, an adapter spec) in `language`.
 
