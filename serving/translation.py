@@ -204,7 +204,9 @@ class Translator:
             if len(found := self._faults(text, again.text, again.finish, terms, limit)) < len(faults):
                 answer, faults = again, found
         if (other := await self._likelier(text, answer, examples, terms, limit)) is not None:
-            return Draft(other.target, "fuzzy", (FROM_MEMORY.format(source=other.source),), score, len(examples), None, similar)
+            return Draft(
+                other.target, "fuzzy", (FROM_MEMORY.format(source=other.source),), score, len(examples), None, similar
+            )
         mark: Mark = "red" if faults else "fuzzy" if (score or 0) >= FUZZY else "drafted"
         known = None
         if self._certificate is not None:

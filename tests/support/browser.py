@@ -30,8 +30,8 @@ def chromium() -> str | None:
 class Page:
     """A tab: what it shows, what it asked for over the network, and what its console was told."""
 
-    def __init__(self, browser: "Browser", session: str) -> None:
-        self._browser, self._session = browser, session
+    def __init__(self, browser: "Browser", context: str, session: str) -> None:
+        self._browser, self._context, self._session = browser, context, session
         self.console: list[str] = []
         """Errors and warnings."""
         self.requested: list[str] = []
@@ -61,7 +61,9 @@ class Page:
 
     def run(self, script: str) -> Any:
         """The value of an expression, awaited. Raises AssertionError for one that throws."""
-        found = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
+        found = self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
+        )
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
@@ -114,6 +116,22 @@ class Page:
         """Show it on a screen of this size."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
+    def permit(self, what: str, setting: str) -> None:
+        """Grant ("granted") or deny ("denied") a permission, such as `microphone`."""
+        self._browser.call(
+            "Browser.setPermission",
+            {"permission": {"name": what}, "setting": setting, "browserContextId": self._context},
+        )
+
+    def save_downloads(self, folder: Path) -> None:
+        """Save what is downloaded from now on in a folder."""
+        options = {"behavior": "allow", "downloadPath": str(folder), "browserContextId": self._context}
+        self._browser.call("Browser.setDownloadBehavior", options)
+
+    def close(self) -> None:
+        """End the tab, with all that it stored."""
+        self._browser.call("Target.disposeBrowserContext", {"browserContextId": self._context})
+
     def dark(self, on: bool) -> None:
         """Whether the reader prefers dark colours."""
         value = "dark" if on else "light"
@@ -163,7 +181,7 @@ class Browser:
         context = self.call("Target.createBrowserContext", {})["browserContextId"]
         target = self.call("Target.createTarget", {"url": "about:blank", "browserContextId": context})["targetId"]
         session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
-        self._pages[session] = page = Page(self, session)
+        self._pages[session] = page = Page(self, context, session)
         page.listen()
         return page
 

@@ -1,11 +1,10 @@
 """A running service for the playground's tests: every task on debug bases, in this process, on a port of its own."""
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +49,16 @@ class House:
     storage: Path
     workers: dict[str, dict[str, Any]]
     bases: dict[str, list[Any]]
-    closing: list[Any] = field(default_factory=list)
 
-    def app(self, **settings: Any) -> FastAPI:
+    def app(self, workers: dict[str, dict[str, Any]] | None = None, **settings: Any) -> FastAPI:
+        """The application; `workers` stand in the place of the own ones."""
         args = ServeArgs(storage=str(self.storage), max_tokens=96, refresh_s=0, **settings)
-        return create_app(self.workers, Catalogue(Registry(args.storage), self.bases, 0), args)
+        return create_app(workers or self.workers, Catalogue(Registry(args.storage), self.bases, 0), args)
 
 
 @contextmanager
-def open_house(storage: Path, speaking: bool) -> Iterator[House]:
-    """The parts, closed at the end; without voices where `speaking` is False, since they need packaged weights."""
+def open_house(storage: Path) -> Iterator[House]:
+    """The parts, closed at the end. Speech needs packaged weights: the network of the watermark."""
     text, clip = find_base("debug"), find_base("debug", task="align")
     hearing, voice = find_base("debug", task="transcribe"), find_base("debug", task="speak")
     data = DataReference(name="starter", sha256="0" * 64, rows=420, groups=120, languages=["sw"])
@@ -88,11 +87,9 @@ def open_house(storage: Path, speaking: bool) -> Iterator[House]:
         "image": {clip.name: ImageEncoder(args, clip, True)},
         "audio": {hearing.name: Transcriber(WhisperTask.load(hearing, slots=4), args)},
         "memory": {"kauli-towers": MemoryWorker(LetterEmbedder(), args)},  # type: ignore[arg-type]
+        "voice": {voice.name: Speaker(SpeakTask.load(voice, device="cpu", slots=2), args)},
     }
-    bases = {"text": [text], "image": [clip], "audio": [hearing]}
-    if speaking:
-        workers["voice"] = {voice.name: Speaker(SpeakTask.load(voice, device="cpu", slots=2), args)}
-        bases["voice"] = [voice]
+    bases = {"text": [text], "image": [clip], "audio": [hearing], "voice": [voice]}
     house = House(storage, workers, bases)
     try:
         yield house
@@ -128,6 +125,6 @@ def wait_for(condition: Callable[[], Any], otherwise: str, seconds: float = 30.0
     """What `condition` gives once it is true. Raises AssertionError, which says `otherwise`."""
     until = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < until, otherwise() if callable(otherwise) else otherwise
+        assert time.monotonic() < until, otherwise
         time.sleep(0.05)
     return found

@@ -27,13 +27,13 @@ function card(model) {
   more.addEventListener("toggle", () => { if (more.open) fill(); }, { once: true });
   const known = Object.entries(model.certificates).map(([tag, one]) => mark("plain", t("certificateOf", { language: languageName(tag), share: Math.round(100 * one.coverage) })));
   return el("article.card", {}, el("h3", { textContent: model.root }),
-    el("p", { textContent: `${t(TASKS[model.answers] ?? "adapters")} · ${model.language.map(languageName).join(", ")}` }),
+    el("p", { textContent: `${t(TASK_TABS[model.answers] ?? "adapters")} · ${model.language.map(languageName).join(", ")}` }),
     el("p.hint", { textContent: `${t("onBase", { base: model.parent })} · ${t("licence", { licence: model.licence })}` }),
     el("div.row", {}, ...aliases, ...known), more);
 }
 
 /** A task of the service -> the tab that does it. */
-const TASKS = { text: "write", translate: "translate", describe: "describe", transcribe: "transcribe", speak: "speak", classify: "sort" };
+export const TASK_TABS = { text: "write", translate: "translate", describe: "describe", transcribe: "transcribe", speak: "speak", classify: "sort" };
 
 function details(found, model) {
   const parts = [];

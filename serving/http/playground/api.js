@@ -32,6 +32,7 @@ export async function ask(path, { method, body, signal } = {}) {
   let message = `${response.status} ${response.statusText}`;
   try { message = (await response.json()).error.message; } catch { /* a proxy's page */ }
   if ([502, 504].includes(response.status) && message.startsWith(String(response.status))) throw new Lost(t("lost"));
+  if (response.status === 401) document.dispatchEvent(new CustomEvent("kauli-key"));
   throw new ServiceError(response.status === 401 ? t("keyNeeded") : message, response.status);
 }
 

@@ -1,9 +1,9 @@
 // The page: which languages and tasks the service has, the language picker, the tabs.
-import { askJson, keepKey, key, ServiceError } from "./api.js";
+import { askJson, keepKey, key } from "./api.js";
 import { el, options } from "./dom.js";
 import { INTERFACES, interfaceLanguage, keep, languageName, loadWords, t, use } from "./words.js";
 import { picker } from "./picker.js";
-import { adapters } from "./adapters.js";
+import { adapters, TASK_TABS } from "./adapters.js";
 import { compare } from "./compare.js";
 import { describe } from "./describe.js";
 import { sort } from "./sort.js";
@@ -41,7 +41,6 @@ async function load() {
     tell("");
     $("keyForm").hidden = true;
   } catch (error) {
-    if (error instanceof ServiceError && error.status === 401) openKey();
     tell(error.message, "error");
     return false;
   }
@@ -64,7 +63,7 @@ function show() {
   if (!shown.includes(chosen)) chosen = shown.find((one) => `#${one.id}` === location.hash) ?? shown[0];
   $("tabs").replaceChildren(...shown.map(tabOf));
   $("able").textContent = state.language
-    ? t("ableIn", { language: state.language.name, tasks: shown.map((one) => t(one.id)).join(" · ") })
+    ? t("ableIn", { language: state.language.name, tasks: state.language.tasks.filter((one) => TASK_TABS[one]).map((one) => t(TASK_TABS[one])).join(" · ") })
     : t("ableAll", { count: state.service.languages.length });
   open(chosen);
 }
@@ -88,6 +87,7 @@ function open(tab) {
     const own = node.id === `tab-${tab?.id}`;
     node.setAttribute("aria-selected", String(own));
     node.tabIndex = own ? 0 : -1;
+    if (own) node.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
   built.get(tab)?.refresh();
 }
@@ -102,9 +102,9 @@ $("tabs").addEventListener("keydown", (event) => {
   event.preventDefault();
   all[next].focus();
   all[next].click();
-  all[next].scrollIntoView({ block: "nearest", inline: "nearest" });
 });
 
+document.addEventListener("kauli-key", openKey);
 $("keyButton").addEventListener("click", () => {
   $("keyForm").hidden = !$("keyForm").hidden;
   $("keyButton").setAttribute("aria-expanded", String(!$("keyForm").hidden));

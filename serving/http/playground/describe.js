@@ -21,6 +21,7 @@ export const describe = {
       answer.textContent = "";
       answer.hidden = false;
       told.hidden = true;
+      answer.ariaBusy = "true";
       const content = [];
       if (picture) content.push({ type: "image_url", image_url: { url: await dataUri(picture) } });
       if (sound) content.push({ type: "input_audio", input_audio: { data: await base64(sound), format: "wav" } });
@@ -29,6 +30,7 @@ export const describe = {
       const found = await chat(body, (piece) => answer.append(piece), signal);
       told.replaceChildren(t("by", { model: found.model }), found.certificate ? certified(found.certificate) : "");
       told.hidden = false;
+      answer.ariaBusy = "false";
       return answer.textContent.trim() ? "" : t("emptyAnswer");
     }, { ready: () => { if (picture || sound) return true; job.tell(t("missingMedia"), "error"); return false; } });
 

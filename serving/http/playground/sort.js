@@ -23,6 +23,7 @@ export const sort = {
     });
     const pictures = [];
     const images = work("sortPictures", async (signal) => {
+      job.tell("");
       const files = pictures.splice(0);
       const uris = [];
       for (const one of files) { checkFile(one, "image", state.service.limits.max_image_body_bytes * 0.74); uris.push(await dataUri(one)); }

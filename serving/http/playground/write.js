@@ -21,12 +21,14 @@ export const write = {
       answer.textContent = "";
       answer.hidden = false;
       told.hidden = true;
+      answer.ariaBusy = "true";
       const messages = [...examplesOf(rows), { role: "user", content: prompt.value }];
       const chosen = state.model(model.value);
       const body = { model: model.value, language: state.tag(chosen), max_tokens: Number(most.value), messages };
       const found = await chat(body, (piece) => answer.append(piece), signal);
       told.replaceChildren(t("by", { model: found.model }), found.certificate ? certified(found.certificate) : "");
       told.hidden = false;
+      answer.ariaBusy = "false";
       if (!answer.textContent.trim()) return t("emptyAnswer");
       return found.finish === "length" ? t("cut") : "";
     }, { ready: () => filled(prompt, job) });
