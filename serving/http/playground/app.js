@@ -64,7 +64,7 @@ function show() {
   $("tabs").replaceChildren(...shown.map(tabOf));
   $("able").textContent = state.language
     ? t("ableIn", { language: state.language.name, tasks: state.language.tasks.filter((one) => TASK_TABS[one]).map((one) => t(TASK_TABS[one])).join(" · ") })
-    : t("ableAll", { count: state.service.languages.length });
+    : t(state.service.languages.length ? "ableAll" : "ableNone", { count: state.service.languages.length });
   open(chosen);
 }
 

@@ -16,6 +16,7 @@ export const sort = {
     const results = el("ol.results", { ariaLive: "polite" });
     const text = el("input", { dir: "auto" });
     const add = el("button.quiet", { type: "button", word: "addGroup", onclick: () => groups.insertBefore(group(), add) });
+    const placed = [];
     groups.append(group(), group(), add);
 
     const job = work("sortText", async (signal) => { await place([text.value], [text.value], signal); text.value = ""; }, {
@@ -33,26 +34,33 @@ export const sort = {
     const zone = drop({ word: "dropPictures", accept: "image/*", multiple: true, take: (files) => { pictures.push(...files); images.begin(); } });
 
     async function place(items, inputs, signal) {
-      const ranked = how.value ? await byHead(inputs, signal) : await byGroups(inputs, signal);
-      items.forEach((item, at) => results.prepend(shown(item, ranked[at])));
+      if (how.value) {
+        const found = await askJson("v1/classify", { body: { model: how.value, input: inputs }, signal });
+        found.data.forEach((one, at) => results.prepend(shown(items[at], one.probabilities.map((row) => [row.label, row.probability]))));
+        return;
+      }
+      if (named().length < 2) throw new Error(t("twoGroups"));
+      const vectors = await embed(inputs, signal);
+      items.forEach((item, at) => placed.unshift({ item, vector: vectors[at], node: null }));
+      await again();
     }
 
-    async function byHead(inputs, signal) {
-      const found = await askJson("v1/classify", { body: { model: how.value, input: inputs }, signal });
-      return found.data.map((one) => one.probabilities.map((row) => [row.label, row.probability]));
-    }
+    const named = () => [...groups.querySelectorAll(".group")].map((one) => one.group).filter((one) => one.name.value.trim() || one.vectors.length);
 
-    async function byGroups(inputs, signal) {
-      const named = [...groups.querySelectorAll(".group")].map((one) => one.group).filter((one) => one.name.value.trim() || one.vectors.length);
-      if (named.length < 2) throw new Error(t("twoGroups"));
-      const bare = named.filter((one) => !one.vectors.length);
-      const found = await embed([...inputs, ...bare.map((one) => one.name.value)], signal);
-      const centres = named.map((one) => mean(one.vectors.length ? one.vectors : [found[inputs.length + bare.indexOf(one)]]));
-      return found.slice(0, inputs.length).map((vector) => {
-        const weights = centres.map((centre) => Math.exp(SHARPNESS * dot(vector, centre)));
-        const total = weights.reduce((sum, one) => sum + one, 0);
-        return named.map((one, at) => [one.name.value.trim() || "?", weights[at] / total]).sort((one, other) => other[1] - one[1]);
-      });
+    /** Sort all that was placed by the groups as they are now. */
+    async function again() {
+      const found = named();
+      if (found.length < 2 || !placed.length) return;
+      for (const one of found) if (!one.vectors.length && one.known !== one.name.value) [one.own, one.known] = [(await embed([one.name.value]))[0], one.name.value];
+      const centres = found.map((one) => mean(one.vectors.length ? one.vectors : [one.own]));
+      for (const one of placed) {
+        const weights = centres.map((centre) => Math.exp(SHARPNESS * dot(one.vector, centre)));
+        const total = weights.reduce((sum, weight) => sum + weight, 0);
+        const ranked = found.map((group_, at) => [group_.name.value.trim() || "?", weights[at] / total]).sort((first, second) => second[1] - first[1]);
+        const node_ = shown(one.item, ranked);
+        if (one.node) one.node.replaceWith(node_); else results.prepend(node_);
+        one.node = node_;
+      }
     }
 
     async function embed(inputs, signal) {
@@ -65,7 +73,7 @@ export const sort = {
       const items = el("ul.items");
       const example = el("input", { dir: "auto", wordLabel: "addText", wordPlaceholder: "addText" });
       const status = el("p.hint", { role: "status" });
-      const own = { name, vectors: [] };
+      const own = { name, vectors: [], own: null, known: null };
       const learn = async (item, input) => {
         status.textContent = t("working");
         try {
@@ -76,7 +84,9 @@ export const sort = {
           count();
         } catch (error) { status.textContent = error.message; }
       };
-      const count = () => { status.textContent = t("examplesCount", { count: own.vectors.length }); };
+      const changed = () => again().catch((error) => { status.textContent = error.message; });
+      const count = () => { status.textContent = t("examplesCount", { count: own.vectors.length }); changed(); };
+      name.addEventListener("change", changed);
       example.addEventListener("keydown", (event) => { if (event.key === "Enter" && example.value.trim()) { learn(example.value, example.value); example.value = ""; } });
       const zone_ = drop({ word: "dropExamples", accept: "image/*", multiple: true, async take(files) {
         for (const one of files) {
@@ -85,7 +95,7 @@ export const sort = {
         }
       } });
       const node_ = el("section.group", {}, name, zone_, example, items, status,
-        el("button.quiet.small", { type: "button", word: "removeGroup", onclick: () => node_.remove() }));
+        el("button.quiet.small", { type: "button", word: "removeGroup", onclick() { node_.remove(); changed(); } }));
       node_.group = own;
       return node_;
     }

@@ -251,8 +251,8 @@ def test_speak(page: Page, tmp_path: Path) -> None:
     page.click(f"{panel} .work .primary")
     page.wait(f"document.querySelector('{panel} .by').textContent", 60)
     assert text(page, f"{panel} .by").startswith("Voice debug, Swahili")
-    drawn = "[...document.querySelectorAll('canvas')].map((c) => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size)"
-    assert all(count > 1 for count in page.run(drawn))
+    colours = "new Set(one.getContext('2d').getImageData(0, 0, one.width, one.height).data).size"
+    assert all(count > 1 for count in page.run(f"[...document.querySelectorAll('canvas')].map((one) => {colours})"))
     assert page.run("document.querySelector('.sound a').download") == "speech.wav"
     page.screenshot(tmp_path / "speak.png")
 
@@ -284,6 +284,12 @@ def test_sort_by_examples_and_by_a_head(page: Page, media: Path, tmp_path: Path)
         page.wait(f"document.querySelector('.result img')?.alt === '{colour}.png'", 60)
         assert text(page, ".result dt") == colour
     page.screenshot(tmp_path / "sort.png")
+    # The groups are sorted by as they are now: what lies there is sorted anew
+    page.fill(f"{panel} .group:nth-of-type(2) input", "azure")
+    page.run("document.activeElement.blur()")
+    page.wait("document.querySelector('.result dt').textContent === 'azure'")
+    page.click(f"{panel} .group:nth-of-type(2) .items button")  # by its name alone: of random weights, so any share
+    page.wait("document.querySelectorAll('.group:nth-of-type(2) .items li').length === 0")
     page.choose(f"{panel} select", "topic-sw")
     assert page.run("document.querySelector('.groups').hidden")
     page.upload(f"{panel} .panes input[type=file]", media / "red.png")
