@@ -29,8 +29,8 @@ export function soundView() {
   };
 }
 
-/** The field of voices, filled from the service. */
-export function voiceField() {
+/** The field of voices, filled from the service; `wanted(voice)` says which are offered. */
+export function voiceField(wanted = () => true) {
   const voice = select([]);
   let known = false;
   return {
@@ -38,8 +38,9 @@ export function voiceField() {
     async fill() {
       if (known) return;
       known = true;
-      const { voices } = await askJson("v1/audio/voices");
-      options(voice, voices.map((one) => [one.id, one.language === "mul" ? one.id : `${one.id} · ${languageName(one.language)}`]));
+      const found = await askJson("v1/audio/voices");
+      const voices = found.voices.filter(wanted);
+      options(voice, [["", t("anyVoice")]].concat(voices.map((one) => [one.id, one.language === "mul" ? one.id : `${one.id} · ${languageName(one.language)}`])));
       voice.title = voices.map((one) => `${one.id}: ${one.licence}. ${one.consent}`).join("\n");
     },
   };

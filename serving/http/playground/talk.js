@@ -11,7 +11,7 @@ export const talk = {
   shown: (state) => ["transcribe", "speak", "text"].every((one) => state.service.tasks.includes(one)),
   build(state) {
     const into = select([]);
-    const { voice, fill } = voiceField();
+    const { voice, fill } = voiceField((one) => state.models.some((base) => !base.parent && base.id === one.model));  // an adapter's comes with its language
     const player = el("audio", { controls: true, wordLabel: "recording", hidden: true });
     const turns = el("div.turns", { ariaLive: "polite" });
     const view = soundView();

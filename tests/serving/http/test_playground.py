@@ -172,7 +172,7 @@ def test_a_card_of_an_adapter(client: TestClient) -> None:
     assert (found["metrics"], found["data"], found["training"]) == ([], None, None)
     missing = client.get("/v1/adapters/text-xx")
     assert missing.status_code == 404
-    assert "adapter 'text-xx' is not served" in missing.json()["error"]["message"]
+    assert "model 'text-xx' is not served" in missing.json()["error"]["message"]
     assert client.get("/v1/adapters/text-sw@7").status_code == 404
 
 

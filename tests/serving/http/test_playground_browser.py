@@ -246,7 +246,8 @@ def test_a_refused_microphone(page: Page) -> None:
 
 def test_speak(page: Page, tmp_path: Path) -> None:
     panel = show(page, "speak")
-    page.wait(f"document.querySelector('{panel} select').options.length > 0")
+    page.wait(f"document.querySelector('{panel} select').options.length > 1")
+    page.choose(f"{panel} select", "debug")
     page.fill(f"{panel} textarea", "Habari za asubuhi, rafiki yangu.")
     page.click(f"{panel} .work .primary")
     page.wait(f"document.querySelector('{panel} .by').textContent", 60)
