@@ -63,7 +63,10 @@ def playground() -> dict[str, PlaygroundFile]:
     """Path -> file of the playground: its page at `/`, the others below `/playground/`."""
     found = {}
     for file in files("kauli.serving.http").joinpath("playground").iterdir():
-        content, suffix = file.read_bytes(), f".{file.name.rpartition('.')[2]}"
+        suffix = f".{file.name.rpartition('.')[2]}"
+        if suffix not in _MEDIA_TYPES:  # an editor's or a file manager's own
+            continue
+        content = file.read_bytes()
         path = "/" if file.name == "index.html" else f"/playground/{file.name}"
         found[path] = PlaygroundFile(content, _MEDIA_TYPES[suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
     return found
