@@ -1,5 +1,6 @@
-"""A running service for the playground's tests: every task on debug bases, in this process, on a port of its own."""
+"""A running service for the playground's tests, with every task on debug bases; and what tests do on its page."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from kauli.serving.workers.memory import MemoryWorker
 from kauli.serving.workers.speaker import Speaker
 from kauli.serving.workers.text import TextGenerator
 from kauli.serving.workers.transcriber import Transcriber
+from support.browser import Page
 from support.memories import LetterEmbedder
 from support.picture_adapters import png, publish_describe, publish_head
 from support.ranks import free_port
@@ -128,3 +130,34 @@ def wait_for(condition: Callable[[], Any], otherwise: str, seconds: float = 30.0
         assert time.monotonic() < until, otherwise
         time.sleep(0.05)
     return found
+
+
+def saved(path: Path) -> str:
+    """What the browser has saved in a file."""
+    wait_for(path.exists, f"{path} was not saved")
+    return path.read_text("utf-8")
+
+
+def show(page: Page, tab: str) -> str:
+    """Open a tab; returns the selector of its panel."""
+    page.click(f"#tab-{tab}")
+    page.wait(f"!document.querySelector('#panel-{tab}').hidden")
+    return f"#panel-{tab}"
+
+
+def text(page: Page, selector: str) -> str:
+    """What is shown in the element."""
+    return str(page.run(f"document.querySelector({json.dumps(selector)}).innerText"))
+
+
+def language(page: Page, typed: str) -> None:
+    """Choose a language in the picker, by the keyboard."""
+    page.fill("#language", typed)
+    page.wait("!document.querySelector('#languages').hidden")
+    page.press("Enter")
+
+
+def tabs(page: Page) -> list[str]:
+    """The tabs that are shown, by name."""
+    found = page.run("[...document.querySelectorAll('[role=tab]')].map((one) => one.id.slice(4))")
+    return list(found)

@@ -19,7 +19,7 @@ from kauli.serving.events import Event, Piece, Started
 from kauli.serving.settings import hash_key
 from support.browser import Browser, Page, chromium, open_browser
 from support.picture_adapters import png
-from support.playground import House, Running, open_house, wait_for
+from support.playground import House, Running, language, open_house, saved, show, tabs, text
 from support.speech_adapters import encoded, words
 
 pytestmark = [
@@ -84,41 +84,6 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "notes.txt").write_text("no picture")
     (folder / "empty.wav").write_bytes(b"")
     return folder
-
-
-def saved(path: Path) -> str:
-    """What the browser has saved in a file."""
-    wait_for(path.exists, f"{path} was not saved")
-    return path.read_text("utf-8")
-
-
-def show(page: Page, tab: str) -> str:
-    """Open a tab; returns the selector of its panel."""
-    page.click(f"#tab-{tab}")
-    page.wait(f"!document.querySelector('#panel-{tab}').hidden")
-    return f"#panel-{tab}"
-
-
-def text(page: Page, selector: str) -> str:
-    return str(page.run(f"document.querySelector({json.dumps(selector)}).innerText"))
-
-
-def status(page: Page, panel: str) -> str:
-    """What the panel's work says once it has ended."""
-    page.wait(f"document.querySelector('{panel} .work').getAttribute('aria-busy') !== 'true'", 60)
-    return text(page, f"{panel} .work .status")
-
-
-def language(page: Page, typed: str) -> None:
-    """Choose a language in the picker, by the keyboard."""
-    page.fill("#language", typed)
-    page.wait("!document.querySelector('#languages').hidden")
-    page.press("Enter")
-
-
-def tabs(page: Page) -> list[str]:
-    found = page.run("[...document.querySelectorAll('[role=tab]')].map((one) => one.id.slice(4))")
-    return list(found)
 
 
 def test_languages_come_first_and_tabs_are_those_of_the_service(page: Page, tmp_path: Path) -> None:
@@ -454,7 +419,7 @@ def test_no_tab_keeps_people_out(page: Page, tag: str, dark: bool) -> None:
     assert found == {}
 
 
-def test_the_first_interaction_is_within_a_second(browser: Browser, service: Running, page: Page) -> None:
+def test_the_first_interaction_is_within_a_second(browser: Browser, service: Running) -> None:
     """On loopback, of a browser that has nothing of the page yet; the best of three on a busy machine."""
     times = []
     for _ in range(3):
@@ -466,4 +431,3 @@ def test_the_first_interaction_is_within_a_second(browser: Browser, service: Run
     print(f"ready after {min(times):.0f} ms (best of three), {weight} bytes")
     assert min(times) < 1000
     assert weight < 220_000  # with what the API answers
-    wait_for(lambda: not page.console, "the console is empty")
