@@ -27,8 +27,8 @@ def first_line(path: Path) -> str:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
-    comment = re.match(r"#+ *(.+)|<!doctype html>\n<!-- (.+?) -->", text)
-    return (comment[1] or comment[2] or "") if comment else ""
+    comment = re.match(r"#+ *(.+)|// *(.+)|/\* (.+?) \*/|(?:<!doctype html>\n)?<!-- (.+?) -->", text)
+    return next((found for found in comment.groups() if found), "") if comment else ""
 
 
 def file_map() -> str:
@@ -48,7 +48,7 @@ def file_map() -> str:
 
 
 def _files(part: Path) -> Iterator[Path]:
-    kinds = (".py", ".yaml", ".html")
+    kinds = (".py", ".yaml", ".html", ".js", ".css", ".svg")
     for path in sorted(part.rglob("*")):
         own = path.suffix in kinds and path.name not in SKIPPED and "__pycache__" not in path.parts
         if own and "fixtures" not in path.parts:

@@ -26,6 +26,7 @@ _SEVERAL_SCRIPTS = {
     "Latf": ("Latin",),
     "Latg": ("Latin",),
 }
+_RIGHT_TO_LEFT = {"Adlm", "Arab", "Aran", "Hebr", "Mand", "Mend", "Nkoo", "Rohg", "Samr", "Syrc", "Thaa", "Yezi"}
 
 
 @cache
@@ -59,6 +60,18 @@ def _suggestion(tag: str) -> str:
 def display_name(tag: str) -> str:
     """The English name of the language: `sw` -> "Swahili", `sr-Latn` -> "Serbian (Latin)"."""
     return langcodes.Language.get(check_tag(tag)).display_name("en")
+
+
+@cache
+def own_name(tag: str) -> str:
+    """What the language calls itself: `sw` -> "Kiswahili"; its English name where that is not known."""
+    return langcodes.Language.get(check_tag(tag)).autonym()
+
+
+@cache
+def runs_right_to_left(tag: str) -> bool:
+    """Whether the language is written from right to left: `ar`, `ckb`, not `sw`."""
+    return langcodes.Language.get(check_tag(tag)).maximize().script in _RIGHT_TO_LEFT
 
 
 @cache

@@ -110,6 +110,15 @@ class Catalogue:
         """All adapters that a served base can answer with, by name."""
         return [adapter for adapter in self._snapshot().values() if self._place_of(adapter.card)]
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Those that are served and have a base."""
+        return tuple(name for name in self._tasks if self._bases.get(TASKS[name].worker))
+
+    def card(self, spec: str) -> Card:
+        """The card of a served adapter (NAME, NAME@VERSION or NAME@ALIAS). Raises UnknownModel."""
+        return self._served(spec)[0]
+
     def route(self, model: str, language: str | None = None, allow_base: bool = False) -> Route:
         """Who answers `model` (a task, a base, an adapter spec) in `language`.
 
@@ -123,17 +132,7 @@ class Catalogue:
                 return Route(worker, model, None, tag)
         if model in TASKS:
             return self._of_task(model, tag, allow_base)
-        match = _SPEC.fullmatch(model)
-        adapter = self._find(match[1]) if match else None
-        if match and adapter is None and (gone := self._revoked.get(match[1])):
-            raise UnknownModel(str(gone[max(gone)]))
-        if match is None or adapter is None:
-            known = [*self.bases(), *self._tasks, *(adapter.public for adapter in self.adapters())]
-            raise UnknownModel(f"model '{model}' is not served.{nearest(model, known)} Served: {', '.join(known[:20])}")
-        card = self._version(adapter, match[2])
-        place = self._place_of(card)
-        if place is None:
-            raise UnknownModel(self._why_not(model, card))
+        card, place = self._served(model)
         chain = fallback_chain(tag) if tag else []
         if tag and not set(chain) & set(card.language):
             raise UnknownLanguage(f"adapter '{card.spec}' is for {', '.join(card.language)}, not for '{tag}'")
@@ -183,6 +182,21 @@ class Catalogue:
         known = self._card(name, int(version)).certificates
         tag = route.language or (next(iter(known)) if len(known) == 1 else None)
         return (known[tag], tag) if tag in known else None
+
+    def _served(self, spec: str) -> tuple[Card, tuple[str, str]]:
+        """The card that an adapter's spec means, and the worker and base that answer with it. Raises UnknownModel."""
+        match = _SPEC.fullmatch(spec)
+        adapter = self._find(match[1]) if match else None
+        if match and adapter is None and (gone := self._revoked.get(match[1])):
+            raise UnknownModel(str(gone[max(gone)]))
+        if match is None or adapter is None:
+            known = [*self.bases(), *self._tasks, *(adapter.public for adapter in self.adapters())]
+            raise UnknownModel(f"model '{spec}' is not served.{nearest(spec, known)} Served: {', '.join(known[:20])}")
+        card = self._version(adapter, match[2])
+        place = self._place_of(card)
+        if place is None:
+            raise UnknownModel(self._why_not(spec, card))
+        return card, place
 
     def _of_task(self, name: str, tag: str | None, allow_base: bool) -> Route:
         task = TASKS[name]

@@ -50,6 +50,8 @@ class Draft:
     """The pairs that the prompt showed."""
     certificate: Estimate | None = None
     """How good it is expected to be; None: the memory's own, or by an adapter without a certificate."""
+    similar: Example | None = None
+    """The pair of the memory that `score` is of."""
 
 
 @dataclass(frozen=True)
@@ -190,8 +192,9 @@ class Translator:
         score = max((one.score for one in matches), default=None)
         for one in matches:  # a person stands for it, with or without the glossary's words
             if one.score == 100 and not self._faults(text, one.target.strip(), "stop", (), limit):
-                return Draft(one.target.strip(), "exact", (), 100.0)
-        pairs = [Example(one.source.strip(), one.target.strip()) for one in matches]
+                return Draft(one.target.strip(), "exact", (), 100.0, similar=pair_of(one))
+        pairs = [pair_of(one) for one in matches]
+        similar = pair_of(max(matches, key=lambda one: float(one.score))) if matches else None
         examples = await self._fitting(pairs)
         answer = await self._answer(text, examples, terms)
         faults = self._faults(text, answer.text, answer.finish, terms, limit)
@@ -201,7 +204,9 @@ class Translator:
             if len(found := self._faults(text, again.text, again.finish, terms, limit)) < len(faults):
                 answer, faults = again, found
         if (other := await self._likelier(text, answer, examples, terms, limit)) is not None:
-            return Draft(other.target, "fuzzy", (FROM_MEMORY.format(source=other.source),), score, len(examples))
+            return Draft(
+                other.target, "fuzzy", (FROM_MEMORY.format(source=other.source),), score, len(examples), None, similar
+            )
         mark: Mark = "red" if faults else "fuzzy" if (score or 0) >= FUZZY else "drafted"
         known = None
         if self._certificate is not None:
@@ -210,7 +215,7 @@ class Translator:
                 cut=answer.finish == "length",
             )  # fmt: skip
             known = self._certificate.assess(figures)
-        return Draft(answer.text, mark, tuple(faults), score, len(examples), known)
+        return Draft(answer.text, mark, tuple(faults), score, len(examples), known, similar)
 
     async def _remembered(self, text: str) -> tuple[list[Any], list[Example]]:
         if not self._memories:
@@ -283,6 +288,11 @@ class Translator:
         if finish == "length":
             faults.append("it was cut off at the most tokens of an answer")
         return faults
+
+
+def pair_of(match: Any) -> Example:
+    """A match of a memory as a pair, without the spaces around its texts."""
+    return Example(match.source.strip(), match.target.strip())
 
 
 def count_marks(drafts: Mapping[str, Draft]) -> dict[str, int]:

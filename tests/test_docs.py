@@ -15,7 +15,7 @@ from kauli.training.recipe_file import recipe_names
 from support.documents import PAGES, check, mentions
 from support.imports import PACKAGES, ROOT
 
-ENDINGS = ("py", "md", "yaml", "json", "jsonl", "tsv", "csv", "safetensors")
+ENDINGS = ("py", "js", "md", "yaml", "json", "jsonl", "tsv", "csv", "safetensors")
 FIGURE = re.compile(r"(?<![\w.])\d+\.\d+(?!\d|\.\d)")
 
 

@@ -203,6 +203,7 @@ class Journal:
 
     def _read(self) -> "dict[str, Draft]":
         from kauli.models.adapters.certificate import Estimate
+        from kauli.models.text.translation import Example
         from kauli.serving.translation import Draft
 
         found = {}
@@ -212,9 +213,12 @@ class Journal:
                     content = json.loads(line)
                 except ValueError:  # half a line, or none
                     continue
-                id, known = content.pop("id"), content.pop("certificate", None)
-                estimate = Estimate(**known) if known else None
-                found[id] = Draft(**{**content, "reasons": tuple(content["reasons"])}, certificate=estimate)
+                id, known, pair = content.pop("id"), content.pop("certificate", None), content.pop("similar", None)
+                content |= {
+                    "reasons": tuple(content["reasons"]), "certificate": Estimate(**known) if known else None,
+                    "similar": Example(**pair) if pair else None,
+                }  # fmt: skip
+                found[id] = Draft(**content)
         return found
 
 

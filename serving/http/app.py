@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -22,8 +22,10 @@ from kauli.serving.http import pages
 from kauli.serving.http.answers import error_response
 from kauli.serving.http.auth import Access
 from kauli.serving.http.bodies import ApiError, invalid_body
+from kauli.serving.http.cards import card_of
 from kauli.serving.http.schemas import AdapterRequest, RevocationRequest
-from kauli.serving.routing import Adapter, Catalogue, UnknownLanguage, UnknownModel
+from kauli.serving.http.service import add_service
+from kauli.serving.routing import Adapter, Catalogue, UnknownLanguage, UnknownModel, served_task
 from kauli.serving.settings import ServeArgs
 from kauli.serving.tasks import TASKS, WORKERS
 
@@ -48,6 +50,7 @@ def create_app(workers: Mapping[str, Mapping[str, Any]], catalogue: Catalogue, a
     _add_pages(app)
     _add_adapters(app, backends)
     _add_models(app, catalogue)
+    add_service(app, backends)
     for endpoints in dict.fromkeys(row.endpoints for row in TASKS.values()):
         resolve(endpoints)(app, backends)
 
@@ -86,9 +89,15 @@ def _add_models(app: FastAPI, catalogue: Catalogue) -> None:
 
 
 def _add_pages(app: FastAPI) -> None:
-    @app.get("/", include_in_schema=False)
-    async def page() -> HTMLResponse:
-        return HTMLResponse(pages.home(), headers=pages.HEADERS)
+    def add_file(path: str, found: pages.PlaygroundFile) -> None:
+        @app.get(path, include_in_schema=False)
+        async def file(request: Request) -> Response:
+            if found.tag in request.headers.get("if-none-match", ""):
+                return Response(status_code=304, headers=found.headers)
+            return Response(found.content, headers=found.headers, media_type=found.media_type)
+
+    for path, found in pages.playground().items():
+        add_file(path, found)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -112,6 +121,11 @@ def _add_adapters(app: FastAPI, backends: Backends) -> None:
         # Removed from the registry, but still in use
         entries += [_adapter_entry(spec, found["base"], found) for spec, found in held.items()]
         return {"object": "list", "data": entries}
+
+    @app.get("/v1/adapters/{spec}")
+    async def card(spec: str) -> dict[str, Any]:
+        """What is known of an adapter (NAME, NAME@VERSION or NAME@ALIAS): data, licence, figures beside its base."""
+        return card_of(await asyncio.to_thread(catalogue.card, spec))
 
     @app.post("/v1/adapters")
     async def load(body: AdapterRequest) -> dict[str, Any]:
@@ -170,6 +184,8 @@ def _adapter_model(adapter: Adapter) -> dict[str, Any]:
         "id": adapter.public, "object": "model", "created": adapter.created, "owned_by": "kauli",
         "parent": card.base.name, "root": card.spec, "task": card.task, "language": card.language,
         "licence": card.licence, "versions": list(adapter.versions), "aliases": adapter.aliases,
+        "answers": served_task(card), "media": sorted(card.encoders),
+        "pairs": card.translation.pairs if card.translation else [],
         "certificates": {
             tag: one.model_dump(include={"metric", "level", "green", "yellow", "segments", "coverage",
                                          "rank_correlation"})

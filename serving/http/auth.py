@@ -13,11 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from kauli.serving.events import Failed, Refused
 from kauli.serving.http.answers import error_response
 from kauli.serving.http.bodies import ApiError
+from kauli.serving.http.pages import playground
 from kauli.serving.http.rates import Rates
 from kauli.serving.settings import ServeArgs, hash_key, is_loopback
 from kauli.serving.tasks import media_paths
 
-OPEN_PATHS = frozenset({"/health", "/"})
+OPEN_PATHS = frozenset({"/health", *playground()})
 """Paths that need no key."""
 BODY_KEY_PATHS = frozenset({"/translate", "/detect", "/languages"})
 """LibreTranslate's, whose clients send their key in the body or the query: `check_body_key` reads it there."""

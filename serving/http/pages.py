@@ -1,20 +1,39 @@
 """The service's own pages; they load nothing from other sites, so they work offline."""
 
+import hashlib
 import html
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
+_SHARED = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 HEADERS = {
-    # No script or style but the page's own, no requests to anywhere else, no framing.
+    # No script, no style but the page's own, no requests, no framing.
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; "
-        "media-src blob:; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    **_SHARED,
 }
+"""Of the page at /docs."""
+_PLAYGROUND = {
+    # Scripts and styles are files of the service; with trusted types no script can turn a text into HTML.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob:; "
+        "media-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "require-trusted-types-for 'script'; trusted-types 'none'"
+    ),
+    "Permissions-Policy": "microphone=(self), camera=(self), geolocation=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    # Kept by the browser, but asked for again with its tag: after an upgrade no old script meets a new one.
+    "Cache-Control": "no-cache",
+    **_SHARED,
+}
+_MEDIA_TYPES = {
+    ".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".json": "application/json",
+    ".svg": "image/svg+xml",
+}  # fmt: skip
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "code,td:first-child{font-family:ui-monospace,monospace;font-size:.9em}"
@@ -24,9 +43,33 @@ _STYLE = (
 )
 
 
-def home() -> str:
-    """The page at `/`: send a prompt to a model, and see the answer as it is streamed."""
-    return files("kauli.serving.http").joinpath("home.html").read_text("utf-8")
+@dataclass(frozen=True)
+class PlaygroundFile:
+    """A file of the page at `/`, as it is sent."""
+
+    content: bytes
+    media_type: str
+    tag: str
+    """Its ETag, made of the content."""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Those of the answer, also where the browser has the file."""
+        return {**_PLAYGROUND, "ETag": self.tag}
+
+
+@cache
+def playground() -> dict[str, PlaygroundFile]:
+    """Path -> file of the playground: its page at `/`, the others below `/playground/`."""
+    found = {}
+    for file in files("kauli.serving.http").joinpath("playground").iterdir():
+        suffix = f".{file.name.rpartition('.')[2]}"
+        if suffix not in _MEDIA_TYPES:  # an editor's or a file manager's own
+            continue
+        content = file.read_bytes()
+        path = "/" if file.name == "index.html" else f"/playground/{file.name}"
+        found[path] = PlaygroundFile(content, _MEDIA_TYPES[suffix], f'"{hashlib.sha256(content).hexdigest()[:32]}"')
+    return found
 
 
 def docs(schema: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Request, Response
@@ -13,6 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from kauli.models.documents.tiers import elan_of, textgrid_of
 from kauli.models.errors import MediaError
 from kauli.models.media.decode import AudioLimits, DecodedAudio, decode_audio
 from kauli.models.requests import TranscriptionRequest
@@ -41,7 +43,8 @@ class TranscriptionForm(Body):
     """A BCP-47 tag; with "transcribe" as the model it chooses the adapter. None, auto: the adapter's, or detected."""
     prompt: Annotated[str, Field(max_length=8192)] | None = None
     """The text before the audio, or words that may occur in it."""
-    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt", "eaf", "textgrid"] = "json"
+    """eaf, textgrid: the segments with their times, for ELAN and Praat."""
     temperature: Annotated[float, Field(ge=0, le=1)] = 0.0
     stream: bool = False
     timestamp_granularities: tuple[str, ...] = ()
@@ -136,7 +139,8 @@ def add_transcriptions(app: FastAPI, backends: Backends) -> None:
             async with aclosing(pieces):
                 async for _ in pieces:
                     pass
-            return await asyncio.to_thread(_answer, transcript, form, _headers(route, transcript))
+            recording = Path(upload.filename or "recording").name
+            return await asyncio.to_thread(_answer, transcript, form, _headers(route, transcript), recording)
         finally:
             await upload.close()
 
@@ -232,7 +236,8 @@ def _headers(route: Route, transcript: Transcript) -> dict[str, str]:
     return route_headers(replace(route, language=transcript.language))
 
 
-def _answer(transcript: Transcript, form: TranscriptionForm, headers: dict[str, str]) -> Response:
+def _answer(transcript: Transcript, form: TranscriptionForm, headers: dict[str, str], recording: str) -> Response:
+    """The transcript as the form asks for it; `recording` is the name of its file."""
     segments = transcript.segments
     match form.response_format:
         case "text":
@@ -241,6 +246,12 @@ def _answer(transcript: Transcript, form: TranscriptionForm, headers: dict[str, 
             return PlainTextResponse(as_srt(cues(segments)), headers=headers, media_type="application/x-subrip")
         case "vtt":
             return PlainTextResponse(as_vtt(cues(segments)), headers=headers, media_type="text/vtt")
+        case "eaf" | "textgrid":
+            spans = [(one.start, one.end, one.text.strip()) for one in segments]
+            if form.response_format == "eaf":
+                return Response(elan_of(spans, recording), headers=headers, media_type="application/xml")
+            grid = textgrid_of(spans, transcript.clip.seconds)
+            return Response(grid, headers=headers, media_type="text/plain; charset=utf-8")
     seconds, warnings = transcript.clip.seconds, transcript.warnings
     if form.response_format == "verbose_json":
         asked = form.timestamp_granularities or ("segment",)

@@ -14,6 +14,7 @@ from kauli.deploy.cli.translate import Journal
 from kauli.models.bases.find import find_base
 from kauli.models.documents.document import DocumentOptions
 from kauli.models.paths import kauli_home
+from kauli.models.text.translation import Example
 from kauli.serving.local import Local
 from kauli.serving.translation import Draft
 from support.cli import fails, run
@@ -127,7 +128,7 @@ def test_an_earlier_try_goes_on(home: Path, adapters: Path) -> None:
     path = journal._path
     path.write_text(path.read_text() + '{"id": "2:", "te')  # the line that was being written
     with Journal([(home / "app.po").read_bytes(), state(adapters), options]) as journal:
-        journal.add("3:", Draft("ክፈት", "drafted"))
+        journal.add("3:", Draft("ክፈት", "fuzzy", (), 80.0, 1, similar=Example("Open it", "ክፈት")))
     result = run("translate", str(home / "app.po"), "--to", "am", "--from", "en", "--json")
     assert json.loads(result.stdout)["segments"][0]["text"] == "%s ተከፈተ"
     assert "Going on with an earlier try: 2 segments" in result.stderr

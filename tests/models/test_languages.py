@@ -9,6 +9,8 @@ from kauli.models.languages import (
     fallback_chain,
     likely_tag,
     nfc,
+    own_name,
+    runs_right_to_left,
     script_share,
     scripts,
 )
@@ -51,6 +53,13 @@ def test_names_and_scripts() -> None:
     assert scripts("am") == {"Ethiopic"}
     assert scripts("bn") == {"Bengali"}
     assert scripts("ja") == {"Han", "Hiragana", "Katakana"}
+
+
+def test_languages_call_themselves_and_run_their_way() -> None:
+    assert [own_name(tag) for tag in ("sw", "am", "ar", "be")] == ["Kiswahili", "አማርኛ", "العربية", "беларуская"]
+    assert [tag for tag in ("sw", "ar", "am", "ckb", "pa", "pa-Arab", "he") if runs_right_to_left(tag)] == [
+        "ar", "ckb", "pa-Arab", "he",
+    ]  # fmt: skip
 
 
 def test_the_fallback_chain_goes_from_narrow_to_wide() -> None:

@@ -14,6 +14,7 @@ from kauli.models.documents.document import DocumentOptions
 from kauli.models.documents.table import open_document
 from kauli.models.errors import UsageError
 from kauli.models.text.memory import Confirmed
+from kauli.models.text.translation import Example
 from kauli.serving.events import Refused
 from kauli.serving.routing import UnknownLanguage
 from kauli.serving.translation import Draft, Translator, count_marks
@@ -67,7 +68,7 @@ def pair(source: str, target: str, kind: Any = "pair") -> Confirmed:
 
 def test_what_the_memory_has_is_not_generated(storage: Path) -> None:
     draft, worker = drafted(storage, "  Open %s\n", lambda prompt: "x", pair("Open %s", "%s ክፈት"))
-    assert draft == Draft("  %s ክፈት\n", "exact", (), 100.0)
+    assert draft == Draft("  %s ክፈት\n", "exact", (), 100.0, similar=Example("Open %s", "%s ክፈት"))
     assert worker.asked == []
 
 

@@ -59,7 +59,7 @@ def test_texts_and_their_marks(client: TestClient) -> None:
     }  # fmt: skip
     first, second = body["translations"]
     assert first == {"text": "%s ክፈት", "mark": "exact", "reasons": [], "score": 100.0, "examples": 0,
-                     "certificate": None}  # fmt: skip
+                     "certificate": None, "similar": {"source": "Open %s", "target": "%s ክፈት"}}  # fmt: skip
     assert (second["text"], second["mark"], second["examples"]) == ("መልስ", "drafted", 1)
 
 
