@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from kauli.deploy.cli import adapters, answers, data, doctor, memory, training
+from kauli.deploy.cli import adapters, answers, data, deploy, doctor, memory, training
 from kauli.deploy.cli.speak import speak
 from kauli.deploy.cli.talk import talk
 from kauli.deploy.cli.terminal import AcceptTerms, Command, Json, Storage, hint, output, split_list
@@ -27,6 +27,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(memory.app, name="memory")
+app.add_typer(deploy.app, name="deploy")
 
 
 def main() -> None:
