@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from threading import Thread
-from typing import Literal
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -42,9 +42,20 @@ class Finding:
     """What to do about it."""
 
 
-def doctor(storage: Storage = None, as_json: Json = False) -> None:
+def doctor(
+    storage: Storage = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Check the nodes of this Ray cluster instead of this machine.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Check versions, hardware, storage, bases, ports, Ray and limits; exit code 1 if there is a problem."""
-    findings = [finding for check in CHECKS for finding in check(storage or default_storage())]
+    if address is not None:
+        from kauli.deploy.cli.cluster_doctor import check_cluster
+
+        findings = check_cluster(address, storage or default_storage())
+    else:
+        findings = [finding for check in CHECKS for finding in check(storage or default_storage())]
     lines = [
         {"state": one.state, "check": one.check, "found": one.found + (f" -> {one.advice}" if one.advice else "")}
         for one in findings

@@ -4,6 +4,7 @@ Heavy imports are inside the functions, so that `kauli --help` answers at once.
 """
 
 import shlex
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,12 @@ def train(
     no_ray: Annotated[
         bool, typer.Option("--no-ray", help="Train in this process, with one worker, without Ray.")
     ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", envvar="RAY_ADDRESS", help="Train on this Ray cluster (HOST:6379, auto) [RAY_ADDRESS]."
+        ),
+    ] = None,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
@@ -34,10 +41,16 @@ def train(
     from kauli.training.recipe_file import load_recipe
     from kauli.training.train import train as run_training
 
-    result = run_training(
-        load_recipe(recipe, overrides or []), storage or default_storage(),
-        accept_terms=accept_terms, restart=restart, use_ray=not no_ray,
-    )  # fmt: skip
+    place: AbstractContextManager[None] = nullcontext()
+    loaded, where = load_recipe(recipe, overrides or []), storage or default_storage()
+    if address and not no_ray:
+        from kauli.models.adapters.nodes import joined_cluster
+
+        place = joined_cluster(address, where)  # before anything is prepared: a mistake is told at once
+    with place:
+        result = run_training(
+            loaded, where, accept_terms=accept_terms, restart=restart, use_ray=not no_ray
+        )  # fmt: skip
     aliases = f" ({', '.join(result.aliases)})" if result.aliases else ""
     fields: dict[str, Any] = {"adapter": result.adapter, "path": str(result.path)}
     fields |= {"metrics": dict(result.metrics), "aliases": list(result.aliases), "verdict": asdict(result.verdict)}

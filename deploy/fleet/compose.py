@@ -11,9 +11,10 @@ from kauli.deploy.fleet.serve_config import PORT
 BUCKET = "kauli"
 _STORE_PORT = 8333
 _IMAGES = {
-    "seaweedfs": "chrislusf/seaweedfs:4.48", "prometheus": "prom/prometheus:v3.13.3", "grafana": "grafana/grafana:13.2.3"
+    "seaweedfs": "chrislusf/seaweedfs:4.48", "prometheus": "prom/prometheus:v3.13.3",
+    "grafana": "grafana/grafana:13.2.3",
 }  # fmt: skip
-"""SeaweedFS refuses the second of two simultaneous writes with `If-None-Match` (since 4.18), which the registry needs."""
+"""SeaweedFS refuses the second of two writes at once with `If-None-Match` (since 4.18): the registry needs it."""
 _S3_KEYS = """\
 {"identities": [{"name": "kauli", "actions": ["Admin", "Read", "Write", "List", "Tagging"],
   "credentials": [{"accessKey": "${AWS_ACCESS_KEY_ID:?}", "secretKey": "${AWS_SECRET_ACCESS_KEY:?}"}]}]}
@@ -48,7 +49,9 @@ def compose(fleet: Fleet) -> dict[str, Any]:
         "services": {
             "store": {
                 "image": _IMAGES["seaweedfs"],
-                "command": ["server", "-dir=/data", "-ip=store", "-s3", f"-s3.port={_STORE_PORT}", "-s3.config=/etc/s3.json"],
+                "command": [
+                    "server", "-dir=/data", "-ip=store", "-s3", f"-s3.port={_STORE_PORT}", "-s3.config=/etc/s3.json"
+                ],
                 "configs": [{"source": "s3", "target": "/etc/s3.json"}],
                 "volumes": ["store:/data"],
                 "healthcheck": _check(f"wget -q -O /dev/null http://127.0.0.1:{_STORE_PORT}/healthz", 10),
@@ -73,7 +76,9 @@ def compose(fleet: Fleet) -> dict[str, Any]:
                 # On the machine alone: a TLS proxy before it is the operator's
                 "ports": [f"127.0.0.1:{PORT}:{PORT}"],
                 # The service waits for a worker, and may load bases for minutes
-                "healthcheck": {**_check(f"wget -q -O /dev/null http://127.0.0.1:{PORT}/health", 30), "start_period": "10m"},
+                "healthcheck": {
+                    **_check(f"wget -q -O /dev/null http://127.0.0.1:{PORT}/health", 30), "start_period": "10m"
+                },
                 "stop_grace_period": "60s",
                 "restart": "unless-stopped",
             },

@@ -35,7 +35,7 @@ class Group(Resources):
     """The fewest and the most."""
     idle_s: int = Field(default=300, ge=1)
     """Seconds without work after which a node may end."""
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = Field(default_factory=dict)
     """Labels of the Kubernetes nodes to run on."""
 
     @field_validator("nodes")
@@ -51,7 +51,7 @@ class Training(FrozenModel):
 
     recipe: str = "text-sw"
     """The name of a shipped recipe."""
-    overrides: dict[str, str | int | float | bool] = {}
+    overrides: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """Keys of the recipe, dotted, with other values."""
     schedule: str = "0 2 * * *"
     """When the nightly training starts, as cron writes it, in UTC."""
@@ -98,7 +98,7 @@ class Fleet(FrozenModel):
     storage_class: str | None = None
     bases: tuple[str, ...] = ("smollm2-135m-q4",)
     """Brought to each node before it joins."""
-    service: dict[str, Any] = {}
+    service: dict[str, Any] = Field(default_factory=dict)
     """Settings of the service that differ from their defaults; the keys are those of `deploy/local.yaml`."""
     head: Resources
     workers: dict[str, Group]

@@ -63,7 +63,7 @@ def test_the_committed_manifests_are_the_rendered_ones(folder: str) -> None:
     assert lying - set(files) <= {"docker/Dockerfile", "docker/Dockerfile.dockerignore"}
 
 
-@pytest.mark.parametrize("overrides", ((), *VARIANTS))
+@pytest.mark.parametrize("overrides", [(), *VARIANTS])
 @pytest.mark.parametrize("profile", PROFILES)
 def test_no_schema_is_broken(profile: str, overrides: tuple[str, ...]) -> None:
     if profile == "gpu-box" and "workers.cpu" in str(overrides):
@@ -92,7 +92,7 @@ def test_ray_serve_takes_its_part(profile: str) -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(service["serveConfigV2"]))
     (application,) = config.applications
     assert application.import_path == "kauli.serving.app:build"
-    with pytest.raises(Exception, match="needs|set KAULI_API_KEYS"):
+    with pytest.raises(Exception, match="set KAULI_API_KEYS"):
         parse_settings(application.args)  # the manifests hold no key
     settings = parse_settings({**application.args, "key_hashes": ["0" * 64]})
     fleet = load_fleet(profile)
