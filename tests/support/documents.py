@@ -32,6 +32,9 @@ CHECKED_ONLY = {
     r"(\.venv/bin/)?python (tests/bench|docs)/": "measures for minutes; the options must exist",
     r"lm_eval\b": "starts a process of its own; a test of the service runs it",
     r"(\.venv/bin/|uv )?pip install\b": "changes the environment; the packages must be ones that kauli declares",
+    r"kauli .*--address\b": "needs a cluster; tests/deploy/test_cluster_doctor.py starts one",
+    r"(docker|kubectl|helm|ray job|echo|cd|aws)\b": "needs Docker, Kubernetes or a cluster",
+    r"(cp -a|rm -r|kauli doctor --storage) .*\bstore\b": "tests/deploy/test_backup.py does so, in this order",
     r"(source|git clone)\b": "the reader's own shell and copy",
 }
 """What is not run, and why; of these, command, options and targets are checked. Everything else is run."""
