@@ -43,5 +43,5 @@ def judge(address: str, storage: str, reports: Sequence[NodeReport], ours: Mappi
         if one.versions and one.fault is not None:
             advice = "give it the storage's address and keys, or mount the shared folder there"
             yield Finding(f"storage from {one.node}", "problem", one.fault, advice)
-    if answered and all(one.fault is None for one in answered):
+    if reports and all(one.fault is None for one in reports):
         yield Finding("storage", "ok", f"{len(answered)} nodes write and read {storage}")
