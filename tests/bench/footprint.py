@@ -1,6 +1,6 @@
 """The resident memory of a replica: the process with its libraries, then with a base loaded as the service loads it.
 
-    python tests/bench/footprint.py --base smollm2-135m-q4
+python tests/bench/footprint.py --base smollm2-135m-q4
 """
 
 import argparse

@@ -55,10 +55,11 @@ def address() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        small = {"object_store_memory": 100 * 2**20, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **small})
+        small = {"object_store_memory": 100 * 2**20, "node_ip_address": "127.0.0.1"}
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, **small})
         try:
-            cluster.add_node(num_cpus=1, num_gpus=1, object_store_memory=100 * 2**20)
+            cluster.add_node(wait=False, num_cpus=1, num_gpus=1, **small)
+            cluster.wait_for_nodes(timeout=120)
             yield cluster.address
         finally:
             ray.shutdown()
