@@ -41,15 +41,15 @@ def nightly(fleet: Fleet) -> list[dict[str, Any]]:
     """The nightly training: a CronJob that submits to the standing cluster, or KubeRay's RayCronJob."""
     training = fleet.training
     if training.nightly == "RayCronJob":
-        spec = {"schedule": training.schedule, "timeZone": "Etc/UTC", "jobTemplate": _job_spec(fleet)}
-        return [_object(fleet, "ray.io/v1", "RayCronJob", "-nightly", "training", spec=spec)]
+        repeated = {"schedule": training.schedule, "timeZone": "Etc/UTC", "jobTemplate": _job_spec(fleet)}
+        return [_object(fleet, "ray.io/v1", "RayCronJob", "-nightly", "training", spec=repeated)]
     address = f"http://{fleet.name}-train-head-svc:{_DASHBOARD}"
     command = ["ray", "job", "submit", "--address", address]
     command += ["--entrypoint-num-cpus", f"{training.driver_cpus:g}"]
     if training.driver_gpus:
         command += ["--entrypoint-num-gpus", f"{training.driver_gpus:g}"]
     template = _submitter(fleet, command=[*command, "--", *_command(fleet)], env=ray_token(fleet))
-    spec = {
+    spec: dict[str, Any] = {
         "schedule": training.schedule,
         "timeZone": "Etc/UTC",
         "concurrencyPolicy": "Forbid",

@@ -64,7 +64,7 @@ def environment(fleet: Fleet, role: str) -> list[dict[str, Any]]:
     if fleet.storage_endpoint:
         # The first is read by s3fs, the second by LanceDB, which keeps the memories
         plain |= {"AWS_ENDPOINT_URL": fleet.storage_endpoint, "AWS_ENDPOINT": fleet.storage_endpoint}
-    secret = {}
+    secret: dict[str, tuple[str, str]] = {}
     if role == "service":
         secret |= {"KAULI_API_KEYS": ("keys", "api-keys"), "KAULI_ADMIN_KEYS": ("keys", "admin-keys")}
     if fleet.on_object_store:
