@@ -119,7 +119,7 @@ def recipe_digging(root: Path) -> list[str]:
 def unreadable_yaml(root: Path) -> list[str]:
     """Shipped YAML files that hold nothing."""
     files = [path for package in PACKAGES for path in sorted((root / package).rglob("*.yaml"))]
-    return [str(path) for path in files if not yaml.safe_load(path.read_text(encoding="utf-8"))]
+    return [str(path) for path in files if not any(yaml.safe_load_all(path.read_text(encoding="utf-8")))]
 
 
 GUARDS: dict[str, Callable[[Path], list[str]]] = {
