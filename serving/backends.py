@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from kauli.models.adapters.mixture import is_mixture
 from kauli.models.requests import Media
 from kauli.serving.events import Failed, MediaForm, Refused, not_served
 from kauli.serving.routing import Catalogue, Route
@@ -130,7 +131,8 @@ class Backends:
 
     async def _form(self, route: Route, kind: str) -> MediaForm:
         """What the adapter takes for this kind of media."""
-        forms = {} if route.adapter is None else self._forms.get(route.adapter)
+        alone = route.adapter is None or is_mixture(route.adapter)  # adapters with connectors are not mixed
+        forms = {} if alone else self._forms.get(route.adapter or "")
         if forms is None:
             assert route.adapter is not None
             found = await self.of(route).media_forms(route.adapter)

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from kauli.models.adapters.mixture import card_of
 from kauli.models.adapters.registry import Registry
 from kauli.models.bases.find import Base, find_base, known_bases
 from kauli.models.errors import KauliError, UsageError
@@ -303,7 +304,7 @@ class Local(Backends):
         return found
 
     def meant(self, model: str) -> tuple[str, str]:
-        """The task by which `model` answers, and its exact name (`name@version` of an adapter).
+        """The task by which `model` answers, and its exact name (`name@version` of an adapter, a mixture's key).
 
         A base that has no entry in bases.yaml is one for text. Raises UsageError for an unknown adapter.
         """
@@ -312,7 +313,7 @@ class Local(Backends):
         if _is_base(model):
             takes = known_bases()[model].tasks if model in known_bases() else ("text",)
             return task_of_base(takes), model
-        card = self.registry.card(model)
+        card = card_of(self.registry, model)
         task = served_task(card)
         if task is None:
             raise UsageError(f"adapter '{card.spec}' is for the task '{card.task}', which answers no requests")
@@ -350,7 +351,7 @@ class Local(Backends):
             return [self._find(worker, next(fitting, self.args.worker(worker).base))]
         if model not in TASKS and _is_base(model):
             return [self._find(worker, model)]
-        card = None if model in TASKS else self.registry.card(model)
+        card = None if model in TASKS else card_of(self.registry, model)
         name = served_task(card) if card else None
         if card is None or name is None or TASKS[name].worker != worker:
             raise _cannot(card.spec if card else model, task)

@@ -1,4 +1,4 @@
-"""What a request may name as its model: tasks, served bases and the registry's adapters on them; and which answers it.
+"""What a request may name as its model: tasks, served bases, the registry's adapters on them, and mixtures of these.
 
 The tasks here are those of `kauli.serving.tasks`: an adapter that is a few-shot head answers `classify`.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from kauli.models.adapters.card import Card
 from kauli.models.adapters.certificate import Certificate
+from kauli.models.adapters.mixture import Mixture, is_mixture, mixed_card
 from kauli.models.adapters.registry import Registry, Revocation
 from kauli.models.bases.find import Base, find_base
 from kauli.models.errors import KauliError, UsageError, nearest
@@ -57,7 +58,10 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Route:
-    """Who answers a request: a base, with an adapter (`name@version`) or without, for a language if one is known."""
+    """Who answers a request: a base, with an adapter (`name@version`, or the key of a mixture) or without.
+
+    The language is there if one is known.
+    """
 
     worker: str
     """The worker that runs the base."""
@@ -116,15 +120,16 @@ class Catalogue:
         return tuple(name for name in self._tasks if self._bases.get(TASKS[name].worker))
 
     def card(self, spec: str) -> Card:
-        """The card of a served adapter (NAME, NAME@VERSION or NAME@ALIAS). Raises UnknownModel."""
+        """The card of a served adapter (NAME, NAME@VERSION or NAME@ALIAS) or of a mixture. Raises as `route` does."""
         return self._served(spec)[0]
 
     def route(self, model: str, language: str | None = None, allow_base: bool = False) -> Route:
-        """Who answers `model` (a task, a base, an adapter spec) in `language`.
+        """Who answers `model` (a task, a base, an adapter spec, a mixture of adapters) in `language`.
 
         For a task the language's fallback chain chooses the adapter; without a language the first base answers the
         tasks that a bare base can answer.
-        Raises UnknownModel, UnknownLanguage (none serves it and `allow_base` is not set) or UsageError (no such tag).
+        Raises UnknownModel, UnknownLanguage (none serves it and `allow_base` is not set), MixtureError (adapters that
+        can't be mixed) or UsageError (no such tag).
         """
         tag = check_tag(language) if language else None
         for worker, found in self._bases.items():
@@ -153,7 +158,7 @@ class Catalogue:
             cards = [one.card for one in sorted(self.adapters(), key=_preference) if one.card.translation]
         else:
             spec = self.route(model).adapter
-            cards = [card for card in [self._registry.card(spec)] if card.translation] if spec else []
+            cards = [card for card in [self.card(spec)] if card.translation] if spec else []
             if not cards:
                 raise UsageError(
                     f"Model '{model}' does not translate; use model 'translate' or an adapter of that task"
@@ -176,7 +181,7 @@ class Catalogue:
 
     def certificate(self, route: Route) -> tuple[Certificate, str] | None:
         """What is known of answers by `route`, and their language; None where the adapter has no certificate for it."""
-        if route.adapter is None:
+        if route.adapter is None or is_mixture(route.adapter):  # nobody has measured the mixture
             return None
         name, _, version = route.adapter.rpartition("@")
         known = self._card(name, int(version)).certificates
@@ -184,7 +189,14 @@ class Catalogue:
         return (known[tag], tag) if tag in known else None
 
     def _served(self, spec: str) -> tuple[Card, tuple[str, str]]:
-        """The card that an adapter's spec means, and the worker and base that answer with it. Raises UnknownModel."""
+        """The card that an adapter's spec means, and the worker and base that answer with it.
+
+        Raises UnknownModel, and MixtureError where it is a mixture of what can't be mixed.
+        """
+        if is_mixture(spec):
+            mixture = Mixture.parse(spec)
+            parents = [self._served(adapter) for adapter in mixture.adapters]
+            return mixed_card(mixture, [card for card, _ in parents]), parents[0][1]
         match = _SPEC.fullmatch(spec)
         adapter = self._find(match[1]) if match else None
         if match and adapter is None and (gone := self._revoked.get(match[1])):

@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kauli.models.adapters.delta import LinearDelta
+from kauli.models.adapters.delta import LinearDelta, mixed_deltas
+from kauli.models.adapters.mixture import MixtureError
 from kauli.models.bases.find import Base
 from kauli.models.requests import Chunk, Progress
 
@@ -79,6 +80,20 @@ class Generative(ABC):
 
         Raises KauliError where they do not fit each other or the base, or are of a kind that is not served.
         """
+
+    def mix_adapters(self, parts: Sequence[tuple[Any, float]]) -> Any:
+        """The mixture of what `read_adapter` returned, with weights, for `put_adapter`; runs where that may run.
+
+        Raises MixtureError where their layers can't be added. What they hold beside layers is checked before, by their
+        cards (`kauli.models.adapters.mixture.check_together`).
+        """
+        if any(loaded.deltas is None for loaded, _ in parts):
+            raise MixtureError("a fully fine-tuned model can't be mixed: use it by itself")
+        try:
+            deltas = mixed_deltas([(loaded.deltas, weight) for loaded, weight in parts])
+        except RuntimeError as error:
+            raise MixtureError(f"these adapters can't be mixed: {error}. Use each by itself") from None
+        return replace(parts[0][0], deltas=deltas)
 
     def put_adapter(self, key: str, loaded: Any) -> None:
         """Load what `read_adapter` returned under a key (such as `text-sw@3`)."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from kauli.models.adapters.card import CARD_FILE, Decoding, read_card
 from kauli.models.adapters.folder import PROMPTS
+from kauli.models.adapters.mixture import loosest
 from kauli.models.bases.find import Base
 from kauli.models.engine.engine import Engine
 from kauli.models.engine.generative import SLOTS, Generative, LoadedAdapter
@@ -101,6 +102,10 @@ class TextTask(LanguageModel, Generative):
         [lora] = self._shared().batches
         deltas = {} if (folder / PROMPTS).exists() else lora.read(folder)
         return LoadedTextAdapter(deltas=deltas, connector=connector, pictures=pictures, decoding=decoding)
+
+    def mix_adapters(self, parts: Sequence[tuple[LoadedTextAdapter, float]]) -> LoadedTextAdapter:
+        mixed: LoadedTextAdapter = super().mix_adapters(parts)
+        return replace(mixed, decoding=loosest([loaded.decoding for loaded, _ in parts]))
 
     def _connector(self, adapter: str | None) -> Connector | None:
         loaded: LoadedTextAdapter | None = self._loaded.get(adapter or "")

@@ -13,6 +13,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from kauli.models.adapters.mixture import MixtureError
 from kauli.models.adapters.registry import Registry
 from kauli.models.errors import KauliError, UsageError
 from kauli.models.tasks import resolve
@@ -150,7 +151,7 @@ def _add_adapters(app: FastAPI, backends: Backends) -> None:
 
     @app.delete("/v1/adapters/{spec}")
     async def unload(spec: str) -> dict[str, Any]:
-        """Remove an adapter from memory once no request uses it; the registry keeps it."""
+        """Remove an adapter and its mixtures from memory once no request uses them; the registry keeps it."""
         for _, backend in backends.running():
             if await backend.unload(spec):
                 return {"id": spec, "object": "adapter", "loaded": False}
@@ -206,7 +207,8 @@ def _add_error_handlers(app: FastAPI, args: ServeArgs) -> None:
         if isinstance(error, UnknownLanguage):
             return error_response(Failed(404, str(error), "language_not_served", "language"))
         if isinstance(error, UsageError):
-            return error_response(Failed(400, str(error), "invalid_value"))
+            param = "model" if isinstance(error, MixtureError) else None
+            return error_response(Failed(400, str(error), "invalid_value", param))
         return error_response(Failed(503, str(error), "unavailable"))
 
     @app.exception_handler(RequestValidationError)

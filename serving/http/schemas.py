@@ -29,7 +29,8 @@ class _Generation(JsonBody):
     no_effect = NO_EFFECT
     not_served = NOT_SERVED
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: Annotated[str, Field(min_length=1, max_length=1024)]
+    """A task, a base, an adapter, or a mixture of adapters (`text-zu*0.6+text-xh*0.4`)."""
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[float, Field(ge=0, le=5)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -324,8 +325,8 @@ def check_texts(texts: Sequence[str], args: ServeArgs, param: str) -> None:
 class AdapterRequest(JsonBody):
     """The body of POST /v1/adapters."""
 
-    adapter: Annotated[str, Field(min_length=1, max_length=256)]
-    """NAME, NAME@VERSION or NAME@ALIAS; never a path."""
+    adapter: Annotated[str, Field(min_length=1, max_length=1024)]
+    """NAME, NAME@VERSION or NAME@ALIAS, or a mixture of such; never a path."""
 
 
 class RevocationRequest(AdapterRequest):

@@ -1,4 +1,8 @@
-"""The adapters in a generator's memory: loaded during traffic, counted in use, the least recently used evicted."""
+"""The adapters in a generator's memory: loaded during traffic, counted in use, the least recently used evicted.
+
+A mixture of adapters (`kauli.models.adapters.mixture`) is one of them, under its key; those that it is made of need not
+be loaded.
+"""
 
 import threading
 from collections import OrderedDict
@@ -7,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kauli.models.adapters.folder import check_base
+from kauli.models.adapters.mixture import Mixture, check_together, is_mixture
 from kauli.models.adapters.registry import Registry
 from kauli.models.engine.generative import Generative
 
@@ -50,7 +55,7 @@ class AdapterCache:
     def load(self, spec: str) -> None:
         """`take`, after loading it where it is not loaded; blocks. Different adapters are loaded at the same time.
 
-        Raises KauliError for a damaged adapter, or one of another base.
+        Raises KauliError for a damaged adapter, or one of another base; MixtureError for adapters that can't be mixed.
         """
         with self._changed:
             victim = None
@@ -74,9 +79,7 @@ class AdapterCache:
         try:
             if victim is not None:
                 self._in_engine(lambda: self._task.remove_adapter(victim))
-            folder = self._registry.fetch(spec)
-            check_base(self._registry.card(spec), self._task.base)
-            loaded = self._task.read_adapter(folder)
+            loaded = self._read(spec)
             self._in_engine(lambda: self._task.put_adapter(spec, loaded))
         except BaseException:
             with self._changed:
@@ -100,10 +103,29 @@ class AdapterCache:
             self._in_engine(lambda: self._task.remove_adapter(spec))
 
     def unload(self, spec: str) -> bool:
-        """Remove an adapter, at once or with its last use; False where it is not loaded."""
+        """Remove an adapter and its mixtures, at once or with the last use; False where none of them is loaded."""
         with self._changed:
-            if not self.take(spec):
-                return False
-            self._entries[spec].leaving = True
-        self.release(spec)
-        return True
+            found = [key for key in self._entries if key == spec or (is_mixture(key) and spec in _adapters(key))]
+            taken = [key for key in found if self.take(key)]
+            for key in taken:
+                self._entries[key].leaving = True
+        for key in taken:
+            self.release(key)
+        return bool(taken)
+
+    def _read(self, spec: str) -> Any:
+        parts = Mixture.parse(spec).parts if is_mixture(spec) else None
+        specs = [part.adapter for part in parts] if parts else [spec]
+        cards = [self._registry.card(one) for one in specs]
+        for card in cards:
+            check_base(card, self._task.base)
+        if parts:
+            check_together(cards)
+        loaded = [self._task.read_adapter(self._registry.fetch(one)) for one in specs]
+        if parts is None:
+            return loaded[0]
+        return self._task.mix_adapters([(one, part.weight) for one, part in zip(loaded, parts, strict=True)])
+
+
+def _adapters(key: str) -> list[str]:
+    return Mixture.parse(key).adapters

@@ -6,9 +6,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from kauli.models.adapters.mixture import MixtureError
 from kauli.models.adapters.registry import Registry
 from kauli.models.errors import KauliError
-from kauli.serving.events import Refused
+from kauli.serving.events import Failed, Refused
 from kauli.serving.settings import ServeArgs
 from kauli.serving.workers.adapter_cache import AdapterCache
 from kauli.serving.workers.worker import Worker, refusable, unloadable
@@ -39,7 +40,7 @@ class AdapterWorker(Worker):
         self._release(adapter)
 
     async def unload(self, adapter: str) -> bool:
-        """Remove an adapter from memory once no request uses it; whether it was loaded."""
+        """Remove an adapter and its mixtures from memory once no request uses them; whether any was loaded."""
         return await asyncio.to_thread(self._cache.unload, adapter)
 
     def close(self) -> None:
@@ -54,6 +55,8 @@ class AdapterWorker(Worker):
         loading = self._loading.submit(self._cache.load, adapter)
         try:
             await self._before(until, asyncio.wrap_future(loading))
+        except MixtureError as error:
+            raise Refused(Failed(400, str(error), "invalid_value", "model")) from None
         except KauliError as error:
             reason = f": {error}"
         except (Refused, asyncio.CancelledError):

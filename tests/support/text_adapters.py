@@ -34,13 +34,14 @@ def publish_prompt(storage: Path, name: str, language: str, base: Base, promptin
     return Registry(str(storage)).publish(folder, write_card(folder, card)).spec
 
 
-def publish_random(storage: Path, name: str, language: str, seed: int, base: Base, **changes: Any) -> str:
+def publish_random(
+    storage: Path, name: str, language: str, seed: int, base: Base, lora: LoraConfig | None = None, **changes: Any
+) -> str:
     """An adapter with random weights that change every answer; returns its spec. `changes` are of its card."""
     scratch = storage / "scratch" / f"{name}-{seed}"
     torch.manual_seed(seed)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base.folder), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
-    )
+    lora = lora or LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base.folder), lora)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "lora_B" in key:
