@@ -19,8 +19,8 @@ from kauli.models.adapters.nodes import COMPARED, NodeReport, own_versions
 from support.cli import fails
 
 OPEN = {"RAY_AUTH_MODE": "disabled"}
-"""This process has imported Ray, which read then how it authenticates. Loopback alone would not do: of a driver Ray puts
-the machine's own address in its place."""
+"""This process has imported Ray, which read then how it authenticates. Loopback would not do: of a driver Ray puts the
+machine's own address in its place."""
 OURS = dict.fromkeys(COMPARED, "1.0")
 GOOD = NodeReport("10.0.0.1 (aaaaaa)", dict(OURS), cpus=4, gpus=0, devices=0)
 

@@ -1,6 +1,7 @@
 """Mixtures of adapters as a request's model: who answers, what is refused, what the cache keeps; over HTTP as well."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,16 @@ BAD: list[tuple[str, type[Exception], str]] = [
     ("text-ws*0.5+text-be*0.5", UnknownModel, "model 'text-ws' is not served. Did you mean 'text-sw'"),
     ("text-sw@9*0.5+text-be*0.5", UnknownModel, "no version or alias '9'"),
     ("text*0.5+text-be*0.5", UnknownModel, "model 'text' is not served"),
-    ("text-sw*0.5+text-qwen*0.5", MixtureError, "text-qwen@1 is made for the base debug-qwen .* text-sw@2 for debug-text"),
-    ("text-sw*0.5+translate-am*0.5", MixtureError, "for the task 'text', translate-am@1 for 'translate': only adapters"),
+    (
+        "text-sw*0.5+text-qwen*0.5",
+        MixtureError,
+        "text-qwen@1 is made for the base debug-qwen .* text-sw@2 for debug-text",
+    ),
+    (
+        "text-sw*0.5+translate-am*0.5",
+        MixtureError,
+        "for the task 'text', translate-am@1 for 'translate': only adapters",
+    ),
 ]
 
 
@@ -136,7 +145,7 @@ def test_what_lies_beside_a_lora_is_named(tmp_path: Path) -> None:
         folder = tmp_path / "adapters" / name / "1"
         folder.mkdir(parents=True)
         (folder / "card.json").write_text(card.model_copy(update={"name": name, "version": 1, "base": own}).to_json())
-    with pytest.raises(MixtureError, match="describe-a@1 has connector.json, connector.safetensors beside its LoRA"):
+    with pytest.raises(MixtureError, match=r"describe-a@1 has connector.json, connector.safetensors beside its LoRA"):
         catalogue_of(tmp_path).route("describe-a*0.5+describe-b*0.5")
 
 
@@ -162,6 +171,10 @@ def test_the_cache_keeps_and_evicts_mixtures_like_adapters(store: Path) -> None:
     generator = TextGenerator(task, worker_args(store, max_adapters=2))
 
     async def loaded() -> list[str]:
+        until = time.monotonic() + 20
+        while any(entry["in_use"] for entry in await generator.adapters()):  # the worker's thread counts a use back
+            assert time.monotonic() < until
+            await asyncio.sleep(0.01)
         return [entry["adapter"] for entry in await generator.adapters()]
 
     async def all_of_it() -> None:
@@ -174,6 +187,7 @@ def test_the_cache_keeps_and_evicts_mixtures_like_adapters(store: Path) -> None:
         await collect(generator, "text-sw@1*2")
         assert sorted(task.adapters()) == sorted(await loaded()) == ["text-sw@1*2", "text-wide@1"]
         assert said(await collect(generator, MIXED)) == first
+        await loaded()
         assert await generator.unload("text-be@1")  # it is not loaded itself, but a part of what is
         assert await loaded() == ["text-sw@1*2"]
         assert not await generator.unload("text-be@1")

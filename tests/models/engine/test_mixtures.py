@@ -27,7 +27,9 @@ PARENTS: dict[str, PeftConfig] = {
 @pytest.fixture(scope="module")
 def parents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("parents")
-    return {name: save_adapter(root / name, "debug", config, seed) for seed, (name, config) in enumerate(PARENTS.items())}
+    return {
+        name: save_adapter(root / name, "debug", config, seed) for seed, (name, config) in enumerate(PARENTS.items())
+    }
 
 
 def tokens(rows: int, length: int) -> Tensor:
