@@ -111,6 +111,11 @@ def spoken(
     return found
 
 
+def read_by(task: SpeakTask, symbols: Symbols) -> None:
+    """Have the base read by these symbols from now on."""
+    task.symbols = task._read[None] = symbols
+
+
 def quality(options: argparse.Namespace) -> str:
     """Print and return the table."""
     for change in options.neighbour:
@@ -132,7 +137,7 @@ def quality(options: argparse.Namespace) -> str:
             audio["recording"] = [row["samples"] for row in clips]
         audio["espeak"] = spoken(task, texts, language, "espeak")
         for name, symbols in (("as it is", raw), ("nearest", mapped)):
-            task.symbols = symbols
+            read_by(task, symbols)
             audio[name] = spoken(task, texts, language, None)
         if options.adapter:
             audio[options.adapter] = spoken(task, texts, language, None, adapter=options.adapter)
@@ -196,7 +201,7 @@ def likelihood(options: argparse.Namespace) -> str:
             table_["rewritten"][language] = table_["rewritten"].get(language, {}) | own
             given = {"pace": options.pace, "noise": options.noise}
             table_["foreign"] |= {key: value for key, value in given.items() if value is not None}
-            task.symbols = Symbols.read(task.base.folder, task.base.name)
+            read_by(task, Symbols.read(task.base.folder, task.base.name))
         audio = spoken(task, texts, language, None)
         rows_ = [{"samples": one, "text": plain(text), "language": language}
                  for one, text in zip(audio, texts, strict=True)]  # fmt: skip
