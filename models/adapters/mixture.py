@@ -156,7 +156,7 @@ def check_together(cards: Sequence[Card]) -> None:
                 f"{card.base.name} ({card.base.sha256[:12]}): only adapters of one base can be mixed. Use each by "
                 f"itself, or train on one base (`kauli train ... --set base={first.base.name}`)"
             )
-        if card.task != first.task:
+        if {card.task} - {first.task}:
             raise MixtureError(
                 f"{first.spec} is for the task '{first.task}', {card.spec} for '{card.task}': only adapters of one "
                 "task can be mixed. Use each by itself"
